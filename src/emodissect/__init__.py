@@ -1,0 +1,1 @@
+"""Dissect, edit and honestly re-evaluate the neurons of facial-expression classifiers."""

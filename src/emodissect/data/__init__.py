@@ -1,0 +1,1 @@
+"""Where images come from: drawn faces, FER2013, a user's folders."""

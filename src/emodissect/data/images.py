@@ -1,0 +1,139 @@
+"""Images in memory with their ids: the value that every later step starts from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+
+class Batch(NamedTuple):
+    """Some images, each with the id that places its results."""
+
+    images: UInt8[Tensor, "image channel height width"]
+    labels: Int64[Tensor, " image"]
+    ids: Int64[Tensor, " image"]
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """How strongly each concept is present in each image, as told by people or by construction.
+
+    Attributes:
+        names: the concepts, one a column.
+        values: presence in [0, 1].
+    """
+
+    names: tuple[str, ...]
+    values: Float[Tensor, "image concept"]
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or self.values.shape[1] != len(self.names):
+            raise ValueError(f"{len(self.names)} names for annotations of shape {tuple(self.values.shape)}")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one split, kept as uint8.
+
+    Attributes:
+        images: grey or RGB pixels, 0..255.
+        labels: class index in the data set's class order.
+        ids: unique over all splits of the data set; results are placed by them.
+        annotations: by kind, e.g. ``presence`` (drawn faces) or ``votes`` (FER+).
+    """
+
+    images: UInt8[Tensor, "image channel height width"]
+    labels: Int64[Tensor, " image"]
+    ids: Int64[Tensor, " image"]
+    annotations: Mapping[str, Annotations] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lengths = {
+            len(self.images),
+            len(self.labels),
+            len(self.ids),
+            *(len(a.values) for a in self.annotations.values()),
+        }
+        if len(lengths) != 1:
+            raise ValueError(f"images, labels, ids and annotations differ in length: {sorted(lengths)}")
+        if self.images.dtype != torch.uint8:
+            raise ValueError(f"images are kept as uint8, not {self.images.dtype}")
+        if len(torch.unique(self.ids)) != len(self.ids):
+            raise ValueError("image ids are not unique")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, rows: Int64[Tensor, " kept"] | Sequence[int]) -> ImageSet:
+        """The images at the given rows, in that order."""
+        index = torch.as_tensor(rows, dtype=torch.int64)
+        kept = {kind: Annotations(a.names, a.values[index]) for kind, a in self.annotations.items()}
+        return ImageSet(self.images[index], self.labels[index], self.ids[index], kept)
+
+    def rows_of(self, ids: Int64[Tensor, " wanted"]) -> Int64[Tensor, " wanted"]:
+        """The row of each id. Raises KeyError for an id that is not in the set."""
+        ordered, order = torch.sort(self.ids)
+        position = torch.searchsorted(ordered, ids).clamp(max=len(ordered) - 1)
+        if not torch.equal(ordered[position], ids):
+            raise KeyError("an image id is not in this set")
+        return order[position]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the content: pixels, labels and ids (not the annotations)."""
+        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        for tensor in (self.images, self.labels, self.ids):
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three parts of a data set and the order of its classes."""
+
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet
+    class_names: tuple[str, ...]
+
+
+class _Rows(Dataset[Batch]):
+    """Whole batches by index: no image is ever collated alone."""
+
+    def __init__(self, image_set: ImageSet) -> None:
+        self.image_set = image_set
+
+    def __len__(self) -> int:
+        return len(self.image_set)
+
+    def __getitem__(self, row: int) -> Batch:
+        return self.__getitems__([row])
+
+    def __getitems__(self, rows: Sequence[int]) -> Batch:
+        index = torch.as_tensor(rows, dtype=torch.int64)
+        kept = self.image_set
+        return Batch(kept.images[index], kept.labels[index], kept.ids[index])
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def image_loader(
+    image_set: ImageSet, batch_size: int, shuffle: bool = False, num_workers: int = 0, pin_memory: bool = False
+) -> DataLoader[Batch]:
+    """A loader of :class:`Batch`; its sampler is a standard one, so Lightning can distribute it."""
+    return DataLoader(
+        _Rows(image_set),
+        batch_size=batch_size,
+        shuffle=shuffle,
+        num_workers=num_workers,
+        collate_fn=_as_is,
+        pin_memory=pin_memory,
+    )

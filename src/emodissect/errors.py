@@ -1,0 +1,31 @@
+"""A user's mistake, told so that the next try works."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: printed without a traceback, exit code 1.
+
+    The message says what was given, what is accepted, the nearest match and what to do.
+    """
+
+
+def nearest(word: str, known: Iterable[str], shown: int = 12) -> str:
+    """A sentence that helps with an unknown word: the closest known one, and what is known.
+
+    Args:
+        word: what was given.
+        known: everything that would have been accepted.
+        shown: how many accepted words are listed before the list is cut.
+    """
+    accepted = [str(name) for name in known]
+    if not accepted:
+        return "Nothing is known by any name here."
+    lowered = {name.lower(): name for name in accepted}
+    close = get_close_matches(str(word).lower(), lowered, n=1, cutoff=0.5)
+    meant = f"Did you mean '{lowered[close[0]]}'? " if close else ""
+    more = f", … ({len(accepted) - shown} more)" if len(accepted) > shown else ""
+    return f"{meant}Known: {', '.join(accepted[:shown])}{more}."
