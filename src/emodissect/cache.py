@@ -53,7 +53,8 @@ class Cache:
             lock.acquire()
         except OSError as error:
             raise UserError(
-                f"The cache folder {self.root} cannot be written ({error.strerror}). Give another: paths.cache_dir=<folder>."
+                f"The cache folder {self.root} cannot be written ({error.strerror}). "
+                "Give another: paths.cache_dir=<folder>."
             ) from error
         with lock:
             if _intact(folder):
