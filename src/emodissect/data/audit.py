@@ -1,0 +1,129 @@
+"""The faults of a set of images: blank, corrupted, duplicate, leaked from one split into another."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from emodissect.data.images import ImageSet, Splits
+
+NOT_A_FACE = "not a face"
+FAULTS = ("blank", "near_constant", "not_a_face", "duplicate", "duplicate_in_split", "leaked", "conflicting")
+
+# What a training or probe image of each split must not also stand in: what is judged on.
+_JUDGED_ON = {"train": ("val", "test"), "val": ("test",), "test": ()}
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """The faults found, one row an image that has any.
+
+    Attributes:
+        table: columns ``id, split, label``; the faults as booleans: ``blank`` (all pixels equal), ``near_constant``
+            (their standard deviation is above 0 and under 5 grey levels), ``not_a_face`` (at least half of the
+            annotators say so), ``duplicate`` (the same pixels stand earlier, in the order train, val, test),
+            ``duplicate_in_split`` (earlier in the same split), ``leaked`` (the same pixels stand in another split),
+            ``conflicting`` (the copies bear different labels); then ``copies``, ``first_id``, and ``in_splits``: those
+            that the pixels stand in, joined by ``+``.
+        counts: of images with each fault, and of distinct images across splits and with conflicting labels.
+    """
+
+    table: pd.DataFrame
+    counts: dict[str, int]
+
+    def to_drop(self, split: str) -> Int64[Tensor, " image"]:
+        """Ids to leave out of a training or probe set made of ``split``, ascending.
+
+        Blank and near-constant images, those that are not a face, copies of an earlier image of the same split, and
+        images that also stand where a result will be judged: in val or test for ``train``, in test for ``val``.
+        """
+        rows = self.table[self.table["split"] == split]
+        leaked = rows["in_splits"].map(lambda names: any(name in names.split("+") for name in _JUDGED_ON[split]))
+        wrong = (
+            rows["blank"]
+            | rows["near_constant"]
+            | rows["not_a_face"]
+            | rows["duplicate_in_split"]
+            | leaked.astype(bool)
+        )
+        return torch.as_tensor(np.sort(rows.loc[wrong, "id"].to_numpy(dtype=np.int64)))
+
+    def leaked_into(self, split: str, source: str = "train") -> Int64[Tensor, " image"]:
+        """Ids of the images of ``split`` whose pixels also stand in ``source``, ascending."""
+        rows = self.table[self.table["split"] == split]
+        leaked = rows["in_splits"].map(lambda names: source in names.split("+"))
+        return torch.as_tensor(np.sort(rows.loc[leaked.astype(bool), "id"].to_numpy(dtype=np.int64)))
+
+    def summary(self) -> str:
+        """The counts in one sentence."""
+        c = self.counts
+        return (
+            f"Audit of {c['images']:,} images: {c['blank']:,} blank, {c['near_constant']:,} near-constant, "
+            f"{c['not_a_face']:,} not a face, {c['duplicate']:,} exact duplicates of an earlier image, "
+            f"{c['images_across_splits']:,} distinct images in more than one split, "
+            f"{c['images_with_conflicting_labels']:,} distinct images with conflicting labels."
+        )
+
+
+def audit_splits(splits: Splits, near_constant_std: float = 5.0) -> AuditReport:
+    """Look for faults in all three splits.
+
+    Args:
+        splits: the images as read.
+        near_constant_std: grey levels; an image whose pixels vary less shows nothing.
+    """
+    named = {"train": splits.train, "val": splits.val, "test": splits.test}
+    table = pd.concat([_facts(name, images, near_constant_std) for name, images in named.items()], ignore_index=True)
+    same = table.groupby("pixels", sort=False)
+    table["copies"] = same["id"].transform("size")
+    table["first_id"] = same["id"].transform("first")
+    table["duplicate"] = table.duplicated("pixels")
+    table["duplicate_in_split"] = table.duplicated(["pixels", "split"])
+    in_splits = same["split"].agg(lambda names: "+".join(dict.fromkeys(names)))
+    table["in_splits"] = table["pixels"].map(in_splits)
+    table["leaked"] = table["in_splits"].str.contains("+", regex=False)
+    table["conflicting"] = same["label"].transform("nunique") > 1
+
+    distinct = table.drop_duplicates("pixels")
+    counts = {"images": len(table), **{fault: int(table[fault].sum()) for fault in FAULTS}}
+    counts["images_across_splits"] = int(distinct["leaked"].sum())
+    counts["images_with_conflicting_labels"] = int(distinct["conflicting"].sum())
+    faulty = table[list(FAULTS)].any(axis=1) | (table["copies"] > 1)
+    columns = ["id", "split", "label", *FAULTS, "copies", "first_id", "in_splits"]
+    return AuditReport(table.loc[faulty, columns].reset_index(drop=True), counts)
+
+
+def _facts(split: str, images: ImageSet, near_constant_std: float) -> pd.DataFrame:
+    pixels = images.images.flatten(1).numpy()
+    low, high = pixels.min(axis=1, initial=255), pixels.max(axis=1, initial=0)
+    # In slices: float copies of the whole set would be four times its size.
+    spread = np.concatenate(
+        [np.empty(0), *(part.std(axis=1) for part in np.array_split(pixels, len(pixels) // 4096 + 1))]
+    )
+    blank = low >= high
+    return pd.DataFrame(
+        {
+            "id": images.ids.numpy(),
+            "split": split,
+            "label": images.labels.numpy(),
+            "pixels": [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in pixels],
+            "blank": blank,
+            "near_constant": ~blank & (spread < near_constant_std),
+            "not_a_face": _not_a_face(images),
+        }
+    )
+
+
+def _not_a_face(images: ImageSet) -> np.ndarray:
+    """At least half of the annotators saw no face, where any kind of annotation has such a column."""
+    said = np.zeros(len(images), dtype=bool)
+    for given in images.annotations.values():
+        if NOT_A_FACE in given.names:
+            said |= given.values[:, given.names.index(NOT_A_FACE)].numpy() >= 0.5
+    return said
