@@ -1,0 +1,158 @@
+"""The drawn faces as a data module: drawn once from a seed, kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from emodissect.data.datamodule import SPLITS, FaceDataModule
+from emodissect.data.images import Annotations, ImageSet, Splits
+from emodissect.data.sketches.appearance import draw_appearance
+from emodissect.data.sketches.drawing import draw_face
+from emodissect.data.sketches.parameters import CLASS_NAMES, PARAMETERS, Difficulty, draw_expression, draw_label
+from emodissect.data.sketches.presence import CONCEPTS, presence
+from emodissect.errors import UserError
+
+log = logging.getLogger(__name__)
+
+BLOCK = 1_000_000
+"""Ids of a split start at its place times this, so that an image does not change with the sizes of other splits."""
+
+
+class Drawn(NamedTuple):
+    """Some drawn faces, as arrays.
+
+    Attributes:
+        images: uint8 ``(image, 48, 48)``.
+        labels: int64 ``(image,)``.
+        expressions: float64 ``(image, parameter)``, in the order of ``PARAMETERS``.
+        presence: float64 ``(image, concept)`` in [0, 1], in the order of ``CONCEPTS``.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    expressions: NDArray[np.float64]
+    presence: NDArray[np.float64]
+
+
+def draw_faces(ids: Sequence[int], seed: int = 0, difficulty: Difficulty | None = None) -> Drawn:
+    """Faces by id: each depends on its id and the seed alone, whatever is drawn beside it."""
+    faces, labels, expressions = [], [], []
+    for image_id in ids:
+        rng = np.random.default_rng([seed, image_id])
+        label = draw_label(rng)
+        expression = draw_expression(rng, label, difficulty or Difficulty())
+        faces.append(draw_face(expression, draw_appearance(rng)))
+        labels.append(label)
+        expressions.append(expression)
+    matrix = np.array(expressions, dtype=np.float64).reshape(-1, len(PARAMETERS))
+    return Drawn(
+        np.array(faces, dtype=np.uint8).reshape(-1, 48, 48), np.array(labels, dtype=np.int64), matrix, presence(matrix)
+    )
+
+
+class Sketches(FaceDataModule):
+    """Drawn 48 x 48 grey faces of FER2013's seven classes, with the truth of 25 concepts in ``presence``.
+
+    Args:
+        train, val, test: images in each split.
+        seed: of the drawing; not the seed of the training.
+        difficulty: overrides of :class:`~emodissect.data.sketches.parameters.Difficulty`, by name.
+        **common: see :class:`~emodissect.data.datamodule.FaceDataModule`.
+
+    Raises:
+        UserError: a split of less than one image or more than a million, class names other than FER2013's, or an
+            unknown difficulty.
+    """
+
+    def __init__(
+        self,
+        *,
+        cache_dir: str | Path,
+        class_names: Sequence[str] = CLASS_NAMES,
+        train: int = 7000,
+        val: int = 1500,
+        test: int = 1500,
+        seed: int = 0,
+        difficulty: dict[str, float] | None = None,
+        batch_size: int = 64,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        audit: bool = False,
+        clean: bool = False,
+        on_device: bool = False,
+        fit_on: str = "train",
+    ) -> None:
+        super().__init__(
+            cache_dir=cache_dir,
+            class_names=class_names,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            audit=audit,
+            clean=clean,
+            on_device=on_device,
+            fit_on=fit_on,
+        )
+        self.counts = dict(zip(SPLITS, (train, val, test), strict=True))
+        for name, count in self.counts.items():
+            if not 1 <= count <= BLOCK:
+                raise UserError(f"data.{name}={count}: a split of drawn faces holds 1 to {BLOCK:,} images.")
+        if tuple(class_names) != CLASS_NAMES:
+            raise UserError(
+                f"data.class_names={list(class_names)}: drawn faces show {', '.join(CLASS_NAMES)}, in this order. "
+                "For other classes use data=image_folder."
+            )
+        self.seed = int(seed)
+        try:
+            self.difficulty = Difficulty(**dict(difficulty or {}))  # type: ignore[arg-type]
+        except TypeError as error:
+            known = ", ".join(asdict(Difficulty()))
+            raise UserError(f"data.difficulty={dict(difficulty or {})}: what can be set is {known}.") from error
+
+    def read(self) -> Splits:
+        """The splits, drawn where the cache does not hold them yet."""
+        return Splits(*(self._split(name) for name in SPLITS), class_names=CLASS_NAMES)
+
+    def _split(self, name: str) -> ImageSet:
+        count, first = self.counts[name], SPLITS.index(name) * BLOCK
+        key = {
+            "images": count, "first": first, "seed": self.seed, "difficulty": asdict(self.difficulty), "code": _code(),
+        }  # fmt: skip
+
+        def write(folder: Path) -> None:
+            began = time.perf_counter()
+            drawn = draw_faces(range(first, first + count), self.seed, self.difficulty)
+            log.info("Drew %d faces for %s in %.1f s.", count, name, time.perf_counter() - began)
+            save_file(
+                {
+                    "images": torch.from_numpy(drawn.images).unsqueeze(1),
+                    "labels": torch.from_numpy(drawn.labels),
+                    "ids": torch.arange(first, first + count),
+                    "presence": torch.from_numpy(drawn.presence).float(),
+                },
+                folder / "faces.safetensors",
+            )
+
+        held = load_file(self.cache.entry("sketches", key, write) / "faces.safetensors")
+        return ImageSet(
+            held["images"], held["labels"], held["ids"], {"presence": Annotations(CONCEPTS, held["presence"])}
+        )
+
+
+def _code() -> str:
+    """SHA-256 of the modules that decide what is drawn: a change of them is a new data set."""
+    digest = hashlib.sha256()
+    for module in ("parameters", "appearance", "drawing", "presence"):
+        digest.update((Path(__file__).parent / f"{module}.py").read_bytes())
+    return digest.hexdigest()
