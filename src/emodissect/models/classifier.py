@@ -1,0 +1,267 @@
+"""The classifier: a network with what feeds, trains and judges it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from emodissect.data.images import Batch
+from emodissect.errors import UserError
+from emodissect.models.augmentation import Augmentation
+from emodissect.models.class_order import output_columns
+from emodissect.models.preprocessing import Preprocess
+from emodissect.models.schedules import schedule
+from emodissect.models.scores import EpochOutputs, Outputs, scores
+
+_NAN_CHECK_EVERY = 50  # on an accelerator a look at the loss waits for it; on a CPU every step is looked at
+
+
+class Classifier(LightningModule):
+    """uint8 images in, logits in the data's class order out.
+
+    Logged: `train/loss`, `train/acc`, and for val and test `acc`, `acc_top2`, `f1`, `nll`, `ece`, `recall/<class>`.
+    Its state dict is `network.*` and nothing else; its hyper-parameters are plain values, so that its checkpoints load
+    under torch's safe loading.
+
+    Args:
+        network: any module from float images to logits; layer names are paths in it.
+        preprocess: uint8 images to what the network takes; `views=ten_crop` evaluates with ten crops.
+        class_names: the data's classes, in its order.
+        augment: random changes of training images; None for none.
+        optimizer: makes an optimizer of the parameters; None is SGD with Nesterov momentum at 0.01.
+        scheduler: makes a schedule of the optimizer; None keeps the rate (see `schedules.schedule`).
+        class_order: the network's classes in the order of its outputs; None where it is the data's.
+        label_smoothing: share of each target that is spread over all classes.
+        ten_crop: train on ten crops of each image instead of one view.
+        channels_last: keep images and convolutions with channels innermost (faster on CPUs and tensor cores).
+        compile: train and evaluate through torch.compile (a minute at the start); dissection never does.
+        monitor: what a plateau schedule follows.
+        model_config: plain values that the network was made from; kept in checkpoints.
+    """
+
+    columns: Int64[Tensor, " class"]
+
+    def __init__(
+        self,
+        network: nn.Module,
+        preprocess: Preprocess,
+        class_names: Sequence[str],
+        *,
+        augment: Augmentation | None = None,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        class_order: Sequence[str] | None = None,
+        label_smoothing: float = 0.0,
+        ten_crop: bool = False,
+        channels_last: bool = True,
+        compile: bool = False,
+        monitor: str = "val/acc",
+        model_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing={label_smoothing}: a share in [0, 1) is accepted.")
+        self.save_hyperparameters(
+            {
+                "class_names": [str(name) for name in class_names],
+                "class_order": None if class_order is None else [str(name) for name in class_order],
+                "label_smoothing": float(label_smoothing),
+                "ten_crop": bool(ten_crop),
+                "model": _plain(model_config or {}),
+            },
+            logger=False,
+        )
+        self.class_names = tuple(str(name) for name in class_names)
+        self.network = network.to(memory_format=torch.channels_last) if channels_last else network
+        self.preprocess = preprocess
+        self.augment = augment if augment is not None else Augmentation()
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        self.label_smoothing, self.ten_crop, self.monitor = label_smoothing, ten_crop, monitor
+        self.channels_last, self.compiled = channels_last, compile
+        self.register_buffer("columns", output_columns(self.class_names, class_order), persistent=False)
+        self._as_is = class_order is None or self.columns.tolist() == list(range(len(class_order)))
+        self._soft: tuple[Tensor, Tensor] | None = None
+        self._fast: list[Callable[[Tensor], Tensor]] = []  # in a list: no submodule, so no second copy of the weights
+        self.outputs = nn.ModuleDict({"val": EpochOutputs(), "test": EpochOutputs()})
+        self.results: dict[str, Outputs] = {}
+        self.confusion: dict[str, Int64[Tensor, "class predicted"]] = {}
+
+    # -- from images to logits ---------------------------------------------------------------------------------------
+
+    def forward(self, images: UInt8[Tensor, "image c h w"]) -> Float[Tensor, "image class"]:
+        """Logits in the data's class order; the mean over ten crops where `preprocess.views` says so."""
+        if self.preprocess.views == "single":
+            return self.single_view(images)
+        crops = self.preprocess.crops(images)
+        logits = self._logits(crops.flatten(0, 1))
+        return logits.unflatten(0, (len(crops), len(images))).mean(dim=0)
+
+    def single_view(self, images: UInt8[Tensor, "image c h w"]) -> Float[Tensor, "image class"]:
+        """Logits of one view of each image: one row of activations an image, so dissection goes this way."""
+        return self._logits(self.preprocess(images))
+
+    def _logits(self, inputs: Float[Tensor, "view c h w"]) -> Float[Tensor, "view class"]:
+        if self.channels_last and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        logits = self._fast[0](inputs) if self._fast else self.network(inputs)
+        return self._in_data_order(logits)
+
+    def _in_data_order(self, logits: Any) -> Float[Tensor, "view class"]:
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UserError(f"{type(self.network).__name__} gave {shape}, not logits of shape (image, class).")
+        order = self.hparams["class_order"]
+        known = len(self.class_names) if order is None else len(order)
+        if logits.shape[1] != known:
+            raise UserError(
+                f"{type(self.network).__name__} gives {logits.shape[1]} logits for {known} classes "
+                f"({', '.join(order or self.class_names)}). Set model.num_classes={known}, or name the network's "
+                "outputs in model.class_order."
+            )
+        return logits if self._as_is else logits[:, self.columns]
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def set_soft_labels(self, ids: Int64[Tensor, " image"], distributions: Float[Tensor, "image class"] | None) -> None:
+        """Train these images on a distribution over the classes instead of one class; None goes back.
+
+        Images whose id is not among `ids` keep their label. Rows need not sum to one; they are made to.
+        """
+        if distributions is None:
+            self._soft = None
+            return
+        if distributions.shape != (len(ids), len(self.class_names)) or bool((distributions < 0).any()):
+            raise UserError(
+                f"soft labels of shape {tuple(distributions.shape)} for {len(ids)} images and "
+                f"{len(self.class_names)} classes: one non-negative row an image is needed."
+            )
+        total = distributions.sum(dim=1, keepdim=True)
+        if bool((total <= 0).any()):
+            raise UserError(f"{int((total <= 0).sum())} soft labels are all zero: give those images no soft label.")
+        order = torch.argsort(ids)
+        self._soft = ids[order], (distributions / total)[order].float()
+
+    def _targets(self, batch: Batch) -> Tensor:
+        if self._soft is None:
+            return batch.labels
+        ids, rows = (part.to(batch.ids.device) for part in self._soft)
+        self._soft = ids, rows
+        place = torch.searchsorted(ids, batch.ids).clamp(max=len(ids) - 1)
+        known = (ids[place] == batch.ids)[:, None]
+        return torch.where(known, rows[place], F.one_hot(batch.labels, len(self.class_names)).float())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross-entropy of the augmented batch."""
+        batch = Batch(*batch)
+        images = self.augment(batch.images)
+        targets = self._targets(batch)
+        if self.ten_crop:
+            crops = self.preprocess.crops(images)
+            inputs, views = crops.flatten(0, 1), len(crops)
+            targets = targets.repeat(views, *[1] * (targets.ndim - 1))
+        else:
+            inputs, views = self.preprocess(images), 1
+        logits = self._logits(self.augment.after_crop(inputs)).float()
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        self._require_finite(loss, batch_idx)
+        predicted = logits.detach().unflatten(0, (views, -1)).mean(dim=0).argmax(dim=1)
+        images_seen = len(batch.labels)
+        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=images_seen)
+        accuracy = (predicted == batch.labels).float().mean()
+        self.log("train/acc", accuracy, on_step=False, on_epoch=True, batch_size=images_seen)
+        return loss
+
+    def _require_finite(self, loss: Tensor, batch_idx: int) -> None:
+        if loss.device.type != "cpu" and batch_idx % _NAN_CHECK_EVERY:
+            return
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is {float(loss)} at step {self.global_step} (epoch {self.current_epoch}): training went "
+                "astray. Try a smaller optimizer.lr, trainer.gradient_clip_val=1, or trainer.precision=32."
+            )
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and what Lightning needs to know of the schedule."""
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        if self.make_optimizer is None:
+            optimizer: Optimizer = SGD(parameters, lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4)
+        else:
+            optimizer = self.make_optimizer(parameters)
+        if self.make_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": schedule(self.make_scheduler, optimizer, self.trainer, self.monitor),
+        }
+
+    def setup(self, stage: str) -> None:
+        """Compiles the network, if asked to, behind its plain self."""
+        if self.compiled and not self._fast:
+            self._fast.append(torch.compile(self.network))
+
+    def teardown(self, stage: str) -> None:
+        """Leaves the plain network."""
+        self._fast.clear()
+
+    # -- evaluation --------------------------------------------------------------------------------------------------
+
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> Outputs:
+        """Ids, labels and logits of a batch."""
+        batch = Batch(*batch)
+        return Outputs(batch.ids, batch.labels, self(batch.images).float())
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keeps the outputs until the epoch's end."""
+        self._keep("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keeps the outputs until the epoch's end."""
+        self._keep("test", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs val/*."""
+        self._score("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs test/*."""
+        self._score("test")
+
+    def _keep(self, split: str, batch: Batch) -> None:
+        kept = self.outputs[split]
+        assert isinstance(kept, EpochOutputs)
+        kept.update(self.predict_step(batch))
+
+    def _score(self, split: str) -> None:
+        kept = self.outputs[split]
+        assert isinstance(kept, EpochOutputs)
+        outputs: Outputs = kept.compute()
+        kept.reset()
+        if len(outputs.ids) == 0:
+            return
+        values, confusion = scores(outputs.logits, outputs.labels, self.class_names)
+        self.results[split] = Outputs(*(part.cpu() for part in outputs))
+        self.confusion[split] = confusion.cpu()
+        # Every process has the same gathered outputs: nothing is left to synchronise.
+        self.log_dict(
+            {f"{split}/{name}": value for name, value in values.items() if name != "acc"}, rank_zero_only=False
+        )
+        self.log(f"{split}/acc", values["acc"], prog_bar=True)
+
+
+def _plain(value: Any) -> Any:
+    """The same value in lists, dicts and scalars only, so that safe loading takes it back."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_plain(item) for item in value]
+    raise TypeError(f"a checkpoint keeps plain values only, not {type(value).__name__}")

@@ -1,0 +1,51 @@
+"""Learning-rate schedules: what the configuration leaves open is filled in from the trainer."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import Trainer
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from emodissect.errors import UserError
+
+
+def schedule(
+    scheduler: Callable[..., LRScheduler], optimizer: Optimizer, trainer: Trainer, monitor: str
+) -> dict[str, Any]:
+    """What Lightning wants to know of a scheduler.
+
+    An argument that is left out or null is filled in: `total_steps` (all optimisation steps, then the schedule moves by
+    step), `T_max` (all epochs), `max_lr` (the optimizer's). ReduceLROnPlateau follows `monitor`.
+
+    Raises:
+        UserError: a schedule over the whole training in a training without end.
+    """
+    known = inspect.signature(scheduler).parameters
+    given = scheduler.keywords if isinstance(scheduler, functools.partial) else {}
+    filled: dict[str, Any] = {}
+
+    def is_open(name: str) -> bool:
+        return name in known and given.get(name) is None
+
+    if is_open("max_lr"):
+        filled["max_lr"] = [group["lr"] for group in optimizer.param_groups]
+    if is_open("total_steps") and not (given.get("epochs") and given.get("steps_per_epoch")):
+        steps = trainer.estimated_stepping_batches
+        if math.isinf(steps) or steps < 1:
+            raise UserError("scheduler=one_cycle needs to know the end: set trainer.max_epochs or trainer.max_steps.")
+        filled["total_steps"] = int(steps)
+    if is_open("T_max"):
+        if trainer.max_epochs is None or trainer.max_epochs < 1:
+            raise UserError("scheduler=cosine needs to know the end: set trainer.max_epochs or scheduler.T_max.")
+        filled["T_max"] = trainer.max_epochs
+    made = scheduler(optimizer, **filled)
+    entry: dict[str, Any] = {"scheduler": made, "interval": "step" if isinstance(made, OneCycleLR) else "epoch"}
+    if isinstance(made, ReduceLROnPlateau):
+        entry["monitor"] = monitor
+    return entry

@@ -1,0 +1,175 @@
+"""Networks of others: torchvision and timm by name, and a user's own by where it stands."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from emodissect.errors import UserError, nearest
+
+
+def torchvision_model(name: str, num_classes: int, pretrained: bool = False, channels: int = 3) -> nn.Module:
+    """A torchvision classifier with a head for `num_classes`.
+
+    Args:
+        name: as in `torchvision.models.list_models()`.
+        num_classes: length of the logits.
+        pretrained: begin with torchvision's default weights; the head is new.
+        channels: input channels; other than 3 gets a new first convolution (pretrained: the old one's sum for grey).
+
+    Raises:
+        UserError: unknown name (with the nearest), or weights that could not be fetched.
+    """
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise UserError(f"model.name={name} is no torchvision classifier. {nearest(name, known)}")
+    # Side outputs change what a forward pass returns; no other model has them.
+    extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    if pretrained:
+        extra.pop("aux_logits", None)
+        network = _fetched(name, lambda: torchvision.models.get_model(name, weights="DEFAULT"))
+        if hasattr(network, "aux_logits"):
+            setattr(network, "aux_logits", False)  # noqa: B010 - a plain flag, not a module
+            for part in ("AuxLogits", "aux1", "aux2"):
+                if hasattr(network, part):
+                    setattr(network, part, None)
+        replace_head(network, num_classes)
+    else:
+        network = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **extra)
+    if channels != 3:
+        _replace_stem(network, channels)
+    return network
+
+
+def timm_model(
+    name: str,
+    num_classes: int,
+    pretrained: bool = False,
+    channels: int = 3,
+    arguments: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """A timm model with a head for `num_classes`.
+
+    Args:
+        name: as in `timm.list_models()`, with or without the tag of the weights.
+        num_classes: length of the logits.
+        pretrained: begin with published weights; the head is new.
+        channels: input channels.
+        arguments: more for `timm.create_model`, e.g. `{"img_size": 96}`.
+
+    Raises:
+        UserError: unknown name (with the nearest), unknown argument, or weights that could not be fetched.
+    """
+    known = timm.list_models()
+    if ":" not in name and name.split(".")[0] not in known:
+        raise UserError(f"model.name={name} is no timm model. {nearest(name.split('.')[0], known)}")
+
+    def make() -> nn.Module:
+        return timm.create_model(
+            name, pretrained=pretrained, num_classes=num_classes, in_chans=channels, **dict(arguments or {})
+        )
+
+    try:
+        return _fetched(name, make) if pretrained or ":" in name else make()
+    except TypeError as error:
+        raise UserError(f"model.arguments={dict(arguments or {})} does not suit timm's {name}: {error}") from error
+
+
+def your_model(target: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
+    """A user's own module.
+
+    Args:
+        target: what makes it: `package.module.Name`, or `path/to/file.py:Name`.
+        arguments: its arguments by name.
+
+    Raises:
+        UserError: no such module, file or name, arguments that do not suit, or something that is no nn.Module.
+    """
+    found = _found(str(target))
+    if not callable(found):
+        raise UserError(f"model.target={target} is a {type(found).__name__}, nothing that makes a torch module.")
+    try:
+        network = found(**dict(arguments or {}))
+    except TypeError as error:
+        raise UserError(f"model.arguments={dict(arguments or {})} does not suit {target}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise UserError(f"model.target={target} made a {type(network).__name__}, not a torch.nn.Module.")
+    return network
+
+
+def replace_head(network: nn.Module, num_classes: int) -> None:
+    """Puts a new last layer (linear, or a 1x1 convolution where there is no linear one) in the old one's place."""
+    heads = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Linear)]
+    heads = heads or [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d)]  # type: ignore[misc]
+    name, old = heads[-1]
+    new: nn.Module
+    if isinstance(old, nn.Linear):
+        new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
+    else:
+        assert isinstance(old, nn.Conv2d)
+        new = nn.Conv2d(old.in_channels, num_classes, 1)
+    network.set_submodule(name, new)
+
+
+def _replace_stem(network: nn.Module, channels: int) -> None:
+    name, old = next((name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d))
+    new = nn.Conv2d(
+        channels,
+        old.out_channels,
+        old.kernel_size,  # type: ignore[arg-type]
+        old.stride,  # type: ignore[arg-type]
+        old.padding,  # type: ignore[arg-type]
+        bias=old.bias is not None,
+    )
+    if channels == 1:  # a grey image gives what its three equal channels gave
+        with torch.no_grad():
+            new.weight.copy_(old.weight.sum(dim=1, keepdim=True))
+            if new.bias is not None and old.bias is not None:
+                new.bias.copy_(old.bias)
+    network.set_submodule(name, new)
+
+
+def _fetched(name: str, make: Any) -> nn.Module:
+    try:
+        return make()
+    except (OSError, RuntimeError) as error:  # URLError and the hub's errors are OSErrors
+        raise UserError(
+            f"the weights of {name} could not be fetched: {error}. Set model.pretrained=false, "
+            "or give a weights file by ckpt_path=."
+        ) from error
+
+
+def _found(target: str) -> Any:
+    place, separator, name = target.rpartition(":" if ":" in target else ".")
+    if not separator or not name or not place:
+        raise UserError(f"model.target={target}: give package.module.Name, or path/to/file.py:Name.")
+    if place.endswith(".py"):
+        path = Path(place)
+        if not path.is_file():
+            raise UserError(f"model.target={target}: there is no file {path.absolute()}.")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(path.stem, module)
+        spec.loader.exec_module(module)
+    else:
+        try:
+            module = importlib.import_module(place)
+        except ImportError as error:
+            raise UserError(
+                f"model.target={target}: {error}. Is the package installed? A file works too: path/to/file.py:Name."
+            ) from error
+    if not hasattr(module, name):
+        public = [known for known in vars(module) if not known.startswith("_")]
+        raise UserError(f"model.target={target}: {place} has no '{name}'. {nearest(name, public)}")
+    return getattr(module, name)
