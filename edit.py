@@ -1,0 +1,26 @@
+"""Scale the chosen neurons of a layer and say honestly whether it helped.
+
+    python edit.py --help
+"""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from emodissect.command_line import prepare, run
+
+CONF = Path(__file__).parent / "conf"
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="edit")
+def main(cfg: DictConfig) -> float | None:
+    """Composes the config and hands it to the task."""
+    from emodissect.tasks import edit
+
+    return run(edit, cfg)
+
+
+if __name__ == "__main__":
+    prepare(CONF)
+    main()

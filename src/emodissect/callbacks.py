@@ -1,0 +1,205 @@
+"""Lightning callbacks: activations while predicting, neuron labels while training, the edit's accuracy deltas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from emodissect.cache import Cache
+from emodissect.concepts import ConceptSet
+from emodissect.data.datamodule import FaceDataModule
+from emodissect.data.images import Batch, image_loader
+from emodissect.dissection import Dissection, Interpretation, Measure, dissect
+from emodissect.errors import UserError
+from emodissect.evaluation import Predictions
+from emodissect.recording import ActivationCollector, LayerActivations, resolve_layers
+from emodissect.scorers import Scorer
+from emodissect.study import EditStudy
+from emodissect.tracking import log_dissection, log_study
+
+
+def network_of(module: LightningModule) -> nn.Module:
+    """The network whose layers are named. Raises UserError for a module that holds none."""
+    network = getattr(module, "network", None)
+    if not isinstance(network, nn.Module):
+        raise UserError(f"{type(module).__name__} has no `network`: give the nn.Module to dissect under that name.")
+    return network
+
+
+class LogLearningRate(Callback):
+    """Logs the first parameter group's learning rate as ``train/lr`` at each epoch's start."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.loggers:
+            pl_module.log("train/lr", trainer.optimizers[0].param_groups[0]["lr"])
+
+
+class RecordActivations(Callback):
+    """Records layers of the network during ``trainer.predict``; rows are placed by the batches' image ids.
+
+    Args:
+        layers: module paths in the network.
+        pool: how positions of a layer's output are pooled, see ``emodissect.recording``.
+        top_k: images kept for each neuron.
+        keep_values: also keep every activation, memory-mapped under ``store_dir``.
+
+    Attributes:
+        activations: by layer, once predicting ended; the same on every rank.
+        predictions: the network's, of the same images, from the same pass.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[str],
+        pool: str = "avg",
+        top_k: int = 100,
+        keep_values: bool = False,
+        store_dir: Path | None = None,
+    ) -> None:
+        self.collector = ActivationCollector(
+            list(layers), pool=pool, top_k=top_k, keep_values=keep_values, store_dir=store_dir
+        )
+        self.activations: dict[str, LayerActivations] = {}
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.collector.attach(network_of(pl_module))
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.collector.update(batch.ids)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.collector.detach()
+        self.activations = self.collector.result()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.collector.detach()
+
+
+class DissectNeurons(Callback):
+    """Labels neurons every n epochs and at the end of a fit, and logs labels, counts and accuracy by layer.
+
+    The training is left bit-identical: the network runs in evaluation mode without gradients, every random generator
+    is put back where it was, and no BatchNorm statistic moves.
+
+    Args:
+        layers: a module path, a glob, a list of these, or ``all``.
+        concepts: the words.
+        scorer: how strongly each is present in each probe image.
+        similarity: neuron against concept.
+        probe: ``split``, ``limit``, ``top_images``, ``null_draws`` and ``batch_size`` as in conf/base.yaml.
+        pool: how positions of a layer's output are pooled.
+        tau, level: when a label counts, see :class:`emodissect.dissection.Interpretation`.
+        seed: of the null's draws and of a limited probe set.
+        cache_dir: where concept scores are kept.
+        every_n_epochs: 0 dissects only at the end of the fit.
+
+    Attributes:
+        dissection: the latest labels.
+    """
+
+    def __init__(
+        self,
+        layers: str | Sequence[str],
+        concepts: ConceptSet,
+        scorer: Scorer,
+        similarity: Measure,
+        probe: Mapping[str, Any],
+        cache_dir: str,
+        *,
+        pool: str = "avg",
+        tau: float = 0.0,
+        level: float = 0.05,
+        seed: int = 0,
+        every_n_epochs: int = 1,
+    ) -> None:
+        self.layers, self.pool = layers, pool
+        self.concepts, self.scorer, self.similarity = concepts, scorer, similarity
+        self.probe = dict(probe)
+        self.interpretation = Interpretation(
+            tau=tau, level=level, draws=self.probe["null_draws"], top_images=self.probe["top_images"], seed=seed
+        )
+        self.cache = Cache(cache_dir)
+        self.every_n_epochs = every_n_epochs
+        self.dissection: Dissection | None = None
+        self._last_epoch = -1
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # before any training: a misspelt layer or concept must not cost an epoch
+        resolve_layers(network_of(pl_module), self.layers)
+        self.concepts.class_mask(self._data(trainer).class_names)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._dissect(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._last_epoch != trainer.current_epoch - 1:
+            self._dissect(trainer, pl_module)
+
+    def _data(self, trainer: Trainer) -> FaceDataModule:
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, FaceDataModule):
+            raise UserError("DissectNeurons takes its probe images from the trainer's FaceDataModule: pass datamodule=.")
+        return data
+
+    def _dissect(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = self._data(trainer)
+        images = data.probe(self.probe["split"], self.probe["limit"], self.interpretation.seed)
+        network = network_of(pl_module)
+        collector = ActivationCollector(
+            resolve_layers(network, self.layers),
+            pool=self.pool,
+            top_k=max(self.similarity.top_k or 0, self.interpretation.top_images),
+            keep_values=self.similarity.needs_values,
+        )
+        was_training = {name: module.training for name, module in pl_module.named_modules()}
+        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+        shard = images.subset(range(trainer.global_rank, len(images), trainer.world_size))
+        with torch.random.fork_rng(devices), torch.inference_mode(), trainer.precision_plugin.forward_context():
+            pl_module.eval()
+            try:
+                with collector.on(network):
+                    for batch in image_loader(shard, self.probe["batch_size"]):
+                        pl_module(batch.images.to(pl_module.device))
+                        collector.update(batch.ids)
+            finally:
+                for name, module in pl_module.named_modules():
+                    module.training = was_training[name]
+            scores = self.scorer.score(images, self.concepts, data.class_names, self.cache)
+            self.dissection = dissect(
+                collector.result(), scores, self.similarity, images, self.concepts, data.class_names, self.interpretation
+            )
+        self._last_epoch = trainer.current_epoch
+        if trainer.is_global_zero:
+            log_dissection(trainer.loggers, self.dissection, images, data.class_names, step=trainer.global_step)
+
+
+class LogEdit(Callback):
+    """Logs an edit's accuracy deltas, its grid and its verdict to every logger of the trainer.
+
+    Args:
+        study: the judged edit.
+    """
+
+    def __init__(self, study: EditStudy) -> None:
+        self.study = study
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            log_study(trainer.loggers, self.study)
+
+
+__all__ = ["DissectNeurons", "LogEdit", "LogLearningRate", "Predictions", "RecordActivations", "network_of"]

@@ -1,0 +1,81 @@
+"""The manifest: everything a result came from, so that it can be made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+PACKAGES = ("emodissect", "torch", "torchvision", "lightning", "open_clip_torch", "torchmetrics", "hydra-core", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def weights_hash(network: nn.Module) -> str:
+    """SHA-256 of a network's state: names, shapes, types and every bit."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def command() -> str:
+    """The command line as it was typed, ready to be pasted."""
+    return shlex.join([Path(sys.executable).name, *sys.argv])
+
+
+def git_commit(root: Path) -> str | None:
+    """The checkout's commit, with ``+changes`` where files differ from it; None outside a checkout."""
+    try:
+        run = {"cwd": root, "capture_output": True, "text": True, "timeout": 10, "check": True}
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()  # type: ignore[call-overload]
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **run).stdout.strip()  # type: ignore[call-overload]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit}+changes" if changed else commit
+
+
+def manifest(root: Path, **inputs: Any) -> dict[str, Any]:
+    """Command, time, machine, versions and commit, with the given inputs' hashes."""
+    return {
+        "command": command(),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": git_commit(root),
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "versions": versions(),
+        **inputs,
+    }
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes JSON to a temporary name and renames it, so that a reader never sees half of it."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(json.dumps(value, indent=2, default=str) + "\n")
+    unfinished.replace(path)

@@ -1,0 +1,239 @@
+"""dissect.py: labels for the neurons of a classifier's layers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from emodissect.callbacks import RecordActivations
+from emodissect.concepts import ConceptSet
+from emodissect.data.images import ImageSet, image_loader
+from emodissect.dissection import Dissection, Interpretation, Measure, dissect as label_neurons
+from emodissect.evaluation import Predictions
+from emodissect.figures.dissection import dissection_figures
+from emodissect.recording import LayerActivations, resolve_layers
+from emodissect.scorers import ConceptScores, Scorer
+from emodissect.tasks.reporting import write_dissection_report
+from emodissect.tasks.session import Session, session
+from emodissect.tasks.training import Trained, trained_classifier, untrained
+from emodissect.terminal import frame_table
+from emodissect.tracking import log_artifact, log_dissection
+
+log = logging.getLogger(__name__)
+
+
+def dissect(cfg: DictConfig) -> dict[str, Any]:
+    """Labels the neurons of the chosen layers, writes and logs the labels and the report."""
+    with session(cfg) as run:
+        plan = Plan(run)
+        plan.check()
+        trained = trained_classifier(run, fit=False)
+        layers = resolve_layers(trained.classifier.network, plan.layer_words)
+        found = dissected(run, plan, trained, layers)
+        found.dissection.save(run.folder)
+        run.wrote("labels", run.folder / "neurons.csv")
+        run.console.print(layer_summary(found.dissection))
+        write_dissection_report(run, plan, trained, found)
+        figures = dissection_figures(found.dissection, tau=plan.interpretation.tau)
+        log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=figures)
+        log_artifact(
+            run.loggers,
+            "neuron-labels",
+            "labels",
+            [run.folder / "neurons.parquet", run.folder / "layers.csv"],
+            run.inputs,
+            made_from=["classifier:latest"],
+        )
+        run.summary({"layers": found.dissection.layers.to_dict("records")})
+        return {"objective": float(found.dissection.layers["accuracy"].max())}
+
+
+class Plan:
+    """What a dissection is asked for, checked before anything is trained.
+
+    Attributes:
+        layer_words: a module path, a glob, a list of these, or ``all``.
+    """
+
+    def __init__(self, run: Session) -> None:
+        self.run = run
+        words = run.cfg.layer.names
+        self.layer_words: str | list[str] = list(words) if isinstance(words, ListConfig) else str(words)
+        self.pool = str(run.cfg.layer.pool)
+
+    @cached_property
+    def concepts(self) -> ConceptSet:
+        """The words."""
+        return instantiate(self.run.cfg.concepts)
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """How strongly each is present in each image."""
+        return instantiate(self.run.cfg.scorer)
+
+    @cached_property
+    def measure(self) -> Measure:
+        """Neuron against concept."""
+        return instantiate(self.run.cfg.similarity)
+
+    @cached_property
+    def probe(self) -> ImageSet:
+        """The images that neurons are labelled with."""
+        probe = self.run.cfg.probe
+        return self.run.data.probe(probe.split, probe.limit, self.run.cfg.seed)
+
+    @cached_property
+    def interpretation(self) -> Interpretation:
+        """When a label counts. A grid of tau labels once: the first value decides the table's column."""
+        cfg = self.run.cfg
+        tau = cfg.tau[0] if isinstance(cfg.tau, ListConfig) else cfg.tau
+        return Interpretation(float(tau), float(cfg.level), cfg.probe.null_draws, cfg.probe.top_images, cfg.seed)
+
+    def check(self) -> None:
+        """Tries everything that a person could have misspelt. Raises UserError."""
+        self.measure  # noqa: B018
+        self.concepts.class_mask(self.run.data.splits.class_names)
+        self.scorer  # noqa: B018
+        # a network's layers are known without training it, so a misspelt one costs nothing
+        resolve_layers(untrained(self.run).network, self.layer_words)
+
+
+@dataclass(frozen=True)
+class Dissected:
+    """A dissection with what the report shows beside it.
+
+    Attributes:
+        dissection: the labels.
+        predictions: the classifier's, of the probe images.
+        activations: by layer.
+        scores: of the probe images.
+        key: what the labels came from, for the caches behind.
+    """
+
+    dissection: Dissection
+    predictions: Predictions
+    activations: Mapping[str, LayerActivations]
+    scores: ConceptScores
+    key: Mapping[str, Any]
+
+
+def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> Dissected:
+    """The labels of the layers' neurons. Activations and concept scores come from the cache where they stand."""
+    activations, predictions = recorded(run, plan, trained, layers)
+    scores = plan.scorer.score(plan.probe, plan.concepts, run.data.splits.class_names, run.cache)
+    key = {
+        "weights": trained.weights,
+        "preprocess": _resolved(run.cfg.model)["preprocess"],
+        "probe": plan.probe.fingerprint(),
+        "layers": layers,
+        "pool": plan.pool,
+        "concepts": {name: list(plan.concepts.classes.get(name, ())) for name in plan.concepts.names},
+        "scorer": plan.scorer.fingerprint(),
+        "similarity": described(plan.measure),
+        "interpretation": asdict(plan.interpretation),
+    }
+    run.inputs["dissection"] = key
+    if run.cfg.labels:
+        dissection = Dissection.load(run.cfg.labels)
+        for layer in layers:
+            dissection.of(layer)
+        return Dissected(dissection, predictions, activations, scores, {**key, "labels": str(run.cfg.labels)})
+
+    def write(folder: Path) -> None:
+        label_neurons(
+            activations,
+            scores,
+            plan.measure,
+            plan.probe,
+            plan.concepts,
+            run.data.splits.class_names,
+            plan.interpretation,
+        ).save(folder)
+
+    folder = run.made("labels", key, write)
+    return Dissected(Dissection.load(folder), predictions, activations, scores, key)
+
+
+def recorded(
+    run: Session, plan: Plan, trained: Trained, layers: list[str]
+) -> tuple[dict[str, LayerActivations], Predictions]:
+    """Each layer's activations on the probe images, and the predictions; one pass for all that do not stand yet."""
+    top_k = max(plan.measure.top_k or 0, plan.interpretation.top_images)
+
+    def key(layer: str) -> dict[str, Any]:
+        return {
+            "weights": trained.weights,
+            "preprocess": _resolved(run.cfg.model)["preprocess"],
+            "probe": plan.probe.fingerprint(),
+            "layer": layer,
+            "pool": plan.pool,
+            "top_k": top_k,
+            "values": plan.measure.needs_values,
+            "precision": str(run.cfg.trainer.get("precision", "32-true")),
+        }
+
+    kinds = {layer: ("activations", key(layer)) for layer in layers}
+    prediction_key = {k: v for k, v in key("").items() if k not in ("pool", "top_k", "values", "layer")}
+    missing = [layer for layer, (kind, k) in kinds.items() if not (run.cfg.reuse and run.cache.holds(kind, k))]
+    if missing or not run.cache.holds("predictions", prediction_key):
+        fresh, predictions = _predict(run, plan, trained, missing, top_k)
+        for layer in missing:
+            run.made(*kinds[layer], fresh[layer].save)
+        run.made("predictions", prediction_key, predictions.save)
+    activations = {layer: LayerActivations.load(run.cache.path(*kinds[layer])) for layer in layers}
+    return activations, Predictions.load(run.cache.path("predictions", prediction_key))
+
+
+def _predict(
+    run: Session, plan: Plan, trained: Trained, layers: list[str], top_k: int
+) -> tuple[dict[str, LayerActivations], Predictions]:
+    store = run.cache.root / "stores" / run.folder.name if plan.measure.needs_values else None
+    recorder = RecordActivations(layers, plan.pool, top_k, plan.measure.needs_values, store)
+    trainer = run.evaluating_trainer([recorder])
+    classifier = trained.classifier
+    views, classifier.preprocess.views = classifier.preprocess.views, "single"
+    try:
+        loader = image_loader(plan.probe, run.cfg.probe.batch_size)
+        outputs = trainer.predict(classifier, loader)
+    finally:
+        classifier.preprocess.views = views
+    assert outputs is not None
+    return recorder.activations, Predictions.from_batches(outputs)
+
+
+def described(measure: Measure) -> dict[str, Any]:
+    """A similarity by its class and parameters."""
+    parameters = asdict(measure) if is_dataclass(measure) and not isinstance(measure, type) else {"repr": repr(measure)}
+    return {"class": type(measure).__qualname__, **parameters}
+
+
+def layer_summary(dissection: Dissection) -> Any:
+    """The layer table for the terminal."""
+    columns = (
+        "layer",
+        "neurons",
+        "dead",
+        "interpretable",
+        "proportion",
+        "proportion_null",
+        "significant",
+        "accuracy",
+        "accuracy_interpretable",
+        "accuracy_others",
+        "accuracy_chance",
+    )
+    return frame_table(dissection.layers, "Neuron labels by layer", columns)
+
+
+def _resolved(node: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(k): v for k, v in plain.items()}
+

@@ -1,0 +1,203 @@
+"""A run's surroundings: its folder, loggers, data, cache, and what is written whatever happens."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import wandb
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from lightning import Trainer, seed_everything
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from emodissect.cache import Cache
+from emodissect.data.datamodule import FaceDataModule
+from emodissect.errors import UserError
+from emodissect.loggers import where_wandb_went
+from emodissect.provenance import manifest, write_json
+from emodissect.terminal import config_tree
+
+log = logging.getLogger(__name__)
+
+NEEDED_GIB = 0.5
+
+
+class Session:
+    """One run of a verb.
+
+    Args:
+        cfg: the composed config.
+
+    Attributes:
+        folder: the run's, from Hydra.
+        inputs: hashes of everything the result came from, collected by the stages for the manifest.
+        written: paths for the summary, by what they are.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+        self.folder = Path(cfg.paths.run_dir)
+        self.cache = Cache(cfg.paths.cache_dir)
+        self.console = Console(quiet=rank_zero_only.rank != 0)
+        self.inputs: dict[str, Any] = {}
+        self.written: dict[str, Path | str] = {}
+        self.started = time.monotonic()
+
+    @cached_property
+    def data(self) -> FaceDataModule:
+        """The data module, instantiated from the ``data`` group."""
+        return instantiate(self.cfg.data)
+
+    @cached_property
+    def loggers(self) -> list[Logger]:
+        """The loggers, each from its entry of the ``logger`` group."""
+        loggers = [instantiate(entry) for entry in (self.cfg.get("logger") or {}).values()]
+        resolved = OmegaConf.to_container(self.cfg, resolve=True)
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                if rank_zero_only.rank == 0:
+                    logger.experiment.config.update(resolved, allow_val_change=True)
+            else:
+                logger.log_hyperparams(OmegaConf.create({"seed": self.cfg.seed, "task_name": self.cfg.task_name}))
+        return loggers
+
+    @property
+    def distributed(self) -> bool:
+        """Whether the trainer starts several processes."""
+        return "ddp" in str(self.cfg.trainer.get("strategy", "auto"))
+
+    def trainer(self, callbacks: Sequence[Callback], **changes: Any) -> Trainer:
+        """A Trainer from the ``trainer`` group with this run's loggers."""
+        return instantiate(self.cfg.trainer, callbacks=list(callbacks), logger=self.loggers or False, **changes)
+
+    def evaluating_trainer(self, callbacks: Sequence[Callback] = ()) -> Trainer:
+        """A Trainer that only runs a network forward: no checkpoints, a progress bar."""
+        return self.trainer([*callbacks, RichProgressBar(leave=False)], enable_checkpointing=False)
+
+    def made(self, kind: str, key: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+        """The cache entry for ``key``, made where it does not stand or where ``reuse=false``.
+
+        Between processes of one machine the entry is made once and waited for. The ranks of a distributed run make it
+        together, which a lock would forbid, and rank 0 keeps it.
+        """
+        path = self.cache.path(kind, key)
+        if not self.cfg.reuse and path.exists() and rank_zero_only.rank == 0:
+            shutil.rmtree(path)
+        if not self.distributed or self.cache.holds(kind, key):
+            return self.cache.entry(kind, key, write)
+        together = self.folder / "distributed" / kind
+        together.mkdir(parents=True, exist_ok=True)
+        write(together)
+        if rank_zero_only.rank != 0:
+            return together
+
+        def keep(folder: Path) -> None:
+            shutil.copytree(together, folder, dirs_exist_ok=True)
+
+        return self.cache.entry(kind, key, keep)
+
+    def wrote(self, what: str, path: Path | str) -> None:
+        """Notes a file for the summary."""
+        self.written[what] = path
+
+    def summary(self, figures: Mapping[str, Any]) -> None:
+        """Writes summary.json and manifest.json."""
+        if rank_zero_only.rank != 0:
+            return
+        write_json(self.folder / "summary.json", {"task": self.cfg.task_name, **figures})
+        write_json(self.folder / "manifest.json", self.manifest())
+        self.wrote("summary", self.folder / "summary.json")
+
+    def manifest(self) -> dict[str, Any]:
+        """Everything this run came from."""
+        return manifest(
+            Path(self.cfg.paths.root_dir),
+            seed=self.cfg.seed,
+            overrides=list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else [],
+            inputs=self.inputs,
+        )
+
+
+@contextmanager
+def session(cfg: DictConfig) -> Iterator[Session]:
+    """Prepares a run, and ends its loggers whatever happens: a failed W&B run is marked failed.
+
+    Before any work the run folder, free disk and loggers are tried.
+
+    Raises:
+        UserError: a folder that cannot be written, too little disk, several processes in a multirun.
+    """
+    check_surroundings(cfg)
+    quiet()
+    run = Session(cfg)
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    if cfg.print_config:
+        run.console.print(config_tree(cfg))
+    failed = True
+    try:
+        run.loggers  # noqa: B018  made now, so that a logger's fault comes before the work
+        yield run
+        failed = False
+    finally:
+        for logger in run.__dict__.get("loggers", []):
+            if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:
+                run.wrote("W&B", where_wandb_went(logger))
+            logger.finalize("failed" if failed else "success")
+        if wandb.run is not None:
+            wandb.finish(exit_code=1 if failed else 0)
+    if rank_zero_only.rank == 0:
+        seconds = time.monotonic() - run.started
+        for what, path in run.written.items():
+            run.console.print(f"[dim]{what}:[/] {path}", soft_wrap=True, highlight=False)
+        run.console.print(f"[dim]Done in {seconds:.1f} s.[/]")
+
+
+def check_surroundings(cfg: DictConfig) -> None:
+    """Tries what would otherwise fail after the work: folders, disk space, the launcher. Raises UserError."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        strategy = str(cfg.trainer.get("strategy", "auto"))
+        if "ddp" in strategy:
+            raise UserError(
+                f"trainer.strategy={strategy} inside a multirun would start the whole sweep again in each process. "
+                "Sweep on one device per job (trainer=gpu, hydra/launcher=submitit_slurm), or run the jobs one by one."
+            )
+    for name, folder in (("paths.run_dir", cfg.paths.run_dir), ("paths.cache_dir", cfg.paths.cache_dir)):
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            probe = Path(folder) / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"{name}={folder} cannot be written: {error.strerror}. Give another folder.") from error
+        free = shutil.disk_usage(folder).free / 2**30
+        if free < NEEDED_GIB:
+            raise UserError(
+                f"Only {free:.2f} GiB are free at {name}={folder}; at least {NEEDED_GIB} GiB are needed. "
+                "Free some, or give another folder."
+            )
+
+
+def quiet() -> None:
+    """Lets the summary speak: libraries' notices about hardware and defaults stay out of the terminal."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", ".*number of training batches.*is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    torch.set_float32_matmul_precision("high")

@@ -1,0 +1,279 @@
+"""train.py: a classifier from a checkpoint, from the cache, or trained now."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from emodissect.cache import content_key, file_hash
+from emodissect.data.datamodule import FaceDataModule
+from emodissect.errors import UserError
+from emodissect.models.classifier import Classifier
+from emodissect.models.weights import checkpoint_arguments, load_weights, read_state_dict
+from emodissect.provenance import versions, weights_hash, write_json
+from emodissect.statistics import wilson_interval
+from emodissect.tasks.session import Session, session
+from emodissect.terminal import figures_table
+from emodissect.tracking import log_artifact, log_metrics
+
+log = logging.getLogger(__name__)
+
+NOT_THE_NETWORKS = ("preprocess", "class_order")
+"""Keys of the model group that are not arguments of the network."""
+
+CHECKPOINT = "classifier.ckpt"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A classifier and where its weights came from.
+
+    Attributes:
+        classifier: with its weights, on the CPU.
+        checkpoint: the file.
+        weights: SHA-256 of the network's state.
+        metrics: of the training, empty for a checkpoint that was given.
+    """
+
+    classifier: Classifier
+    checkpoint: Path
+    weights: str
+    metrics: Mapping[str, float]
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Trains, keeps the best checkpoint by validation accuracy, and tests it once.
+
+    With ``task`` set, another training job is run instead; with ``fit=false`` ``ckpt_path`` is only evaluated.
+    """
+    if cfg.get("task"):
+        return instantiate(cfg.task, cfg, _recursive_=False) or {}
+    if not cfg.fit and cfg.ckpt_path is None:
+        raise UserError("fit=false evaluates a checkpoint, and ckpt_path is null. Give ckpt_path=<file>.")
+    with session(cfg) as run:
+        trained = trained_classifier(run, fit=cfg.fit)
+        figures: dict[str, Any] = dict(trained.metrics)
+        if cfg.test:
+            figures |= evaluate(run, trained.classifier)
+        run.console.print(figures_table(_readable(figures, run.data), f"{type(trained.classifier.network).__name__}"))
+        run.wrote("checkpoint", trained.checkpoint)
+        run.summary(figures)
+        return {**figures, "objective": figures.get("val/acc")}
+
+
+def evaluate(run: Session, classifier: Classifier) -> dict[str, float]:
+    """Accuracy and the rest on the test split, with a Wilson interval; logged as ``test/*``."""
+    results = run.evaluating_trainer().test(classifier, datamodule=run.data, verbose=False)
+    figures = {name: float(value) for name, value in results[0].items()}
+    images = len(run.data.splits.test)
+    low, high = wilson_interval(round(figures["test/acc"] * images), images)
+    return {**figures, "test/acc_low": float(low), "test/acc_high": float(high)}
+
+
+def _readable(figures: Mapping[str, float], data: FaceDataModule) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    for split, images in (("val", data.splits.val), ("test", data.splits.test)):
+        if f"{split}/acc" in figures:
+            low, high = wilson_interval(round(figures[f"{split}/acc"] * len(images)), len(images))
+            shown[f"{split} accuracy"] = f"{figures[f'{split}/acc']:.2%}  (95 % {float(low):.2%} to {float(high):.2%})"
+            shown |= {
+                f"{split} {name}": figures[f"{split}/{key}"]
+                for name, key in (("top-2", "acc_top2"), ("macro F1", "f1"), ("NLL", "nll"), ("ECE", "ece"))
+                if f"{split}/{key}" in figures
+            }
+    return shown
+
+
+def trained_classifier(run: Session, fit: bool = True) -> Trained:
+    """The classifier that the config asks for.
+
+    Weights come from ``ckpt_path`` where it is given (and are trained on where ``fit`` asks for it), else from the
+    cache where the same training was done before, else from a training now. A training that was cut off goes on from
+    its last epoch.
+    """
+    cfg = run.cfg
+    given = Path(cfg.ckpt_path).expanduser() if cfg.ckpt_path else None
+    if given is not None and not (fit and cfg.task_name == "train"):
+        classifier = _build(run, given)
+        load_weights(classifier.network, given)
+        run.inputs["checkpoint"] = {"path": str(given), "sha256": file_hash(given)}
+        return _finished(run, classifier, given, {})
+    key = training_key(run, given)
+    folder = run.made("training", key, lambda out: _fit(run, given, key, out))
+    classifier = _build(run, folder / CHECKPOINT)
+    load_weights(classifier.network, folder / CHECKPOINT)
+    metrics = {
+        name: float(value)
+        for name, value in torch.load(folder / "metrics.pt", weights_only=True).items()
+        if name.startswith("val/")
+    }
+    return _finished(run, classifier, folder / CHECKPOINT, metrics)
+
+
+def _finished(run: Session, classifier: Classifier, checkpoint: Path, metrics: Mapping[str, float]) -> Trained:
+    trained = Trained(classifier.eval(), checkpoint, weights_hash(classifier.network), metrics)
+    run.inputs["weights"] = trained.weights
+    run.inputs["data"] = {name: getattr(run.data.splits, name).fingerprint() for name in ("train", "val", "test")}
+    return trained
+
+
+def training_key(run: Session, given: Path | None) -> dict[str, Any]:
+    """Everything that a training's result depends on."""
+    cfg = run.cfg
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(resolved, dict)
+    trainer = {k: v for k, v in resolved["trainer"].items() if k not in ("default_root_dir", "log_every_n_steps")}
+    data = {k: v for k, v in resolved["data"].items() if k not in ("cache_dir", "path", "num_workers", "audit")}
+    return {
+        "model": resolved["model"],
+        "training": resolved.get("training"),
+        "augment": resolved.get("augment"),
+        "optimizer": resolved.get("optimizer"),
+        "scheduler": resolved.get("scheduler"),
+        "trainer": trainer,
+        "callbacks": sorted(resolved.get("callbacks") or {}),
+        "data": data,
+        "images": [run.data.splits.train.fingerprint(), run.data.splits.val.fingerprint()],
+        "from": file_hash(given) if given else None,
+        "seed": cfg.seed,
+        "versions": {name: versions()[name] for name in ("torch", "lightning", "emodissect")},
+    }
+
+
+def untrained(run: Session) -> Classifier:
+    """The classifier that the config describes, without its weights. Raises UserError for a missing ``ckpt_path``."""
+    given = Path(run.cfg.ckpt_path).expanduser() if run.cfg.ckpt_path else None
+    if given is not None and not given.exists():
+        raise UserError(f"ckpt_path={given} does not exist. Give a checkpoint file, or null to train one.")
+    return _build(run, given)
+
+
+def _build(run: Session, checkpoint: Path | None = None) -> Classifier:
+    """The classifier that the config describes; arguments left null are read from the checkpoint."""
+    cfg = run.cfg
+    model = OmegaConf.to_container(cfg.model, resolve=True)
+    assert isinstance(model, dict)
+    if checkpoint is not None:
+        model = _completed(model, checkpoint)
+    network = instantiate({k: v for k, v in model.items() if k not in NOT_THE_NETWORKS})
+    training = cfg.get("training") or {}
+    return Classifier(
+        network,
+        instantiate(model["preprocess"]),
+        run.data.splits.class_names,
+        augment=instantiate(cfg.augment) if cfg.get("augment") else None,
+        optimizer=instantiate(cfg.optimizer),
+        scheduler=instantiate(cfg.scheduler) if cfg.get("scheduler") else None,
+        class_order=model.get("class_order"),
+        model_config=model,
+        **training,
+    )
+
+
+def _completed(model: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """The model group with its null arguments filled from the checkpoint's own hyper-parameters or tensor shapes."""
+    stored = checkpoint_arguments(checkpoint).get("model") or {}
+    target = model.get("_target_")
+    found = dict(stored) if stored.get("_target_") == target else {}
+    if not found:
+        from hydra.utils import get_object
+
+        arguments_of = getattr(get_object(str(target)), "arguments_of", None)
+        found = arguments_of(read_state_dict(checkpoint)) if arguments_of else {}
+    return {key: found.get(key) if value is None else value for key, value in model.items()}
+
+
+def _callbacks(run: Session) -> list[Callback]:
+    return [instantiate(entry) for entry in (run.cfg.get("callbacks") or {}).values()]
+
+
+def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path) -> None:
+    """Trains and leaves the best checkpoint and its metrics in ``folder``."""
+    classifier = _build(run, given)
+    if given is not None:
+        load_weights(classifier.network, given)
+    _soft_labels(run, classifier)
+    callbacks = _callbacks(run)
+    trainer = run.trainer(callbacks)
+    resume = _Resume(run, key)
+    trainer.fit(classifier, datamodule=run.data, ckpt_path=resume.point_to(callbacks), weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    best = next((c.best_model_path for c in callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path), "")
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if best:
+        load_weights(classifier.network, Path(best))
+        checked = run.evaluating_trainer().validate(classifier, datamodule=run.data, verbose=False)
+        metrics |= {name: float(value) for name, value in checked[0].items()}
+    trainer.save_checkpoint(folder / CHECKPOINT, weights_only=True) if not best else _copy(best, folder / CHECKPOINT)
+    torch.save(metrics, folder / "metrics.pt")
+    write_json(folder / "key.json", key)
+    if rank_zero_only.rank == 0:
+        log_metrics(run.loggers, {f"best/{k}": v for k, v in metrics.items() if k.startswith("val/")})
+        log_artifact(run.loggers, "classifier", "checkpoint", [folder / CHECKPOINT], {"key": content_key(key)})
+    resume.done()
+
+
+def _copy(source: str, target: Path) -> None:
+    if rank_zero_only.rank == 0:
+        shutil.copyfile(source, target)
+
+
+def _soft_labels(run: Session, classifier: Classifier) -> None:
+    """Hands the classifier the data's label distributions where the data asks to be trained on them."""
+    soft = getattr(run.data, "training_soft_labels", None)
+    if soft is not None:
+        labels = soft()
+        if labels is not None:
+            classifier.set_soft_labels(run.data.splits.train.ids, labels)
+
+
+class _Resume:
+    """A pointer from a training's key to the last checkpoint of an unfinished run of it."""
+
+    def __init__(self, run: Session, key: Mapping[str, Any]) -> None:
+        self.run = run
+        self.pointer = run.cache.root / "training" / f"{content_key(key)}.resume"
+
+    def point_to(self, callbacks: list[Callback]) -> str | None:
+        """Points to where this run will keep its last checkpoint; gives the last run's, where one was cut off."""
+        found = None
+        if self.pointer.exists() and self.run.cfg.reuse:
+            last = Path(self.pointer.read_text().strip())
+            if last.exists():
+                try:
+                    epoch = int(torch.load(last, map_location="cpu", weights_only=True)["epoch"])
+                    log.warning("Going on with the training that was cut off after epoch %d (%s).", epoch, last)
+                    found = str(last)
+                except (RuntimeError, KeyError, EOFError, OSError) as error:
+                    log.warning("The last state of a training that was cut off is unusable (%s): starting anew.", error)
+        folders = [c.dirpath for c in callbacks if isinstance(c, ModelCheckpoint) and c.save_last and c.dirpath]
+        if folders and rank_zero_only.rank == 0:
+            self.pointer.parent.mkdir(parents=True, exist_ok=True)
+            if found is None or Path(folders[0]) == Path(found).parent:
+                self.pointer.write_text(str(Path(folders[0]) / "last.ckpt"))
+            else:
+                self._go_on_here(Path(found), Path(folders[0]))
+        return found
+
+    def _go_on_here(self, found: Path, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in found.parent.glob("*.ckpt"):
+            shutil.copyfile(file, folder / file.name)
+        self.pointer.write_text(str(folder / "last.ckpt"))
+
+    def done(self) -> None:
+        """Forgets the pointer."""
+        if rank_zero_only.rank == 0:
+            self.pointer.unlink(missing_ok=True)

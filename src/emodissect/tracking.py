@@ -1,0 +1,146 @@
+"""What a dissection and an edit send to loggers: metrics to all of them, tables, images and artifacts to W&B."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import wandb
+from lightning.pytorch.loggers import Logger, WandbLogger
+from matplotlib.figure import Figure
+
+from emodissect.data.images import ImageSet
+from emodissect.dissection import Dissection
+
+LAYER_METRICS = (
+    "interpretable",
+    "proportion",
+    "proportion_null",
+    "accuracy",
+    "accuracy_interpretable",
+    "accuracy_chance",
+    "significant",
+    "dead",
+    "mean_z",
+)
+
+
+def log_metrics(loggers: Iterable[Logger], metrics: Mapping[str, float], step: int | None = None) -> None:
+    """Sends finite numbers to every logger."""
+    finite = {name: float(value) for name, value in metrics.items() if value is not None and np.isfinite(value)}
+    for logger in loggers:
+        logger.log_metrics(finite, step=step)
+
+
+def wandb_runs(loggers: Iterable[Logger]) -> list[Any]:
+    """The W&B runs behind the loggers."""
+    return [logger.experiment for logger in loggers if isinstance(logger, WandbLogger)]
+
+
+def log_dissection(
+    loggers: Sequence[Logger],
+    dissection: Dissection,
+    probe: ImageSet,
+    class_names: Sequence[str],
+    *,
+    step: int | None = None,
+    pictured: int = 100,
+    figures: Mapping[str, Figure] | None = None,
+) -> None:
+    """Logs ``dissect/<layer>/<figure>`` to every logger; to W&B also the neuron table, with images, and histograms.
+
+    Args:
+        loggers: the trainer's.
+        dissection: the labels.
+        probe: the images that top images are taken from.
+        class_names: for the captions.
+        step: the trainer's step, or None for the logger's own.
+        pictured: the neurons of highest z of each layer that get a row with their top images.
+        figures: by name, logged as images under ``dissect/``.
+    """
+    metrics = {
+        f"dissect/{row['layer']}/{name}": row[name]
+        for row in dissection.layers.to_dict("records")
+        for name in LAYER_METRICS
+    }
+    log_metrics(loggers, metrics, step)
+    for run in wandb_runs(loggers):
+        payload: dict[str, Any] = {
+            "dissect/neurons": neuron_table(dissection.neurons),
+            "dissect/neuron_cards": card_table(dissection.neurons, probe, class_names, pictured),
+            "dissect/layers": wandb.Table(dataframe=dissection.layers),
+            "dissect/concept_shares": wandb.Table(dataframe=dissection.shares),
+        }
+        for layer, group in dissection.neurons.groupby("layer"):
+            similarity = group["similarity"].dropna().to_numpy()
+            if len(similarity):
+                payload[f"dissect/{layer}/similarity"] = wandb.Histogram(similarity)
+        for name, figure in (figures or {}).items():
+            payload[f"dissect/{name}"] = wandb.Image(figure)
+        if step is not None:
+            payload["trainer/global_step"] = step
+        run.log(payload)
+        for row in dissection.layers.to_dict("records"):
+            run.summary[f"dissect/{row['layer']}/interpretable"] = row["interpretable"]
+
+
+def neuron_table(neurons: pd.DataFrame) -> wandb.Table:
+    """Every neuron's label as a W&B table; lists are joined with semicolons."""
+    flat = neurons.drop(columns=["top_values", "runners_up_similarity"]).copy()
+    for column in ("top_ids", "runners_up"):
+        flat[column] = ["; ".join(str(x) for x in row) for row in flat[column]]
+    return wandb.Table(dataframe=flat)
+
+
+def card_table(
+    neurons: pd.DataFrame, probe: ImageSet, class_names: Sequence[str], pictured: int
+) -> wandb.Table:
+    """The most clearly labelled neurons of each layer with their top images side by side."""
+    table = wandb.Table(columns=["layer", "neuron", "concept", "similarity", "z", "q_value", "accuracy", "top images"])
+    for layer, group in neurons[~neurons["dead"]].groupby("layer", sort=False):
+        for row in group.nlargest(pictured, "z").to_dict("records"):
+            rows = probe.rows_of(torch.tensor(list(row["top_ids"])))
+            strip = np.concatenate(list(probe.images[rows].numpy().transpose(0, 2, 3, 1)), axis=1)
+            truth = ", ".join(class_names[int(probe.labels[r])] for r in rows)
+            image = wandb.Image(strip.squeeze(-1) if strip.shape[-1] == 1 else strip, caption=truth)
+            table.add_data(
+                layer, row["neuron"], row["concept"], row["similarity"], row["z"], row["q_value"], row["accuracy"], image
+            )
+    return table
+
+
+def log_artifact(
+    loggers: Iterable[Logger],
+    name: str,
+    kind: str,
+    paths: Sequence[Path],
+    metadata: Mapping[str, Any] | None = None,
+    made_from: Sequence[str] = (),
+) -> None:
+    """Keeps files as a W&B artifact that points to what they were made from.
+
+    Args:
+        loggers: only W&B's take artifacts.
+        name: the artifact's; W&B numbers its versions by content.
+        kind: ``checkpoint``, ``labels`` or ``edited-checkpoint``.
+        paths: files, or folders whose files are taken.
+        metadata: e.g. content hashes of the inputs, so that the lineage is there offline too.
+        made_from: artifacts of the same project, as ``name:alias``; marked as used where W&B is online.
+    """
+    for run in wandb_runs(loggers):
+        if getattr(run, "disabled", False):
+            continue
+        if not run.offline:
+            for used in made_from:
+                run.use_artifact(used)
+        artifact = wandb.Artifact(name, type=kind, metadata={**(metadata or {}), "made_from": list(made_from)})
+        for path in paths:
+            if path.is_dir():
+                artifact.add_dir(str(path))
+            else:
+                artifact.add_file(str(path))
+        run.log_artifact(artifact)

@@ -1,0 +1,40 @@
+"""What many tests share: small caches, no network, few threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from emodissect.cache import Cache
+from emodissect.command_line import register_resolvers
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("WANDB_SILENT", "true")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+register_resolvers()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    """An empty cache."""
+    return Cache(tmp_path / "cache")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    torch.manual_seed(0)
+    yield
+
+
+@pytest.fixture(scope="session")
+def fer2013_path() -> Path:
+    """The real FER2013, where ``EMODISSECT_FER2013`` names it."""
+    path = os.environ.get("EMODISSECT_FER2013", "")
+    if not path or not Path(path).exists():
+        pytest.skip("set EMODISSECT_FER2013 to FER2013's csv or npz for this test")
+    return Path(path)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra.errors import InstantiationException
+
+from emodissect.command_line import users_mistake, with_layer_words
+from emodissect.errors import UserError, nearest
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Path:
+    (tmp_path / "layer").mkdir()
+    for name in ("lin1", "lin2", "all", "named"):
+        (tmp_path / "layer" / f"{name}.yaml").write_text("names: x")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("typed", "given"),
+    [
+        (["layer=lin2"], ["layer=lin2"]),
+        (["layer=lin1,lin2", "-m"], ["layer=lin1,lin2", "-m"]),
+        (["layer=layer4.1.conv2"], ["layer=named", "layer.names=layer4.1.conv2"]),
+        (["layer=conv4*"], ["layer=named", "layer.names=conv4*"]),
+        (["layer=[lin1,lin2]"], ["layer=named", "layer.names=[lin1,lin2]"]),
+        (["layer=lin1,layer4.0", "-m"], ["layer=named", "layer.names=lin1,layer4.0", "-m"]),
+        (["layer.pool=max", "tau=0"], ["layer.pool=max", "tau=0"]),
+    ],
+)
+def test_layer_takes_entries_paths_globs_and_lists(conf: Path, typed: list[str], given: list[str]) -> None:
+    assert with_layer_words(typed, conf) == given
+
+
+def test_a_users_mistake_is_found_behind_hydras_wrapping() -> None:
+    wrapped = InstantiationException("Error in call to target")
+    wrapped.__cause__ = UserError("no such file")
+    assert users_mistake(wrapped) == "no such file"
+    assert users_mistake(ValueError("ours")) is None
+
+
+def test_nearest_names_the_likely_word_and_cuts_long_lists() -> None:
+    assert nearest("lin22", ["conv1a", "lin1", "lin2"]).startswith("Did you mean 'lin2'?")
+    assert "(88 more)" in nearest("zzz", [f"name{i}" for i in range(100)])
+    assert "Did you mean" not in nearest("zzz", ["conv1a"])

@@ -1,0 +1,26 @@
+"""Train a classifier on facial expressions and test its best checkpoint.
+
+    python train.py --help
+"""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from emodissect.command_line import prepare, run
+
+CONF = Path(__file__).parent / "conf"
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def main(cfg: DictConfig) -> float | None:
+    """Composes the config and hands it to the task."""
+    from emodissect.tasks import train
+
+    return run(train, cfg)
+
+
+if __name__ == "__main__":
+    prepare(CONF)
+    main()
