@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from emodissect.errors import UserError
 from emodissect.models.inputs import require_input
 
+torch.fx.wrap("require_input")  # one opaque call in a traced graph
+
 
 class DeepEmotion(nn.Module):
     """A spatial transformer that looks at the telling part of the face, then four convolutions and two linear layers.

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from emodissect.errors import UserError
 
 
-@torch.fx.wrap
 def require_input(
     images: Float[Tensor, "image channel height width"], name: str, channels: int, size: int
 ) -> Float[Tensor, "image channel height width"]:
     """The images, unchanged, if they have the shape the network takes.
 
     A flattened view of images of another size would mix images of a batch without a word; so this comes first.
-    It is one opaque call to `torch.fx`, so that networks that begin with it can still be traced.
+    A network that begins with it says `torch.fx.wrap("require_input")` in its module, so that it can still be traced.
 
     Raises:
         UserError: other shape; names the shape given, the one accepted, and the keys to set.

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from emodissect.errors import UserError
 from emodissect.models.inputs import require_input
 
+torch.fx.wrap("require_input")  # one opaque call in a traced graph
+
 _CHANNELS = {"1": 64, "2": 128, "3": 256, "4": 512}
 _HIDDEN = 4096
 _DEFAULT_WIDTH = 0.25

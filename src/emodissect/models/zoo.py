@@ -33,7 +33,7 @@ def torchvision_model(name: str, num_classes: int, pretrained: bool = False, cha
     if name not in known:
         raise UserError(f"model.name={name} is no torchvision classifier. {nearest(name, known)}")
     # Side outputs change what a forward pass returns; no other model has them.
-    extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    extra = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
     if pretrained:
         extra.pop("aux_logits", None)
         network = _fetched(name, lambda: torchvision.models.get_model(name, weights="DEFAULT"))

@@ -1,0 +1,133 @@
+"""Reading checkpoint files safely: only data comes out of them, never code."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from emodissect.errors import UserError
+
+_CONTAINERS = ("params", "state_dict", "model_state_dict", "model", "network", "net", "weights")
+_PREFIXES = ("module.", "net.", "model.", "network.", "_orig_mod.")
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The weights in a file, by name.
+
+    Taken: safetensors; torch files that hold a plain state dict, or one under `params`, `state_dict`,
+    `model_state_dict`, `model`, `network`, `net` or `weights`; Lightning checkpoints. The prefixes `module.`, `net.`,
+    `model.`, `network.` and `_orig_mod.` are taken off where every name carries them.
+
+    Raises:
+        UserError: no such file, a damaged one, none with weights, or one that would run code.
+    """
+    path = Path(path)
+    content = _read(path)
+    state = _weights_in(content)
+    if state is None:
+        held = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
+        raise UserError(
+            f"{path} holds no state dict (it holds: {held or 'nothing'}). Taken: a dict of tensors, or one under "
+            f"{', '.join(_CONTAINERS)}."
+        )
+    return without_prefixes(state)
+
+
+def checkpoint_arguments(path: str | Path) -> dict[str, Any]:
+    """The plain hyper-parameters that a checkpoint of ours holds (class_names, model, ...), or {} for another file.
+
+    Raises:
+        UserError: no such file, a damaged one, or one that would run code.
+    """
+    content = _read(Path(path))
+    held = content.get("hyper_parameters") if isinstance(content, Mapping) else None
+    return dict(held) if isinstance(held, Mapping) and "class_names" in held else {}
+
+
+def without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights without the prefixes that wrappers (DataParallel, Lightning, compile) put before every name."""
+    plain = {name.replace("._orig_mod.", "."): value for name, value in state.items()}
+    while prefix := next((p for p in _PREFIXES if plain and all(name.startswith(p) for name in plain)), None):
+        plain = {name.removeprefix(prefix): value for name, value in plain.items()}
+    return plain
+
+
+def _weights_in(content: Any) -> dict[str, Tensor] | None:
+    if not isinstance(content, Mapping) or not content:
+        return None
+    if all(isinstance(name, str) for name in content):
+        for name in _CONTAINERS:
+            found = _weights_in(content.get(name))
+            if found is not None:
+                return found
+        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+        if tensors and len(tensors) == len(content):
+            return tensors
+    return None
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "no file"
+        raise UserError(f"ckpt_path={path} is {what}. Give a .ckpt, .pt, .pth or .safetensors file.")
+    if path.stat().st_size == 0:
+        raise UserError(f"ckpt_path={path} is empty: its writing or copying was cut off. Copy it again.")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, ValueError) as error:
+            raise _damaged(path, error) from error
+    try:
+        with torch.serialization.safe_globals(_numbers()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+            raise _code(path, error) from error
+        raise _damaged(path, error) from error
+    except PermissionError as error:
+        raise UserError(f"ckpt_path={path} may not be read: {error.strerror}.") from error
+    except (
+        Exception
+    ) as error:  # a file cut off fails in a dozen ways: EOFError, KeyError, RuntimeError, struct.error ...
+        raise _damaged(path, error) from error
+
+
+def _code(path: Path, error: Exception) -> UserError:
+    said = str(error)
+    name = said.split("GLOBAL ", 1)[1].split()[0] if "GLOBAL " in said else ""
+    return UserError(
+        f"{path} holds Python objects{f' ({name})' if name else ''}, not only weights; loading them would run code "
+        "from the file, so it is refused. Where you trust it, save its weights alone: "
+        "torch.save(model.state_dict(), 'weights.pt')."
+    )
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    return UserError(
+        f"{path} is no checkpoint, or is cut off or damaged ({reason}). Taken: torch files with a state dict, "
+        "Lightning checkpoints, safetensors. If it was downloaded or copied, do that again."
+    )
+
+
+def _numbers() -> list[Any]:
+    """NumPy's numbers and arrays, by today's and yesterday's name: data that training logs in checkpoints hold."""
+    scalar, rebuilt = np._core.multiarray.scalar, np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+    kinds = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")]
+    return [
+        scalar,
+        rebuilt,
+        (scalar, "numpy.core.multiarray.scalar"),
+        (rebuilt, "numpy.core.multiarray._reconstruct"),
+        np.ndarray,
+        np.dtype,
+        *kinds,
+    ]

@@ -1,0 +1,204 @@
+"""Foreign checkpoints: every form loads, none runs code, and what does not fit is said in a short table."""
+
+from __future__ import annotations
+
+import collections
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from emodissect.errors import UserError
+from emodissect.models.deep_emotion import DeepEmotion
+from emodissect.models.vgg import VGG
+from emodissect.models.weights import architecture_of, checkpoint_arguments, load_weights, read_state_dict
+
+WIDTH = 0.03125
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    torch.manual_seed(7)
+    return VGG(width=WIDTH).state_dict()
+
+
+def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+def assert_loaded(network: nn.Module, state: dict[str, Tensor]) -> None:
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+FORMS = {
+    "plain": lambda s: s,
+    "ordered": collections.OrderedDict,
+    "released": lambda s: {
+        "params": s,
+        "logs": {"loss_train": [1.5, 1.2], "acc_val": [np.float64(0.7), np.float32(1)]},
+    },
+    "array logs": lambda s: {"params": s, "logs": np.arange(3.0)},
+    "state_dict": lambda s: {"state_dict": s, "epoch": 3},
+    "model": lambda s: {"model": s, "optimizer": {"lr": 0.1}},
+    "model_state_dict": lambda s: {"model_state_dict": s, "loss": torch.tensor(1.0)},
+    "data parallel": lambda s: prefixed(s, "module."),
+    "net": lambda s: {"net": prefixed(s, "net.")},
+    "lightning": lambda s: {"state_dict": prefixed(s, "model."), "pytorch-lightning_version": "2.0", "callbacks": {}},
+    "compiled": lambda s: prefixed(s, "_orig_mod."),
+    "ours, compiled": lambda s: {"state_dict": prefixed(s, "network._orig_mod.")},
+    "ours, parallel": lambda s: {"state_dict": prefixed(s, "module.network.")},
+    "among others": lambda s: {
+        "state_dict": prefixed(s, "net.backbone.") | {"criterion.weight": torch.ones(7), "net.head.bias": torch.ones(1)}
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_loads(form: str, state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(FORMS[form](state), tmp_path / "w.pt")
+    network = VGG(width=WIDTH)
+    report = load_weights(network, tmp_path / "w.pt")
+    assert_loaded(network, state)
+    assert set(report.loaded) == set(state)
+    if form == "among others":
+        assert report.prefix == "net.backbone."
+        assert set(report.ignored) == {"criterion.weight", "net.head.bias"}
+    else:
+        assert report.ignored == ()
+
+
+def test_safetensors_and_the_old_torch_format_load(state: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(prefixed(state, "module."), tmp_path / "w.safetensors")
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    for path in (tmp_path / "w.safetensors", tmp_path / "old.pth"):
+        network = VGG(width=WIDTH)
+        load_weights(network, path)
+        assert_loaded(network, state)
+
+
+def test_counters_that_old_files_lack_may_be_missing(state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({n: v for n, v in state.items() if "num_batches" not in n}, tmp_path / "w.pt")
+    load_weights(VGG(width=WIDTH), tmp_path / "w.pt")
+
+
+class Wrapped(nn.Module):
+    """A user's network that keeps all under names which reading takes off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.ModuleDict({"net": nn.Linear(3, 2)})
+
+
+@pytest.mark.parametrize("outer", ["", "module.", "network."])
+def test_a_network_with_a_prefix_of_its_own(outer: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source, network = Wrapped(), Wrapped()
+    torch.save(prefixed(source.state_dict(), outer), tmp_path / "w.pt")
+    load_weights(network, tmp_path / "w.pt")
+    assert_loaded(network, source.state_dict())
+
+
+def test_another_width_is_told_with_the_key_to_set(tmp_path: Path) -> None:
+    torch.save({"params": VGG(width=0.0625).state_dict()}, tmp_path / "w.pt")
+    network = VGG(width=WIDTH)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(UserError) as raised:
+        load_weights(network, tmp_path / "w.pt")
+    message = str(raised.value)
+    assert "do not fit VGG" in message
+    assert "conv1a.weight: file 4x1x3x3, network 2x1x3x3" in message
+    assert "… and " in message
+    assert "a VGG of width 0.0625: model=vgg model.width=0.0625 model.num_classes=7 model.channels=1" in message
+    assert len(message.splitlines()) == 12
+    assert_loaded(network, before)
+
+
+def test_another_architecture_is_told_in_a_short_table(state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(DeepEmotion().state_dict(), tmp_path / "deep.pt")
+    with pytest.raises(UserError) as raised:
+        load_weights(VGG(width=WIDTH), tmp_path / "deep.pt")
+    message = str(raised.value)
+    assert "missing in the file: " in message
+    assert "unexpected in the file: " in message
+    assert "This checkpoint is a DeepEmotion: model=deep_emotion" in message
+    assert len(message.splitlines()) < 32
+    torch.save({"other.weight": torch.ones(2)}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match="Choose the network it was trained with"):
+        load_weights(VGG(width=WIDTH), tmp_path / "other.pt")
+    assert architecture_of(state) == ("vgg", {"width": WIDTH, "num_classes": 7, "channels": 1})
+    assert architecture_of({"other.weight": torch.ones(2)}) is None
+
+
+class Trap:
+    """Would leave a mark if it were unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_pickle_with_code_is_refused_and_not_run(old: bool, state: dict[str, Tensor], tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    torch.save({"params": state, "logs": Trap(mark)}, tmp_path / "w.pt", _use_new_zipfile_serialization=not old)
+    with pytest.raises(UserError, match=r"(?s)run code.*refused.*model\.state_dict\(\)"):
+        read_state_dict(tmp_path / "w.pt")
+    assert not mark.exists()
+
+
+def test_a_whole_pickled_module_is_refused(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"torch\.nn\.modules\.linear\.Linear.*refused"):
+        read_state_dict(tmp_path / "w.pt")
+    torch.save({"state_dict": {"w": torch.ones(1)}, "hyper_parameters": functools.partial(int)}, tmp_path / "p.pt")
+    with pytest.raises(UserError, match="refused"):
+        checkpoint_arguments(tmp_path / "p.pt")
+
+
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.99])
+@pytest.mark.parametrize("kind", ["new", "old", "safetensors"])
+def test_a_file_cut_off_is_one_clear_message(kept: float, kind: str, state: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pt")
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "new")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(UserError, match="cut off or damaged"):
+        read_state_dict(path)
+
+
+def test_what_is_no_checkpoint_is_said(tmp_path: Path) -> None:
+    (tmp_path / "notes.pt").write_text("some notes, no weights\n" * 20)
+    with pytest.raises(UserError, match="no checkpoint, or is cut off"):
+        read_state_dict(tmp_path / "notes.pt")
+    (tmp_path / "empty.pt").touch()
+    with pytest.raises(UserError, match="is empty"):
+        read_state_dict(tmp_path / "empty.pt")
+    with pytest.raises(UserError, match="is no file"):
+        read_state_dict(tmp_path / "none.pt")
+    with pytest.raises(UserError, match="is a folder"):
+        read_state_dict(tmp_path)
+    torch.save({"epoch": 3, "best": 0.5}, tmp_path / "log.pt")
+    with pytest.raises(UserError, match=r"holds no state dict \(it holds: epoch, best\)"):
+        read_state_dict(tmp_path / "log.pt")
+    torch.save(torch.ones(3), tmp_path / "tensor.pt")
+    with pytest.raises(UserError, match="it holds: Tensor"):
+        read_state_dict(tmp_path / "tensor.pt")
+
+
+def test_arguments_of_foreign_files_are_none(state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "w.pt")
+    save_file(state, tmp_path / "w.safetensors")
+    torch.save({"state_dict": state, "hyper_parameters": {"lr": 0.1}}, tmp_path / "lightning.ckpt")
+    for name in ("w.pt", "w.safetensors", "lightning.ckpt"):
+        assert checkpoint_arguments(tmp_path / name) == {}
