@@ -1,0 +1,40 @@
+"""Figures: one function a figure, each returning a matplotlib ``Figure`` for a PNG, a logger or an inline SVG."""
+
+from emodissect.figures.dissection import (
+    concept_shares,
+    label_quality,
+    layer_proportions,
+    layer_table,
+    similarity_histogram,
+)
+from emodissect.figures.editing import (
+    concept_ablation,
+    confusion,
+    confusion_change,
+    control_distribution,
+    grid_heatmap,
+    noise_band,
+    recall_bars,
+)
+from emodissect.figures.style import save_png, svg
+from emodissect.figures.training import concepts_over_epochs, deltas, training_curves
+
+__all__ = [
+    "concept_ablation",
+    "concept_shares",
+    "concepts_over_epochs",
+    "confusion",
+    "confusion_change",
+    "control_distribution",
+    "deltas",
+    "grid_heatmap",
+    "label_quality",
+    "layer_proportions",
+    "layer_table",
+    "noise_band",
+    "recall_bars",
+    "save_png",
+    "similarity_histogram",
+    "svg",
+    "training_curves",
+]

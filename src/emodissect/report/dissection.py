@@ -1,0 +1,319 @@
+"""The page of a dissection: layers, similarities against chance, concepts, and every neuron."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from numpy.typing import ArrayLike
+
+from emodissect import figures
+from emodissect.data.images import ImageSet
+from emodissect.report import page, words
+from emodissect.report.neurons import Predicted, neuron_payload, predicted_classes
+from emodissect.report.page import Column, Content, Extra, Fact, Section
+
+LAYER_COLUMNS = (
+    Column("layer", "layer"),
+    Column("neurons", "neurons", "count"),
+    Column("dead", "dead", "count", "the same output for every image"),
+    Column("interpretable", "interpretable", "count", "similarity above tau, as in the study"),
+    Column("not_interpretable", "not", "count"),
+    Column("accuracy", "neuron accuracy", 3, "share of a neuron's top images whose class its label stands for"),
+    Column("accuracy_interpretable", "of interpretable", 3),
+    Column("accuracy_others", "of the others", 3),
+    Column("accuracy_chance", "by chance", 3, "the same for images drawn at random"),
+    Column("proportion", "proportion", "percent", "interpretable, of the live neurons"),
+    Column("proportion_null", "of random sets", "percent", "interpretable among random image sets of the same size"),
+    Column("significant", "beyond chance", "count", "neurons with q below the level"),
+)
+NEURON_COLUMNS = (
+    Column("layer", "layer"),
+    Column("neuron", "neuron", "count"),
+    Column("concept", "label"),
+    Column("similarity", "similarity", 2),
+    Column("margin", "margin", 2),
+    Column("z", "z", 1),
+    Column("p_value", "p", "p"),
+    Column("q_value", "q", "p"),
+    Column("accuracy", "accuracy", "percent"),
+    Column("accuracy_chance", "by chance", "percent"),
+)
+#: Layers whose figures are shown open; those of the others stand behind a click.
+OPEN_LAYERS = 2
+
+
+@dataclass
+class DissectionPage:
+    """What ``dissect.py`` shows.
+
+    Attributes:
+        neurons: one row a neuron, as :class:`emodissect.dissection.Dissection` has them.
+        layers: the layer table.
+        shares: each concept's share of the correctly labelled neurons (columns layer, concept, neurons, share).
+        images: the probe set.
+        class_names: in the order of ``images.labels``.
+        command, manifest: where it comes from.
+        predictions: the network's, on any of the images; shown beside the true class.
+        null: by layer, the best similarities of random image sets.
+        tau: the cutoff.
+        level: of the false discovery rate.
+        title: of the page.
+        published: a layer table to show beside this one.
+        heat: activation maps in [0, 1] by (layer, neuron), shape (rank, height, width).
+        saliency: gradient saliency in [0, 1] by image id, shape (height, width).
+        main_layer: whose figures come first; by default the layer with most neurons beyond chance.
+        extras: further sections.
+    """
+
+    neurons: pd.DataFrame
+    layers: pd.DataFrame
+    shares: pd.DataFrame
+    images: ImageSet
+    class_names: Sequence[str]
+    command: str = ""
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    predictions: Predicted | None = None
+    null: Mapping[str, ArrayLike] = field(default_factory=dict)
+    tau: float | None = 0.0
+    level: float = 0.05
+    title: str = "What the neurons respond to"
+    published: pd.DataFrame | None = None
+    heat: Mapping[tuple[str, int], ArrayLike] = field(default_factory=dict)
+    saliency: Mapping[int, ArrayLike] = field(default_factory=dict)
+    main_layer: str | None = None
+    extras: Sequence[Extra] = ()
+
+    def write(self, path: str | Path) -> Path:
+        """Write the page; it appears whole or not at all."""
+        return page.write(path, self.html())
+
+    def html(self) -> str:
+        """The page as a string."""
+        content = Content()
+        sections = [*self.sections(content), *page.extra_sections(content, self.extras)]
+        return page.compose(
+            content,
+            kind="dissect",
+            title=self.title,
+            lede=self.summary(),
+            facts=self.facts(),
+            sections=sections,
+            command=self.command,
+            manifest=self.manifest,
+        )
+
+    def sections(self, content: Content) -> list[Section]:
+        """The parts that an edit's page includes as well."""
+        parts = [
+            Section("layers", "Layers", self._layers(content)),
+            Section("similarity", "Similarity against chance", self._similarity(content)),
+            Section("concepts", "Concepts", self._concepts(content)),
+            Section("neurons", "Neurons", self._neurons(content)),
+        ]
+        if self.saliency:
+            parts.append(Section("saliency", "Where the classifier looked", self._saliency(content)))
+        return parts
+
+    @property
+    def ordered_layers(self) -> list[str]:
+        """The main layer first, then the others as the network has them."""
+        names = [str(name) for name in self.layers["layer"]]
+        if not names:
+            return []
+        main = self.main_layer
+        if main not in names:
+            main = names[int(np.nan_to_num(self._significant(), nan=0).argmax())]
+        return [main, *(name for name in names if name != main)]
+
+    def summary(self) -> str:
+        """The result in plain words."""
+        live = int(self.neurons["dead"].eq(False).sum())
+        chosen, beyond = int(self.neurons["interpretable"].sum()), int(self._significant().sum())
+        where = f"layer {self.ordered_layers[0]}" if len(self.layers) == 1 else words.count(len(self.layers), "layer")
+        share_null = self._null_share()
+        tau = "" if self.tau is None else f" at τ = {self.tau:g}"
+        text = (
+            f"{words.count(len(self.neurons), 'neuron')} in {where} were given a label. "
+            f"{chosen:,} of the {live:,} live ones ({words.percent(chosen / max(live, 1), 0)}) count as interpretable{tau}"
+        )
+        if share_null is not None:
+            text += f", and so would {words.percent(share_null, 0)} of random image sets"
+        return (
+            f"{text}. {beyond:,} ({words.percent(beyond / max(live, 1), 0)}) are labelled beyond chance "
+            f"(q < {self.level:g})."
+        )
+
+    def facts(self) -> list[Fact]:
+        """The figures at the top."""
+        live = self.neurons[~self.neurons["dead"].astype(bool)]
+        beyond = int(self._significant().sum())
+        accuracy, chance = live["accuracy"].mean(), live.get("accuracy_chance", pd.Series(dtype=float)).mean()
+        facts = [
+            Fact(f"{len(self.neurons):,}", "neurons", f"{len(self.neurons) - len(live):,} dead"),
+            Fact(
+                f"{int(live['interpretable'].sum()):,}",
+                "interpretable" if self.tau is None else f"interpretable, similarity > {self.tau:g}",
+                f"of random sets {words.percent(self._null_share(), 0)}" if self._null_share() is not None else "",
+            ),
+            Fact(
+                f"{beyond:,}",
+                f"labelled beyond chance, q < {self.level:g}",
+                f"{words.percent(beyond / max(len(live), 1), 0)} of the live neurons",
+                "good" if beyond else "bad",
+            ),
+            Fact(words.percent(accuracy), "neuron accuracy", f"{words.percent(chance)} by chance"),
+        ]
+        if len(self.shares):
+            top = self.shares[self.shares["layer"] == self.ordered_layers[0]] if "layer" in self.shares else self.shares
+            if len(top):
+                first = top.sort_values("share", ascending=False, kind="stable").iloc[0]
+                facts.append(
+                    Fact(str(first["concept"]), "most frequent fitting label", f"{words.percent(first['share'])} of them")
+                )
+        return facts
+
+    def _significant(self) -> np.ndarray:
+        return self.layers["significant"].to_numpy(dtype=float)
+
+    def _null_share(self) -> float | None:
+        """Share of random image sets above tau, over the layers weighted by their neurons."""
+        if "proportion_null" not in self.layers:
+            return None
+        known = self.layers.dropna(subset=["proportion_null"])
+        if known.empty:
+            return None
+        return float(np.average(known["proportion_null"], weights=known["neurons"]))
+
+    def _layers(self, content: Content) -> Markup:
+        layers = self.layers
+        highest = layers.loc[layers["accuracy"].fillna(-1).idxmax()]
+        significant = layers["significant"] / layers["neurons"]
+        sharpest = layers.loc[significant.idxmax()]
+        caption = (
+            f"Labels fit best in {highest['layer']}: on average {words.percent(highest['accuracy'])} of a neuron's top "
+            f"images are of a class its label stands for"
+        )
+        if "accuracy_chance" in layers:
+            caption += f" ({words.percent(highest['accuracy_chance'])} by chance)"
+        caption += (
+            f". Most neurons beyond chance: {sharpest['layer']}, {int(sharpest['significant']):,} of "
+            f"{int(sharpest['neurons']):,}."
+        )
+        null = self._null_share()
+        if null is not None and null > 0.5:
+            caption += (
+                f" At this cutoff {words.percent(null, 0)} of random image sets would count as interpretable too: "
+                "the proportion says little, the last column says more."
+            )
+        parts = [page.table(layers, LAYER_COLUMNS, [name == self.ordered_layers[0] for name in layers["layer"]], caption)]
+        if len(layers) > 1:
+            drawing = figures.layer_proportions(layers)
+            parts.append(
+                content.figure(
+                    drawing,
+                    "A layer tells something where its blue bar stands clearly to the right of the orange mark, "
+                    "which random image sets reach.",
+                )
+            )
+        if self.published is not None:
+            matched = set(self.published["layer"].astype(str)) & set(layers["layer"].astype(str))
+            parts.append(
+                content.figure(
+                    figures.layer_table(layers, self.published),
+                    f"Measured here, and in orange what the study published ({words.count(len(matched), 'layer')} in both).",
+                    wide=True,
+                )
+            )
+        return Markup("").join(parts)
+
+    def _similarity(self, content: Content) -> Markup:
+        return self._by_layer(content, self._histogram)
+
+    def _histogram(self, content: Content, layer: str) -> Markup:
+        best = self.neurons.loc[self.neurons["layer"] == layer, "similarity"].to_numpy(dtype=float)
+        best = best[np.isfinite(best)]
+        null = self.null.get(layer)
+        caption = f"{layer}: "
+        if null is not None:
+            chance = np.asarray(null, dtype=float).ravel()
+            limit = float(np.quantile(chance, 0.95))
+            above = float((best > limit).mean()) if best.size else 0.0
+            caption += (
+                f"95 % of random image sets stay below {words.number(limit)}; {words.percent(above)} of the neurons lie "
+                "above it (5 % would if labels were chance). "
+            )
+            if self.tau is not None:
+                passed = float((chance > self.tau).mean())
+                caption += f"τ = {self.tau:g} lets {words.percent(passed)} of the random sets through"
+                caption += ", so it hardly selects." if passed > 0.5 else "."
+        elif self.tau is not None and best.size:
+            caption += f"{words.percent(float((best > self.tau).mean()))} of the neurons lie above τ = {self.tau:g}."
+        return content.figure(figures.similarity_histogram(best, null, self.tau, layer), caption)
+
+    def _concepts(self, content: Content) -> Markup:
+        return self._by_layer(content, self._bars)
+
+    def _bars(self, content: Content, layer: str) -> Markup:
+        shares = self.shares[self.shares["layer"] == layer] if "layer" in self.shares else self.shares
+        shares = shares.sort_values("share", ascending=False, kind="stable")
+        counted = next((name for name in ("neurons", "count") if name in shares), None)
+        neurons = int(shares[counted].sum()) if counted else 0
+        if shares.empty:
+            caption = f"{layer}: no neuron's label fits at least half of its top images."
+        else:
+            first, three = shares.iloc[0], float(shares["share"][:3].sum())
+            of = f"{words.count(neurons, 'neuron')} whose label fits" if neurons else "neurons whose label fits"
+            caption = (
+                f"{layer}: of the {of} at least half of their top images, {words.percent(first['share'])} are labelled "
+                f"“{first['concept']}”"
+            )
+            more = f"; the first three of {len(shares)} concepts make up {words.percent(three, 0)}"
+            caption += f"{more if len(shares) > 3 else ''}."
+        return content.figure(figures.concept_shares(shares, layer), caption)
+
+    def _by_layer(self, content: Content, draw: Any) -> Markup:
+        """A figure for each layer, the first ones open."""
+        names = self.ordered_layers
+        first = Markup("").join(draw(content, name) for name in names[:OPEN_LAYERS])
+        html = Markup('<div class="figures">{}</div>').format(first)
+        if len(names) > OPEN_LAYERS:
+            rest = Markup("").join(draw(content, name) for name in names[OPEN_LAYERS:])
+            html += Markup('<details><summary>{}</summary><div class="figures">{}</div></details>').format(
+                words.count(len(names) - OPEN_LAYERS, "further layer"), rest
+            )
+        return html
+
+    def _neurons(self, content: Content) -> Markup:
+        predicted = predicted_classes(self.predictions)
+        payload = neuron_payload(self.neurons, self.images, content.pool, self.class_names, predicted, self.heat)
+        content.payload.update(payload)
+        strongest = self.neurons.sort_values("z" if "z" in self.neurons else "similarity", ascending=False)[:50]
+        text = "Each neuron with the images that excite it most, the class of each image"
+        text += " and, in orange, what the classifier took it for where it was wrong. " if predicted else ". "
+        text += "A label is worth believing when q is small and the images show what it says."
+        if self.heat:
+            text += " The orange shade shows where in the image a convolutional neuron is active."
+        return page._template("neurons.html.j2").render(
+            text=text, shown=len(strongest), static=page.table(strongest, NEURON_COLUMNS)
+        )
+
+    def _saliency(self, content: Content) -> Markup:
+        ids = list(self.saliency)
+        content.pool.add(self.images, ids)
+        predicted = predicted_classes(self.predictions)
+        tiles = Markup("")
+        for image_id in ids:
+            truth, guess = content.pool.label(image_id), predicted.get(image_id)
+            note = "" if guess is None or guess == truth else f"→ {self.class_names[guess]}"
+            tiles += content.image(image_id, self.class_names[truth], note, self.saliency[image_id])
+        text = Markup(
+            "<p>Gradient saliency: where a small change of a pixel would change the score of the predicted class most. "
+            "If the shade lies beside the face, the classifier uses something else than the expression.</p>"
+        )
+        return text + Markup('<div class="tiles">{}</div>').format(tiles)

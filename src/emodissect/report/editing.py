@@ -1,0 +1,374 @@
+"""The page of an edit study: the verdict, the grid, the controls, what changed, and the dissection behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from torch import Tensor
+
+from emodissect import figures
+from emodissect.data.images import ImageSet
+from emodissect.report import page, words
+from emodissect.report.dissection import DissectionPage
+from emodissect.report.neurons import Predicted, predicted_classes
+from emodissect.report.page import Column, Content, Extra, Fact, Section
+
+GRID_COLUMNS = (
+    Column("layer", "layer"),
+    Column("selection", "selection"),
+    Column("rule", "rule"),
+    Column("tau", "τ", 2),
+    Column("factor", "factor", 2),
+    Column("selected", "selected", "count", "neurons the selection takes"),
+    Column("accuracy_before", "before", "percent"),
+    Column("accuracy_after", "after", "percent"),
+    Column("delta", "change (points)", "points"),
+    Column("delta_low", "from", "points", "paired bootstrap interval"),
+    Column("delta_high", "to", "points", "paired bootstrap interval"),
+    Column("gained", "gained", "count", "images that became right"),
+    Column("lost", "lost", "count", "images that became wrong"),
+    Column("p_value", "p", "p", "exact McNemar"),
+    Column("p_holm", "p after Holm", "p", "corrected over the grid"),
+    Column("nll_before", "NLL before", 3),
+    Column("nll_after", "NLL after", 3),
+)
+MEASURES = {
+    "accuracy": "accuracy (%)",
+    "top2": "top-2 accuracy (%)",
+    "macro_f1": "macro F1 (%)",
+    "nll": "negative log-likelihood",
+    "ece": "calibration error (%)",
+}
+#: Flipped images shown each way.
+MOST_FLIPS = 48
+
+
+@dataclass
+class EditPage:
+    """What ``edit.py`` shows.
+
+    Attributes:
+        grid: one row a cell of the study, on validation; the chosen one has ``chosen`` True.
+        comparison: of the chosen edit on test, as :meth:`emodissect.evaluation.Comparison.row` gives it.
+        verdict: one sentence in plain words.
+        class_names: in the order of the labels.
+        controls: columns control, draw, delta_val, delta_test.
+        before, after: predictions on test, for the confusion and the flipped images.
+        images: the test images.
+        dissection: the labels that the edit used; its sections follow.
+        command, manifest: where it comes from.
+        optimistic: the edit was chosen on the test images; said in red.
+        title: of the page.
+        val_images: number of validation images, for the width of the noise band.
+        ablation: concept x class fall of recall, fractions (index concepts, columns classes).
+        ablation_beyond: same shape, True where beyond random neurons of the same number.
+        extras: further sections.
+    """
+
+    grid: pd.DataFrame
+    comparison: Mapping[str, Any]
+    verdict: str
+    class_names: Sequence[str]
+    controls: pd.DataFrame | None = None
+    before: Predicted | None = None
+    after: Predicted | None = None
+    images: ImageSet | None = None
+    dissection: DissectionPage | None = None
+    command: str = ""
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    optimistic: bool = False
+    title: str = "Did the edit help?"
+    val_images: int | None = None
+    ablation: pd.DataFrame | None = None
+    ablation_beyond: pd.DataFrame | None = None
+    extras: Sequence[Extra] = ()
+
+    def write(self, path: str | Path) -> Path:
+        """Write the page; it appears whole or not at all."""
+        return page.write(path, self.html())
+
+    def html(self) -> str:
+        """The page as a string."""
+        content = Content()
+        sections = [Section("grid", "The grid", self._grid(content))]
+        if self.controls is not None and len(self.controls):
+            sections.append(Section("controls", "Controls", self._controls(content)))
+        sections.append(Section("change", "What changed", self._change(content)))
+        if self.before is not None and self.after is not None and self.images is not None:
+            sections.append(Section("flips", "Images that flipped", self._flips(content)))
+        if self.ablation is not None:
+            sections.append(Section("ablation", "Silencing concepts", self._ablation(content)))
+        sections += page.extra_sections(content, self.extras)
+        if self.dissection is not None:
+            sections += self.dissection.sections(content)
+        warning = (
+            "Optimistic figure: this edit was chosen on the same test images that it is judged on. "
+            "Its gain is the best of many tries and will shrink on new images."
+        )
+        return page.compose(
+            content,
+            kind="edit",
+            title=self.title,
+            lede=self.verdict,
+            facts=self.facts(),
+            sections=sections,
+            command=self.command,
+            manifest=self.manifest,
+            warning=warning if self.optimistic else "",
+        )
+
+    @property
+    def chosen(self) -> pd.Series | None:
+        """The chosen cell of the grid."""
+        if "chosen" not in self.grid or not self.grid["chosen"].any():
+            return None
+        return self.grid[self.grid["chosen"].astype(bool)].iloc[0]
+
+    def facts(self) -> list[Fact]:
+        """The figures at the top."""
+        row = self.comparison
+        delta, p = row["delta"], row.get("p_value")
+        clear = p is not None and p < 0.05
+        interval = f"95 %: {words.points(row.get('delta_low'))} to {words.points(row.get('delta_high'))}"
+        facts = [
+            Fact(
+                f"{words.percent(row['accuracy_before'], 2)} → {words.percent(row['accuracy_after'], 2)}",
+                "accuracy on test, before → after",
+                words.count(int(row["images"]), "image") if row.get("images") else "",
+            ),
+            Fact(
+                f"{words.points(delta)} points",
+                "change",
+                interval,
+                ("good" if delta > 0 else "bad") if clear else "",
+            ),
+            Fact(words.p_value(p), "p-value", "exact McNemar: would chance flips do as much?"),
+            Fact(
+                f"+{int(row['gained'])} / {words.MINUS}{int(row['lost'])}",
+                "images gained / lost",
+                f"net {int(row['gained']) - int(row['lost']):+d}".replace("-", words.MINUS),
+            ),
+        ]
+        cell = self.chosen
+        if cell is not None:
+            parts = [f"τ = {cell['tau']:g}" if _known(cell, "tau") else "", f"× {cell['factor']:g}" if _known(cell, "factor") else ""]
+            facts.append(
+                Fact(
+                    str(cell["layer"]),
+                    "chosen on test" if self.optimistic else "chosen on validation",
+                    ", ".join(part for part in (*parts, f"{int(cell['selected']):,} neurons selected") if part),
+                )
+            )
+        return facts
+
+    def _grid(self, content: Content) -> Markup:
+        tried = len(self.grid)
+        outside = int((self.grid["p_value"] < 0.05).sum())
+        kept = int((self.grid["p_holm"] < 0.05).sum()) if "p_holm" in self.grid else 0
+        where = "the test images" if self.optimistic else "the validation images"
+        if tried == 1:
+            text = f"One edit was tried on {where}."
+        else:
+            text = (
+                f"{words.count(tried, 'edit')} were tried on {where}. {outside} lie outside the band that chance flips "
+                f"give (p < .05; about {max(round(0.05 * tried), 1)} would if no edit did anything), {kept} after Holm's "
+                f"correction for {tried} tries."
+            )
+        by = [name for name in ("layer", "selection", "rule") if name in self.grid]
+        drawings = Markup("")
+        for key, cells in self.grid.groupby(by, sort=False, dropna=False):
+            if cells[["tau", "factor"]].isna().any(axis=None) or cells.duplicated(["tau", "factor"]).any():
+                continue
+            names = [str(part) for part in (key if isinstance(key, tuple) else (key,))]
+            drawings += content.figure(figures.grid_heatmap(cells, " · ".join(names)), self._cell_caption(cells))
+        wrapped = Markup('<div class="figures">{}</div>').format(drawings) if drawings else Markup("")
+        details = Markup("<details{}><summary>The grid as a table, {}</summary>{}</details>").format(
+            Markup(" open") if tried <= 12 else "",
+            words.count(tried, "row"),
+            page.table(self.grid, GRID_COLUMNS, self.grid.get("chosen", pd.Series([False] * tried)), limit=1000),
+        )
+        return Markup("<p>{}</p>").format(text) + wrapped + details
+
+    def _cell_caption(self, cells: pd.DataFrame) -> str:
+        best = cells.loc[cells["delta"].idxmax()]
+        caption = (
+            f"Change of accuracy in points. Best: {words.points(best['delta'])} at τ = {best['tau']:g}, factor "
+            f"{best['factor']:g} ({words.p_sentence(best['p_value'])}"
+        )
+        caption += f", {words.p_sentence(best['p_holm'])} after Holm)." if "p_holm" in best else ")."
+        images = self.val_images or _images_of(cells)
+        if images:
+            band = figures.noise_band(cells, images)
+            inside = int((cells["delta"].abs() <= band).sum())
+            caption += (
+                f" Chance flips alone give a band of about ±{100 * band:.2f} points; {inside} of {len(cells)} cells lie in it."
+            )
+        chosen = cells[cells["chosen"].astype(bool)] if "chosen" in cells else cells[:0]
+        if len(chosen):
+            caption += " The framed cell was taken."
+        return caption
+
+    def _controls(self, content: Content) -> Markup:
+        assert self.controls is not None
+        column = "delta_test" if self.controls["delta_test"].notna().any() else "delta_val"
+        delta = float(self.comparison["delta"])
+        if column == "delta_val" and self.chosen is not None:
+            delta = float(self.chosen["delta"])
+        rows, sentences = [], []
+        for kind, group in self.controls.groupby("control", sort=False):
+            values = group[column].dropna().to_numpy(dtype=float)
+            if not values.size:
+                continue
+            name = figures.editing.CONTROL_NAMES.get(str(kind), str(kind).replace("_", " "))
+            low, high = np.quantile(values, [0.025, 0.975])
+            reached = int((values >= delta - 1e-12).sum())
+            rows.append(
+                {
+                    "control": name,
+                    "draws": values.size,
+                    "median": float(np.median(values)),
+                    "low": low if values.size > 1 else np.nan,
+                    "high": high if values.size > 1 else np.nan,
+                    "reached": reached,
+                }
+            )
+            if values.size > 1:
+                sentences.append(f"{reached} of {values.size} draws of {name} do as well or better")
+            else:
+                sentences.append(f"{name}: {words.points(values[0])}")
+        where = "test" if column == "delta_test" else "validation"
+        caption = (
+            f"On {where}, the chosen edit changes accuracy by {words.points(delta)} points; {'; '.join(sentences)}. "
+            "If the labels matter, the line stands to the right of the clouds."
+        )
+        table = page.table(
+            pd.DataFrame(rows),
+            (
+                Column("control", "control"),
+                Column("draws", "draws", "count"),
+                Column("median", "median (points)", "points"),
+                Column("low", "2.5 %", "points"),
+                Column("high", "97.5 %", "points"),
+                Column("reached", "as good as the edit", "count"),
+            ),
+        )
+        drawing = content.figure(figures.control_distribution(self.controls, delta, column), caption)
+        return Markup(
+            '<p>The same edit, its size kept, without using the labels.</p><div class="figures">{}<div>{}</div></div>'
+        ).format(drawing, table)
+
+    def _change(self, content: Content) -> Markup:
+        row = self.comparison
+        parts = [page.table(_measures(row), (Column("measure", "on test"), Column("before", "before", 2),
+                                             Column("after", "after", 2), Column("change", "change", 2)))]  # fmt: skip
+        drawings = Markup("")
+        if row.get("recall_before") is not None and row.get("recall_after") is not None:
+            first = np.array([np.nan if v is None else v for v in row["recall_before"]], dtype=float)
+            last = np.array([np.nan if v is None else v for v in row["recall_after"]], dtype=float)
+            change = last - first
+            caption = "Recall by class before and after. "
+            if np.isfinite(change).any() and np.nanmax(np.abs(change)) > 0:
+                up, down = int(np.nanargmax(change)), int(np.nanargmin(change))
+                told = []
+                if change[up] > 0:
+                    told.append(f"largest rise: {self.class_names[up]}, {words.points(change[up], 1)} points")
+                if change[down] < 0:
+                    told.append(f"largest fall: {self.class_names[down]}, {words.points(change[down], 1)} points")
+                caption += "; ".join(told).capitalize() + "."
+            else:
+                caption += "No class changed."
+            counts = None if self.before is None else np.bincount(self.before.labels.numpy(), minlength=len(first))
+            drawings += content.figure(
+                figures.recall_bars({"before": first, "after": last}, self.class_names, counts), caption
+            )
+        html = Markup('<div class="figures"><div>{}</div>{}</div>').format(Markup("").join(parts), drawings)
+        if self.before is not None and self.after is not None:
+            first, last = (confusion_counts(p, len(self.class_names)) for p in (self.before, self.after))
+            moved = int((self.before.logits.argmax(1) != self.after.logits.argmax(1)).sum())
+            caption = f"{words.count(moved, 'image')} of {len(self.before.labels):,} get another predicted class. "
+            caption += _largest_move(last - first, self.class_names)
+            html += content.figure(figures.confusion_change(first, last, self.class_names), caption, wide=True)
+        return html
+
+    def _flips(self, content: Content) -> Markup:
+        assert self.before is not None
+        assert self.after is not None
+        assert self.images is not None
+        first, last = predicted_classes(self.before), predicted_classes(self.after)
+        truth = dict(zip(self.before.ids.tolist(), self.before.labels.tolist(), strict=True))
+        groups = []
+        for title, right in (("Became right", last), ("Became wrong", first)):
+            wrong = first if right is last else last
+            ids = [i for i, label in truth.items() if right[i] == label and wrong[i] != label]
+            shown = ids[:MOST_FLIPS]
+            content.pool.add(self.images, shown)
+            tiles = Markup("").join(
+                content.image(i, self.class_names[truth[i]], f"{self.class_names[first[i]]} → {self.class_names[last[i]]}")
+                for i in shown
+            )
+            note = f"{words.count(len(ids), 'image')}{f', the first {MOST_FLIPS} shown' if len(ids) > MOST_FLIPS else ''}"
+            groups.append({"title": title, "note": f"{note}. True class; predicted before → after.", "tiles": tiles})
+        return page._template("flips.html.j2").render(groups=groups)
+
+    def _ablation(self, content: Content) -> Markup:
+        assert self.ablation is not None
+        fall = self.ablation.to_numpy(dtype=float)
+        row, column = np.unravel_index(int(np.nanargmax(fall)), fall.shape)
+        caption = (
+            f"Change of each class's recall in points when the neurons of one concept are set to zero. The largest fall: "
+            f"without “{self.ablation.index[row]}”, {self.ablation.columns[column]} loses "
+            f"{100 * fall[row, column]:.1f} points."
+        )
+        if self.ablation_beyond is not None:
+            beyond = int(self.ablation_beyond.to_numpy(dtype=bool).sum())
+            caption += f" {beyond} of {fall.size} falls go beyond random neurons of the same number."
+        return content.figure(figures.concept_ablation(self.ablation, self.ablation_beyond), caption)
+
+
+def confusion_counts(predictions: Predicted, classes: int) -> np.ndarray:
+    """Images by true and predicted class."""
+    labels: Tensor = predictions.labels
+    flat = labels * classes + predictions.logits.argmax(dim=1)
+    return flat.bincount(minlength=classes * classes).view(classes, classes).numpy().astype(float)
+
+
+def _measures(row: Mapping[str, Any]) -> pd.DataFrame:
+    rows = []
+    for name, words_for_it in MEASURES.items():
+        before, after = row.get(f"{name}_before"), row.get(f"{name}_after")
+        if before is None or after is None:
+            continue
+        scale = 100 if "(%)" in words_for_it else 1
+        rows.append(
+            {"measure": words_for_it, "before": scale * before, "after": scale * after, "change": scale * (after - before)}
+        )
+    return pd.DataFrame(rows, columns=["measure", "before", "after", "change"])
+
+
+def _largest_move(difference: np.ndarray, class_names: Sequence[str]) -> str:
+    if not np.abs(difference).max(initial=0):
+        return "The confusion is the same."
+    row, column = np.unravel_index(int(np.abs(difference).argmax()), difference.shape)
+    amount = int(difference[row, column])
+    more = "more" if amount > 0 else "fewer"
+    if row == column:
+        return f"Largest move: {abs(amount)} {more} {class_names[row]} images are recognised."
+    return f"Largest move: {abs(amount)} {more} {class_names[row]} images are taken for {class_names[column]}."
+
+
+def _images_of(cells: pd.DataFrame) -> int | None:
+    """The number of images behind the deltas, from a cell where gains and losses differ."""
+    net = (cells["gained"] - cells["lost"]).to_numpy(dtype=float)
+    delta = cells["delta"].to_numpy(dtype=float)
+    told = (net != 0) & (delta != 0)
+    return int(round(float(np.median(net[told] / delta[told])))) if told.any() else None
+
+
+def _known(row: pd.Series, name: str) -> bool:
+    return name in row and not pd.isna(row[name])

@@ -1,0 +1,140 @@
+"""The neurons as the page's script reads them: columns of short numbers, each name and image once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from emodissect.data.images import ImageSet
+from emodissect.report.images import ImagePool
+from emodissect.report.page import pack_heat
+
+#: Distinct images shown at most; beyond it each neuron shows fewer of its top images.
+MOST_IMAGES = 16_000
+SHOWN = (10, 8, 6, 5, 4, 3, 2, 1)
+
+
+class Predicted(Protocol):
+    """What :class:`emodissect.evaluation.Predictions` has."""
+
+    ids: Tensor
+    labels: Tensor
+    logits: Tensor
+
+
+def predicted_classes(predictions: Predicted | None) -> dict[int, int]:
+    """Image id -> predicted class."""
+    if predictions is None:
+        return {}
+    return dict(zip(predictions.ids.tolist(), predictions.logits.argmax(dim=1).tolist(), strict=True))
+
+
+def neuron_payload(
+    neurons: pd.DataFrame,
+    images: ImageSet,
+    pool: ImagePool,
+    class_names: Sequence[str],
+    predicted: Mapping[int, int],
+    heat: Mapping[tuple[str, int], ArrayLike],
+) -> dict[str, Any]:
+    """The neurons' labels and top images; the images are put into the pool.
+
+    Args:
+        neurons: one row a neuron.
+        images: the probe set.
+        pool: of the page.
+        class_names: in the order of ``images.labels``.
+        predicted: class by image id, as far as known.
+        heat: activation maps in [0, 1] by (layer, neuron), shape (rank, height, width).
+    """
+    tops = [[int(i) for i in row] for row in neurons["top_ids"]]
+    dead = neurons["dead"].to_numpy(dtype=bool)
+    kept = _kept([row for row, silent in zip(tops, dead, strict=True) if not silent])
+    tops = [[] if silent else row[:kept] for row, silent in zip(tops, dead, strict=True)]
+    pool.add(images, (i for row in tops for i in row))
+    layers, concepts = _Names(), _Names()
+    runners = [[concepts[name] for name in row] for row in neurons["runners_up"]]
+    flags = (
+        neurons["dead"].to_numpy(dtype=int)
+        + 2 * neurons["interpretable"].to_numpy(dtype=int)
+        + 4 * _flag(neurons, "significant")
+    )
+    keys = list(zip(neurons["layer"].astype(str), neurons["neuron"].astype(int), strict=True))
+    # Cards look images up by tile; later sections may add images, which have a class as well.
+    return {
+        "classes": [str(name) for name in class_names],
+        "kept": kept,
+        "labels": [pool.label(i) for i in pool.ids],
+        "predicted": [predicted.get(i, -1) for i in pool.ids] if predicted else None,
+        "neurons": {
+            "layer": [layers[layer] for layer, _ in keys],
+            "neuron": [neuron for _, neuron in keys],
+            "concept": [concepts[str(name)] for name in neurons["concept"]],
+            **{
+                short: _rounded(neurons[name])
+                for short, name in {
+                    "similarity": "similarity",
+                    "margin": "margin",
+                    "z": "z",
+                    "p": "p_value",
+                    "q": "q_value",
+                    "accuracy": "accuracy",
+                    "chance": "accuracy_chance",
+                    "low": "accuracy_low",
+                    "high": "accuracy_high",
+                }.items()
+                if name in neurons
+            },
+            "flags": flags.tolist(),
+            "top": [[pool.index(i) for i in row] for row in tops],
+            "values": [[_short(v) for v in row[: len(top)]] for row, top in zip(neurons["top_values"], tops, strict=True)],
+            "runners": runners,
+            "runnersSimilarity": [[_short(v) for v in row] for row in neurons["runners_up_similarity"]],
+        },
+        "layers": layers.names,
+        "concepts": concepts.names,
+        "heat": {
+            row: [pack_heat(part) for part in np.asarray(heat[key])[:kept]] for row, key in enumerate(keys) if key in heat
+        },
+    }
+
+
+class _Names(dict[str, int]):
+    """Numbers for names, in the order they come."""
+
+    def __missing__(self, name: str) -> int:
+        self[name] = len(self)
+        return self[name]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self)
+
+
+def _kept(tops: Sequence[Sequence[int]]) -> int:
+    """How many top images of each neuron can be shown."""
+    for kept in SHOWN:
+        if len({i for row in tops for i in row[:kept]}) <= MOST_IMAGES:
+            return kept
+    return SHOWN[-1]
+
+
+def _flag(neurons: pd.DataFrame, name: str) -> np.ndarray:
+    if name in neurons:
+        return neurons[name].to_numpy(dtype=int)
+    return (neurons["q_value"] < 0.05).to_numpy(dtype=int)
+
+
+def _short(value: float) -> float | None:
+    number = float(value)
+    return float(f"{number:.4g}") if math.isfinite(number) else None
+
+
+def _rounded(values: pd.Series) -> list[float | None]:
+    return [_short(value) for value in values]

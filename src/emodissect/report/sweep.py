@@ -1,0 +1,205 @@
+"""The page of a multirun: every job in one table, heat maps by layer, the best by validation with its test figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from emodissect import figures
+from emodissect.report import page, words
+from emodissect.report.page import Column, Content, Extra, Fact, Section
+
+KNOWN = {
+    "job": Column("job", "job"),
+    "layer": Column("layer", "layer"),
+    "selection": Column("selection", "selection"),
+    "rule": Column("rule", "rule"),
+    "tau": Column("tau", "τ", 2),
+    "factor": Column("factor", "factor", 2),
+    "delta_val": Column("delta_val", "change on validation", "points"),
+    "delta": Column("delta", "change on test", "points"),
+    "delta_low": Column("delta_low", "from", "points", "paired bootstrap interval"),
+    "delta_high": Column("delta_high", "to", "points", "paired bootstrap interval"),
+    "p_value": Column("p_value", "p", "p", "exact McNemar, on test"),
+    "gained": Column("gained", "gained", "count"),
+    "lost": Column("lost", "lost", "count"),
+    "accuracy_before": Column("accuracy_before", "before", "percent"),
+    "accuracy_after": Column("accuracy_after", "after", "percent"),
+    "seconds": Column("seconds", "seconds", 1),
+    "error": Column("error", "error"),
+}
+HIDDEN = {"folder", "task", "chosen"}
+
+
+@dataclass
+class SweepPage:
+    """What a multirun shows.
+
+    Attributes:
+        jobs: one row a job: its overrides (``layer``, ``tau``, ``factor``, ...), ``delta_val`` and ``delta`` (change of
+            accuracy on validation and on test, fractions), where known ``delta_low``, ``delta_high``, ``p_value``,
+            ``accuracy_before``, ``accuracy_after``; ``error`` where it failed. Other columns are shown as they are.
+        value: the column that the jobs were ranked by; higher is better.
+        command, manifest: where it comes from.
+        title: of the page.
+        extras: further sections.
+    """
+
+    jobs: pd.DataFrame
+    value: str = "delta_val"
+    command: str = ""
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    title: str = "A sweep of edits"
+    extras: Sequence[Extra] = ()
+
+    def write(self, path: str | Path) -> Path:
+        """Write the page; it appears whole or not at all."""
+        return page.write(path, self.html())
+
+    def html(self) -> str:
+        """The page as a string."""
+        content = Content()
+        sections = []
+        maps = self._maps(content)
+        if maps:
+            sections.append(Section("maps", "By layer, τ and factor", maps))
+        if "delta" in self.done and self.done["delta"].notna().any():
+            sections.append(Section("test", "On test", self._test(content)))
+        sections.append(Section("jobs", "Jobs", self._table()))
+        sections += page.extra_sections(content, self.extras)
+        return page.compose(
+            content,
+            kind="sweep",
+            title=self.title,
+            lede=self.summary(),
+            facts=self.facts(),
+            sections=sections,
+            command=self.command,
+            manifest=self.manifest,
+        )
+
+    @property
+    def failed(self) -> pd.DataFrame:
+        """The jobs that left an error."""
+        return self.jobs[self.jobs["error"].notna()] if "error" in self.jobs else self.jobs[:0]
+
+    @property
+    def done(self) -> pd.DataFrame:
+        """The others."""
+        return self.jobs.drop(index=self.failed.index)
+
+    @property
+    def best(self) -> pd.Series | None:
+        """The best job by the ranking column."""
+        if self.value not in self.done or not self.done[self.value].notna().any():
+            return None
+        return self.done.loc[self.done[self.value].idxmax()]
+
+    def summary(self) -> str:
+        """The result in plain words."""
+        text = f"{words.count(len(self.jobs), 'job')}"
+        text += f", {words.count(len(self.failed), 'failed', 'failed')}. " if len(self.failed) else ", all finished. "
+        best = self.best
+        if best is None:
+            return text + f"No job has a figure called {self.value}."
+        figure = words.points(best[self.value]) + " points" if "delta" in self.value else words.number(best[self.value], 4)
+        text += f"Best by {self.value.replace('_', ' ').replace('delta val', 'validation')}: {self._name(best)} ({figure})"
+        if self.value != "delta" and "delta" in best and not words.missing(best["delta"]):
+            text += f"; on test it gives {words.points(best['delta'])} points"
+            if "p_value" in best and not words.missing(best["p_value"]):
+                text += f" ({words.p_sentence(best['p_value'])})"
+        return (
+            f"{text}. The best of {words.count(len(self.done), 'try', 'tries')} looks better than it is: trust the test "
+            "figure of the job that validation chose, not the largest test figure in the table."
+        )
+
+    def facts(self) -> list[Fact]:
+        """The figures at the top."""
+        facts = [
+            Fact(f"{len(self.done):,}", "jobs finished"),
+            Fact(f"{len(self.failed):,}", "jobs failed", "", "bad" if len(self.failed) else ""),
+        ]
+        best = self.best
+        if best is not None:
+            if "delta" in self.value:
+                facts.append(Fact(f"{words.points(best[self.value])}", "points, best on validation", self._name(best)))
+            if "delta" in best and not words.missing(best["delta"]):
+                note = words.p_sentence(best["p_value"]) if "p_value" in best else ""
+                facts.append(Fact(words.points(best["delta"]), "points, the same job on test", note))
+        if "seconds" in self.done and len(self.done):
+            facts.append(Fact(f"{self.done['seconds'].median():.1f} s", "median time of a job"))
+        return facts
+
+    def _name(self, row: pd.Series) -> str:
+        parts = [str(row["layer"])] if "layer" in row else []
+        parts += [f"τ = {row['tau']:g}"] if _is_number(row.get("tau")) else []
+        parts += [f"factor {row['factor']:g}"] if _is_number(row.get("factor")) else []
+        return ", ".join(parts) or f"job {row.get('job', row.name)}"
+
+    def _maps(self, content: Content) -> Markup:
+        needed = {"tau", "factor", self.value}
+        if not needed <= set(self.done) or "delta" not in self.value:
+            return Markup("")
+        cells = self.done.copy()
+        for name in ("tau", "factor"):
+            cells[name] = pd.to_numeric(cells[name], errors="coerce")
+        cells = cells.dropna(subset=list(needed))
+        best = self.best
+        cells["chosen"] = [best is not None and index == best.name for index in cells.index]
+        drawings = Markup("")
+        by = [name for name in ("layer", "selection", "rule") if name in cells]
+        groups = cells.groupby(by, sort=False, dropna=False) if by else [("", cells)]
+        for key, group in groups:
+            plain = group[["tau", "factor", self.value, "chosen"]].rename(columns={self.value: "delta"})
+            plain = plain.drop_duplicates(["tau", "factor"])
+            names = " · ".join(str(part) for part in (key if isinstance(key, tuple) else (key,)))
+            top = plain.loc[plain["delta"].idxmax()]
+            caption = (
+                f"{names}: change on validation in points; best {words.points(top['delta'])} at τ = {top['tau']:g}, factor "
+                f"{top['factor']:g}."
+            )
+            caption += " The framed cell is the best of all." if plain["chosen"].any() else ""
+            drawings += content.figure(figures.grid_heatmap(plain, names), caption)
+        return Markup('<div class="figures">{}</div>').format(drawings) if drawings else Markup("")
+
+    def _test(self, content: Content) -> Markup:
+        rows = self.done.dropna(subset=["delta"])
+        shown = rows.loc[rows["delta"].sort_values(ascending=False, kind="stable").index[:40]]
+        caption = (
+            f"Change on test of {'the 40 highest of ' if len(rows) > 40 else ''}{words.count(len(rows), 'job')}, from "
+            f"{words.points(rows['delta'].min())} to {words.points(rows['delta'].max())} points."
+        )
+        if "p_value" in rows:
+            sure = int((rows["p_value"] < 0.05).sum())
+            caption += (
+                f" {sure} have p < .05; about {max(round(0.05 * len(rows)), 1)} of {len(rows)} would if no edit did anything."
+            )
+        return content.figure(figures.deltas(shown, [self._name(row) for _, row in shown.iterrows()]), caption)
+
+    def _table(self) -> Markup:
+        jobs = self.jobs.rename(columns=str)
+        columns = [column for name, column in KNOWN.items() if name in jobs and name != "error"]
+        columns += [
+            Column(str(name), str(name).replace("_", " "), 3 if pd.api.types.is_float_dtype(jobs[name]) else "text")
+            for name in jobs.columns
+            if name not in KNOWN and name not in HIDDEN
+        ]
+        columns = [
+            Column(c.name, c.heading, "text", c.help)
+            if c.form != "text" and not pd.api.types.is_numeric_dtype(jobs[c.name])
+            else c
+            for c in columns
+        ]
+        columns += [KNOWN["error"]] if len(self.failed) else []
+        best = self.best
+        marked = [best is not None and index == best.name for index in jobs.index]
+        return page.table(jobs, columns, marked, "The marked job is the one that validation chose.", limit=2000)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not words.missing(value)

@@ -1,0 +1,174 @@
+"""The page of a training run: curves, confusion, recall, and the surest mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from emodissect import figures
+from emodissect.data.images import ImageSet
+from emodissect.report import page, words
+from emodissect.report.editing import confusion_counts
+from emodissect.report.neurons import Predicted
+from emodissect.report.page import Content, Extra, Fact, Section
+
+NAMES = {
+    "acc": "accuracy",
+    "accuracy": "accuracy",
+    "acc_top2": "top-2 accuracy",
+    "top2": "top-2 accuracy",
+    "f1": "macro F1",
+    "macro_f1": "macro F1",
+    "nll": "negative log-likelihood",
+    "loss": "loss",
+    "ece": "calibration error",
+}
+FRACTIONS = {"accuracy", "top-2 accuracy", "macro F1", "calibration error"}
+
+
+@dataclass
+class TrainPage:
+    """What ``train.py`` shows.
+
+    Attributes:
+        metrics: name -> value, e.g. ``test/acc``; those of val and test are shown at the top.
+        class_names: in the order of the labels.
+        history: column epoch and what was logged, as Lightning's CSV logger writes it.
+        predictions: on the test images.
+        images: the test images.
+        command, manifest: where it comes from.
+        title: of the page.
+        saliency: gradient saliency in [0, 1] by image id, shape (height, width).
+        extras: further sections, e.g. the audit of the images.
+    """
+
+    metrics: Mapping[str, float]
+    class_names: Sequence[str]
+    history: pd.DataFrame | None = None
+    predictions: Predicted | None = None
+    images: ImageSet | None = None
+    command: str = ""
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    title: str = "How well the classifier reads faces"
+    saliency: Mapping[int, Any] = field(default_factory=dict)
+    extras: Sequence[Extra] = ()
+
+    def write(self, path: str | Path) -> Path:
+        """Write the page; it appears whole or not at all."""
+        return page.write(path, self.html())
+
+    def html(self) -> str:
+        """The page as a string."""
+        content = Content()
+        sections = []
+        if self.predictions is not None:
+            sections.append(Section("classes", "Classes", self._classes(content)))
+        if self.history is not None and len(self.history):
+            sections.append(Section("curves", "Training", self._curves(content)))
+        if self.predictions is not None and self.images is not None:
+            sections.append(Section("mistakes", "Surest mistakes", self._mistakes(content)))
+        sections += page.extra_sections(content, self.extras)
+        return page.compose(
+            content,
+            kind="train",
+            title=self.title,
+            lede=self.summary(),
+            facts=self.facts(),
+            sections=sections,
+            command=self.command,
+            manifest=self.manifest,
+        )
+
+    def summary(self) -> str:
+        """The result in plain words."""
+        if self.predictions is None:
+            return "The training run's figures."
+        counts = confusion_counts(self.predictions, len(self.class_names))
+        recall = _recall(counts)
+        best, worst = int(np.nanargmax(recall)), int(np.nanargmin(recall))
+        commonest = counts.sum(axis=1).max() / counts.sum()
+        return (
+            f"{words.percent(np.trace(counts) / counts.sum())} of {int(counts.sum()):,} test images are recognised "
+            f"({words.percent(commonest)} by always naming the commonest class). Best: {self.class_names[best]} "
+            f"({words.percent(recall[best], 0)}); hardest: {self.class_names[worst]} ({words.percent(recall[worst], 0)})."
+        )
+
+    def facts(self) -> list[Fact]:
+        """The figures at the top."""
+        facts = []
+        for name, value in self.metrics.items():
+            split, _, metric = name.rpartition("/")
+            if split not in {"test", "val"} or metric not in NAMES or words.missing(value):
+                continue
+            text = words.percent(value) if NAMES[metric] in FRACTIONS else words.number(float(value), 3)
+            facts.append(Fact(text, f"{NAMES[metric]}, {'validation' if split == 'val' else split}"))
+        return sorted(facts, key=lambda fact: not fact.name.endswith("test"))
+
+    def _classes(self, content: Content) -> Markup:
+        assert self.predictions is not None
+        counts = confusion_counts(self.predictions, len(self.class_names))
+        wrong = counts.copy()
+        np.fill_diagonal(wrong, 0)
+        row, column = np.unravel_index(int(wrong.argmax()), wrong.shape)
+        share = wrong[row, column] / max(counts[row].sum(), 1)
+        confused = (
+            f"Most frequent confusion: {int(wrong[row, column]):,} {self.class_names[row]} images "
+            f"({words.percent(share, 0)} of them) are taken for {self.class_names[column]}."
+        )
+        recall = _recall(counts)
+        spread = f"Recall runs from {words.percent(np.nanmin(recall), 0)} to {words.percent(np.nanmax(recall), 0)}; the mean over classes is {words.percent(np.nanmean(recall))}."  # noqa: E501
+        return Markup('<div class="figures">{}{}</div>').format(
+            content.figure(figures.confusion(counts, self.class_names), confused),
+            content.figure(figures.recall_bars({"test": recall}, self.class_names, counts.sum(axis=1)), spread),
+        )
+
+    def _curves(self, content: Content) -> Markup:
+        assert self.history is not None
+        caption = ""
+        if "val/acc" in self.history:
+            by_epoch = self.history.groupby("epoch")["val/acc"].mean().dropna()
+            if len(by_epoch):
+                best = by_epoch.idxmax()
+                caption = f"Validation accuracy is highest in epoch {int(best)} of {int(by_epoch.index.max())}: {words.percent(by_epoch[best])}."  # noqa: E501
+                if best == by_epoch.index.max():
+                    caption += " It was still rising: a longer run may do better."
+        drawings = content.figure(figures.training_curves(self.history), caption)
+        layers = [c.split("/")[1] for c in self.history if c.startswith("dissect/") and c.endswith("/proportion")]
+        if layers:
+            drawings += content.figure(
+                figures.concepts_over_epochs(self.history, layers), "Interpretable neurons while the network is trained."
+            )
+        return Markup('<div class="figures">{}</div>').format(drawings)
+
+    def _mistakes(self, content: Content, most: int = 48) -> Markup:
+        assert self.predictions is not None
+        assert self.images is not None
+        sure, guess = self.predictions.logits.softmax(dim=1).max(dim=1)
+        wrong = (guess != self.predictions.labels).nonzero().flatten()
+        order = wrong[sure[wrong].argsort(descending=True)][:most].tolist()
+        ids = [int(self.predictions.ids[row]) for row in order]
+        content.pool.add(self.images, ids)
+        tiles = Markup("").join(
+            content.image(
+                image_id,
+                self.class_names[int(self.predictions.labels[row])],
+                f"→ {self.class_names[int(guess[row])]} {100 * float(sure[row]):.0f} %",
+                self.saliency.get(image_id),
+            )
+            for image_id, row in zip(ids, order, strict=True)
+        )
+        text = "The wrong answers that the classifier was surest of: true class, and its own answer with its probability."
+        if self.saliency:
+            text += " The orange shade shows the pixels that the answer hangs on most."
+        return Markup('<p>{}</p><div class="tiles">{}</div>').format(text, tiles)
+
+
+def _recall(counts: np.ndarray) -> np.ndarray:
+    total = counts.sum(axis=1)
+    return np.divide(counts.diagonal(), total, out=np.full(len(counts), np.nan), where=total > 0)

@@ -1,0 +1,57 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+MINUS, DASH = "−", "–"
+
+
+def missing(value: Any) -> bool:
+    """Whether there is no number to show."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def percent(fraction: Any, digits: int = 1) -> str:
+    """``0.694`` -> ``69.4 %``."""
+    return DASH if missing(fraction) else f"{100 * float(fraction):.{digits}f} %"
+
+
+def points(delta: Any, digits: int = 2) -> str:
+    """``-0.0021`` -> ``−0.21``; a difference of fractions in percentage points."""
+    if missing(delta):
+        return DASH
+    text = f"{100 * float(delta):+.{digits}f}"
+    return (text[1:] if float(text) == 0 else text).replace("-", MINUS)
+
+
+def number(value: Any, digits: int = 2) -> str:
+    """A plain number, a comma at the thousands."""
+    if missing(value):
+        return DASH
+    if isinstance(value, int) or (isinstance(value, float) and digits == 0):
+        return f"{value:,.0f}".replace("-", MINUS)
+    return f"{float(value):.{digits}f}".replace("-", MINUS)
+
+
+def p_value(value: Any) -> str:
+    """``.41``, ``.003``, ``< .001``."""
+    if missing(value):
+        return DASH
+    value = float(value)
+    if value < 0.001:
+        return "< .001"
+    text = f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+    return text.lstrip("0") if value < 0.995 else "1.00"
+
+
+def p_sentence(value: Any) -> str:
+    """``p = .41`` or ``p < .001``."""
+    text = p_value(value)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def count(amount: int, one: str, many: str | None = None) -> str:
+    """``1 neuron``, ``4,096 neurons``."""
+    return f"{amount:,} {one if amount == 1 else many or one + 's'}"
