@@ -1,0 +1,182 @@
+"""The most activating images of each neuron, kept while batches stream by."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from emodissect.errors import UserError
+
+# An activation and its image's id in one integer that sorts as the ranking does: the float's bits, made monotone, in
+# the upper half, and below it the id's complement, so that of equal activations the lower id is the larger key.
+_LOW = 0xFFFFFFFF
+_EMPTY = torch.iinfo(torch.int64).min
+
+
+class TopImages:
+    """Each neuron's ``k`` largest activations and the ids of their images; the image x neuron matrix never exists.
+
+    Exact, and independent of the order and size of batches: images are ranked by activation, descending, and among
+    equal activations by id, ascending; an id met again counts once, with its largest activation. From a batch only
+    what beats a neuron's k-th image so far is kept; the survivors wait in a buffer that is merged when it is full.
+    State: (k + buffer) x neurons integers of 8 bytes.
+
+    Args:
+        k: how many images to keep.
+        buffer: how many survivors may wait per neuron; the larger of k and 256 unless told.
+    """
+
+    def __init__(self, k: int, buffer: int | None = None) -> None:
+        if k < 1:
+            raise UserError(f"top_k={k}: at least one image is kept. Give 1 or more; the study took 100.")
+        self.k = k
+        self.buffer = buffer or max(k, 256)
+        # A row of keys per neuron: the best so far in [0, k), in no order, and waiting ones in [k, k + buffer).
+        self._keys = torch.empty(0, 0, dtype=torch.int64)
+        self._waiting = torch.empty(0, dtype=torch.int64)
+        # The k-th image so far: what a newcomer has to beat.
+        self._worst = torch.empty(0)
+        self._worst_id = torch.empty(0, dtype=torch.int64)
+
+    @property
+    def values(self) -> Float[Tensor, "rank neuron"]:
+        """Activations, descending; min(k, images so far) ranks."""
+        return _values(self._ranked())
+
+    @property
+    def ids(self) -> Int64[Tensor, "rank neuron"]:
+        """The images' ids, in the order of :attr:`values`."""
+        return _ids(self._ranked())
+
+    def update(self, values: Float[Tensor, "image neuron"], ids: Int64[Tensor, " image"]) -> None:
+        """Offer images; their activations must be finite.
+
+        Raises:
+            ValueError: another number of ids than images, or of neurons than before.
+            UserError: an id below 0 or of more than 32 bits.
+        """
+        if values.ndim != 2 or len(values) != len(ids):
+            raise ValueError(f"activations {tuple(values.shape)} for {len(ids)} ids")
+        if len(ids) and (int(ids.min()) < 0 or int(ids.max()) > _LOW):
+            raise UserError(f"Image ids run from {int(ids.min())} to {int(ids.max())}; 0 to {_LOW} can be ranked.")
+        with torch.inference_mode(False), torch.no_grad():
+            self._prepare(values.shape[1], values.device)
+            values, ids = values.to(torch.float32), ids.to(values.device)
+            for start in range(0, len(values), self.buffer):
+                self._offer(values[start : start + self.buffer], ids[start : start + self.buffer])
+
+    def merge(self, other: TopImages) -> None:
+        """Take in what another of the same k has kept, e.g. on another process."""
+        if other.k != self.k:
+            raise ValueError(f"the top {other.k} cannot be merged into the top {self.k}")
+        with torch.inference_mode(False), torch.no_grad():
+            theirs = other._ranked().T
+            if theirs.numel():
+                self._prepare(len(theirs), theirs.device)
+                self._merge_waiting()
+                self._keep_best(torch.cat([self._keys[:, : self.k], theirs.to(self._keys.device)], 1))
+
+    @classmethod
+    def of_ranked(cls, k: int, values: Float[Tensor, "rank neuron"], ids: Int64[Tensor, "rank neuron"]) -> TopImages:
+        """From ranks kept earlier."""
+        top = cls(k)
+        top._prepare(values.shape[1], values.device)
+        top._keep_best(torch.cat([top._keys[:, :k], _key(values.float(), ids).T], 1))
+        return top
+
+    def cpu(self) -> TopImages:
+        """The same, merged and in main memory: what travels between processes."""
+        copy = TopImages(self.k, self.buffer)
+        copy.merge(self)
+        for name in ("_keys", "_waiting", "_worst", "_worst_id"):
+            setattr(copy, name, getattr(copy, name).cpu())
+        return copy
+
+    def _prepare(self, neurons: int, device: torch.device) -> None:
+        if not len(self._keys):
+            self._keys = torch.full((neurons, self.k + self.buffer), _EMPTY, device=device)
+            self._waiting = torch.zeros(neurons, dtype=torch.int64, device=device)
+            self._worst = torch.full((neurons,), -torch.inf, device=device)
+            self._worst_id = torch.full((neurons,), -1, device=device)
+        elif neurons != len(self._keys):
+            raise ValueError(f"{neurons} neurons after {len(self._keys)}")
+
+    def _offer(self, values: Tensor, ids: Tensor) -> None:
+        beats = values > self._worst
+        if bool((self._worst_id > ids.min()).any()):  # an equal activation wins by its lower id
+            beats |= (values == self._worst) & (ids[:, None] < self._worst_id)
+        neuron, row = beats.T.contiguous().nonzero(as_tuple=True)
+        counts = torch.bincount(neuron, minlength=len(self._waiting))
+        if int((self._waiting + counts).max()) > self.buffer:
+            self._merge_waiting()
+            self._offer(values, ids)  # against the new k-th; a batch always fits an empty buffer
+            return
+        before = counts.cumsum(0) - counts
+        slot = torch.arange(len(neuron), device=neuron.device) + (self.k + self._waiting - before)[neuron]
+        self._keys[neuron, slot] = _key(values[row, neuron], ids[row])
+        self._waiting += counts
+
+    def _merge_waiting(self) -> None:
+        if len(self._waiting) and (longest := int(self._waiting.max())):
+            self._keep_best(self._keys[:, : self.k + longest])
+            self._keys[:, self.k :] = _EMPTY
+            self._waiting.zero_()
+
+    def _keep_best(self, keys: Int64[Tensor, "neuron slot"]) -> None:
+        best = _largest(keys, self.k)
+        twice = _repeats(best)
+        if bool(twice.any()):
+            # Each id once, with its larger key: sorted by id and then by key, the last of a run stays.
+            rows = keys[twice].sort(dim=1).values
+            rows = rows.gather(1, _ids(rows).sort(dim=1, stable=True).indices)
+            rows[:, :-1][(_ids(rows)[:, :-1] == _ids(rows)[:, 1:]) & (rows[:, 1:] != _EMPTY)] = _EMPTY
+            best[twice] = _largest(rows, self.k)
+        self._keys[:, : self.k] = best
+        worst = best.amin(1)
+        self._worst = torch.where(worst == _EMPTY, -torch.inf, _values(worst))
+        self._worst_id = torch.where(worst == _EMPTY, -1, _ids(worst))
+
+    def _ranked(self) -> Int64[Tensor, "rank neuron"]:
+        with torch.inference_mode(False), torch.no_grad():
+            self._merge_waiting()
+            keys = self._keys[:, : self.k].sort(dim=1, descending=True).values
+            # All neurons have seen the same images, so empty slots are the same number for each.
+            ranks = int((keys[0] != _EMPTY).sum()) if len(keys) else 0
+            return keys[:, :ranks].T.contiguous()
+
+
+def _key(values: Float[Tensor, " kept"], ids: Int64[Tensor, " kept"]) -> Int64[Tensor, " kept"]:
+    bits = (values + 0.0).view(torch.int32)  # + 0.0: -0 ranks as 0
+    monotone = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)
+    return monotone.long() * (_LOW + 1) + (_LOW - ids)
+
+
+def _values(keys: Int64[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    monotone = (keys >> 32).to(torch.int32)
+    return torch.where(monotone >= 0, monotone, monotone ^ 0x7FFFFFFF).view(torch.float32)
+
+
+def _ids(keys: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
+    return _LOW - (keys & _LOW)
+
+
+def _largest(keys: Int64[Tensor, "neuron slot"], k: int) -> Int64[Tensor, "neuron kept"]:
+    """The k largest keys of each row, in no order."""
+    if keys.device.type == "cpu":  # numpy's partition is four times faster than torch.topk on rows this short
+        return torch.from_numpy(np.partition(keys.numpy(), keys.shape[1] - k, axis=1)[:, -k:])
+    return keys.topk(k, dim=1, sorted=False).values
+
+
+def _repeats(keys: Int64[Tensor, "neuron slot"]) -> Tensor:
+    """Which neurons hold an id twice."""
+    if keys.device.type == "cpu":
+        low = np.sort((keys & _LOW).numpy().astype(np.uint32), axis=1)
+        # The complement of an empty slot's id is 0, as is that of the largest id: empty slots are told by the key.
+        empty = (keys == _EMPTY).sum(1).numpy()
+        same = (low[:, 1:] == low[:, :-1]).sum(1)
+        return torch.from_numpy(same > np.maximum(empty - 1, 0))
+    ids = torch.where(keys == _EMPTY, -torch.arange(1, keys.shape[1] + 1, device=keys.device), _ids(keys))
+    ids = ids.sort(dim=1).values
+    return (ids[:, 1:] == ids[:, :-1]).any(1)
