@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
@@ -28,6 +28,7 @@ def by_pil(images: Tensor, size: int) -> Tensor:
     return torch.from_numpy(np.stack(small))[:, None].float() / 255
 
 
+@settings(max_examples=40, deadline=None)
 @given(size=st.integers(8, 70), given_size=st.integers(12, 60), seed=st.integers(0, 99))
 def test_resize_is_pils_up_to_its_rounding(size: int, given_size: int, seed: int) -> None:
     images = random_images(2, size=given_size, seed=seed)

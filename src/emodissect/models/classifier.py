@@ -184,7 +184,7 @@ class Classifier(LightningModule):
             return
         if not torch.isfinite(loss):
             raise UserError(
-                f"the loss is {float(loss)} at step {self.global_step} (epoch {self.current_epoch}): training went "
+                f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}): training went "
                 "astray. Try a smaller optimizer.lr, trainer.gradient_clip_val=1, or trainer.precision=32."
             )
 
