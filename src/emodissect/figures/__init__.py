@@ -13,6 +13,7 @@ from emodissect.figures.editing import (
     confusion_change,
     control_distribution,
     grid_heatmap,
+    nll_heatmap,
     noise_band,
     recall_bars,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "label_quality",
     "layer_proportions",
     "layer_table",
+    "nll_heatmap",
     "noise_band",
     "recall_bars",
     "save_png",

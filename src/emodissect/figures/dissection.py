@@ -42,7 +42,9 @@ def similarity_histogram(
         if together.size:
             low, high = float(together.min()), float(together.max())
             edges = np.linspace(low, high if high > low else low + 1.0, 49)
-            axes.hist(values, edges, weights=np.full(values.size, 100 / max(values.size, 1)), color=BLUE, alpha=0.65)
+            axes.hist(
+                values, list(edges), weights=np.full(values.size, 100 / max(values.size, 1)), color=BLUE, alpha=0.65
+            )
             if chance.size:
                 counts = 100 * np.histogram(chance, edges)[0] / chance.size
                 axes.stairs(counts, edges, color=ORANGE, linewidth=1.6)

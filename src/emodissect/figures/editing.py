@@ -49,38 +49,35 @@ def noise_band(grid: pd.DataFrame, images: int) -> float:
 def grid_heatmap(grid: pd.DataFrame, title: str = "", level: float = 0.05) -> Figure:
     """Change of validation accuracy in points, by tau (rows) and factor (columns), of one layer and rule.
 
+    Blue is better. Tau may be missing (selections without a cutoff); then there is one row.
+
     A ring marks cells outside the noise band (exact McNemar p < level), a filled dot those that stay so after Holm's
     correction over the grid, a frame the chosen cell.
 
     Args:
         grid: columns tau, factor, delta, and where given p_value, p_holm, chosen; one row a cell.
     """
-    taus, factors = sorted(grid["tau"].unique()), sorted(grid["factor"].unique())
-    cells = {(row["tau"], row["factor"]): row for _, row in grid.iterrows()}
-    values = np.array([[_number(cells.get((t, f)), "delta") for f in factors] for t in taus]) * 100
-    known = np.abs(values[np.isfinite(values)])
-    limit = float(known.max()) if known.size and known.max() > 0 else 1.0
     with drawn():
-        figure = new(max(NARROW, 1.2 + 0.52 * len(factors)), 1.15 + 0.27 * max(len(taus), 2))
-        axes = figure.subplots()
-        signed_cells(axes, values, limit)
-        for row, tau in enumerate(taus):
-            for column, factor in enumerate(factors):
-                cell = cells.get((tau, factor))
-                if cell is None or not np.isfinite(values[row, column]):
-                    continue
-                axes.text(column + 0.46, row + 0.52, _points(values[row, column]), ha="center", va="center", fontsize=9)
-                if _number(cell, "p_value") < level:
-                    sure = _number(cell, "p_holm") < level
-                    axes.plot(column + 0.9, row + 0.24, "o", markersize=4, color=INK, markeredgewidth=1,
-                              markerfacecolor=INK if sure else "none", clip_on=False)  # fmt: skip
-                if bool(cell.get("chosen", False)):
-                    axes.add_patch(Rectangle((column + 0.03, row + 0.03), 0.94, 0.94, fill=False, edgecolor=INK,
-                                             linewidth=1.8, clip_on=False))  # fmt: skip
-        cell_ticks(axes, [f"{tau:g}" for tau in taus], [f"{factor:g}" for factor in factors])
-        axes.set_xlabel("factor")
-        axes.set_ylabel("τ")
+        figure, axes, cells = _by_tau_and_factor(grid, 100 * grid["delta"], 2)
+        for (row, column), cell in cells.items():
+            if _number(cell, "p_value") < level:
+                sure = _number(cell, "p_holm") < level
+                axes.plot(column + 0.88, row + 0.28, "o", markersize=3.8, color=INK, markeredgewidth=1,
+                          markerfacecolor=INK if sure else "none")  # fmt: skip
         _marks(figure, grid, level)
+        axes.set_title(title)
+    return figure
+
+
+def nll_heatmap(grid: pd.DataFrame, title: str = "") -> Figure:
+    """Change of the negative log-likelihood by tau and factor. Orange is worse, as in :func:`grid_heatmap`.
+
+    Args:
+        grid: columns tau, factor, nll_before, nll_after, and where given chosen; one row a cell.
+    """
+    with drawn():
+        figure, axes, _ = _by_tau_and_factor(grid, grid["nll_after"] - grid["nll_before"], 3, better=-1)
+        _marks(figure, grid[[name for name in ("chosen",) if name in grid]], 0)
         axes.set_title(title)
     return figure
 
@@ -195,7 +192,7 @@ def recall_bars(
                 offset = (at - (len(series) - 1) / 2) * height
                 axes.barh(rows + offset, np.nan_to_num(values), height=height * 0.92, color=colours[at % 3], alpha=0.85,
                           label=word)  # fmt: skip
-            first, last = list(series.values())[0], list(series.values())[-1]
+            first, *_, last = series.values()
             for row in range(len(names)):
                 change = last[row] - first[row]
                 if np.isfinite(change):
@@ -234,7 +231,7 @@ def concept_ablation(
         signed_cells(axes, values, float(known.max()) if known.size and known.max() > 0 else 1.0)
         for row, column in np.ndindex(*values.shape):
             if np.isfinite(values[row, column]):
-                axes.text(column + 0.46, row + 0.52, _points(values[row, column], 1), ha="center", va="center",
+                axes.text(column + 0.46, row + 0.52, _points(float(values[row, column]), 1), ha="center", va="center",
                           fontsize=8.5)  # fmt: skip
             if beyond is not None and bool(beyond.iloc[row, column]):
                 axes.plot(column + 0.91, row + 0.24, "o", markersize=3.6, color=INK)
@@ -242,12 +239,42 @@ def concept_ablation(
         axes.tick_params(axis="y", labelcolor=INK)
         axes.xaxis.tick_top()
         for label in axes.get_xticklabels():
-            label.set_ha("left")
+            label.set(ha="left")
         if beyond is not None:
             handle = Line2D([], [], marker="o", linestyle="", color=INK, markersize=4)
             figure.legend([handle], ["beyond random neurons of the same number"], loc="outside lower left")
         axes.set_title(title)
     return figure
+
+
+def _by_tau_and_factor(
+    grid: pd.DataFrame, values: pd.Series, digits: int, better: int = 1
+) -> tuple[Figure, Axes, dict[tuple[int, int], pd.Series]]:
+    """The matrix of cells with its numbers and the frame around the chosen one; the cells by place."""
+    taus = sorted(grid["tau"].dropna().unique()) or [float("nan")]
+    factors = sorted(grid["factor"].dropna().unique()) or [float("nan")]
+    table = np.full((len(taus), len(factors)), np.nan)
+    cells = {}
+    for (_, cell), value in zip(grid.iterrows(), values, strict=True):
+        row = taus.index(cell["tau"]) if not pd.isna(cell["tau"]) else 0
+        column = factors.index(cell["factor"]) if not pd.isna(cell["factor"]) else 0
+        table[row, column] = value
+        cells[row, column] = cell
+    known = np.abs(table[np.isfinite(table)])
+    figure = new(max(NARROW, 1.2 + 0.52 * len(factors)), 1.15 + 0.27 * max(len(taus), 2))
+    axes = figure.subplots()
+    signed_cells(axes, better * table, float(known.max()) if known.size and known.max() > 0 else 1.0)
+    for (row, column), cell in cells.items():
+        if np.isfinite(table[row, column]):
+            axes.text(column + 0.46, row + 0.52, _points(table[row, column], digits), ha="center", va="center",
+                      fontsize=9)  # fmt: skip
+        if bool(cell.get("chosen", False)):
+            axes.add_patch(Rectangle((column + 0.03, row + 0.03), 0.94, 0.94, fill=False, edgecolor=INK, linewidth=1.8,
+                                     clip_on=False))  # fmt: skip
+    cell_ticks(axes, [_plain(tau) for tau in taus], [_plain(factor) for factor in factors])
+    axes.set_xlabel("factor")
+    axes.set_ylabel("τ", rotation=0, labelpad=8)
+    return figure, axes, cells
 
 
 def _confusion(axes: Axes, counts: np.ndarray, class_names: Sequence[str]) -> None:
@@ -283,4 +310,9 @@ def _number(row: pd.Series | None, name: str) -> float:
 
 
 def _points(value: float, digits: int = 2) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")
+    text = f"{value:+.{digits}f}"
+    return (text[1:] if float(text) == 0 else text).replace("-", "−")
+
+
+def _plain(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:g}".replace("-", "−")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -27,7 +28,7 @@ PALETTE = {"ink": INK, "muted": MUTED, "line": LINE, "paper": PAPER} | {
 }
 NARROW, WIDE = 4.8, 7.6  # inches; a narrow figure is still legible on a phone
 
-_RC = {
+_RC: Any = {
     "font.size": 9.5,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -117,7 +118,7 @@ def signed_cells(axes: Axes, values: ArrayLike, limit: float) -> None:
     """
     table = np.asarray(values, dtype=float)
     for row, column in np.ndindex(*table.shape):
-        value = table[row, column]
+        value = float(table[row, column])
         known = np.isfinite(value)
         strength = min(abs(value) / limit, 1.0) if known and limit > 0 else 0.0
         axes.add_patch(

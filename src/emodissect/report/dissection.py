@@ -112,12 +112,12 @@ class DissectionPage:
         """The parts that an edit's page includes as well."""
         parts = [
             Section("layers", "Layers", self._layers(content)),
-            Section("similarity", "Similarity against chance", self._similarity(content)),
+            Section("similarity", "Similarity against chance", self._similarity(content), "Similarity"),
             Section("concepts", "Concepts", self._concepts(content)),
             Section("neurons", "Neurons", self._neurons(content)),
         ]
         if self.saliency:
-            parts.append(Section("saliency", "Where the classifier looked", self._saliency(content)))
+            parts.append(Section("saliency", "Where the classifier looked", self._saliency(content), "Saliency"))
         return parts
 
     @property
@@ -137,10 +137,11 @@ class DissectionPage:
         chosen, beyond = int(self.neurons["interpretable"].sum()), int(self._significant().sum())
         where = f"layer {self.ordered_layers[0]}" if len(self.layers) == 1 else words.count(len(self.layers), "layer")
         share_null = self._null_share()
-        tau = "" if self.tau is None else f" at τ = {self.tau:g}"
+        tau = "" if self.tau is None else f" at τ = {words.plain(self.tau)}"
         text = (
             f"{words.count(len(self.neurons), 'neuron')} in {where} were given a label. "
-            f"{chosen:,} of the {live:,} live ones ({words.percent(chosen / max(live, 1), 0)}) count as interpretable{tau}"
+            f"{chosen:,} of the {live:,} live ones ({words.percent(chosen / max(live, 1), 0)}) count as "
+            f"interpretable{tau}"
         )
         if share_null is not None:
             text += f", and so would {words.percent(share_null, 0)} of random image sets"
@@ -158,7 +159,7 @@ class DissectionPage:
             Fact(f"{len(self.neurons):,}", "neurons", f"{len(self.neurons) - len(live):,} dead"),
             Fact(
                 f"{int(live['interpretable'].sum()):,}",
-                "interpretable" if self.tau is None else f"interpretable, similarity > {self.tau:g}",
+                "interpretable" if self.tau is None else f"interpretable, similarity > {words.plain(self.tau)}",
                 f"of random sets {words.percent(self._null_share(), 0)}" if self._null_share() is not None else "",
             ),
             Fact(
@@ -174,7 +175,9 @@ class DissectionPage:
             if len(top):
                 first = top.sort_values("share", ascending=False, kind="stable").iloc[0]
                 facts.append(
-                    Fact(str(first["concept"]), "most frequent fitting label", f"{words.percent(first['share'])} of them")
+                    Fact(
+                        str(first["concept"]), "most frequent fitting label", f"{words.percent(first['share'])} of them"
+                    )
                 )
         return facts
 
@@ -192,9 +195,8 @@ class DissectionPage:
 
     def _layers(self, content: Content) -> Markup:
         layers = self.layers
-        highest = layers.loc[layers["accuracy"].fillna(-1).idxmax()]
-        significant = layers["significant"] / layers["neurons"]
-        sharpest = layers.loc[significant.idxmax()]
+        highest = layers.iloc[int(layers["accuracy"].fillna(-1).to_numpy().argmax())]
+        sharpest = layers.iloc[int((layers["significant"] / layers["neurons"]).to_numpy().argmax())]
         caption = (
             f"Labels fit best in {highest['layer']}: on average {words.percent(highest['accuracy'])} of a neuron's top "
             f"images are of a class its label stands for"
@@ -211,7 +213,9 @@ class DissectionPage:
                 f" At this cutoff {words.percent(null, 0)} of random image sets would count as interpretable too: "
                 "the proportion says little, the last column says more."
             )
-        parts = [page.table(layers, LAYER_COLUMNS, [name == self.ordered_layers[0] for name in layers["layer"]], caption)]
+        parts = [
+            page.table(layers, LAYER_COLUMNS, [name == self.ordered_layers[0] for name in layers["layer"]], caption)
+        ]
         if len(layers) > 1:
             drawing = figures.layer_proportions(layers)
             parts.append(
@@ -226,8 +230,8 @@ class DissectionPage:
             parts.append(
                 content.figure(
                     figures.layer_table(layers, self.published),
-                    f"Measured here, and in orange what the study published ({words.count(len(matched), 'layer')} in both).",
-                    wide=True,
+                    "Measured here, and in orange what the study published "
+                    f"({words.count(len(matched), 'layer')} in both).",
                 )
             )
         return Markup("").join(parts)
@@ -245,15 +249,16 @@ class DissectionPage:
             limit = float(np.quantile(chance, 0.95))
             above = float((best > limit).mean()) if best.size else 0.0
             caption += (
-                f"95 % of random image sets stay below {words.number(limit)}; {words.percent(above)} of the neurons lie "
-                "above it (5 % would if labels were chance). "
+                f"95 % of random image sets stay below {words.number(limit)}; {words.percent(above)} of the neurons "
+                "lie above it (5 % would if labels were chance). "
             )
             if self.tau is not None:
                 passed = float((chance > self.tau).mean())
-                caption += f"τ = {self.tau:g} lets {words.percent(passed)} of the random sets through"
+                caption += f"τ = {words.plain(self.tau)} lets {words.percent(passed)} of the random sets through"
                 caption += ", so it hardly selects." if passed > 0.5 else "."
         elif self.tau is not None and best.size:
-            caption += f"{words.percent(float((best > self.tau).mean()))} of the neurons lie above τ = {self.tau:g}."
+            above = float((best > self.tau).mean())
+            caption += f"{words.percent(above)} of the neurons lie above τ = {words.plain(self.tau)}."
         return content.figure(figures.similarity_histogram(best, null, self.tau, layer), caption)
 
     def _concepts(self, content: Content) -> Markup:

@@ -96,14 +96,14 @@ class EditPage:
     def html(self) -> str:
         """The page as a string."""
         content = Content()
-        sections = [Section("grid", "The grid", self._grid(content))]
+        sections = [Section("grid", "The grid", self._grid(content), "Grid")]
         if self.controls is not None and len(self.controls):
             sections.append(Section("controls", "Controls", self._controls(content)))
-        sections.append(Section("change", "What changed", self._change(content)))
+        sections.append(Section("change", "What changed", self._change(content), "Change"))
         if self.before is not None and self.after is not None and self.images is not None:
-            sections.append(Section("flips", "Images that flipped", self._flips(content)))
+            sections.append(Section("flips", "Images that flipped", self._flips(content), "Flips"))
         if self.ablation is not None:
-            sections.append(Section("ablation", "Silencing concepts", self._ablation(content)))
+            sections.append(Section("ablation", "Silencing concepts", self._ablation(content), "Silencing"))
         sections += page.extra_sections(content, self.extras)
         if self.dissection is not None:
             sections += self.dissection.sections(content)
@@ -138,9 +138,10 @@ class EditPage:
         interval = f"95 %: {words.points(row.get('delta_low'))} to {words.points(row.get('delta_high'))}"
         facts = [
             Fact(
-                f"{words.percent(row['accuracy_before'], 2)} → {words.percent(row['accuracy_after'], 2)}",
-                "accuracy on test, before → after",
-                words.count(int(row["images"]), "image") if row.get("images") else "",
+                words.percent(row["accuracy_after"], 2),
+                "accuracy on test, edited",
+                f"{words.percent(row['accuracy_before'], 2)} before"
+                + (f", {words.count(int(row['images']), 'image')}" if row.get("images") else ""),
             ),
             Fact(
                 f"{words.points(delta)} points",
@@ -157,12 +158,11 @@ class EditPage:
         ]
         cell = self.chosen
         if cell is not None:
-            parts = [f"τ = {cell['tau']:g}" if _known(cell, "tau") else "", f"× {cell['factor']:g}" if _known(cell, "factor") else ""]
             facts.append(
                 Fact(
                     str(cell["layer"]),
                     "chosen on test" if self.optimistic else "chosen on validation",
-                    ", ".join(part for part in (*parts, f"{int(cell['selected']):,} neurons selected") if part),
+                    f"{setting(cell)}; {words.count(int(cell['selected']), 'neuron')} selected",
                 )
             )
         return facts
@@ -176,38 +176,47 @@ class EditPage:
             text = f"One edit was tried on {where}."
         else:
             text = (
-                f"{words.count(tried, 'edit')} were tried on {where}. {outside} lie outside the band that chance flips "
-                f"give (p < .05; about {max(round(0.05 * tried), 1)} would if no edit did anything), {kept} after Holm's "
-                f"correction for {tried} tries."
+                f"{words.count(tried, 'edit')} were tried on {where}. {outside} lie outside the band that chance "
+                f"flips give (p < .05; about {max(round(0.05 * tried), 1)} would if no edit did anything), "
+                f"{kept} after Holm's correction for {tried} tries."
             )
         by = [name for name in ("layer", "selection", "rule") if name in self.grid]
         drawings = Markup("")
         for key, cells in self.grid.groupby(by, sort=False, dropna=False):
-            if cells[["tau", "factor"]].isna().any(axis=None) or cells.duplicated(["tau", "factor"]).any():
+            if cells.duplicated(["tau", "factor"]).any():
                 continue
             names = [str(part) for part in (key if isinstance(key, tuple) else (key,))]
-            drawings += content.figure(figures.grid_heatmap(cells, " · ".join(names)), self._cell_caption(cells))
+            name = " · ".join(names)
+            drawings += content.figure(figures.grid_heatmap(cells, f"{name}: accuracy"), self._cell_caption(cells))
+            if {"nll_before", "nll_after"} <= set(cells):
+                worse = int((cells["nll_after"] > cells["nll_before"] + 1e-6).sum())
+                drawings += content.figure(
+                    figures.nll_heatmap(cells, f"{name}: negative log-likelihood"),
+                    f"The probabilities get worse (orange: NLL rises) in {worse} of {len(cells)} cells. A gain in "
+                    "accuracy with worse probabilities is not a better classifier.",
+                )
         wrapped = Markup('<div class="figures">{}</div>').format(drawings) if drawings else Markup("")
         details = Markup("<details{}><summary>The grid as a table, {}</summary>{}</details>").format(
             Markup(" open") if tried <= 12 else "",
             words.count(tried, "row"),
-            page.table(self.grid, GRID_COLUMNS, self.grid.get("chosen", pd.Series([False] * tried)), limit=1000),
+            page.table(
+                self.grid, GRID_COLUMNS, list(self.grid["chosen"]) if "chosen" in self.grid else None, limit=1000
+            ),
         )
-        return Markup("<p>{}</p>").format(text) + wrapped + details
+        return Markup("<p>{}</p>").format(words.unbroken(text)) + wrapped + details
 
     def _cell_caption(self, cells: pd.DataFrame) -> str:
-        best = cells.loc[cells["delta"].idxmax()]
-        caption = (
-            f"Change of accuracy in points. Best: {words.points(best['delta'])} at τ = {best['tau']:g}, factor "
-            f"{best['factor']:g} ({words.p_sentence(best['p_value'])}"
-        )
+        best = cells.iloc[int(cells["delta"].to_numpy().argmax())]
+        caption = f"Change of accuracy in points. Best: {words.points(best['delta'])} at {setting(best)} ("
+        caption += words.p_sentence(best["p_value"])
         caption += f", {words.p_sentence(best['p_holm'])} after Holm)." if "p_holm" in best else ")."
         images = self.val_images or _images_of(cells)
         if images:
             band = figures.noise_band(cells, images)
             inside = int((cells["delta"].abs() <= band).sum())
             caption += (
-                f" Chance flips alone give a band of about ±{100 * band:.2f} points; {inside} of {len(cells)} cells lie in it."
+                f" Chance flips alone give a band of about ±{100 * band:.2f} points; "
+                f"{inside} of {len(cells)} cells lie in it."
             )
         chosen = cells[cells["chosen"].astype(bool)] if "chosen" in cells else cells[:0]
         if len(chosen):
@@ -280,7 +289,7 @@ class EditPage:
                     told.append(f"largest rise: {self.class_names[up]}, {words.points(change[up], 1)} points")
                 if change[down] < 0:
                     told.append(f"largest fall: {self.class_names[down]}, {words.points(change[down], 1)} points")
-                caption += "; ".join(told).capitalize() + "."
+                caption += words.sentence("; ".join(told))
             else:
                 caption += "No class changed."
             counts = None if self.before is None else np.bincount(self.before.labels.numpy(), minlength=len(first))
@@ -293,7 +302,7 @@ class EditPage:
             moved = int((self.before.logits.argmax(1) != self.after.logits.argmax(1)).sum())
             caption = f"{words.count(moved, 'image')} of {len(self.before.labels):,} get another predicted class. "
             caption += _largest_move(last - first, self.class_names)
-            html += content.figure(figures.confusion_change(first, last, self.class_names), caption, wide=True)
+            html += content.figure(figures.confusion_change(first, last, self.class_names), caption)
         return html
 
     def _flips(self, content: Content) -> Markup:
@@ -309,26 +318,40 @@ class EditPage:
             shown = ids[:MOST_FLIPS]
             content.pool.add(self.images, shown)
             tiles = Markup("").join(
-                content.image(i, self.class_names[truth[i]], f"{self.class_names[first[i]]} → {self.class_names[last[i]]}")
+                content.image(
+                    i, self.class_names[truth[i]], f"{self.class_names[first[i]]} → {self.class_names[last[i]]}"
+                )
                 for i in shown
             )
-            note = f"{words.count(len(ids), 'image')}{f', the first {MOST_FLIPS} shown' if len(ids) > MOST_FLIPS else ''}"
+            note = (
+                f"{words.count(len(ids), 'image')}{f', the first {MOST_FLIPS} shown' if len(ids) > MOST_FLIPS else ''}"
+            )
             groups.append({"title": title, "note": f"{note}. True class; predicted before → after.", "tiles": tiles})
         return page._template("flips.html.j2").render(groups=groups)
 
     def _ablation(self, content: Content) -> Markup:
         assert self.ablation is not None
         fall = self.ablation.to_numpy(dtype=float)
-        row, column = np.unravel_index(int(np.nanargmax(fall)), fall.shape)
+        row, column = words.place(fall)
         caption = (
-            f"Change of each class's recall in points when the neurons of one concept are set to zero. The largest fall: "
-            f"without “{self.ablation.index[row]}”, {self.ablation.columns[column]} loses "
+            f"Change of each class's recall in points when the neurons of one concept are set to zero. The largest "
+            f"fall: without “{self.ablation.index[row]}”, {self.ablation.columns[column]} loses "
             f"{100 * fall[row, column]:.1f} points."
         )
         if self.ablation_beyond is not None:
             beyond = int(self.ablation_beyond.to_numpy(dtype=bool).sum())
             caption += f" {beyond} of {fall.size} falls go beyond random neurons of the same number."
         return content.figure(figures.concept_ablation(self.ablation, self.ablation_beyond), caption)
+
+
+def setting(cell: pd.Series) -> str:
+    """``τ = −0.5, factor 1.5``, as far as the cell has them."""
+    parts = [
+        f"{word}{words.plain(cell[name])}"
+        for name, word in (("tau", "τ = "), ("factor", "factor "))
+        if _known(cell, name)
+    ]
+    return ", ".join(parts) or "its only setting"
 
 
 def confusion_counts(predictions: Predicted, classes: int) -> np.ndarray:
@@ -346,7 +369,12 @@ def _measures(row: Mapping[str, Any]) -> pd.DataFrame:
             continue
         scale = 100 if "(%)" in words_for_it else 1
         rows.append(
-            {"measure": words_for_it, "before": scale * before, "after": scale * after, "change": scale * (after - before)}
+            {
+                "measure": words_for_it,
+                "before": scale * before,
+                "after": scale * after,
+                "change": scale * (after - before),
+            }
         )
     return pd.DataFrame(rows, columns=["measure", "before", "after", "change"])
 
@@ -354,7 +382,7 @@ def _measures(row: Mapping[str, Any]) -> pd.DataFrame:
 def _largest_move(difference: np.ndarray, class_names: Sequence[str]) -> str:
     if not np.abs(difference).max(initial=0):
         return "The confusion is the same."
-    row, column = np.unravel_index(int(np.abs(difference).argmax()), difference.shape)
+    row, column = words.place(np.abs(difference))
     amount = int(difference[row, column])
     more = "more" if amount > 0 else "fewer"
     if row == column:
@@ -367,7 +395,7 @@ def _images_of(cells: pd.DataFrame) -> int | None:
     net = (cells["gained"] - cells["lost"]).to_numpy(dtype=float)
     delta = cells["delta"].to_numpy(dtype=float)
     told = (net != 0) & (delta != 0)
-    return int(round(float(np.median(net[told] / delta[told])))) if told.any() else None
+    return round(float(np.median(net[told] / delta[told]))) if told.any() else None
 
 
 def _known(row: pd.Series, name: str) -> bool:

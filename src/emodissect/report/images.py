@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import math
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,9 +34,6 @@ def data_uri(content: bytes, kind: str) -> str:
 
 def figure_uri(figure: Figure, dpi: int = 160) -> str:
     """A figure as a PNG ``data:`` address."""
-    import tempfile
-    from pathlib import Path
-
     with tempfile.TemporaryDirectory() as folder:
         return data_uri(save_png(figure, Path(folder) / "figure.png", dpi).read_bytes(), "image/png")
 
@@ -109,13 +108,18 @@ class ImagePool:
             expected = len(first) * 4 / 3 * max(len(tiles) / PER_SHEET, 1.0)
             if expected > self.budget and (side, quality) != QUALITIES[-1]:
                 continue
-            parts = [first] + [_webp(tiles[at : at + PER_SHEET], quality) for at in range(PER_SHEET, len(tiles), PER_SHEET)]
+            parts = [first] + [
+                _webp(tiles[at : at + PER_SHEET], quality) for at in range(PER_SHEET, len(tiles), PER_SHEET)
+            ]
             if sum(map(len, parts)) * 4 / 3 <= self.budget or (side, quality) == QUALITIES[-1]:
                 return [data_uri(part, "image/webp") for part in parts]
         raise AssertionError("the last quality is always taken")
 
     def _resized(self, side: int) -> UInt8[np.ndarray, "image height width channel"]:
-        return np.stack([_square(tile, side) for tile in self._tiles.values()])
+        tiles = list(self._tiles.values())
+        if len({tile.shape for tile in tiles}) == 1:
+            return _squares(torch.stack(tiles), side)
+        return np.concatenate([_squares(tile[None], side) for tile in tiles])
 
 
 def sheet_shape(tiles: int) -> tuple[int, int]:
@@ -124,21 +128,20 @@ def sheet_shape(tiles: int) -> tuple[int, int]:
     return across, math.ceil(tiles / across)
 
 
-def _square(image: UInt8[Tensor, "channel height width"], side: int) -> UInt8[np.ndarray, "height width channel"]:
-    """The image, no larger than ``side``, centred on a black square."""
-    channels, height, width = image.shape
+def _squares(
+    images: UInt8[Tensor, "image channel height width"], side: int
+) -> UInt8[np.ndarray, "image height width channel"]:
+    """The images, no larger than ``side``, each centred on a black square."""
+    height, width = images.shape[2:]
     longest = max(height, width)
     if longest > side:
-        scaled = functional.interpolate(
-            image[None].float(),
-            (max(round(height * side / longest), 1), max(round(width * side / longest), 1)),
-            mode="area",
-        )[0]
-        image = scaled.round().clamp(0, 255).to(torch.uint8)
-    canvas = np.zeros((side, side, 3), dtype=np.uint8)
-    grown = image.expand(3, -1, -1) if channels == 1 else image[:3]
-    top, left = (side - image.shape[1]) // 2, (side - image.shape[2]) // 2
-    canvas[top : top + image.shape[1], left : left + image.shape[2]] = grown.permute(1, 2, 0).numpy()
+        size = (max(round(height * side / longest), 1), max(round(width * side / longest), 1))
+        images = functional.interpolate(images.float(), size, mode="area").round().clamp(0, 255).to(torch.uint8)
+        height, width = size
+    grown = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
+    canvas = np.zeros((len(images), side, side, 3), dtype=np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    canvas[:, top : top + height, left : left + width] = grown.permute(0, 2, 3, 1).numpy()
     return canvas
 
 
@@ -149,5 +152,5 @@ def _webp(tiles: UInt8[np.ndarray, "image height width channel"], quality: int) 
     canvas[: len(tiles)] = tiles
     sheet = canvas.reshape(down, across, side, side, 3).transpose(0, 2, 1, 3, 4).reshape(down * side, across * side, 3)
     stream = io.BytesIO()
-    Image.fromarray(sheet).save(stream, "WEBP", quality=quality, method=4)
+    Image.fromarray(sheet).save(stream, "WEBP", quality=quality, method=2)
     return stream.getvalue()

@@ -93,14 +93,18 @@ def neuron_payload(
             },
             "flags": flags.tolist(),
             "top": [[pool.index(i) for i in row] for row in tops],
-            "values": [[_short(v) for v in row[: len(top)]] for row, top in zip(neurons["top_values"], tops, strict=True)],
+            "values": [
+                [_short(v) for v in row[: len(top)]] for row, top in zip(neurons["top_values"], tops, strict=True)
+            ],
             "runners": runners,
             "runnersSimilarity": [[_short(v) for v in row] for row in neurons["runners_up_similarity"]],
         },
         "layers": layers.names,
         "concepts": concepts.names,
         "heat": {
-            row: [pack_heat(part) for part in np.asarray(heat[key])[:kept]] for row, key in enumerate(keys) if key in heat
+            row: [pack_heat(part) for part in np.asarray(heat[key])[:kept]]
+            for row, key in enumerate(keys)
+            if key in heat
         },
     }
 

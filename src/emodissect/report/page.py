@@ -70,6 +70,7 @@ class Section:
     anchor: str
     title: str
     html: Markup
+    short: str = ""  # in the list of sections
 
 
 @dataclass
@@ -80,9 +81,10 @@ class Content:
     payload: dict[str, Any] = field(default_factory=dict)
     figures: int = 0
 
-    def figure(self, figure: Figure, caption: str, wide: bool = False) -> Markup:
+    def figure(self, figure: Figure, caption: str) -> Markup:
         """A figure with its caption."""
         self.figures += 1
+        wide = figure.get_size_inches()[0] > style.NARROW + 0.8
         return _template("figure.html.j2").render(
             svg=Markup(style.svg(figure, f"f{self.figures}")), caption=caption, wide=wide
         )
@@ -137,8 +139,7 @@ def extra_sections(content: Content, extras: Sequence[Extra]) -> list[Section]:
     for at, extra in enumerate(extras):
         parts = []
         if extra.figure is not None:
-            wide = extra.figure.get_size_inches()[0] > style.NARROW + 0.5
-            parts.append(content.figure(extra.figure, extra.caption, wide=wide))
+            parts.append(content.figure(extra.figure, extra.caption))
         if extra.frame is not None:
             parts.append(frame_table(extra.frame, "" if parts else extra.caption))
         sections.append(Section(f"extra-{at}", extra.title, Markup("").join(parts)))
@@ -149,10 +150,13 @@ def pack_heat(heat: ArrayLike, side: int = 14) -> dict[str, Any]:
     """A map in [0, 1], shape (height, width), as one byte a cell in base64, no larger than ``side``."""
     values = np.nan_to_num(np.asarray(heat, dtype=np.float32)).clip(0, 1)
     steps = [max(1, -(-length // side)) for length in values.shape]
-    padded = np.pad(values, [(0, -length % step) for length, step in zip(values.shape, steps, strict=True)], mode="edge")
-    height, width = (length // step for length, step in zip(padded.shape, steps, strict=True))
-    small = padded.reshape(height, steps[0], width, steps[1]).mean(axis=(1, 3))
-    return {"w": width, "h": height, "d": base64.b64encode((255 * small).round().astype(np.uint8).tobytes()).decode()}
+    if steps != [1, 1]:
+        edges = [(0, -length % step) for length, step in zip(values.shape, steps, strict=True)]
+        padded = np.pad(values, edges, mode="edge")
+        height, width = (length // step for length, step in zip(padded.shape, steps, strict=True))
+        values = padded.reshape(height, steps[0], width, steps[1]).mean(axis=(1, 3))
+    height, width = values.shape
+    return {"w": width, "h": height, "d": base64.b64encode((255 * values).round().astype(np.uint8).tobytes()).decode()}
 
 
 def compose(
@@ -259,13 +263,15 @@ def _sortable(value: Any) -> str:
 
 @cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("emodissect.report", "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["unbroken"] = words.unbroken
+    return environment
 
 
 class _Safe:

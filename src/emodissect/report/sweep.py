@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
@@ -98,7 +99,7 @@ class SweepPage:
         """The best job by the ranking column."""
         if self.value not in self.done or not self.done[self.value].notna().any():
             return None
-        return self.done.loc[self.done[self.value].idxmax()]
+        return self.done.iloc[int(np.nanargmax(self.done[self.value].to_numpy(dtype=float)))]
 
     def summary(self) -> str:
         """The result in plain words."""
@@ -107,15 +108,19 @@ class SweepPage:
         best = self.best
         if best is None:
             return text + f"No job has a figure called {self.value}."
-        figure = words.points(best[self.value]) + " points" if "delta" in self.value else words.number(best[self.value], 4)
-        text += f"Best by {self.value.replace('_', ' ').replace('delta val', 'validation')}: {self._name(best)} ({figure})"
+        figure = (
+            words.points(best[self.value]) + " points" if "delta" in self.value else words.number(best[self.value], 4)
+        )
+        text += (
+            f"Best by {self.value.replace('_', ' ').replace('delta val', 'validation')}: {self._name(best)} ({figure})"
+        )
         if self.value != "delta" and "delta" in best and not words.missing(best["delta"]):
             text += f"; on test it gives {words.points(best['delta'])} points"
             if "p_value" in best and not words.missing(best["p_value"]):
                 text += f" ({words.p_sentence(best['p_value'])})"
         return (
-            f"{text}. The best of {words.count(len(self.done), 'try', 'tries')} looks better than it is: trust the test "
-            "figure of the job that validation chose, not the largest test figure in the table."
+            f"{text}. The best of {words.count(len(self.done), 'try', 'tries')} looks better than it is: trust the "
+            "test figure of the job that validation chose, not the largest test figure in the table."
         )
 
     def facts(self) -> list[Fact]:
@@ -137,8 +142,8 @@ class SweepPage:
 
     def _name(self, row: pd.Series) -> str:
         parts = [str(row["layer"])] if "layer" in row else []
-        parts += [f"τ = {row['tau']:g}"] if _is_number(row.get("tau")) else []
-        parts += [f"factor {row['factor']:g}"] if _is_number(row.get("factor")) else []
+        parts += [f"τ = {words.plain(row['tau'])}"] if _is_number(row.get("tau")) else []
+        parts += [f"factor {words.plain(row['factor'])}"] if _is_number(row.get("factor")) else []
         return ", ".join(parts) or f"job {row.get('job', row.name)}"
 
     def _maps(self, content: Content) -> Markup:
@@ -158,10 +163,10 @@ class SweepPage:
             plain = group[["tau", "factor", self.value, "chosen"]].rename(columns={self.value: "delta"})
             plain = plain.drop_duplicates(["tau", "factor"])
             names = " · ".join(str(part) for part in (key if isinstance(key, tuple) else (key,)))
-            top = plain.loc[plain["delta"].idxmax()]
+            top = plain.iloc[int(plain["delta"].to_numpy().argmax())]
             caption = (
-                f"{names}: change on validation in points; best {words.points(top['delta'])} at τ = {top['tau']:g}, factor "
-                f"{top['factor']:g}."
+                f"{names}: change on validation in points; best {words.points(top['delta'])} at τ = "
+                f"{words.plain(top['tau'])}, factor {words.plain(top['factor'])}."
             )
             caption += " The framed cell is the best of all." if plain["chosen"].any() else ""
             drawings += content.figure(figures.grid_heatmap(plain, names), caption)
@@ -176,9 +181,7 @@ class SweepPage:
         )
         if "p_value" in rows:
             sure = int((rows["p_value"] < 0.05).sum())
-            caption += (
-                f" {sure} have p < .05; about {max(round(0.05 * len(rows)), 1)} of {len(rows)} would if no edit did anything."
-            )
+            caption += f" {sure} have p < .05; about {max(round(0.05 * len(rows)), 1)} would if no edit did anything."
         return content.figure(figures.deltas(shown, [self._name(row) for _, row in shown.iterrows()]), caption)
 
     def _table(self) -> Markup:

@@ -94,9 +94,10 @@ class TrainPage:
         best, worst = int(np.nanargmax(recall)), int(np.nanargmin(recall))
         commonest = counts.sum(axis=1).max() / counts.sum()
         return (
-            f"{words.percent(np.trace(counts) / counts.sum())} of {int(counts.sum()):,} test images are recognised "
-            f"({words.percent(commonest)} by always naming the commonest class). Best: {self.class_names[best]} "
-            f"({words.percent(recall[best], 0)}); hardest: {self.class_names[worst]} ({words.percent(recall[worst], 0)})."
+            f"{words.percent(np.trace(counts) / counts.sum())} of {int(counts.sum()):,} test images are recognised ("
+            f"{words.percent(commonest)} by always naming the commonest class). Best: {self.class_names[best]} "
+            f"({words.percent(recall[best], 0)}); hardest: {self.class_names[worst]} "
+            f"({words.percent(recall[worst], 0)})."
         )
 
     def facts(self) -> list[Fact]:
@@ -115,14 +116,17 @@ class TrainPage:
         counts = confusion_counts(self.predictions, len(self.class_names))
         wrong = counts.copy()
         np.fill_diagonal(wrong, 0)
-        row, column = np.unravel_index(int(wrong.argmax()), wrong.shape)
+        row, column = words.place(wrong)
         share = wrong[row, column] / max(counts[row].sum(), 1)
         confused = (
             f"Most frequent confusion: {int(wrong[row, column]):,} {self.class_names[row]} images "
             f"({words.percent(share, 0)} of them) are taken for {self.class_names[column]}."
         )
         recall = _recall(counts)
-        spread = f"Recall runs from {words.percent(np.nanmin(recall), 0)} to {words.percent(np.nanmax(recall), 0)}; the mean over classes is {words.percent(np.nanmean(recall))}."  # noqa: E501
+        spread = (
+            f"Recall runs from {words.percent(np.nanmin(recall), 0)} to {words.percent(np.nanmax(recall), 0)}; the "
+            f"mean over classes is {words.percent(np.nanmean(recall))}."
+        )
         return Markup('<div class="figures">{}{}</div>').format(
             content.figure(figures.confusion(counts, self.class_names), confused),
             content.figure(figures.recall_bars({"test": recall}, self.class_names, counts.sum(axis=1)), spread),
@@ -134,15 +138,22 @@ class TrainPage:
         if "val/acc" in self.history:
             by_epoch = self.history.groupby("epoch")["val/acc"].mean().dropna()
             if len(by_epoch):
-                best = by_epoch.idxmax()
-                caption = f"Validation accuracy is highest in epoch {int(best)} of {int(by_epoch.index.max())}: {words.percent(by_epoch[best])}."  # noqa: E501
-                if best == by_epoch.index.max():
+                at = int(by_epoch.to_numpy().argmax())
+                best, last = int(by_epoch.index[at]), int(by_epoch.index[-1])
+                caption = (
+                    f"Validation accuracy is highest in epoch {best} (the last is {last}): "
+                    f"{words.percent(by_epoch.iloc[at])}."
+                )
+                if best == last:
                     caption += " It was still rising: a longer run may do better."
         drawings = content.figure(figures.training_curves(self.history), caption)
-        layers = [c.split("/")[1] for c in self.history if c.startswith("dissect/") and c.endswith("/proportion")]
+        layers = [
+            c.split("/")[1] for c in map(str, self.history) if c.startswith("dissect/") and c.endswith("/proportion")
+        ]
         if layers:
             drawings += content.figure(
-                figures.concepts_over_epochs(self.history, layers), "Interpretable neurons while the network is trained."
+                figures.concepts_over_epochs(self.history, layers),
+                "Interpretable neurons while the network is trained.",
             )
         return Markup('<div class="figures">{}</div>').format(drawings)
 
@@ -163,7 +174,9 @@ class TrainPage:
             )
             for image_id, row in zip(ids, order, strict=True)
         )
-        text = "The wrong answers that the classifier was surest of: true class, and its own answer with its probability."
+        text = (
+            "The wrong answers that the classifier was surest of: true class, and its own answer with its probability."
+        )
         if self.saliency:
             text += " The orange shade shows the pixels that the answer hangs on most."
         return Markup('<p>{}</p><div class="tiles">{}</div>').format(text, tiles)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
+
+import numpy as np
 
 MINUS, DASH = "−", "–"
 
@@ -50,6 +53,27 @@ def p_sentence(value: Any) -> str:
     """``p = .41`` or ``p < .001``."""
     text = p_value(value)
     return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def plain(value: Any) -> str:
+    """A setting as it was typed: ``−0.5``, ``2``."""
+    return DASH if missing(value) else f"{float(value):g}".replace("-", MINUS)
+
+
+def sentence(text: str) -> str:
+    """With a capital letter and a full stop."""
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def unbroken(text: str) -> str:
+    """Text whose equations and units stay on one line."""
+    return re.sub(r"(?<=\S) (?=[=<>] )|(?<=[=<>]) (?=\S)|(?<=\d) (?=%)", "\u00a0", text)
+
+
+def place(values: np.ndarray) -> tuple[int, int]:
+    """Row and column of the largest value of a matrix."""
+    row, column = divmod(int(np.nanargmax(values)), values.shape[1])
+    return row, column
 
 
 def count(amount: int, one: str, many: str | None = None) -> str:
