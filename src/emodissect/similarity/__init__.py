@@ -1,0 +1,49 @@
+"""How alike neurons and concepts are: six pure measures, their callable shells, and the null behind a label."""
+
+from emodissect.similarity.cosines import cos_similarity, cos_similarity_cubed, pearson
+from emodissect.similarity.measures import (
+    WPMI,
+    CosSimilarity,
+    CosSimilarityCubed,
+    Layer,
+    Pearson,
+    RankReorder,
+    Similarity,
+    SoftWPMI,
+)
+from emodissect.similarity.null import (
+    ConceptNull,
+    best_similarity_null,
+    concept_null,
+    permutation_p,
+    standardised,
+)
+from emodissect.similarity.ranks import rank_reorder
+from emodissect.similarity.top import constant_neurons, top_rows
+from emodissect.similarity.information import soft_wpmi, soft_wpmi_from_top, wpmi, wpmi_from_top
+
+__all__ = [
+    "WPMI",
+    "ConceptNull",
+    "CosSimilarity",
+    "CosSimilarityCubed",
+    "Layer",
+    "Pearson",
+    "RankReorder",
+    "Similarity",
+    "SoftWPMI",
+    "best_similarity_null",
+    "concept_null",
+    "constant_neurons",
+    "cos_similarity",
+    "cos_similarity_cubed",
+    "pearson",
+    "permutation_p",
+    "rank_reorder",
+    "soft_wpmi",
+    "soft_wpmi_from_top",
+    "standardised",
+    "top_rows",
+    "wpmi",
+    "wpmi_from_top",
+]

@@ -1,0 +1,270 @@
+"""Weighted pointwise mutual information of neurons and concepts, soft and hard, as in CLIP-Dissect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import log
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from emodissect.errors import UserError
+from emodissect.similarity.top import constant_neurons, top_rows
+
+_PROBABILITIES = 2**24  # elements of the softmax held at a time: 64 MiB
+_IN_CACHE = 2**16  # elements of a block of (neuron, concept) products: 256 KiB
+_LARGEST = 1e30  # a product of ranks is turned into a log before it could leave float32
+
+
+def soft_wpmi(
+    concept_scores: Float[Tensor, "image concept"],
+    activations: Float[Tensor, "image neuron"],
+    *,
+    top_k: int = 100,
+    a: float = 10.0,
+    lam: float = 1.0,
+    min_prob: float = 1e-7,
+    p_start: float = 0.998,
+    p_end: float = 0.97,
+    constant: Bool[Tensor, " neuron"] | None = None,
+) -> Float[Tensor, "neuron concept"]:
+    """Soft weighted pointwise mutual information of each neuron with each concept.
+
+    With Q = softmax over concepts of a · P, B_m the k = min(top_k, N) images that activate neuron m most, descending,
+    and p_i = p_start - (i/k)(p_start - p_end) for i = 0 .. k - 1::
+
+        L_mc = sum_i log(1 + p_i (Q[B_m,i , c] - 1) + min_prob)
+        S_mc = L_mc - lam (logsumexp_m L_mc - log M)
+
+    The score is relative to the layer: with lam = 1 no score exceeds log M. Fewer images than top_k: all of them, the
+    p_i spread over the shorter list. Ties: by image order. A constant neuron orders no images: its own row is set to
+    "as likely as the layer on average", S = 0 at lam = 1. Whether it counts in the layer: by default as in the
+    reference, which lets ``torch.topk`` pick its images, so that published figures are repeated; neurons marked in
+    ``constant`` are left out of the sum and of M (what ``SoftWPMI`` does).
+
+    Shapes: concept_scores P ``[image concept]`` (cosines, no logit scale), activations ``[image neuron]`` -> S
+    ``[neuron concept]`` in nats. Extra memory: 64 MiB of probabilities and the blocks of ``top_rows``.
+
+    Raises:
+        UserError: image counts differ, a score or activation is not finite, or a parameter is out of its range.
+
+    Source: CLIP-Dissect, Oikarinen & Weng, ICLR 2023, section 3; parameters as in its code.
+    """
+    _same_images(concept_scores, activations)
+    rows, flat = _top(activations, top_k, constant)
+    likelihood = soft_log_likelihood(concept_scores, rows, a=a, min_prob=min_prob, p_start=p_start, p_end=p_end)
+    return relative_to_layer(likelihood, layer_average(likelihood, constant), lam, flat)
+
+
+def soft_wpmi_from_top(
+    concept_scores: Float[Tensor, "image concept"],
+    top_rows: Int64[Tensor, "rank neuron"],
+    *,
+    a: float = 10.0,
+    lam: float = 1.0,
+    min_prob: float = 1e-7,
+    p_start: float = 0.998,
+    p_end: float = 0.97,
+    constant: Bool[Tensor, " neuron"] | None = None,
+) -> Float[Tensor, "neuron concept"]:
+    """``soft_wpmi`` of neurons of which only the rows of the top images are known, most activating first.
+
+    ``constant`` marks neurons that order no images (see ``soft_wpmi``).
+    """
+    likelihood = soft_log_likelihood(concept_scores, top_rows, a=a, min_prob=min_prob, p_start=p_start, p_end=p_end)
+    return relative_to_layer(likelihood, layer_average(likelihood, constant), lam, constant)
+
+
+def wpmi(
+    concept_scores: Float[Tensor, "image concept"],
+    activations: Float[Tensor, "image neuron"],
+    *,
+    top_k: int = 28,
+    a: float = 2.0,
+    lam: float = 0.6,
+    min_prob: float = 1e-7,
+    constant: Bool[Tensor, " neuron"] | None = None,
+) -> Float[Tensor, "neuron concept"]:
+    """Weighted pointwise mutual information: ``soft_wpmi`` with L_mc = sum_i log(Q[B_m,i , c] + min_prob).
+
+    Every one of the top_k images counts in full. Shapes, edge cases and errors as ``soft_wpmi``.
+
+    Source: CLIP-Dissect, Oikarinen & Weng, ICLR 2023, section 3.
+    """
+    _same_images(concept_scores, activations)
+    rows, flat = _top(activations, top_k, constant)
+    likelihood = hard_log_likelihood(concept_scores, rows, a=a, min_prob=min_prob)
+    return relative_to_layer(likelihood, layer_average(likelihood, constant), lam, flat)
+
+
+def wpmi_from_top(
+    concept_scores: Float[Tensor, "image concept"],
+    top_rows: Int64[Tensor, "rank neuron"],
+    *,
+    a: float = 2.0,
+    lam: float = 0.6,
+    min_prob: float = 1e-7,
+    constant: Bool[Tensor, " neuron"] | None = None,
+) -> Float[Tensor, "neuron concept"]:
+    """``wpmi`` of neurons of which only the rows of the top images are known, most activating first."""
+    likelihood = hard_log_likelihood(concept_scores, top_rows, a=a, min_prob=min_prob)
+    return relative_to_layer(likelihood, layer_average(likelihood, constant), lam, constant)
+
+
+def soft_log_likelihood(
+    concept_scores: Float[Tensor, "image concept"],
+    top_rows: Int64[Tensor, "rank set"],
+    *,
+    a: float,
+    min_prob: float,
+    p_start: float,
+    p_end: float,
+) -> Float[Tensor, "set concept"]:
+    """L of ordered sets of images: sum_i log(1 + p_i (Q[B_i , c] - 1) + min_prob).
+
+    With q_i = 1 - p_i + min_prob each term is log q_i + log(1 + (p_i / q_i) Q): the second parts of many ranks are
+    multiplied first and one log is taken of the product, whenever it could otherwise leave float32.
+    """
+    ranks, sets = top_rows.shape
+    weights = [p_start - i / max(ranks, 1) * (p_start - p_end) for i in range(ranks)]
+    floors = [1 - p + min_prob for p in weights]
+    if min([*weights, p_start]) < 0 or min([*floors, 1.0]) <= 0:
+        raise UserError(
+            f"p_start={p_start}, p_end={p_end}, min_prob={min_prob}: the weights p_i must lie in [0, 1], and below "
+            "1 + min_prob. Take e.g. p_start=0.998, p_end=0.97, min_prob=1e-7."
+        )
+    ratios = [p / q for p, q in zip(weights, floors, strict=True)]
+    offset = sum(log(q) for q in floors)
+    used = _used(concept_scores, top_rows, a)
+    result = torch.empty(sets, concept_scores.shape[1], device=concept_scores.device)
+    for concepts, probabilities in _probabilities(used.scores, a):
+        largest = float(probabilities.max()) if probabilities.numel() else 0.0
+        flushes = _flushes(ratios, largest)
+        width = probabilities.shape[1]
+        step = max(_IN_CACHE // width, 1)
+        for start in range(0, sets, step):
+            rows = used.rows[:, start : start + step]
+            product = torch.ones(rows.shape[1], width, device=probabilities.device)
+            gathered = torch.empty_like(product)
+            total = torch.full_like(product, offset)
+            for rank, ratio in enumerate(ratios):
+                if flushes[rank]:
+                    total += product.log_()
+                    product.fill_(1.0)
+                torch.index_select(probabilities, 0, rows[rank], out=gathered)
+                product.addcmul_(product, gathered, value=ratio)
+            result[start : start + step, concepts] = total.add_(product.log_())
+    return _finite(result)
+
+
+def hard_log_likelihood(
+    concept_scores: Float[Tensor, "image concept"], top_rows: Int64[Tensor, "rank set"], *, a: float, min_prob: float
+) -> Float[Tensor, "set concept"]:
+    """L of sets of images: sum_i log(Q[B_i , c] + min_prob), the log taken once per image and concept."""
+    if min_prob <= 0:
+        raise UserError(f"min_prob={min_prob}: must be above 0, or a concept of probability 0 has no log. Take 1e-7.")
+    used = _used(concept_scores, top_rows, a)
+    bags = used.rows.t().contiguous()
+    result = torch.empty(len(bags), concept_scores.shape[1], device=concept_scores.device)
+    for concepts, probabilities in _probabilities(used.scores, a):
+        logs = probabilities.add_(min_prob).log_()
+        result[:, concepts] = torch.nn.functional.embedding_bag(bags, logs, mode="sum")
+    return _finite(result)
+
+
+def layer_average(
+    likelihood: Float[Tensor, "neuron concept"], constant: Bool[Tensor, " neuron"] | None = None
+) -> Float[Tensor, " concept"]:
+    """The layer's normaliser per concept: the log of the mean of exp(L) over the neurons not marked constant."""
+    live = likelihood if constant is None or not constant.any() else likelihood[~constant]
+    if not len(live):
+        return likelihood.new_zeros(likelihood.shape[1])
+    return live.logsumexp(0) - log(len(live))
+
+
+def relative_to_layer(
+    likelihood: Float[Tensor, "neuron concept"],
+    average: Float[Tensor, " concept"],
+    lam: float,
+    constant: Bool[Tensor, " neuron"] | None = None,
+) -> Float[Tensor, "neuron concept"]:
+    """S = L - lam · average; a constant neuron's L is taken to be the average."""
+    similarity = likelihood - lam * average
+    if constant is not None:
+        similarity[constant] = (1 - lam) * average
+    return similarity
+
+
+def _top(
+    activations: Tensor, k: int, constant: Bool[Tensor, " neuron"] | None
+) -> tuple[Int64[Tensor, "rank neuron"], Bool[Tensor, " neuron"]]:
+    """The top rows, and which neurons are constant; an unmarked constant one gets the reference's arbitrary images."""
+    if k < 1:
+        raise UserError(f"top_k={k}: at least one image. The usual values: soft_wpmi 100, wpmi 28.")
+    if not activations.numel():
+        raise UserError(f"Activations of shape {tuple(activations.shape)}: at least one image and one neuron.")
+    rows = top_rows(activations, k)
+    if constant is not None:
+        return rows, constant
+    flat = constant_neurons(activations)
+    if flat.any():
+        first = int(flat.nonzero()[0])
+        rows[:, flat] = activations[:, first : first + 1].topk(len(rows), dim=0).indices
+    return rows, flat
+
+
+class _Used(NamedTuple):
+    scores: Tensor
+    rows: Tensor
+
+
+def _used(concept_scores: Tensor, rows: Tensor, a: float) -> _Used:
+    """The scores of the images that any set names; a copy only where that leaves most images out."""
+    if not rows.numel():
+        raise UserError("No images: top_k and the probe set must each hold at least one image.")
+    if not a > 0:
+        raise UserError(f"a={a}: the softmax's inverse temperature must be above 0 (soft_wpmi 10, wpmi 2).")
+    if 4 * rows.numel() < len(concept_scores):
+        named, rows = rows.unique(return_inverse=True)
+        concept_scores = concept_scores[named]
+    return _Used(concept_scores, rows.contiguous())
+
+
+def _probabilities(scores: Tensor, a: float) -> Iterator[tuple[slice, Tensor]]:
+    """The softmax over concepts of a · scores, a block of concepts at a time, so that it never exists as a whole."""
+    images, concepts = scores.shape
+    if images * concepts <= _PROBABILITIES:
+        yield slice(0, concepts), (scores * a).float().softmax(1)
+        return
+    step = max(_PROBABILITIES // concepts, 1)
+    norms = torch.cat([(part * a).float().logsumexp(1, keepdim=True) for part in scores.split(step)])
+    width = max(_PROBABILITIES // images, 1)
+    for start in range(0, concepts, width):
+        block = torch.add(-norms, scores[:, start : start + width], alpha=a).float()
+        yield slice(start, start + width), block.exp_()
+
+
+def _flushes(ratios: list[float], largest: float) -> list[bool]:
+    """Before which ranks the running product must be turned into a log to stay inside float32."""
+    bound, flushes = 1.0, []
+    for ratio in ratios:
+        growth = 1 + ratio * largest
+        flushes.append(bound * growth > _LARGEST)
+        bound = growth if flushes[-1] else bound * growth
+    return flushes
+
+
+def _same_images(concept_scores: Tensor, activations: Tensor) -> None:
+    if len(concept_scores) != len(activations):
+        raise UserError(
+            f"Concept scores of {len(concept_scores)} images, activations of {len(activations)}: both must be of the "
+            "same images in the same order."
+        )
+
+
+def _finite(result: Tensor) -> Tensor:
+    if not result.isfinite().all():
+        raise UserError("The concept scores hold NaN or infinite values; each must be a finite number.")
+    return result

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from torch.testing import assert_close
+
+import emodissect.similarity as sim
+from emodissect.errors import UserError
+
+MEASURES = [sim.SoftWPMI(top_k=20), sim.WPMI(top_k=20), sim.Pearson(), sim.CosSimilarity(), sim.CosSimilarityCubed()]
+every = pytest.mark.parametrize("measure", MEASURES, ids=lambda m: type(m).__name__)
+
+
+def recorded(activations):
+    return SimpleNamespace(
+        ids=torch.arange(len(activations)),
+        top_ids=sim.top_rows(activations, 100),
+        dead=sim.constant_neurons(activations),
+        values=activations,
+    )
+
+
+def concept_scores(images=1000, concepts=8, seed=0):
+    """Skewed, with concepts of very different frequency, as real ones are."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(images, concepts, generator=generator) ** torch.linspace(1, 12, concepts)
+
+
+def p_values(measure, scores, layer, draws=300):
+    similarity = measure.of_layer(scores, layer)
+    return sim.permutation_p(similarity.amax(1), sim.best_similarity_null(measure, scores, layer, draws, seed=1))
+
+
+def concept_p_values(measure, scores, layer, draws=300):
+    similarity = measure.of_layer(scores, layer)
+    found = sim.concept_null(measure, scores, layer, draws, seed=1, similarity=similarity)
+    label = similarity.argmax(1, keepdim=True)
+    return sim.permutation_p(found.z.gather(1, label)[:, 0], found.null)
+
+
+@every
+@pytest.mark.parametrize("method", [p_values, concept_p_values])
+def test_random_neurons_are_called_interpretable_at_most_at_the_nominal_rate(measure, method):
+    scores = concept_scores()
+    layer = recorded(torch.randn(1000, 400, generator=torch.Generator().manual_seed(5)).relu())
+    p = method(measure, scores, layer)
+    # The draws are few, so the null's 5 % point is itself uncertain: two binomial errors in one.
+    assert (p <= 0.05).float().mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 * (1 / 400 + 1 / 300))
+    assert multipletests(p.numpy(), 0.05, method="fdr_bh")[0].mean() <= 0.05
+    assert 0.4 < p.mean() < 0.62
+
+
+@every
+def test_under_the_null_p_is_uniform_over_fresh_layers(measure):
+    """One neuron's p-value from each of many independent worlds: nothing shared, so Kolmogorov-Smirnov applies."""
+    p = []
+    for world in range(60):
+        generator = torch.Generator().manual_seed(world)
+        layer = recorded(torch.randn(120, 12, generator=generator))
+        p.append(float(concept_p_values(measure, concept_scores(120, 4, world), layer, draws=99)[0]))
+    assert stats.kstest(p, "uniform", alternative="greater").pvalue > 0.01
+
+
+@every
+@pytest.mark.parametrize("method", [p_values, concept_p_values])
+def test_planted_detectors_are_found(measure, method):
+    scores = concept_scores()
+    generator = torch.Generator().manual_seed(6)
+    activations = torch.randn(1000, 60, generator=generator)
+    standard = (scores - scores.mean(0)) / scores.std(0)
+    activations[:, :8] = standard + 0.3 * activations[:, :8]
+    layer = recorded(activations)
+    p = method(measure, scores, layer)
+    if isinstance(measure, sim.CosSimilarity) and method is p_values:
+        pytest.skip("plain cosines of every pair are high where scores are positive; the concept null corrects it")
+    assert (p[:8] <= 0.01).sum() >= 7
+    assert (p[8:] <= 0.05).float().mean() <= 0.2
+
+
+def test_copies_of_a_detector_hide_it_from_the_layer_but_not_from_the_concept_null():
+    scores = concept_scores()
+    activations = torch.randn(1000, 64, generator=torch.Generator().manual_seed(7))
+    activations[:, :48] = scores[:, 3:4]
+    layer = recorded(activations)
+    measure = sim.SoftWPMI(top_k=20)
+    assert measure.of_layer(scores, layer)[0, 3] == pytest.approx(np.log(64 / 48), abs=0.02)
+    assert p_values(measure, scores, layer)[0] > 0.05
+    found = sim.concept_null(measure, scores, layer, 300)
+    assert found.z[0].argmax() == 3
+    assert sim.permutation_p(found.z.amax(1), found.null)[0] == pytest.approx(1 / 301)
+
+
+@every
+def test_the_concept_null_of_a_neuron_does_not_depend_on_its_layer(measure):
+    scores = concept_scores(300, 5)
+    activations = torch.randn(300, 30, generator=torch.Generator().manual_seed(8))
+    alone = sim.concept_null(measure, scores, recorded(activations[:, :3]), 50)
+    among = sim.concept_null(measure, scores, recorded(activations), 50)
+    assert_close(alone.z, among.z[:3], rtol=1e-3, atol=1e-3)
+    assert_close(alone.null[:, :1], among.null[:, :1], rtol=1e-3, atol=1e-3)
+
+
+def test_permuted_cosines_are_the_cosines_of_permuted_scores():
+    scores, activations = torch.rand(40, 3), torch.randn(40, 4)
+    for measure in (sim.Pearson(), sim.CosSimilarity(), sim.CosSimilarityCubed()):
+        null = sim.best_similarity_null(measure, scores, recorded(activations), draws=5, seed=9)
+        generator = np.random.default_rng(9)
+        for draw in range(5):
+            order = torch.from_numpy(generator.permutation(40))
+            assert_close(null[draw], measure(scores[order], activations).amax(1), rtol=1e-4, atol=1e-6)
+
+
+def test_random_sets_are_scored_like_a_neuron_of_the_layer():
+    scores, activations = torch.rand(200, 3), torch.randn(200, 6)
+    measure, layer = sim.SoftWPMI(top_k=10), recorded(activations)
+    null = sim.best_similarity_null(measure, scores, layer, draws=4, seed=3)
+    rows = torch.from_numpy(np.random.default_rng(3).choice(200, 10, replace=False))[:, None]
+    own = measure.log_likelihood(scores, layer.top_ids[:10])
+    expected = measure.log_likelihood(scores, rows)[0] - (own.logsumexp(0) - np.log(6))
+    assert null.shape == (4, 1)
+    assert_close(null[0, 0], expected.max())
+
+
+def test_rank_reorder_has_a_null_too():
+    scores = concept_scores(200, 3) + 0.05
+    activations = torch.randn(200, 40, generator=torch.Generator().manual_seed(10))
+    activations[:, 0] = scores[:, 0]
+    measure, layer = sim.RankReorder(top_fraction=0.3), recorded(activations)
+    p = sim.permutation_p(measure.of_layer(scores, layer).amax(1), sim.best_similarity_null(measure, scores, layer, 99))
+    assert p[0] == pytest.approx(0.01)
+    assert (p[1:] <= 0.05).float().mean() <= 0.16
+
+
+@pytest.mark.parametrize("concepts", [1, 5000])
+def test_blocks_of_draws_and_concepts_cover_everything(concepts):
+    scores, activations = torch.rand(30, concepts), torch.randn(30, 2)
+    for measure in (sim.SoftWPMI(top_k=5), sim.Pearson()):
+        layer = recorded(activations)
+        whole = torch.full((7, 2 if measure.needs_values else 1, concepts), torch.nan)
+        for block in measure.null_blocks(scores, layer, 7, 0):
+            whole[block.draws, :, block.concepts] = block.similarity
+        assert whole.isfinite().all()
+        assert_close(sim.best_similarity_null(measure, scores, layer, 7, 0), whole.amax(2))
+
+
+def test_dead_neurons_and_concepts_without_spread_score_nothing():
+    scores = concept_scores(200, 3)
+    scores[:, 1] = 0.0
+    activations = torch.randn(200, 4)
+    activations[:, 2] = 1.0
+    for measure in (sim.Pearson(), sim.CosSimilarity(), sim.SoftWPMI(top_k=20)):
+        found = sim.concept_null(measure, scores, recorded(activations), 50)
+        assert found.z.isfinite().all()
+        assert (found.z[2] == 0).all()
+        assert sim.permutation_p(found.z.amax(1), found.null)[2] > 0.2
+    assert (sim.concept_null(sim.Pearson(), scores, recorded(activations), 50).z[:, 1] == 0).all()
+
+
+def test_p_values_and_distances_by_hand():
+    null = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+    best = torch.tensor([0.0, 2.0, 2.5, 9.0])
+    expected = torch.tensor([1.0, 4 / 5, 3 / 5, 1 / 5])
+    assert_close(sim.permutation_p(best, null), expected)
+    assert_close(sim.permutation_p(best, null.expand(-1, 4)), expected)
+    assert_close(sim.standardised(best, null), (best - 2.5) / np.sqrt(5 / 3))
+    assert (sim.standardised(best, torch.ones(4, 1)) == 0).all()
+
+
+def test_too_few_draws_are_refused():
+    with pytest.raises(UserError, match="draws=0"):
+        sim.best_similarity_null(sim.Pearson(), torch.rand(9, 2), recorded(torch.rand(9, 2)), draws=0)
+    with pytest.raises(UserError, match="draws=1: at least 2"):
+        sim.concept_null(sim.Pearson(), torch.rand(9, 2), recorded(torch.rand(9, 2)), draws=1)

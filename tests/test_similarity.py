@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import references_similarity as slow
+import torch
+from hydra.utils import instantiate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from omegaconf import OmegaConf
+from torch.testing import assert_close
+
+import emodissect.similarity as sim
+from emodissect.errors import UserError
+from emodissect.similarity import cosines, information, ranks, top
+
+FUNCTIONS = {
+    "soft_wpmi": sim.soft_wpmi,
+    "wpmi": sim.wpmi,
+    "cos_similarity": sim.cos_similarity,
+    "cos_similarity_cubed": sim.cos_similarity_cubed,
+    "pearson": sim.pearson,
+    "rank_reorder": sim.rank_reorder,
+}
+SHELLS = {
+    "soft_wpmi": sim.SoftWPMI(),
+    "wpmi": sim.WPMI(),
+    "cos_similarity": sim.CosSimilarity(),
+    "cos_similarity_cubed": sim.CosSimilarityCubed(),
+    "pearson": sim.Pearson(),
+    "rank_reorder": sim.RankReorder(),
+}
+every = pytest.mark.parametrize("name", FUNCTIONS)
+
+
+def recorded(activations, top_k=100, ids=None):
+    ids = torch.arange(len(activations)) if ids is None else ids
+    return SimpleNamespace(
+        ids=ids,
+        top_ids=ids[sim.top_rows(activations, top_k)],
+        dead=sim.constant_neurons(activations),
+        values=activations,
+    )
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(Path(__file__).parent / "goldens" / "similarity.npz") as file:
+        return {name: torch.from_numpy(file[name]) for name in file.files}
+
+
+@pytest.fixture
+def data():
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(300, 7, generator=generator) * 0.3, torch.randn(300, 12, generator=generator)
+
+
+LIVE = [m for m in range(64) if m not in (8, 9)]
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("soft_wpmi", sim.soft_wpmi),
+        ("soft_wpmi_top50_a2_lam0.6", lambda P, A: sim.soft_wpmi(P, A, top_k=50, a=2, lam=0.6)),
+        ("wpmi", sim.wpmi),
+        ("cos_similarity", sim.cos_similarity),
+        ("cos_similarity_cubed", sim.cos_similarity_cubed),
+    ],
+)
+def test_equals_the_golden_figures_on_live_neurons(golden, name, found):
+    similarity = found(golden["clip_feats"], golden["target_feats"])
+    atol = 1e-4 if "wpmi" in name else 1e-7  # S near 0 is the difference of float32 numbers near 60
+    assert_close(similarity[LIVE], golden[name][LIVE], rtol=1e-4, atol=atol)
+    assert (similarity[LIVE].argmax(1) == golden[name][LIVE].argmax(1)).all()
+    assert similarity.isfinite().all()
+
+
+def test_rank_reorder_equals_the_golden_figures_within_the_noise_of_its_random_baseline(golden):
+    draws = torch.stack(
+        [
+            sim.rank_reorder(
+                golden["clip_feats"], golden["target_feats"], generator=torch.Generator().manual_seed(seed)
+            )[LIVE]
+            for seed in range(8)
+        ]
+    )
+    expected = golden["rank_reorder"][LIVE]
+    # A baseline scales a whole row: each golden row is one of ours times a factor within the spread of the draws.
+    factor = expected / draws[0]
+    assert_close(factor, factor[:, :1].expand_as(factor), rtol=1e-4, atol=0)
+    spread = (draws[:, :, 0].std(0) / draws[:, :, 0].mean(0).abs()).mean()
+    noise = (expected[:, 0] / draws[:, :, 0].mean(0) - 1).abs()
+    assert noise.max() < 5 * spread
+    assert (draws[0].argmax(1) == expected.argmax(1)).all()
+
+
+def test_a_hand_worked_soft_wpmi():
+    # One top image a neuron: L = log(1 + p (Q - 1)), p = p_start. Q = softmax of log 3, 0 = (3/4, 1/4), and reversed.
+    scores = torch.tensor([[np.log(3.0), 0.0], [0.0, np.log(3.0)]], dtype=torch.float32)
+    similarity = sim.soft_wpmi(scores, torch.eye(2), top_k=1, a=1.0, p_start=0.8, p_end=0.8, min_prob=0.0)
+    high, low = 1 + 0.8 * (0.75 - 1), 1 + 0.8 * (0.25 - 1)  # .8 and .4; their mean is .6
+    expected = np.log(np.array([[high, low], [low, high]]) / 0.6)
+    assert_close(similarity, torch.tensor(expected, dtype=torch.float32))
+
+
+def test_a_hand_worked_rank_reorder():
+    # All three images count. The first concept orders them as the neuron does, the second in reverse.
+    activations = torch.tensor([[1.0], [2.0], [4.0]])
+    scores = torch.tensor([[0.1, 0.3], [0.2, 0.2], [0.3, 0.1]])
+    similarity = sim.rank_reorder(scores, activations, p=1.0, top_fraction=1.0, scale_p=1.0)
+    baseline = ranks.random_error(torch.tensor([[1.0, 2.0, 4.0]]), 1.0)
+    assert similarity[0, 0] == 0
+    assert_close(similarity[0, 1], -(2.0 / baseline[0]) / 0.2)  # |1-4|, |2-2|, |4-1|: mean 2
+
+
+@pytest.mark.parametrize("name", ["soft_wpmi", "wpmi"])
+@pytest.mark.parametrize("parameters", [{}, {"top_k": 1000}, {"top_k": 3, "a": 50.0, "lam": 0.5}])
+def test_wpmi_equals_the_slow_reference(data, name, parameters):
+    expected = getattr(slow, name)(data[0].numpy(), data[1].numpy(), **parameters)
+    # atol: L of 300 images is a number of about -1,500 in float32
+    assert_close(FUNCTIONS[name](*data, **parameters).double(), torch.from_numpy(expected), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "how"), [("cos_similarity", {}), ("pearson", {"centre": True})])
+def test_cosines_equal_the_slow_reference(data, name, how):
+    expected = torch.from_numpy(slow.cosine(*(part.numpy() for part in data), **how))
+    assert_close(FUNCTIONS[name](*data).double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("min_norm", [0.0, 1e-3, 50.0])
+def test_cubed_equals_the_slow_reference(data, min_norm):
+    expected = slow.cosine(*(part.numpy() for part in data), centre=True, power=3, min_norm=min_norm)
+    found = sim.cos_similarity_cubed(*data, min_norm=min_norm).double()
+    assert_close(found, torch.from_numpy(expected), rtol=1e-4, atol=1e-6)
+
+
+def test_rank_reorder_equals_the_slow_reference(data):
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(60, generator=generator).numpy() for _ in range(5)]
+    expected = slow.rank_reorder(data[0].numpy(), data[1].numpy(), orders, top_fraction=0.2)
+    assert_close(sim.rank_reorder(*data, top_fraction=0.2).double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-5)
+
+
+@every
+def test_blocks_change_nothing(data, name, monkeypatch):
+    whole = FUNCTIONS[name](*data)
+    monkeypatch.setattr(top, "_COLUMNS", 5)
+    monkeypatch.setattr(top, "_BLOCK", 2)
+    monkeypatch.setattr(top, "_GROUP", 2)
+    monkeypatch.setattr(information, "_PROBABILITIES", 900)
+    monkeypatch.setattr(information, "_IN_CACHE", 11)
+    monkeypatch.setattr(cosines, "_BLOCK", 100)
+    monkeypatch.setattr(ranks, "_BLOCK", 40)
+    assert_close(FUNCTIONS[name](*data), whole, rtol=1e-5, atol=2e-4)
+
+
+@every
+def test_order_of_neurons_and_concepts_does_not_matter(data, name):
+    scores, activations = data
+    neurons, concepts = torch.randperm(12), torch.randperm(7)
+    shuffled = FUNCTIONS[name](scores[:, concepts], activations[:, neurons])
+    assert_close(shuffled, FUNCTIONS[name](scores, activations)[neurons][:, concepts], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cos_similarity", "cos_similarity_cubed", "pearson"])
+def test_order_of_images_does_not_matter_to_cosines(data, name):
+    order = torch.randperm(300)
+    found = FUNCTIONS[name](*(part[order] for part in data))
+    assert_close(found, FUNCTIONS[name](*data), rtol=1e-4, atol=1e-6)
+
+
+@every
+@pytest.mark.parametrize("images", [1, 2, 30])
+def test_dead_constant_and_duplicate_neurons_and_few_images_give_numbers(name, images):
+    generator = torch.Generator().manual_seed(1)
+    live = torch.randn(images, 1, generator=generator)
+    activations = torch.cat([torch.zeros(images, 1), torch.full((images, 1), 0.1), live, live], dim=1)
+    scores = torch.randn(images, 4, generator=generator)
+    scores[:, 2] = 0.0
+    scores[:, 3] = scores[:, 1]
+    similarity = FUNCTIONS[name](scores, activations)
+    assert similarity.isfinite().all()
+    assert (similarity[2] == similarity[3]).all()
+    assert (similarity[:, 1] == similarity[:, 3]).all()
+    if name not in ("rank_reorder", "wpmi", "cos_similarity"):
+        assert_close(similarity[:2], torch.zeros(2, 4))
+
+
+def test_a_layer_of_copies_of_one_neuron_scores_zero():
+    scores, activations = torch.randn(200, 5), torch.randn(200, 1)
+    assert_close(sim.soft_wpmi(scores, activations.expand(-1, 9)), torch.zeros(9, 5), rtol=0, atol=1e-5)
+    assert_close(sim.soft_wpmi(scores, activations), torch.zeros(1, 5), rtol=0, atol=1e-5)
+
+
+def test_no_soft_wpmi_exceeds_the_log_of_the_number_of_neurons(data):
+    assert sim.soft_wpmi(*data, a=100.0).max() <= np.log(12) + 1e-4
+
+
+def test_marked_neurons_are_left_out_of_the_layer(data):
+    scores, activations = data
+    with_dead = torch.cat([activations, torch.zeros(300, 5)], dim=1)
+    found = sim.SoftWPMI()(scores, with_dead)
+    assert_close(found[:12], sim.soft_wpmi(scores, activations))
+    assert (found[12:] == 0).all()
+    wpmi = sim.WPMI()(scores, with_dead)
+    rows = sim.top_rows(activations, 28)
+    likelihood = torch.from_numpy(slow.likelihood(scores.numpy(), activations.numpy(), 28, 2.0, 1e-7))
+    assert_close(wpmi[12].double(), 0.4 * (likelihood.logsumexp(0) - np.log(12)), rtol=1e-5, atol=1e-4)
+    assert_close(wpmi[:12], sim.wpmi_from_top(scores, rows))
+
+
+def test_a_layer_of_dead_neurons_gives_zeros():
+    assert (sim.SoftWPMI()(torch.randn(9, 3), torch.zeros(9, 4)) == 0).all()
+
+
+@pytest.mark.parametrize("p_start", [1.0, 0.999999])
+def test_products_of_many_ranks_do_not_overflow(p_start):
+    scores = torch.zeros(200, 2)
+    scores[:, 0] = 10.0
+    activations = torch.randn(200, 3)
+    got = information.soft_log_likelihood(
+        scores, sim.top_rows(activations, 100), a=10.0, min_prob=1e-7, p_start=p_start, p_end=p_start
+    )
+    expected = slow.likelihood(scores.numpy(), activations.numpy(), 100, 10.0, 1e-7, p_start, p_start)
+    assert_close(got.double(), torch.from_numpy(expected), rtol=1e-3, atol=1e-3)
+
+
+def test_large_activations_do_not_overflow_the_cubes():
+    scores, activations = torch.randn(50, 3), torch.randn(50, 2)
+    assert_close(
+        sim.cos_similarity_cubed(scores, activations * 1e9),
+        sim.cos_similarity_cubed(scores, activations, min_norm=0.0),
+        rtol=1e-3,
+        atol=1e-5,
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    arrays(np.float32, st.tuples(st.integers(1, 90), st.integers(1, 9)), elements=st.integers(-3, 3)),
+    st.integers(1, 40),
+)
+def test_top_rows_equal_a_stable_sort(values, k):
+    found = sim.top_rows(torch.from_numpy(values), k)
+    expected = np.stack([slow.top(column, k) for column in values.T], axis=1)
+    assert (found.numpy() == expected).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_top_rows_of_many_images_in_groups(dtype):
+    values = (torch.randn(5003, 70, generator=torch.Generator().manual_seed(2)) * 20).round().to(dtype)
+    values[:, 3] = values[:, 3].relu() * (torch.arange(5003) % 97 == 0)
+    values[:, 4] = -0.0
+    expected = torch.sort(values.float(), dim=0, descending=True, stable=True).indices[:100]
+    assert (sim.top_rows(values, 100) == expected).all()
+    assert (sim.top_rows(values.t().contiguous().t(), 100) == expected).all()
+
+
+@every
+def test_a_recorded_layer_gives_what_its_tensors_give(data, name):
+    scores, activations = data
+    activations = torch.cat([activations, torch.zeros(300, 2)], dim=1)
+    ids = torch.arange(300) * 3 + 11
+    layer = recorded(activations, ids=ids)
+    assert_close(SHELLS[name].of_layer(scores, layer), SHELLS[name](scores, activations))
+    if SHELLS[name].needs_values:
+        layer.values = None
+        with pytest.raises(UserError, match="keep_values=True"):
+            SHELLS[name].of_layer(scores, layer)
+    else:
+        assert_close(SHELLS[name].of_layer(scores, recorded(activations, 200, ids)), SHELLS[name](scores, activations))
+        with pytest.raises(UserError, match=r"top 5 images, top_k=\d+ needs"):
+            SHELLS[name].of_layer(scores, recorded(activations, 5, ids))
+
+
+@every
+def test_the_shell_is_the_function_where_no_neuron_is_dead(data, name):
+    assert_close(SHELLS[name](*data), FUNCTIONS[name](*data))
+
+
+@every
+def test_its_configuration_builds_it(name):
+    config = OmegaConf.load(Path(__file__).parents[1] / "conf" / "similarity" / f"{name}.yaml")
+    built = instantiate(OmegaConf.create({"seed": 0, "similarity": config}).similarity)
+    assert built == SHELLS[name]
+
+
+@every
+def test_mismatched_images_are_refused(name):
+    with pytest.raises(UserError, match="images"):
+        FUNCTIONS[name](torch.rand(5, 2), torch.rand(6, 2))
+    with pytest.raises(UserError, match="images"):
+        SHELLS[name].of_layer(torch.rand(5, 2), recorded(torch.rand(6, 2)))
+
+
+@every
+def test_scores_that_are_not_numbers_are_refused(name):
+    scores = torch.rand(50, 3)
+    scores[:, 1] = torch.nan
+    with pytest.raises(UserError, match="finite"):
+        FUNCTIONS[name](scores, torch.rand(50, 2))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [({"top_k": 0}, "top_k=0"), ({"p_start": 1.5}, "p_start=1.5"), ({"a": 0.0}, "a=0.0"), ({"p_end": -1}, "p_end=-1")],
+)
+def test_parameters_out_of_range_are_refused(parameters, words):
+    with pytest.raises(UserError, match=words):
+        sim.soft_wpmi(torch.rand(50, 3), torch.rand(50, 2), **parameters)
+
+
+def test_twenty_thousand_concepts_never_hold_the_softmax():
+    scores, activations = torch.rand(850, 20_000), torch.randn(850, 3)
+    largest = []
+    original = information._probabilities
+
+    def watched(*arguments):
+        for concepts, probabilities in original(*arguments):
+            largest.append(probabilities.numel())
+            yield concepts, probabilities
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(information, "_probabilities", watched)
+        found = sim.soft_wpmi(scores, activations)
+    assert max(largest) <= 2**24
+    assert len(largest) > 1
+    expected = slow.soft_wpmi(scores.numpy(), activations.numpy())
+    assert_close(found.double(), torch.from_numpy(expected), rtol=1e-4, atol=2e-4)
