@@ -1,0 +1,201 @@
+"""FER2013 (Goodfellow et al. 2013, arXiv:1307.0414): 35,887 grey faces of 48 x 48 pixels in seven classes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from emodissect.cache import file_hash
+from emodissect.data.class_folders import content_hash, find_images
+from emodissect.data.datamodule import FaceDataModule
+from emodissect.data.fer2013_files import CLASS_NAMES, SIDE, FerRows, read_csv, read_folders, read_npz
+from emodissect.data.ferplus import majority, read_votes, vote_annotations
+from emodissect.data.images import ImageSet, Splits
+from emodissect.errors import UserError, nearest
+
+log = logging.getLogger(__name__)
+
+# Which part is validation and which is test. The second is what Khaireddin & Chen 2021 published with.
+SPLIT_SCHEMES = {
+    "standard": ("Training", "PublicTest", "PrivateTest"),
+    "khaireddin2021": ("Training", "PrivateTest", "PublicTest"),
+}
+_USAGE = {"Training": 0, "PublicTest": 1, "PrivateTest": 2}
+_SIZES = (28_709, 3_589, 3_589)
+LABELS = ("fer2013", "ferplus_majority")
+WHERE_TO_GET_IT = (
+    "Get it from Kaggle: the competition 'challenges-in-representation-learning-facial-expression-recognition-"
+    "challenge' (fer2013.csv in fer2013.tar.gz, or icml_face_data.csv) or the dataset 'msambare/fer2013' (folders). "
+    "data.path takes fer2013.csv, icml_face_data.csv, a folder with train/<class>/ and test/<class>/, or an .npz with "
+    "pixels, labels and usage (docs/data.md)."
+)
+_FORM = 1  # of the cached file; a change makes every entry anew
+
+
+class Fer2013(FaceDataModule):
+    """FER2013 from any of the forms it is handed around in; read once, then taken from the cache.
+
+    Image ids are row numbers of the CSV (of folders: the order split, class folder, path). The class order is always
+    FER2013's. FER+ votes, where given, come as annotations ``votes`` (columns named as the classes) and
+    ``votes_other``.
+
+    Args:
+        path: a CSV, an ``.npz``, a folder of class folders, or a folder that holds ``fer2013.csv``.
+        data_dir: where a relative ``path`` is looked for as well.
+        splits: ``standard`` (val = PublicTest, test = PrivateTest) or ``khaireddin2021`` (the two swapped).
+        labels: ``fer2013``, or ``ferplus_majority``: the class with most FER+ votes; images on which contempt,
+            unknown or not-a-face has more votes than any class are left out of all splits.
+        ferplus: ``fer2013new.csv`` of FER+, or None.
+        split_seed: of the halves that a folder without validation images is cut in.
+        class_names, size, channels: FER2013's own; given so that a configuration can refer to them.
+        loading: what every :class:`FaceDataModule` takes.
+
+    Raises:
+        UserError: no such file, an unknown option, a file that is not FER2013, a corrupt row.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | Path,
+        data_dir: str | Path | None = None,
+        splits: str = "standard",
+        labels: str = "fer2013",
+        ferplus: str | Path | None = None,
+        split_seed: int = 0,
+        class_names: Sequence[str] = CLASS_NAMES,
+        size: int = SIDE,
+        channels: int = 1,
+        **loading: Any,
+    ) -> None:
+        super().__init__(class_names=class_names, **loading)
+        if tuple(class_names) != CLASS_NAMES:
+            raise UserError(
+                f"data.class_names={list(class_names)}: FER2013's classes are {list(CLASS_NAMES)}, in this order. A "
+                "model with another order says so in model.class_order."
+            )
+        if (size, channels) != (SIDE, 1):
+            raise UserError(
+                f"data.size={size}, data.channels={channels}: FER2013 is 48 x 48 grey. What the network takes is set "
+                "in model.preprocess."
+            )
+        if splits not in SPLIT_SCHEMES:
+            raise UserError(f"data.splits={splits} is unknown. {nearest(splits, SPLIT_SCHEMES)}")
+        if labels not in LABELS:
+            raise UserError(f"data.labels={labels} is unknown. {nearest(labels, LABELS)}")
+        self.path = _found(path, data_dir, "data.path", WHERE_TO_GET_IT)
+        more = "It is fer2013new.csv of github.com/microsoft/FERPlus; null goes on without it."
+        self.ferplus = None if ferplus is None else _found(ferplus, data_dir, "data.ferplus", more)
+        self.split_scheme = splits
+        self.labels = labels
+        self.split_seed = split_seed
+        self.files: tuple[str, ...] = ()
+
+    def read(self) -> Splits:
+        """The three splits, from the cache where the same file was read before."""
+        stored, about = self._stored()
+        self.files = tuple(about["files"])
+        if about["told"]:
+            log.info("%s", about["told"])
+            if self.split_scheme != "standard":
+                raise UserError(
+                    f"data.splits={self.split_scheme}: {self.path} does not tell PublicTest from PrivateTest, so they "
+                    "cannot be swapped. Take fer2013.csv, or data.splits=standard."
+                )
+        images, labels, usage = stored["images"], stored["labels"].to(torch.int64), stored["usage"]
+        self._compare_sizes(usage)
+        votes = self._votes(stored, usage.numpy())
+        kept = torch.ones(len(labels), dtype=torch.bool)
+        if self.labels == "ferplus_majority":
+            if votes is None:
+                raise UserError(
+                    f"data.labels=ferplus_majority needs FER+ votes, and {self.path} has none. Give "
+                    "data.ferplus=<fer2013new.csv>."
+                )
+            labels, kept = majority(votes, labels)
+            log.info("FER+ majority labels: %d images without one of the seven classes left out.", int((~kept).sum()))
+        whole = ImageSet(images, labels, torch.arange(len(labels)), {} if votes is None else vote_annotations(votes))
+        train, val, test = (
+            whole.subset(torch.nonzero((usage == _USAGE[name]) & kept).flatten())
+            for name in SPLIT_SCHEMES[self.split_scheme]
+        )
+        return Splits(train, val, test, CLASS_NAMES)
+
+    def origin(self, ids: Tensor) -> list[str]:
+        """The file of each image, for folders; its row otherwise."""
+        _ = self.splits_as_read
+        return [self.files[i] for i in ids.tolist()] if self.files else super().origin(ids)
+
+    def _stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        key: dict[str, Any] = {"form": _FORM}
+        if self.path.is_dir():
+            files = [image.path for image in find_images(self.path)]
+            key |= {"content": content_hash(self.path, files), "split_seed": self.split_seed}
+        else:
+            key |= {"content": file_hash(self.path)}
+        folder = self.cache.entry("fer2013", key, partial(_write, self.path, self.split_seed))
+        return load_file(folder / "images.safetensors"), json.loads((folder / "about.json").read_text())
+
+    def _votes(self, stored: dict[str, Tensor], usage: np.ndarray) -> Tensor | None:
+        if self.ferplus is None:
+            return stored.get("votes")
+        if self.files:
+            raise UserError(
+                f"data.ferplus: FER+ goes by the rows of fer2013.csv, and the folders of {self.path} do not keep them. "
+                "Take fer2013.csv, or data.ferplus=null."
+            )
+        return torch.from_numpy(read_votes(self.ferplus, usage))
+
+    def _compare_sizes(self, usage: Tensor) -> None:
+        sizes = tuple(int((usage == part).sum()) for part in range(3))
+        empty = [name for name, size in zip(_USAGE, sizes, strict=True) if not size]
+        if empty:
+            raise UserError(f"{self.path} holds no {' and no '.join(empty)} images; the download may be cut short.")
+        if sizes != _SIZES:
+            log.warning("%s holds %s images; the whole of FER2013 holds %s.", self.path, sizes, _SIZES)
+
+
+def _found(path: str | Path | None, data_dir: str | Path | None, key: str, more: str) -> Path:
+    """The file or folder itself; a folder that holds a known file stands for the file."""
+    if path is None:
+        raise UserError(f"{key} is not given. {more}")
+    given = Path(path).expanduser()
+    places = [given.absolute(), *([Path(data_dir).expanduser().absolute() / given] if data_dir is not None else [])]
+    for place in places:
+        if place.is_dir():
+            for name in ("fer2013.csv", "icml_face_data.csv", "fer2013.npz", "fer2013/fer2013.csv"):
+                if (place / name).is_file():
+                    return place / name
+        if place.exists():
+            return place
+    looked = " nor ".join(str(place) for place in dict.fromkeys(places))
+    raise UserError(f"{key}: there is no {looked}. {more}")
+
+
+def _write(path: Path, split_seed: int, folder: Path) -> None:
+    told = ""
+    if path.is_dir():
+        rows, told = read_folders(path, split_seed)
+    elif path.suffix.lower() == ".npz":
+        rows = read_npz(path)
+    elif path.suffix.lower() == ".csv":
+        rows = read_csv(path)
+    else:
+        raise UserError(f"data.path={path}: the form is not known by its ending. {WHERE_TO_GET_IT}")
+    save_file(_tensors(rows), folder / "images.safetensors")
+    (folder / "about.json").write_text(json.dumps({"source": str(path), "told": told, "files": rows.files}))
+
+
+def _tensors(rows: FerRows) -> dict[str, Tensor]:
+    arrays = {"images": rows.pixels[:, None], "labels": rows.labels, "usage": rows.usage}
+    arrays |= {} if rows.votes is None else {"votes": rows.votes}
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
