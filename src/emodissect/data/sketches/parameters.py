@@ -67,6 +67,8 @@ SIGNED = frozenset({"brow_height", "brow_slant", "gaze_x", "gaze_y", "mouth_widt
 _LOWEST = np.array([-1.0 if name in SIGNED else 0.0 for name in PARAMETERS])
 _NEUTRAL = np.array(Expression())
 _LIDS = PARAMETERS.index("lid_opening")
+# Parameters in [0, 1] vary half as much as those in [-1, 1]; people look about, mostly sideways.
+_LOOSENESS = np.array([{"gaze_x": 2.0, "gaze_y": 1.3}.get(name, 1.0 if name in SIGNED else 0.5) for name in PARAMETERS])
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ PATTERNS: Mapping[str, Sequence[Pattern]] = {
             1.0,
             Expression(),
             {
-                "lid_opening": (0.08, 0.0), "mouth_opening": (0.1, 0.18), "chin": (0.15, 0.55),
+                "lid_opening": (0.1, 0.0), "mouth_opening": (0.1, 0.2), "chin": (0.15, 0.55),
                 "mouth_curve": (0.15, 0.15), "lip_press": (0.06, 0.5), "jaw": (0.06, 0.3),
             },
         ),
@@ -220,14 +222,14 @@ class Difficulty:
         least: the faintest intensity.
         blended: share of images that carry some of a second emotion.
         blend: the largest part of the second emotion.
-        spread: standard deviation of each parameter about its pattern (half of it for parameters in [0, 1]).
+        spread: standard deviation of a parameter in [-1, 1] about its pattern; half of it for one in [0, 1].
     """
 
-    intensity: tuple[float, float] = (2.6, 1.3)
-    least: float = 0.15
-    blended: float = 0.35
-    blend: float = 0.5
-    spread: float = 0.16
+    intensity: tuple[float, float] = (2.2, 1.4)
+    least: float = 0.1
+    blended: float = 0.4
+    blend: float = 0.6
+    spread: float = 0.18
 
 
 def draw_label(rng: Generator, shares: Sequence[float] = CLASS_SHARES) -> int:
@@ -244,20 +246,15 @@ def draw_expression(rng: Generator, label: int, difficulty: Difficulty = Difficu
         label: index into :data:`CLASS_NAMES`.
         difficulty: intensity, blending and spread.
     """
-    values = _NEUTRAL + _intensity(rng, difficulty) * (_pattern(rng, label) - _NEUTRAL)
+    pattern = _pattern(rng, label)
+    values = _NEUTRAL + _intensity(rng, difficulty) * (pattern - _NEUTRAL)
     if rng.random() < difficulty.blended:
-        part = difficulty.blend * rng.random()
-        other = int(rng.integers(len(CLASS_NAMES)))
-        values = (1 - part) * values + part * (
-            _NEUTRAL + _intensity(rng, difficulty) * (_pattern(rng, other) - _NEUTRAL)
-        )
-    jitter = rng.standard_normal(len(PARAMETERS)) * difficulty.spread * np.where(_LOWEST < 0, 1.0, 0.5)
-    if values[_LIDS] < 0.06:  # closed lids stay closed
-        jitter[_LIDS] = 0.0
-    gaze = rng.standard_normal(2) * 0.3
-    values = values + jitter
-    values[6] += gaze[0]
-    values[7] += gaze[1] * 0.5
+        part, other = difficulty.blend * rng.random(), int(rng.integers(len(CLASS_NAMES)))
+        second = _NEUTRAL + _intensity(rng, difficulty) * (_pattern(rng, other) - _NEUTRAL)
+        values = (1 - part) * values + part * second
+    values += rng.standard_normal(len(PARAMETERS)) * (difficulty.spread * _LOOSENESS)
+    if pattern[_LIDS] < 0.05 and rng.random() < 0.75:  # lids that close mostly close wholly, however faint the rest
+        values[_LIDS] = 0.0
     return Expression(*np.clip(values, _LOWEST, 1.0).tolist())
 
 

@@ -53,7 +53,7 @@ def presence(expressions: Sequence[Expression] | Values) -> Values:
         expressions: parameters, ``(image, parameter)`` in the order of :data:`PARAMETERS`.
     """
     matrix = np.asarray(expressions, dtype=np.float64).reshape(-1, len(PARAMETERS))
-    face = Expression(*matrix.T)  # type: ignore[arg-type]  # a column of images for each parameter
+    face = Expression(*matrix.T)  # a column of images for each parameter
     down, up = np.maximum(0, -face.mouth_curve), np.maximum(0, face.mouth_curve)
     opening = np.asarray(face.lid_opening)
     awake = _up(opening, 0.04, 0.12)
@@ -90,7 +90,7 @@ def presence(expressions: Sequence[Expression] | Values) -> Values:
         "Smile": _up(up, 0.1, 0.6),
         "Frown": np.minimum(_up(down, 0.1, 0.5), _up(still * (np.asarray(face.brow_height) < 0.5), 0.15, 0.6)),
         "Downturned Mouth": _up(down, 0.1, 0.6),
-        "Slightly Open Mouth": np.minimum(_up(face.mouth_opening, 0.04, 0.16), _down(face.mouth_opening, 0.34, 0.6)),
+        "Slightly Open Mouth": np.minimum(_up(face.mouth_opening, 0.06, 0.2), _down(face.mouth_opening, 0.34, 0.6)),
         "Wide Open Mouth": _up(face.mouth_opening, 0.34, 0.6),
         "Slight Chin Raise": _up(face.chin, 0.15, 0.6),
         "Slightly Dropped Jaw": np.minimum(_up(face.jaw, 0.1, 0.35), 1 - 0.6 * _up(face.jaw, 0.6, 0.9)),

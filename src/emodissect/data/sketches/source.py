@@ -122,7 +122,8 @@ class Sketches(FaceDataModule):
 
     def read(self) -> Splits:
         """The splits, drawn where the cache does not hold them yet."""
-        return Splits(*(self._split(name) for name in SPLITS), class_names=CLASS_NAMES)
+        train, val, test = (self._split(name) for name in SPLITS)
+        return Splits(train, val, test, CLASS_NAMES)
 
     def _split(self, name: str) -> ImageSet:
         count, first = self.counts[name], SPLITS.index(name) * BLOCK
@@ -153,6 +154,6 @@ class Sketches(FaceDataModule):
 def _code() -> str:
     """SHA-256 of the modules that decide what is drawn: a change of them is a new data set."""
     digest = hashlib.sha256()
-    for module in ("parameters", "appearance", "drawing", "presence"):
+    for module in ("parameters", "appearance", "drawing", "sheet", "presence"):
         digest.update((Path(__file__).parent / f"{module}.py").read_bytes())
     return digest.hexdigest()
