@@ -1,0 +1,99 @@
+"""CLIP weights from the hub: the local copy first, then one short try at the network."""
+
+from __future__ import annotations
+
+import logging
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants as hub
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+from open_clip.pretrained import download_pretrained_from_url
+
+from emodissect.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 10.0  # seconds until a silent server counts as out of reach
+
+
+def downloaded(model_name: str, tag: str, known: Mapping[str, Any]) -> Path:
+    """The weights file of an open_clip tag; a copy that is already here is taken without asking the network.
+
+    Args:
+        model_name: the architecture.
+        tag: open_clip's name of the weights.
+        known: open_clip's record of the tag: ``hf_hub`` (repository and file) or ``url``.
+
+    Raises:
+        UserError: no copy is here and none can be had.
+    """
+    tried: list[str] = []
+    if known.get("hf_hub"):
+        repository, _, name = str(known["hf_hub"]).rpartition("/")
+        names = [name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+        if name.endswith((".bin", ".pth")):
+            names.insert(0, f"{name[:-4]}.safetensors")
+        found = _from_hub(repository, names, tried)
+        if found is not None:
+            return found
+    elif known.get("url"):
+        found = _from_url(str(known["url"]), tried)
+        if found is not None:
+            return found
+    raise UserError(offline_advice(f"{model_name} with the weights '{tag}'", tried))
+
+
+def offline_advice(what: str, tried: Sequence[str]) -> str:
+    """What to do when weights cannot be downloaded."""
+    return (
+        f"The CLIP {what} is not on this machine and cannot be downloaded. Tried: {'; '.join(tried) or 'nothing'}. "
+        "On a machine with network, `hf download <repository> open_clip_model.safetensors` puts it into the hub's "
+        f"cache ({hub.HF_HUB_CACHE}; HF_HUB_CACHE names another), which may be copied here; or give the file itself: "
+        "clip=file clip.model_name=<architecture> clip.weights=<file>. These need no network: clip=tiny (knows drawn "
+        "faces), scorer=annotations."
+    )
+
+
+def _from_hub(repository: str, names: Sequence[str], tried: list[str]) -> Path | None:
+    for name in names:
+        held = try_to_load_from_cache(repository, name)
+        if isinstance(held, str):
+            return Path(held)
+    for name in names:
+        log.info("Downloading %s/%s from %s", repository, name, hub.ENDPOINT)
+        try:
+            return Path(hf_hub_download(repository, name, etag_timeout=_PATIENCE))
+        except LocalEntryNotFoundError as error:
+            cause = error.__cause__ or error
+            tried.append(f"{hub.ENDPOINT}/{repository}/{name} ({_brief(cause)})")
+            return None  # the network, not the name: the next name would wait as long
+        except EntryNotFoundError:
+            tried.append(f"{hub.ENDPOINT}/{repository}/{name} (no such file)")
+        except Exception as error:  # the hub's client raises its own, httpx's or requests' errors, by version
+            tried.append(f"{hub.ENDPOINT}/{repository}/{name} ({_brief(error)})")
+            return None
+    return None
+
+
+def _from_url(url: str, tried: list[str]) -> Path | None:
+    held = Path("~/.cache/clip").expanduser() / url.rpartition("/")[2]
+    try:
+        if not held.is_file():
+            # open_clip's own download waits without limit; a server that does not answer is found out here.
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_PATIENCE):
+                pass
+        return Path(download_pretrained_from_url(url))
+    except (OSError, RuntimeError) as error:
+        tried.append(f"{url} ({_brief(error)})")
+        return None
+
+
+def _brief(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

@@ -1,0 +1,204 @@
+"""Concept sets: read from any file, tidied and reported, mapped to classes in any spelling."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra.utils import instantiate
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from emodissect.concepts import ConceptSet, class_key, clean_name, concept_set, name_key, read_concepts
+from emodissect.errors import UserError
+
+CONF = Path(__file__).parents[1] / "conf" / "concepts"
+FER2013 = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")
+
+
+def _set(name: str) -> ConceptSet:
+    return instantiate(OmegaConf.load(CONF / f"{name}.yaml"))
+
+
+@pytest.mark.parametrize(("name", "count"), [("fer7", 7), ("expressions25", 25)])
+def test_shipped_sets_hold_the_studys_concepts(name: str, count: int) -> None:
+    concepts = _set(name)
+    golden = json.loads((Path(__file__).parent / "goldens" / "concept_sets.json").read_text())[name]["concepts"]
+    assert len(concepts) == count
+    assert concepts.names == tuple(golden)
+    assert {name: list(of) for name, of in concepts.classes.items()} == golden
+    assert concepts.origin == name
+
+
+def test_fer7_is_the_identity_over_fer2013s_classes() -> None:
+    assert torch.equal(_set("fer7").class_mask(FER2013), torch.eye(7, dtype=torch.bool))
+
+
+def test_expressions25_against_the_drawing_programs_own_table() -> None:
+    from emodissect.data.sketches import CONCEPT_CLASSES
+
+    concepts = _set("expressions25")
+    assert concepts.names == tuple(CONCEPT_CLASSES)
+    assert all(concepts.classes[name] == tuple(of) for name, of in CONCEPT_CLASSES.items())
+
+
+def test_class_mask_by_hand() -> None:
+    concepts = concept_set({"Smile": ["happy"], "Closed Eyes": "sad", "Hat": None, "ANGER": None})
+    mask = concepts.class_mask(("angry", "Happiness", "SAD"))
+    assert mask.tolist() == [[False, True, False], [False, False, True], [False, False, False], [True, False, False]]
+
+
+@pytest.mark.parametrize("spelling", ["anger", "ANGRY", " Angry ", "an-gry", "Anger_"])
+def test_classes_match_in_any_spelling(spelling: str) -> None:
+    assert class_key(spelling) == "angry"
+    assert concept_set({"Frown": [spelling]}).class_mask(("happy", "Angry")).tolist() == [[False, True]]
+
+
+def test_unknown_class_is_told_with_the_nearest() -> None:
+    concepts = concept_set({"Smile": ["hapy"]}, origin="mine.txt")
+    with pytest.raises(UserError, match=r"'Smile' of mine.txt stands for the class 'hapy'.*Did you mean 'Happy'"):
+        concepts.class_mask(FER2013)
+
+
+def test_text_is_tidied_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "mine.txt"
+    lines = (
+        "\ufeffSmile",
+        "",
+        "  Wide  Open Eyes ",
+        "smile",
+        "WIDE open eyes",
+        "   ",
+        "Expression étonnée",
+        "Le\u200bad",
+    )
+    file.write_bytes("\r\n".join(lines).encode())
+    with caplog.at_level(logging.INFO):
+        concepts = read_concepts(file)
+    assert concepts.names == ("Smile", "Wide Open Eyes", "Expression étonnée", "Lead")
+    assert "4 concepts" in caplog.text
+    assert "Dropped: 2 blank, 2 duplicate" in caplog.text
+    assert "Not ASCII: 1" in caplog.text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_encodings(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_bytes("Sourire gêné\nSmile\n".encode(encoding))
+    assert read_concepts(file).names == ("Sourire gêné", "Smile")
+
+
+def test_duplicates_join_their_classes() -> None:
+    concepts = read = concept_set([("Smile")])
+    assert read.classes == {}
+    from emodissect.concepts import tidied
+
+    concepts = tidied([("Smile", ("happy",)), ("smile ", ("Happy", "surprise"))], "x")
+    assert concepts.names == ("Smile",)
+    assert concepts.class_mask(("happy", "surprise")).tolist() == [[True, True]]
+
+
+FORMS = {
+    "list.yaml": "- Smile\n- no\n- 1\n",
+    "map.yaml": "Smile: happy\n'no': [angry, disgust]\n'1':\n",
+    "nested.yml": "origin: x\nconcepts:\n  Smile: [happy]\n  no: angry\n  1: []\n",
+    "list.json": '["Smile", "no", "1"]',
+    "map.json": '{"Smile": ["happy"], "no": "angry", "1": null}',
+    "rows.json": '[{"concept": "Smile", "classes": ["happy"]}, {"name": "no"}, {"1": "sad"}]',
+    "plain.csv": "Smile,happy\nno,angry;disgust\n1,\n",
+    "titled.csv": 'id,concept,classes\n0,Smile,happy\n1,no,"angry, disgust"\n2,1,\n',
+    "semicolon.csv": "concept;classes\nSmile;happy\nno;angry,disgust\n1;\n",
+    "single.csv": "concept\nSmile\nno\n1\n",
+    "lines.txt": "Smile\nno\n1\n",
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_text(FORMS[name], encoding="utf-8")
+    concepts = read_concepts(file)
+    assert concepts.names == ("Smile", "no", "1")
+    if "list" in name or name in ("single.csv", "lines.txt"):
+        assert concepts.classes == {}
+    else:
+        assert concepts.classes["Smile"] == ("happy",)
+    if name in ("map.yaml", "plain.csv", "titled.csv", "semicolon.csv"):
+        assert concepts.classes["no"] == ("angry", "disgust")
+    assert concepts.origin == str(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", "", "holds no concept"),
+        ("blank.txt", "\n \n\ufeff\n", "holds no concept"),
+        ("empty.yaml", "", "holds no concept"),
+        ("empty.json", "[]", "holds no concept"),
+        ("empty.csv", "concept,classes\n", "holds no concept"),
+        ("broken.json", '{"Smile": ', "cannot be read"),
+        ("broken.yaml", "a: [b\nc: d", "cannot be read"),
+        ("scalar.yaml", "Smile", "not a single value"),
+        ("sets.json", '{"fer7": {"about": "x"}}', "classes of 'fer7'"),
+        ("mine.xlsx", "x", "kind '.xlsx' is not taken"),
+        ("binary.txt", "a\0b", "not a text file"),
+    ],
+)
+def test_what_is_no_concept_set(tmp_path: Path, name: str, content: str, message: str) -> None:
+    file = tmp_path / name
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message) as caught:
+        read_concepts(file)
+    assert "concept" in str(caught.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.txt does not exist.*\.csv"):
+        read_concepts(tmp_path / "none.txt")
+
+
+def test_file_config(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("Smile\n")
+    cfg = OmegaConf.load(CONF / "file.yaml")
+    cfg.path = str(tmp_path / "mine.txt")
+    assert instantiate(cfg).names == ("Smile",)
+
+
+def test_twenty_thousand_concepts_are_fast(tmp_path: Path) -> None:
+    file = tmp_path / "many.txt"
+    file.write_text("\n".join(f"concept number {i}" for i in range(20_000)) + "\n" + "Concept Number 3\n")
+    began = time.perf_counter()
+    concepts = read_concepts(file)
+    mask = concepts.class_mask(FER2013)
+    assert time.perf_counter() - began < 3
+    assert len(concepts) == 20_000
+    assert mask.shape == (20_000, 7)
+    assert not mask.any()
+
+
+@given(st.lists(st.text(max_size=12), max_size=20))
+def test_names_are_clean_distinct_and_in_order(lines: list[str]) -> None:
+    wanted: dict[str, str] = {}
+    for line in lines:
+        if clean_name(line):
+            wanted.setdefault(name_key(clean_name(line)), clean_name(line))
+    if not wanted:
+        with pytest.raises(UserError):
+            concept_set(lines)
+        return
+    names = concept_set(lines).names
+    assert names == tuple(wanted.values())
+    assert all(name == " ".join(name.split()) for name in names)
+    assert concept_set(names).names == names
+
+
+def test_fingerprint_is_content() -> None:
+    assert concept_set(["a", "b"], "x").fingerprint() == concept_set(["a ", "b"], "y").fingerprint()
+    assert concept_set(["a", "b"]).fingerprint() != concept_set(["b", "a"]).fingerprint()
+    assert yaml.safe_dump(_set("fer7").fingerprint())
