@@ -46,7 +46,7 @@ def noise_band(grid: pd.DataFrame, images: int) -> float:
     return float(np.median(1.96 * np.sqrt(changed)) / images) if changed.size else 0.0
 
 
-def grid_heatmap(grid: pd.DataFrame, title: str = "", level: float = 0.05) -> Figure:
+def grid_heatmap(grid: pd.DataFrame, title: str = "", level: float = 0.05, limit: float | None = None) -> Figure:
     """Change of validation accuracy in points, by tau (rows) and factor (columns), of one layer and rule.
 
     Blue is better. Tau may be missing (selections without a cutoff); then there is one row.
@@ -56,9 +56,13 @@ def grid_heatmap(grid: pd.DataFrame, title: str = "", level: float = 0.05) -> Fi
 
     Args:
         grid: columns tau, factor, delta, and where given p_value, p_holm, chosen; one row a cell.
+        title: of the figure.
+        level: of the marks.
+        limit: the change (a fraction) that gets the full colour, so that several figures compare; by default the
+            largest of this grid.
     """
     with drawn():
-        figure, axes, cells = _by_tau_and_factor(grid, 100 * grid["delta"], 2)
+        figure, axes, cells = _by_tau_and_factor(grid, 100 * grid["delta"], 2, limit=limit)
         for (row, column), cell in cells.items():
             if _number(cell, "p_value") < level:
                 sure = _number(cell, "p_holm") < level
@@ -248,7 +252,7 @@ def concept_ablation(
 
 
 def _by_tau_and_factor(
-    grid: pd.DataFrame, values: pd.Series, digits: int, better: int = 1
+    grid: pd.DataFrame, values: pd.Series, digits: int, better: int = 1, limit: float | None = None
 ) -> tuple[Figure, Axes, dict[tuple[int, int], pd.Series]]:
     """The matrix of cells with its numbers and the frame around the chosen one; the cells by place."""
     taus = sorted(grid["tau"].dropna().unique()) or [float("nan")]
@@ -261,9 +265,10 @@ def _by_tau_and_factor(
         table[row, column] = value
         cells[row, column] = cell
     known = np.abs(table[np.isfinite(table)])
+    full = 100 * limit if limit else float(known.max(initial=0)) or 1.0
     figure = new(max(NARROW, 1.2 + 0.52 * len(factors)), 1.15 + 0.27 * max(len(taus), 2))
     axes = figure.subplots()
-    signed_cells(axes, better * table, float(known.max()) if known.size and known.max() > 0 else 1.0)
+    signed_cells(axes, better * table, full)
     for (row, column), cell in cells.items():
         if np.isfinite(table[row, column]):
             axes.text(column + 0.46, row + 0.52, _points(table[row, column], digits), ha="center", va="center",

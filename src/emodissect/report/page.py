@@ -43,7 +43,7 @@ class Column:
     Attributes:
         name: of the frame's column.
         heading: what the reader sees.
-        form: ``text``, ``count``, ``percent``, ``points``, ``p``, ``flag`` or a number of digits.
+        form: ``text``, ``long`` (wraps), ``count``, ``percent``, ``points``, ``p``, ``flag`` or a number of digits.
         help: shown when the pointer rests on the heading.
     """
 
@@ -61,6 +61,9 @@ class Extra:
     caption: str
     frame: pd.DataFrame | None = None
     figure: Figure | None = None
+
+
+_CLASSES: dict[str | int, str] = {"text": "", "long": "long"}
 
 
 @dataclass
@@ -116,7 +119,7 @@ def table(
     records = frame.to_dict("records")
     rows = []
     for at, record in enumerate(records[:limit]):
-        cells = [(_shown(record[c.name], c.form), _sortable(record[c.name]), c.form != "text") for c in shown]
+        cells = [(_shown(record[c.name], c.form), _sortable(record[c.name]), _CLASSES.get(c.form, "n")) for c in shown]
         rows.append({"cells": cells, "marked": bool(marked[at]) if marked is not None else False})
     cut = len(records) - len(rows)
     return _template("table.html.j2").render(columns=shown, rows=rows, caption=caption, cut=cut)

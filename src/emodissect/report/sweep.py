@@ -32,7 +32,7 @@ KNOWN = {
     "accuracy_before": Column("accuracy_before", "before", "percent"),
     "accuracy_after": Column("accuracy_after", "after", "percent"),
     "seconds": Column("seconds", "seconds", 1),
-    "error": Column("error", "error"),
+    "error": Column("error", "error", "long"),
 }
 HIDDEN = {"folder", "task", "chosen"}
 
@@ -156,6 +156,7 @@ class SweepPage:
         cells = cells.dropna(subset=list(needed))
         best = self.best
         cells["chosen"] = [best is not None and index == best.name for index in cells.index]
+        limit = float(cells[self.value].abs().max())
         drawings = Markup("")
         by = [name for name in ("layer", "selection", "rule") if name in cells]
         groups = cells.groupby(by, sort=False, dropna=False) if by else [("", cells)]
@@ -169,7 +170,7 @@ class SweepPage:
                 f"{words.plain(top['tau'])}, factor {words.plain(top['factor'])}."
             )
             caption += " The framed cell is the best of all." if plain["chosen"].any() else ""
-            drawings += content.figure(figures.grid_heatmap(plain, names), caption)
+            drawings += content.figure(figures.grid_heatmap(plain, names, limit=limit), caption)
         return Markup('<div class="figures">{}</div>').format(drawings) if drawings else Markup("")
 
     def _test(self, content: Content) -> Markup:
@@ -181,7 +182,7 @@ class SweepPage:
         )
         if "p_value" in rows:
             sure = int((rows["p_value"] < 0.05).sum())
-            caption += f" {sure} have p < .05; about {max(round(0.05 * len(rows)), 1)} would if no edit did anything."
+            caption += f" p < .05 in {sure} of them; about {max(round(0.05 * len(rows)), 1)} would be by chance alone."
         return content.figure(figures.deltas(shown, [self._name(row) for _, row in shown.iterrows()]), caption)
 
     def _table(self) -> Markup:
@@ -194,7 +195,7 @@ class SweepPage:
         ]
         columns = [
             Column(c.name, c.heading, "text", c.help)
-            if c.form != "text" and not pd.api.types.is_numeric_dtype(jobs[c.name])
+            if c.form not in {"text", "long"} and not pd.api.types.is_numeric_dtype(jobs[c.name])
             else c
             for c in columns
         ]

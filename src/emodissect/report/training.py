@@ -169,7 +169,7 @@ class TrainPage:
             content.image(
                 image_id,
                 self.class_names[int(self.predictions.labels[row])],
-                f"→ {self.class_names[int(guess[row])]} {100 * float(sure[row]):.0f} %",
+                f"→ {self.class_names[int(guess[row])]} {100 * float(sure[row]):.0f}\u00a0%",
                 self.saliency.get(image_id),
             )
             for image_id, row in zip(ids, order, strict=True)
