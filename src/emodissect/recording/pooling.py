@@ -25,7 +25,9 @@ _CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 def check_pool(pool: str, channels_last: ChannelsLast) -> None:
     """Raises UserError unless both are known words."""
     if pool not in POOLS:
-        raise UserError(f"layer.pool={pool!r} is no way of pooling. {nearest(pool, POOLS)}")
+        raise UserError(
+            f"layer.pool={pool!r} is no way of pooling (avg: the mean over positions). {nearest(pool, POOLS)}"
+        )
     if channels_last not in ("auto", True, False):
         raise UserError(f"layer.channels_last={channels_last!r}: it is auto, true or false.")
 
@@ -107,7 +109,7 @@ def pooled(output: Tensor, axis: Literal[1, -1], pool: str, prefix: int = 0) -> 
         )
     wide = torch.float32 if output.dtype in (torch.float16, torch.bfloat16) else output.dtype
     if output.ndim <= 2:
-        return output.reshape(len(output), -1).to(torch.float32, copy=True)
+        return (output[:, None] if output.ndim == 1 else output).to(torch.float32, copy=True)
     if output.ndim == 3:
         positions: tuple[int, ...] = (1,) if axis == -1 else (2,)
     else:

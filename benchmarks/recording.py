@@ -1,0 +1,136 @@
+"""Time and memory of recording all ten layers of the full-width VGG, against a forward pass without hooks.
+
+    python benchmarks/recording.py --images 28709      # as in the study; about 15 minutes on two cores
+    python benchmarks/recording.py --images 2000
+
+Blocks of images run plain and recorded by turns, in one process, in both orders, and the medians of the blocks' times
+are compared, so that a machine that slows down slows both. What is recorded last (the running top images of a filled
+buffer, ``result()``) is counted too. Memory: the collector's state is counted byte by byte and beside it the image x
+neuron matrices that it does without; the peak of a process of its own is measured for both ways.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from emodissect.models.vgg import VGG
+from emodissect.recording import ActivationCollector
+
+LAYERS = [f"conv{stage}{half}" for stage in "1234" for half in "ab"] + ["lin1", "lin2"]
+MIB = 2**20
+
+
+def network(width: float) -> VGG:
+    torch.manual_seed(0)
+    return VGG(width=width).eval().to(memory_format=torch.channels_last)
+
+
+def batches(images: int, batch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    pixels = torch.rand(batch, 1, 40, 40).to(memory_format=torch.channels_last)
+    # the same pixels moved by a little each time: distinct activations without a set of images in memory
+    return [(pixels, ids) for ids in torch.arange(images).split(batch)]
+
+
+def forward(model: VGG, pixels: torch.Tensor, ids: torch.Tensor) -> None:
+    model((pixels[: len(ids)] + 1e-3 * (int(ids[0]) % 97)).clamp_(0, 1))
+
+
+def measure_time(args: argparse.Namespace) -> None:
+    model = network(args.width)
+    work = batches(args.images, args.batch)
+    blocks = [work[start : start + args.block] for start in range(0, len(work), args.block)]
+    collector = ActivationCollector(LAYERS, top_k=args.top_k)
+    plain, recorded = [], []
+    with torch.inference_mode():
+        forward(model, *work[0])
+        for number, block in enumerate(blocks):
+            for way in (0, 1) if number % 2 else (1, 0):
+                count = sum(len(ids) for _, ids in block)
+                if way == 0:
+                    start = time.perf_counter()
+                    for pixels, ids in block:
+                        forward(model, pixels, ids)
+                    plain.append((time.perf_counter() - start) / count)
+                else:
+                    start = time.perf_counter()
+                    with collector.on(model):
+                        for pixels, ids in block:
+                            forward(model, pixels, ids)
+                            collector.update(ids)
+                    recorded.append((time.perf_counter() - start) / count)
+        start = time.perf_counter()
+        result = collector.result()
+        ending = time.perf_counter() - start
+    per_plain, per_recorded = statistics.median(plain), statistics.median(recorded) + ending / args.images
+    ratios = sorted(r / p for p, r in zip(plain, recorded, strict=True))
+    neurons = sum(found.neurons for found in result.values())
+    print(f"{args.images} images, VGG width {args.width:g}, {len(LAYERS)} layers, {neurons} neurons, top {args.top_k}")
+    print(f"forward without hooks    {args.images * per_plain:8.1f} s  {1 / per_plain:7.1f} images/s")
+    print(f"recorded, all ten layers {args.images * per_recorded:8.1f} s  {1 / per_recorded:7.1f} images/s")
+    print(
+        f"ratio {per_recorded / per_plain:.3f} (target 1.15); of {len(ratios)} pairs of blocks: median "
+        f"{statistics.median(ratios):.3f}, {ratios[0]:.3f} to {ratios[-1]:.3f}; result() {ending:.2f} s"
+    )
+    state = sum(layer.top._keys.nbytes + 40 * layer.top._keys.shape[0] for layer in collector._state.values())
+    print(
+        f"state of the collector {state / MIB:.0f} MiB; image x neuron matrices {4 * args.images * neurons / MIB:.0f} MiB"
+    )
+
+
+def peak(values: bool, stored: bool, args: argparse.Namespace, answer: multiprocessing.Queue) -> None:
+    """Feeds the collector made-up activations of the real sizes; reports how far the process's peak rose."""
+    torch.set_num_threads(1)
+    sizes = {name: int(network(args.width).get_submodule(name).weight.shape[0]) for name in LAYERS}
+    with tempfile.TemporaryDirectory() as folder:
+        collector = ActivationCollector(
+            LAYERS, top_k=args.top_k, keep_values=values, store_dir=Path(folder) if stored else None
+        )
+        batch = {name: torch.rand(args.batch, neurons) for name, neurons in sizes.items()}
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for ids in torch.arange(args.images).split(args.batch):
+            for values_of in batch.values():
+                values_of.add_(0.618).frac_()
+            collector._names = LAYERS
+            collector._take(ids, {name: values_of[: len(ids)] for name, values_of in batch.items()})
+        collector.result()
+        answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def measure_memory(args: argparse.Namespace) -> None:
+    context = multiprocessing.get_context("spawn")
+    for words, values, stored in [
+        ("top images only", False, False),
+        ("all activations, memory-mapped", True, True),
+        ("all activations, in memory", True, False),
+    ]:
+        answer = context.Queue()
+        process = context.Process(target=peak, args=(values, stored, args, answer))
+        process.start()
+        print(f"peak memory, {words}: + {answer.get():.0f} MiB", flush=True)
+        process.join()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--block", type=int, default=8, help="batches that run one way before the other")
+    parser.add_argument("--top-k", type=int, default=100)
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--only", choices=["time", "memory"], default=None)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.only != "memory":
+        measure_time(options)
+    if options.only != "time":
+        measure_memory(options)
