@@ -181,7 +181,7 @@ def test_mistakes() -> None:
         (Edit("bn", ones), r"'bn' is a BatchNorm2d.*Known: conv, lin, out"),
         (Edit("relu", ones), "is a ReLU"),
         (Edit("conv", torch.tensor([1.0, float("nan"), 1.0])), "NaN or infinity"),
-        (Edit("out", torch.ones(2), "outgoing"), "cannot trace|not known|read by"),
+        (Edit("out", torch.ones(2), "outgoing"), "layer behind 'out' is not known"),
         (Edit("conv", ones, "outgoing", next_layer="out"), "do not fit the 3 neurons"),
     ]
     for edit, message in cases:

@@ -71,23 +71,35 @@ def next_layer_of(network: nn.Module, layer: str, example: Tensor | None = None)
         UserError: there is none, or more than one, or something on the way mixes neurons.
     """
     editable_layer(network, layer)
-    advice = "Give the layer that reads it as Edit.next_layer, or edit.parameters=weight."
     try:
         graph = trace(network, example)
-        node = node_of(graph, layer)
+        return str(path_to_reader(network, node_of(graph, layer))[-1].target)
     except CannotTrace as error:
-        raise UserError(f"The layer behind '{layer}' is not known, because {error}. {advice}") from error
+        raise UserError(
+            f"The layer behind '{layer}' is not known, because {error}. "
+            "Give the layer that reads it as Edit.next_layer, or edit.parameters=weight."
+        ) from error
+
+
+def path_to_reader(network: nn.Module, node: Node) -> list[Node]:
+    """The operations from a layer to the one convolution or linear layer that reads it, which is the last.
+
+    Raises:
+        CannotTrace: it is read by none or by several, or something on the way mixes neurons.
+    """
+    layer, path = node.target, list[Node]()
     while True:
         users = [user for user in node.users if user.op != "output" and not _reads_shape(user)]
         if len(users) != 1:
-            raise UserError(f"Layer '{layer}' is read by {len(users)} operations, not one (at '{node.name}'). {advice}")
+            raise CannotTrace(f"'{layer}' is read by {len(users)} operations, not one (at '{node.name}')")
         (node,) = users
+        path.append(node)
         module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
         if module is not None and _has_rows(module):
-            return str(node.target)
+            return path
         name = getattr(node.target, "__name__", str(node.target))
         if not (isinstance(module, _PASSES) or (module is None and name in _PASSING)):
-            raise UserError(f"Between layer '{layer}' and the next one, '{node.name}' may mix neurons. {advice}")
+            raise CannotTrace(f"'{node.name}', between '{layer}' and the next layer, may mix neurons")
 
 
 def columns_scale(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,10 @@ from torchmetrics.functional.classification import (
 )
 
 from emodissect.data.images import Batch
+from emodissect.models.classifier import Classifier
 from emodissect.statistics import delta_interval, mcnemar, wilson
+
+_CROPS = 10
 
 
 def _unchanged(logits: Tensor) -> Tensor:
@@ -46,6 +50,24 @@ class Inference:
 
     def __call__(self, images: Tensor) -> Float[Tensor, "image class"]:
         return self.finish(self.network(self.preprocess(images)))
+
+    @classmethod
+    def of(cls, classifier: Classifier) -> Inference:
+        """The steps of a classifier's forward pass, ten crops and class order included."""
+        given, columns = classifier.preprocess, classifier.columns
+        innermost = torch.channels_last if classifier.channels_last else torch.preserve_format
+
+        def preprocess(images: Tensor) -> Tensor:
+            # Ten crops: all views of an image, then those of the next.
+            ten = given.views != "single"
+            inputs = given.crops(images).transpose(0, 1).flatten(0, 1) if ten else given(images)
+            return inputs.contiguous(memory_format=innermost) if inputs.ndim == 4 else inputs
+
+        def finish(logits: Tensor) -> Tensor:
+            logits = logits[:, columns]
+            return logits if given.views == "single" else logits.unflatten(0, (-1, _CROPS)).mean(dim=1)
+
+        return cls(preprocess, classifier.network, finish)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,19 +141,12 @@ def predict(
         progress: what a progress bar says; None shows none.
     """
     ids, labels, logits = [], [], []
-    training = _training_modules(forward)
     batches = track(loader, description=progress, transient=True) if progress else loader
-    try:
-        for module in training:
-            module.training = False
-        with torch.inference_mode():
-            for batch in batches:
-                logits.append(forward(batch.images.to(device)).float().cpu())
-                ids.append(batch.ids.cpu())
-                labels.append(batch.labels.cpu())
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating(forward), torch.inference_mode():
+        for batch in batches:
+            logits.append(forward(batch.images.to(device)).float().cpu())
+            ids.append(batch.ids.cpu())
+            labels.append(batch.labels.cpu())
     # Outside inference mode, so that what is kept are ordinary tensors.
     return Predictions.placed(torch.cat(ids), torch.cat(labels), torch.cat([part.clone() for part in logits]))
 
@@ -227,9 +242,18 @@ def compare(
     )
 
 
-def _training_modules(forward: object) -> list[nn.Module]:
+@contextmanager
+def evaluating(forward: object) -> Iterator[None]:
+    """A module, or the network of an :class:`Inference`, in eval mode; each part's mode is given back."""
     root = forward if isinstance(forward, nn.Module) else getattr(forward, "network", None)
-    return [module for module in root.modules() if module.training] if isinstance(root, nn.Module) else []
+    training = [module for module in root.modules() if module.training] if isinstance(root, nn.Module) else []
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _plain(value: Any) -> Any:

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node, Proxy, Tracer
+from torch.fx._symbolic_trace import _orig_module_call, _orig_module_getattr
 from torch.fx.node import map_arg
 
 
 class CannotTrace(Exception):  # noqa: N818
     """Why a network has no graph, in words that finish the sentence 'it cannot be cut: …'."""
+
+
+class _ExampleProxy(Proxy):
+    """A stand-in that knows its length, so that `list(x.shape)` can be taken apart."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "shape":
+            return super().__getattr__(name)
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
+    def __len__(self) -> int:
+        return len(self.tracer.value(self.node))  # type: ignore[attr-defined]
 
 
 class _ExampleTracer(Tracer):
@@ -23,20 +37,25 @@ class _ExampleTracer(Tracer):
         super().__init__()
         self.example, self.known = example, dict[Node, Any]()
 
+    def proxy(self, node: Node) -> Proxy:
+        return Proxy(node, self) if self.example is None else _ExampleProxy(node, self)
+
     def to_bool(self, obj: Proxy) -> bool:
-        return bool(self._value(obj.node)) if self.example is not None else super().to_bool(obj)
+        return bool(self.value(obj.node)) if self.example is not None else super().to_bool(obj)
 
     def iter(self, obj: Proxy) -> Iterator[Any]:
         if self.example is None:
             return super().iter(obj)
-        return iter([obj[position] for position in range(len(self._value(obj.node)))])  # type: ignore[index]
+        return iter([obj[position] for position in range(len(self.value(obj.node)))])  # type: ignore[index]
 
     @torch.no_grad()
-    def _value(self, node: Node) -> Any:
+    def value(self, node: Node) -> Any:
+        """What the operation gives on the example."""
         if node not in self.known:
             # A clone: an in-place operation further on must not change what was worked out before it.
-            args, kwargs = map_arg((node.args, node.kwargs), lambda source: _copy(self._value(source)))
-            self.known[node] = self._result(node, args, kwargs)
+            args, kwargs = map_arg((node.args, node.kwargs), lambda source: _copy(self.value(source)))
+            with _plain_modules():
+                self.known[node] = self._result(node, args, kwargs)
         return self.known[node]
 
     def _result(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -48,6 +67,17 @@ class _ExampleTracer(Tracer):
         if node.op == "call_module":
             return self.root.get_submodule(target)(*args, **kwargs)
         return target(*args, **kwargs) if node.op == "call_function" else getattr(args[0], target)(*args[1:], **kwargs)
+
+
+@contextmanager
+def _plain_modules() -> Iterator[None]:
+    """Meanwhile modules run as they are: a trace in progress replaces how they are called and give their weights."""
+    replaced = nn.Module.__call__, nn.Module.__getattr__
+    nn.Module.__call__, nn.Module.__getattr__ = _orig_module_call, _orig_module_getattr  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__, nn.Module.__getattr__ = replaced  # type: ignore[method-assign]
 
 
 def trace(network: nn.Module, example: Tensor | None = None) -> Graph:
