@@ -5,6 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 
+def assert_close(found, expected, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+    """``numpy.testing.assert_allclose`` of tensors; torch's own imports its compiler on the first call."""
+    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=rtol, atol=atol)
+
+
 def top(column: np.ndarray, k: int) -> np.ndarray:
     """The k largest, the earlier first where they tie."""
     return np.argsort(-column, kind="stable")[:k]

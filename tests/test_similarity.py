@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from omegaconf import OmegaConf
-from torch.testing import assert_close
+from references_similarity import assert_close
 
 import emodissect.similarity as sim
 from emodissect.errors import UserError

@@ -1,6 +1,7 @@
 """How alike neurons and concepts are: six pure measures, their callable shells, and the null behind a label."""
 
 from emodissect.similarity.cosines import cos_similarity, cos_similarity_cubed, pearson
+from emodissect.similarity.information import soft_wpmi, soft_wpmi_from_top, wpmi, wpmi_from_top
 from emodissect.similarity.measures import (
     WPMI,
     CosSimilarity,
@@ -20,7 +21,6 @@ from emodissect.similarity.null import (
 )
 from emodissect.similarity.ranks import rank_reorder
 from emodissect.similarity.top import constant_neurons, top_rows
-from emodissect.similarity.information import soft_wpmi, soft_wpmi_from_top, wpmi, wpmi_from_top
 
 __all__ = [
     "WPMI",

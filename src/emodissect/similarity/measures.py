@@ -14,9 +14,9 @@ from torch import Tensor
 
 from emodissect.errors import UserError
 from emodissect.similarity.cosines import cos_similarity, cos_similarity_cubed, pearson, row_blocks, transformed
+from emodissect.similarity.information import hard_log_likelihood, layer_average, relative_to_layer, soft_log_likelihood
 from emodissect.similarity.ranks import random_error, rank_reorder, scaled, top_count
 from emodissect.similarity.top import constant_neurons, top_rows
-from emodissect.similarity.information import hard_log_likelihood, layer_average, relative_to_layer, soft_log_likelihood
 
 _PRODUCTS = 2**12  # permuted concepts multiplied at a time
 
