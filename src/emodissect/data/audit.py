@@ -80,15 +80,19 @@ def audit_splits(splits: Splits, near_constant_std: float = 5.0) -> AuditReport:
     """
     named = {"train": splits.train, "val": splits.val, "test": splits.test}
     table = pd.concat([_facts(name, images, near_constant_std) for name, images in named.items()], ignore_index=True)
+    table["pixels"], _ = pd.factorize(table["pixels"])
     same = table.groupby("pixels", sort=False)
     table["copies"] = same["id"].transform("size")
     table["first_id"] = same["id"].transform("first")
     table["duplicate"] = table.duplicated("pixels")
     table["duplicate_in_split"] = table.duplicated(["pixels", "split"])
-    in_splits = same["split"].agg(lambda names: "+".join(dict.fromkeys(names)))
-    table["in_splits"] = table["pixels"].map(in_splits)
-    table["leaked"] = table["in_splits"].str.contains("+", regex=False)
-    table["conflicting"] = same["label"].transform("nunique") > 1
+    stands_in = pd.DataFrame(
+        {name: table["pixels"].isin(table.loc[table["split"] == name, "pixels"]) for name in named}
+    )
+    combined = {tuple(row): "+".join(np.array(list(named))[row]) for row in np.unique(stands_in.to_numpy(), axis=0)}
+    table["in_splits"] = [combined[row] for row in stands_in.itertuples(index=False, name=None)]
+    table["leaked"] = stands_in.sum(axis=1) > 1
+    table["conflicting"] = same["label"].transform("min") < same["label"].transform("max")
 
     distinct = table.drop_duplicates("pixels")
     counts = {"images": len(table), **{fault: int(table[fault].sum()) for fault in FAULTS}}
@@ -102,10 +106,9 @@ def audit_splits(splits: Splits, near_constant_std: float = 5.0) -> AuditReport:
 def _facts(split: str, images: ImageSet, near_constant_std: float) -> pd.DataFrame:
     pixels = images.images.flatten(1).numpy()
     low, high = pixels.min(axis=1, initial=255), pixels.max(axis=1, initial=0)
-    # In slices: float copies of the whole set would be four times its size.
-    spread = np.concatenate(
-        [np.empty(0), *(part.std(axis=1) for part in np.array_split(pixels, len(pixels) // 4096 + 1))]
-    )
+    # In slices: wider copies of the whole set would be many times its size.
+    slices = np.array_split(pixels, len(pixels) // 1024 + 1)
+    spread = np.concatenate([part.std(axis=1, dtype=np.float32) for part in slices]) if len(pixels) else np.empty(0)
     blank = low >= high
     return pd.DataFrame(
         {
