@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 
 from emodissect.cache import Cache
 from emodissect.concepts import ConceptSet
 from emodissect.data.datamodule import FaceDataModule
 from emodissect.data.images import Batch, image_loader
 from emodissect.dissection import Dissection, Interpretation, Measure, dissect
+from emodissect.editing import Edit, edited
 from emodissect.errors import UserError
-from emodissect.evaluation import Predictions
+from emodissect.evaluation import Comparison, Predictions, compare
 from emodissect.recording import ActivationCollector, LayerActivations, resolve_layers
 from emodissect.scorers import Scorer
-from emodissect.study import EditStudy
-from emodissect.tracking import log_dissection, log_study
+from emodissect.tracking import edit_metrics, log_dissection, log_metrics
 
 
 def network_of(module: LightningModule) -> nn.Module:
@@ -152,7 +152,9 @@ class DissectNeurons(Callback):
     def _data(self, trainer: Trainer) -> FaceDataModule:
         data = getattr(trainer, "datamodule", None)
         if not isinstance(data, FaceDataModule):
-            raise UserError("DissectNeurons takes its probe images from the trainer's FaceDataModule: pass datamodule=.")
+            raise UserError(
+                "DissectNeurons takes its probe images from the trainer's FaceDataModule: pass datamodule=."
+            )
         return data
 
     def _dissect(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -180,7 +182,13 @@ class DissectNeurons(Callback):
                     module.training = was_training[name]
             scores = self.scorer.score(images, self.concepts, data.class_names, self.cache)
             self.dissection = dissect(
-                collector.result(), scores, self.similarity, images, self.concepts, data.class_names, self.interpretation
+                collector.result(),
+                scores,
+                self.similarity,
+                images,
+                self.concepts,
+                data.class_names,
+                self.interpretation,
             )
         self._last_epoch = trainer.current_epoch
         if trainer.is_global_zero:
@@ -188,18 +196,82 @@ class DissectNeurons(Callback):
 
 
 class LogEdit(Callback):
-    """Logs an edit's accuracy deltas, its grid and its verdict to every logger of the trainer.
+    """Evaluates an edit beside the unedited network in a validation or test loop, and logs the accuracy delta.
+
+    Every batch is seen twice, as it is and inside :func:`emodissect.editing.edited`; the weights are put back to the
+    last bit after each. Logged as ``edit/<stage>/<figure>``: accuracy before and after, delta with its interval, flips
+    both ways and the exact McNemar p-value.
 
     Args:
-        study: the judged edit.
+        edits: applied one after the other.
+        draws: resamples behind the interval.
+        seed: of the resamples.
+
+    Attributes:
+        comparison: of the last loop that ended.
     """
 
-    def __init__(self, study: EditStudy) -> None:
-        self.study = study
+    def __init__(self, *edits: Edit, draws: int = 2000, seed: int = 0) -> None:
+        self.edits, self.draws, self.seed = edits, draws, seed
+        self.comparison: Comparison | None = None
+        self._seen: list[tuple[Tensor, ...]] = []
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seen = []
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seen = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._see(pl_module, batch)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._see(pl_module, batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._compare(trainer, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._compare(trainer, "test")
+
+    def _see(self, module: LightningModule, batch: Batch) -> None:
+        before = module(batch.images)
+        with edited(network_of(module), *self.edits):
+            after = module(batch.images)
+        self._seen.append(tuple(part.detach().cpu() for part in (batch.ids, batch.labels, before, after)))
+
+    def _compare(self, trainer: Trainer, stage: str) -> None:
+        ids, labels, before, after = (torch.cat(parts) for parts in zip(*gathered(self._seen), strict=True))
+        self.comparison = compare(
+            Predictions.placed(ids, labels, before),
+            Predictions.placed(ids, labels, after),
+            draws=self.draws,
+            seed=self.seed,
+        )
         if trainer.is_global_zero:
-            log_study(trainer.loggers, self.study)
+            log_metrics(trainer.loggers, edit_metrics(self.comparison, stage), step=trainer.global_step)
 
 
-__all__ = ["DissectNeurons", "LogEdit", "LogLearningRate", "Predictions", "RecordActivations", "network_of"]
+def gathered(rows: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    """The rows of all ranks of a distributed run, in rank order; the rows themselves in a single process."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return rows
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]

@@ -19,7 +19,7 @@ from emodissect.errors import UserError, nearest
 from emodissect.recording import LayerActivations
 from emodissect.scorers import ConceptScores
 from emodissect.similarity.null import best_similarity_null, permutation_p, standardised
-from emodissect.statistics import benjamini_hochberg, wilson_interval
+from emodissect.statistics import benjamini_hochberg, wilson
 
 RUNNERS_UP = 4
 NO_CONCEPT = ""
@@ -172,7 +172,8 @@ def label_layer(
     top_values = layer.top_values[: interpretation.top_images]
     accuracy, chance = neuron_accuracy(probe, top_ids, concept[:, 0], concepts.class_mask(class_names))
     images = top_ids.shape[0]
-    low, high = wilson_interval((accuracy * images).nan_to_num().round().numpy(), images)
+    intervals = np.array([wilson(hits, images) for hits in range(images + 1)])
+    low, high = intervals[(accuracy * images).nan_to_num().round().long().numpy()].T
     unknown = accuracy.isnan().numpy() | dead.numpy()
 
     names = np.array([*scores.names, NO_CONCEPT], dtype=object)
@@ -238,9 +239,7 @@ def neuron_accuracy(
     return torch.where(stands_for_none, nan, accuracy), torch.where(stands_for_none, nan, chance)
 
 
-def layer_table(
-    neurons: pd.DataFrame, nulls: Mapping[str, np.ndarray], interpretation: Interpretation
-) -> pd.DataFrame:
+def layer_table(neurons: pd.DataFrame, nulls: Mapping[str, np.ndarray], interpretation: Interpretation) -> pd.DataFrame:
     """The study's table, one row a layer, with what chance would give beside it.
 
     ``proportion`` is the share of live neurons that are interpretable (similarity > tau), ``proportion_null`` the same

@@ -8,25 +8,36 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 _HIDDEN = ("hydra", "paths", "print_config")
 
 
 def config_tree(cfg: DictConfig) -> Tree:
-    """The resolved config, one branch a group; groups that only name a class stay on one line."""
+    """The resolved config, a branch a group: the class it names, and its arguments."""
     tree = Tree(f"[bold]{cfg.task_name}[/]", guide_style="dim")
-    for name in cfg:
-        if str(name) in _HIDDEN:
-            continue
-        node = cfg[name]
-        if isinstance(node, DictConfig):
-            branch = tree.add(f"[cyan]{name}[/]")
-            for line in OmegaConf.to_yaml(node, resolve=True).rstrip().splitlines()[:12]:
-                branch.add(line.replace("[", "\\["), highlight=False)
-        else:
-            tree.add(f"[cyan]{name}[/]: {OmegaConf.to_container(cfg, resolve=True)[name]}")  # type: ignore[index,call-overload]
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    for name, value in plain.items():
+        if str(name) not in _HIDDEN and value is not None:
+            tree.add(Text.assemble((f"{name}: ", "cyan"), written(value)))
     return tree
+
+
+def written(value: Any) -> str:
+    """A config value on one line: ``Class(key=value, ...)`` for a node with a target, plain YAML words otherwise."""
+    if isinstance(value, Mapping):
+        arguments = {k: v for k, v in value.items() if not str(k).startswith("_")}
+        target = str(value.get("_target_", "")).rpartition(".")[2]
+        if target:
+            return f"{target}({', '.join(f'{k}={written(v)}' for k, v in arguments.items())})"
+        if all(isinstance(v, list) for v in arguments.values()) and len(arguments) > 8:
+            return f"{len(arguments)}: {', '.join(arguments)}"
+        return ", ".join(f"{k}={written(v)}" for k, v in arguments.items())
+    if isinstance(value, list):
+        return f"[{', '.join(written(item) for item in value)}]"
+    return "null" if value is None else str(value)
 
 
 def frame_table(frame: pd.DataFrame, title: str, columns: Sequence[str] | None = None, rows: int = 30) -> Table:
@@ -59,6 +70,6 @@ def figure(value: Any) -> str:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    if isinstance(value, int) or float(value).is_integer() and abs(value) >= 10:
+    if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 10):
         return f"{int(value):,}"
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from emodissect.data.images import ImageSet
 from emodissect.dissection import Dissection
+from emodissect.evaluation import Comparison
 
 LAYER_METRICS = (
     "interpretable",
@@ -96,9 +97,7 @@ def neuron_table(neurons: pd.DataFrame) -> wandb.Table:
     return wandb.Table(dataframe=flat)
 
 
-def card_table(
-    neurons: pd.DataFrame, probe: ImageSet, class_names: Sequence[str], pictured: int
-) -> wandb.Table:
+def card_table(neurons: pd.DataFrame, probe: ImageSet, class_names: Sequence[str], pictured: int) -> wandb.Table:
     """The most clearly labelled neurons of each layer with their top images side by side."""
     table = wandb.Table(columns=["layer", "neuron", "concept", "similarity", "z", "q_value", "accuracy", "top images"])
     for layer, group in neurons[~neurons["dead"]].groupby("layer", sort=False):
@@ -108,7 +107,14 @@ def card_table(
             truth = ", ".join(class_names[int(probe.labels[r])] for r in rows)
             image = wandb.Image(strip.squeeze(-1) if strip.shape[-1] == 1 else strip, caption=truth)
             table.add_data(
-                layer, row["neuron"], row["concept"], row["similarity"], row["z"], row["q_value"], row["accuracy"], image
+                layer,
+                row["neuron"],
+                row["concept"],
+                row["similarity"],
+                row["z"],
+                row["q_value"],
+                row["accuracy"],
+                image,
             )
     return table
 
@@ -144,3 +150,12 @@ def log_artifact(
             else:
                 artifact.add_file(str(path))
         run.log_artifact(artifact)
+
+
+def edit_metrics(comparison: Comparison, stage: str) -> dict[str, float]:
+    """A comparison's plain figures as ``edit/<stage>/<figure>``."""
+    return {
+        f"edit/{stage}/{name}": float(value)
+        for name, value in comparison.row().items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
 from emodissect.callbacks import RecordActivations
 from emodissect.concepts import ConceptSet
 from emodissect.data.images import ImageSet, image_loader
-from emodissect.dissection import Dissection, Interpretation, Measure, dissect as label_neurons
+from emodissect.dissection import Dissection, Interpretation, Measure
+from emodissect.dissection import dissect as label_neurons
 from emodissect.evaluation import Predictions
-from emodissect.figures.dissection import dissection_figures
 from emodissect.recording import LayerActivations, resolve_layers
 from emodissect.scorers import ConceptScores, Scorer
-from emodissect.tasks.reporting import write_dissection_report
-from emodissect.tasks.session import Session, session
+from emodissect.tasks.reporting import dissection_figures, dissection_page, write_figures, write_page
+from emodissect.tasks.session import Session, resolved, session
 from emodissect.tasks.training import Trained, trained_classifier, untrained
 from emodissect.terminal import frame_table
 from emodissect.tracking import log_artifact, log_dissection
 
 log = logging.getLogger(__name__)
+
+PREDICTIONS = "predictions.safetensors"
 
 
 def dissect(cfg: DictConfig) -> dict[str, Any]:
@@ -40,8 +43,9 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
         found.dissection.save(run.folder)
         run.wrote("labels", run.folder / "neurons.csv")
         run.console.print(layer_summary(found.dissection))
-        write_dissection_report(run, plan, trained, found)
-        figures = dissection_figures(found.dissection, tau=plan.interpretation.tau)
+        figures = dissection_figures(found.dissection, plan.interpretation.tau)
+        write_figures(run, figures)
+        write_page(run, dissection_page(run, plan, trained, found))
         log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=figures)
         log_artifact(
             run.loggers,
@@ -113,8 +117,8 @@ class Dissected:
         dissection: the labels.
         predictions: the classifier's, of the probe images.
         activations: by layer.
-        scores: of the probe images.
         key: what the labels came from, for the caches behind.
+        heat: activation maps of conv neurons over their top images, by (layer, neuron).
     """
 
     dissection: Dissection
@@ -122,6 +126,7 @@ class Dissected:
     activations: Mapping[str, LayerActivations]
     scores: ConceptScores
     key: Mapping[str, Any]
+    heat: Mapping[tuple[str, int], Any] = field(default_factory=dict)
 
 
 def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> Dissected:
@@ -130,7 +135,7 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
     scores = plan.scorer.score(plan.probe, plan.concepts, run.data.splits.class_names, run.cache)
     key = {
         "weights": trained.weights,
-        "preprocess": _resolved(run.cfg.model)["preprocess"],
+        "preprocess": resolved(run.cfg.model)["preprocess"],
         "probe": plan.probe.fingerprint(),
         "layers": layers,
         "pool": plan.pool,
@@ -170,7 +175,7 @@ def recorded(
     def key(layer: str) -> dict[str, Any]:
         return {
             "weights": trained.weights,
-            "preprocess": _resolved(run.cfg.model)["preprocess"],
+            "preprocess": resolved(run.cfg.model)["preprocess"],
             "probe": plan.probe.fingerprint(),
             "layer": layer,
             "pool": plan.pool,
@@ -186,9 +191,9 @@ def recorded(
         fresh, predictions = _predict(run, plan, trained, missing, top_k)
         for layer in missing:
             run.made(*kinds[layer], fresh[layer].save)
-        run.made("predictions", prediction_key, predictions.save)
+        run.made("predictions", prediction_key, lambda folder: predictions.save(folder / PREDICTIONS))
     activations = {layer: LayerActivations.load(run.cache.path(*kinds[layer])) for layer in layers}
-    return activations, Predictions.load(run.cache.path("predictions", prediction_key))
+    return activations, Predictions.load(run.cache.path("predictions", prediction_key) / PREDICTIONS)
 
 
 def _predict(
@@ -205,7 +210,7 @@ def _predict(
     finally:
         classifier.preprocess.views = views
     assert outputs is not None
-    return recorder.activations, Predictions.from_batches(outputs)
+    return recorder.activations, Predictions.placed(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
 
 
 def described(measure: Measure) -> dict[str, Any]:
@@ -230,10 +235,3 @@ def layer_summary(dissection: Dissection) -> Any:
         "accuracy_chance",
     )
     return frame_table(dissection.layers, "Neuron labels by layer", columns)
-
-
-def _resolved(node: DictConfig) -> dict[str, Any]:
-    plain = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(k): v for k, v in plain.items()}
-

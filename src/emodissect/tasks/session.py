@@ -21,7 +21,6 @@ from lightning import Trainer, seed_everything
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -30,6 +29,7 @@ from emodissect.data.datamodule import FaceDataModule
 from emodissect.errors import UserError
 from emodissect.loggers import where_wandb_went
 from emodissect.provenance import manifest, write_json
+from emodissect.ranks import first_rank
 from emodissect.terminal import config_tree
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Session:
         self.cfg = cfg
         self.folder = Path(cfg.paths.run_dir)
         self.cache = Cache(cfg.paths.cache_dir)
-        self.console = Console(quiet=rank_zero_only.rank != 0)
+        self.console = Console(quiet=not first_rank())
         self.inputs: dict[str, Any] = {}
         self.written: dict[str, Path | str] = {}
         self.started = time.monotonic()
@@ -67,11 +67,10 @@ class Session:
     def loggers(self) -> list[Logger]:
         """The loggers, each from its entry of the ``logger`` group."""
         loggers = [instantiate(entry) for entry in (self.cfg.get("logger") or {}).values()]
-        resolved = OmegaConf.to_container(self.cfg, resolve=True)
         for logger in loggers:
             if isinstance(logger, WandbLogger):
-                if rank_zero_only.rank == 0:
-                    logger.experiment.config.update(resolved, allow_val_change=True)
+                if first_rank():
+                    logger.experiment.config.update(resolved(self.cfg), allow_val_change=True)
             else:
                 logger.log_hyperparams(OmegaConf.create({"seed": self.cfg.seed, "task_name": self.cfg.task_name}))
         return loggers
@@ -96,14 +95,14 @@ class Session:
         together, which a lock would forbid, and rank 0 keeps it.
         """
         path = self.cache.path(kind, key)
-        if not self.cfg.reuse and path.exists() and rank_zero_only.rank == 0:
+        if not self.cfg.reuse and path.exists() and first_rank():
             shutil.rmtree(path)
         if not self.distributed or self.cache.holds(kind, key):
             return self.cache.entry(kind, key, write)
         together = self.folder / "distributed" / kind
         together.mkdir(parents=True, exist_ok=True)
         write(together)
-        if rank_zero_only.rank != 0:
+        if not first_rank():
             return together
 
         def keep(folder: Path) -> None:
@@ -117,7 +116,7 @@ class Session:
 
     def summary(self, figures: Mapping[str, Any]) -> None:
         """Writes summary.json and manifest.json."""
-        if rank_zero_only.rank != 0:
+        if not first_rank():
             return
         write_json(self.folder / "summary.json", {"task": self.cfg.task_name, **figures})
         write_json(self.folder / "manifest.json", self.manifest())
@@ -155,16 +154,23 @@ def session(cfg: DictConfig) -> Iterator[Session]:
         failed = False
     finally:
         for logger in run.__dict__.get("loggers", []):
-            if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:
+            if isinstance(logger, WandbLogger) and first_rank():
                 run.wrote("W&B", where_wandb_went(logger))
             logger.finalize("failed" if failed else "success")
         if wandb.run is not None:
             wandb.finish(exit_code=1 if failed else 0)
-    if rank_zero_only.rank == 0:
+    if first_rank():
         seconds = time.monotonic() - run.started
         for what, path in run.written.items():
             run.console.print(f"[dim]{what}:[/] {path}", soft_wrap=True, highlight=False)
         run.console.print(f"[dim]Done in {seconds:.1f} s.[/]")
+
+
+def resolved(node: DictConfig) -> dict[str, Any]:
+    """A config node as plain values, interpolations resolved."""
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(name): value for name, value in plain.items()}
 
 
 def check_surroundings(cfg: DictConfig) -> None:

@@ -13,8 +13,7 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from emodissect.cache import content_key, file_hash
 from emodissect.data.datamodule import FaceDataModule
@@ -22,8 +21,10 @@ from emodissect.errors import UserError
 from emodissect.models.classifier import Classifier
 from emodissect.models.weights import checkpoint_arguments, load_weights, read_state_dict
 from emodissect.provenance import versions, weights_hash, write_json
-from emodissect.statistics import wilson_interval
-from emodissect.tasks.session import Session, session
+from emodissect.ranks import first_rank
+from emodissect.statistics import wilson
+from emodissect.tasks.reporting import keep_history, train_page, write_page
+from emodissect.tasks.session import Session, resolved, session
 from emodissect.terminal import figures_table
 from emodissect.tracking import log_artifact, log_metrics
 
@@ -67,6 +68,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         if cfg.test:
             figures |= evaluate(run, trained.classifier)
         run.console.print(figures_table(_readable(figures, run.data), f"{type(trained.classifier.network).__name__}"))
+        write_page(run, train_page(run, trained, figures))
         run.wrote("checkpoint", trained.checkpoint)
         run.summary(figures)
         return {**figures, "objective": figures.get("val/acc")}
@@ -77,7 +79,7 @@ def evaluate(run: Session, classifier: Classifier) -> dict[str, float]:
     results = run.evaluating_trainer().test(classifier, datamodule=run.data, verbose=False)
     figures = {name: float(value) for name, value in results[0].items()}
     images = len(run.data.splits.test)
-    low, high = wilson_interval(round(figures["test/acc"] * images), images)
+    low, high = wilson(round(figures["test/acc"] * images), images)
     return {**figures, "test/acc_low": float(low), "test/acc_high": float(high)}
 
 
@@ -85,7 +87,7 @@ def _readable(figures: Mapping[str, float], data: FaceDataModule) -> dict[str, A
     shown: dict[str, Any] = {}
     for split, images in (("val", data.splits.val), ("test", data.splits.test)):
         if f"{split}/acc" in figures:
-            low, high = wilson_interval(round(figures[f"{split}/acc"] * len(images)), len(images))
+            low, high = wilson(round(figures[f"{split}/acc"] * len(images)), len(images))
             shown[f"{split} accuracy"] = f"{figures[f'{split}/acc']:.2%}  (95 % {float(low):.2%} to {float(high):.2%})"
             shown |= {
                 f"{split} {name}": figures[f"{split}/{key}"]
@@ -131,18 +133,17 @@ def _finished(run: Session, classifier: Classifier, checkpoint: Path, metrics: M
 def training_key(run: Session, given: Path | None) -> dict[str, Any]:
     """Everything that a training's result depends on."""
     cfg = run.cfg
-    resolved = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(resolved, dict)
-    trainer = {k: v for k, v in resolved["trainer"].items() if k not in ("default_root_dir", "log_every_n_steps")}
-    data = {k: v for k, v in resolved["data"].items() if k not in ("cache_dir", "path", "num_workers", "audit")}
+    groups = resolved(cfg)
+    trainer = {k: v for k, v in groups["trainer"].items() if k not in ("default_root_dir", "log_every_n_steps")}
+    data = {k: v for k, v in groups["data"].items() if k not in ("cache_dir", "path", "num_workers", "audit")}
     return {
-        "model": resolved["model"],
-        "training": resolved.get("training"),
-        "augment": resolved.get("augment"),
-        "optimizer": resolved.get("optimizer"),
-        "scheduler": resolved.get("scheduler"),
+        "model": groups["model"],
+        "training": groups.get("training"),
+        "augment": groups.get("augment"),
+        "optimizer": groups.get("optimizer"),
+        "scheduler": groups.get("scheduler"),
         "trainer": trainer,
-        "callbacks": sorted(resolved.get("callbacks") or {}),
+        "callbacks": sorted(groups.get("callbacks") or {}),
         "data": data,
         "images": [run.data.splits.train.fingerprint(), run.data.splits.val.fingerprint()],
         "from": file_hash(given) if given else None,
@@ -162,8 +163,7 @@ def untrained(run: Session) -> Classifier:
 def _build(run: Session, checkpoint: Path | None = None) -> Classifier:
     """The classifier that the config describes; arguments left null are read from the checkpoint."""
     cfg = run.cfg
-    model = OmegaConf.to_container(cfg.model, resolve=True)
-    assert isinstance(model, dict)
+    model = resolved(cfg.model)
     if checkpoint is not None:
         model = _completed(model, checkpoint)
     network = instantiate({k: v for k, v in model.items() if k not in NOT_THE_NETWORKS})
@@ -219,14 +219,15 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
     trainer.save_checkpoint(folder / CHECKPOINT, weights_only=True) if not best else _copy(best, folder / CHECKPOINT)
     torch.save(metrics, folder / "metrics.pt")
     write_json(folder / "key.json", key)
-    if rank_zero_only.rank == 0:
+    keep_history(run, folder)
+    if first_rank():
         log_metrics(run.loggers, {f"best/{k}": v for k, v in metrics.items() if k.startswith("val/")})
         log_artifact(run.loggers, "classifier", "checkpoint", [folder / CHECKPOINT], {"key": content_key(key)})
     resume.done()
 
 
 def _copy(source: str, target: Path) -> None:
-    if rank_zero_only.rank == 0:
+    if first_rank():
         shutil.copyfile(source, target)
 
 
@@ -259,7 +260,7 @@ class _Resume:
                 except (RuntimeError, KeyError, EOFError, OSError) as error:
                     log.warning("The last state of a training that was cut off is unusable (%s): starting anew.", error)
         folders = [c.dirpath for c in callbacks if isinstance(c, ModelCheckpoint) and c.save_last and c.dirpath]
-        if folders and rank_zero_only.rank == 0:
+        if folders and first_rank():
             self.pointer.parent.mkdir(parents=True, exist_ok=True)
             if found is None or Path(folders[0]) == Path(found).parent:
                 self.pointer.write_text(str(Path(folders[0]) / "last.ckpt"))
@@ -275,5 +276,5 @@ class _Resume:
 
     def done(self) -> None:
         """Forgets the pointer."""
-        if rank_zero_only.rank == 0:
+        if first_rank():
             self.pointer.unlink(missing_ok=True)

@@ -1,0 +1,110 @@
+"""From a task's results to its figures and its page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from lightning.pytorch.loggers import CSVLogger
+from matplotlib.figure import Figure
+
+from emodissect import figures
+from emodissect.dissection import Dissection
+from emodissect.provenance import command
+from emodissect.ranks import first_rank
+from emodissect.report import DissectionPage, TrainPage
+
+if TYPE_CHECKING:
+    from emodissect.tasks.dissecting import Dissected, Plan
+    from emodissect.tasks.session import Session
+    from emodissect.tasks.training import Trained
+
+
+def dissection_figures(dissection: Dissection, tau: float | None) -> dict[str, Figure]:
+    """By name: the layer table, and each layer's similarity histogram and concept shares."""
+    found = {"layer_table": figures.layer_table(dissection.layers)}
+    if len(dissection.layers) > 1:
+        found["layer_proportions"] = figures.layer_proportions(dissection.layers)
+    for layer in dissection.layers["layer"]:
+        rows = dissection.of(layer)
+        null = dissection.null.get(layer)
+        found[f"similarity_{layer}"] = figures.similarity_histogram(rows["similarity"], null, tau, title=layer)
+        shares = dissection.shares[dissection.shares["layer"] == layer]
+        if len(shares):
+            found[f"concepts_{layer}"] = figures.concept_shares(shares, title=layer)
+    return found
+
+
+def write_figures(run: Session, found: Mapping[str, Figure]) -> None:
+    """Each figure as a PNG under ``figures/``."""
+    folder = run.folder / "figures"
+    folder.mkdir(exist_ok=True)
+    for name, figure in found.items():
+        figures.save_png(figure, folder / f"{name.replace('/', '_')}.png")
+    run.wrote("figures", folder)
+
+
+def dissection_page(run: Session, plan: Plan, trained: Trained, found: Dissected) -> DissectionPage:
+    """The page of a dissection; an edit's page takes its sections over."""
+    return DissectionPage(
+        neurons=found.dissection.neurons,
+        layers=found.dissection.layers,
+        shares=found.dissection.shares,
+        images=plan.probe,
+        class_names=run.data.splits.class_names,
+        command=command(),
+        manifest=run.manifest(),
+        predictions=found.predictions,
+        null=found.dissection.null,
+        tau=plan.interpretation.tau,
+        level=plan.interpretation.level,
+        published=published_layers(run),
+        heat=found.heat,
+    )
+
+
+def published_layers(run: Session) -> pd.DataFrame | None:
+    """The layer table that an experiment repeats, where its config carries one."""
+    published = run.cfg.get("published") or {}
+    return pd.DataFrame(list(published["layers"])) if "layers" in published else None
+
+
+def write_page(run: Session, page: Any) -> Path | None:
+    """Writes ``report.html`` in the run folder."""
+    if not first_rank():
+        return None
+    path = page.write(run.folder / "report.html")
+    run.wrote("report", path)
+    return path
+
+
+def train_page(run: Session, trained: Trained, metrics: Mapping[str, float]) -> TrainPage:
+    """The page of a training."""
+    classifier = trained.classifier
+    return TrainPage(
+        metrics=metrics,
+        class_names=run.data.splits.class_names,
+        history=history(run, trained),
+        predictions=classifier.results.get("test"),
+        images=run.data.splits.test if "test" in classifier.results else None,
+        command=command(),
+        manifest=run.manifest(),
+    )
+
+
+def history(run: Session, trained: Trained) -> pd.DataFrame | None:
+    """What was logged by epoch, kept beside the checkpoint of a training that this project did."""
+    path = trained.checkpoint.parent / "history.csv"
+    return pd.read_csv(path) if path.exists() else None
+
+
+def keep_history(run: Session, folder: Path) -> None:
+    """Copies the CSV logger's figures beside the checkpoint, so that a later run's page shows the curves too."""
+    for logger in run.loggers:
+        if isinstance(logger, CSVLogger) and first_rank():
+            logger.save()
+            metrics = Path(logger.log_dir) / "metrics.csv"
+            if metrics.exists():
+                (folder / "history.csv").write_bytes(metrics.read_bytes())
