@@ -28,10 +28,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def register_resolvers() -> None:
-    """The resolvers that conf/ uses: ``len``, ``project_root`` and ``sweep_name``."""
+    """The resolvers that conf/ uses: ``len``, ``project_root``, ``sweep_name`` and ``class_folders``."""
     OmegaConf.register_new_resolver("len", len, replace=True)
     OmegaConf.register_new_resolver("project_root", lambda *_: str(ROOT), replace=True)
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+    OmegaConf.register_new_resolver("class_folders", _class_folders, replace=True)
+
+
+def _class_folders(*given: Any) -> list[str]:
+    from emodissect.data.folder import class_folders  # only a user's own folders need it, and it takes a second
+
+    return list(class_folders(*given))
 
 
 def sweep_name(*_: object) -> str | None:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from emodissect.data.images import ImageSet
 from emodissect.dissection import Dissection
 from emodissect.evaluation import Comparison
+from emodissect.study import EditStudy
 
 LAYER_METRICS = (
     "interpretable",
@@ -159,3 +160,31 @@ def edit_metrics(comparison: Comparison, stage: str) -> dict[str, float]:
         for name, value in comparison.row().items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
+
+
+def log_study(loggers: Sequence[Logger], study: EditStudy, figures: Mapping[str, Figure] | None = None) -> None:
+    """Logs an edit study: ``edit/*`` figures to every logger; grid, controls, heat maps and the verdict to W&B."""
+    log_metrics(loggers, {**edit_metrics(study.val, "val"), **edit_metrics(study.test, "test")})
+    summary = {
+        "edit/delta": study.test.delta,
+        "edit/p_value": study.test.p_value,
+        "edit/p_random": study.p_random,
+        "edit/p_shuffled": study.p_shuffled,
+        "edit/tau": study.tau,
+        "edit/factor": study.factor,
+        "edit/selected": float(study.selected.sum()),
+        "edit/detectable_delta": study.detectable_delta,
+    }
+    log_metrics(loggers, summary)
+    for run in wandb_runs(loggers):
+        payload: dict[str, Any] = {
+            "edit/grid": wandb.Table(dataframe=study.grid),
+            "edit/controls": wandb.Table(dataframe=study.controls),
+        }
+        payload |= {f"edit/{name}": wandb.Image(figure) for name, figure in (figures or {}).items()}
+        run.log(payload)
+        for name, value in summary.items():
+            run.summary[name] = value
+        run.summary["edit/layer"] = study.edit.layer
+        run.summary["edit/verdict"] = study.verdict
+        run.summary["edit/claims_gain"] = study.claims_gain

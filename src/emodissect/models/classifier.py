@@ -21,6 +21,7 @@ from emodissect.models.preprocessing import Preprocess
 from emodissect.models.schedules import schedule
 from emodissect.models.scores import EpochOutputs, Outputs, scores
 
+CROPS = 10
 _NAN_CHECK_EVERY = 50  # on an accelerator a look at the loss waits for it; on a CPU every step is looked at
 
 
@@ -98,21 +99,35 @@ class Classifier(LightningModule):
 
     def forward(self, images: UInt8[Tensor, "image c h w"]) -> Float[Tensor, "image class"]:
         """Logits in the data's class order; the mean over ten crops where `preprocess.views` says so."""
+        return self.finished(self._run(self.inputs(images)))
+
+    def inputs(self, images: UInt8[Tensor, "image c h w"]) -> Float[Tensor, "view c h w"]:
+        """What the network is given: one view an image, or ten, crop by crop."""
         if self.preprocess.views == "single":
-            return self.single_view(images)
-        crops = self.preprocess.crops(images)
-        logits = self._logits(crops.flatten(0, 1))
-        return logits.unflatten(0, (len(crops), len(images))).mean(dim=0)
+            return self._laid_out(self.preprocess(images))
+        return self._laid_out(self.preprocess.crops(images).flatten(0, 1))
+
+    def finished(self, output: Any) -> Float[Tensor, "image class"]:
+        """The network's output as logits in the data's class order, the mean over an image's views."""
+        logits = self._in_data_order(output)
+        if self.preprocess.views == "single":
+            return logits
+        return logits.unflatten(0, (CROPS, -1)).mean(dim=0)
 
     def single_view(self, images: UInt8[Tensor, "image c h w"]) -> Float[Tensor, "image class"]:
         """Logits of one view of each image: one row of activations an image, so dissection goes this way."""
         return self._logits(self.preprocess(images))
 
     def _logits(self, inputs: Float[Tensor, "view c h w"]) -> Float[Tensor, "view class"]:
+        return self._in_data_order(self._run(self._laid_out(inputs)))
+
+    def _laid_out(self, inputs: Float[Tensor, "view c h w"]) -> Float[Tensor, "view c h w"]:
         if self.channels_last and inputs.ndim == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        logits = self._fast[0](inputs) if self._fast else self.network(inputs)
-        return self._in_data_order(logits)
+            return inputs.contiguous(memory_format=torch.channels_last)
+        return inputs
+
+    def _run(self, inputs: Float[Tensor, "view c h w"]) -> Any:
+        return self._fast[0](inputs) if self._fast else self.network(inputs)
 
     def _in_data_order(self, logits: Any) -> Float[Tensor, "view class"]:
         if not isinstance(logits, Tensor) or logits.ndim != 2:

@@ -95,10 +95,11 @@ class Plan:
 
     @cached_property
     def interpretation(self) -> Interpretation:
-        """When a label counts. A grid of tau labels once: the first value decides the table's column."""
+        """When a label counts. Of a grid's values the one nearest the study's decides the layer table."""
         cfg = self.run.cfg
-        tau = cfg.tau[0] if isinstance(cfg.tau, ListConfig) else cfg.tau
-        return Interpretation(float(tau), float(cfg.level), cfg.probe.null_draws, cfg.probe.top_images, cfg.seed)
+        tau = min(cfg.tau, key=abs) if isinstance(cfg.tau, ListConfig) else cfg.tau
+        level = min(cfg.level) if isinstance(cfg.level, ListConfig) else cfg.level
+        return Interpretation(float(tau), float(level), cfg.probe.null_draws, cfg.probe.top_images, cfg.seed)
 
     def check(self) -> None:
         """Tries everything that a person could have misspelt. Raises UserError."""

@@ -60,8 +60,16 @@ class Session:
 
     @cached_property
     def data(self) -> FaceDataModule:
-        """The data module, instantiated from the ``data`` group."""
-        return instantiate(self.cfg.data)
+        """The data module, instantiated from the ``data`` group; with ``data.audit`` its faults are written too."""
+        data = instantiate(self.cfg.data)
+        if not isinstance(data, FaceDataModule):
+            raise UserError(
+                f"data._target_={self.cfg.data._target_} is no FaceDataModule, see emodissect.data.datamodule."
+            )
+        if data.audit and first_rank():
+            data.audit_report().table.to_csv(self.folder / "audit.csv", index=False)
+            self.wrote("audit", self.folder / "audit.csv")
+        return data
 
     @cached_property
     def loggers(self) -> list[Logger]:
@@ -74,6 +82,11 @@ class Session:
             else:
                 logger.log_hyperparams(OmegaConf.create({"seed": self.cfg.seed, "task_name": self.cfg.task_name}))
         return loggers
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the trainer would run the network."""
+        return self.trainer([], enable_progress_bar=False, enable_checkpointing=False).strategy.root_device
 
     @property
     def distributed(self) -> bool:

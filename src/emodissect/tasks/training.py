@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from emodissect.cache import content_key, file_hash
 from emodissect.data.datamodule import FaceDataModule
+from emodissect.data.ferplus import soft_labels
 from emodissect.errors import UserError
 from emodissect.models.classifier import Classifier
 from emodissect.models.weights import checkpoint_arguments, load_weights, read_state_dict
@@ -139,6 +140,7 @@ def training_key(run: Session, given: Path | None) -> dict[str, Any]:
     return {
         "model": groups["model"],
         "training": groups.get("training"),
+        "soft_labels": cfg.soft_labels,
         "augment": groups.get("augment"),
         "optimizer": groups.get("optimizer"),
         "scheduler": groups.get("scheduler"),
@@ -203,7 +205,9 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
     classifier = _build(run, given)
     if given is not None:
         load_weights(classifier.network, given)
-    _soft_labels(run, classifier)
+    if run.cfg.soft_labels:
+        train = run.data.splits.train
+        classifier.set_soft_labels(train.ids, soft_labels(train, run.data.splits.class_names))
     callbacks = _callbacks(run)
     trainer = run.trainer(callbacks)
     resume = _Resume(run, key)
@@ -229,15 +233,6 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
 def _copy(source: str, target: Path) -> None:
     if first_rank():
         shutil.copyfile(source, target)
-
-
-def _soft_labels(run: Session, classifier: Classifier) -> None:
-    """Hands the classifier the data's label distributions where the data asks to be trained on them."""
-    soft = getattr(run.data, "training_soft_labels", None)
-    if soft is not None:
-        labels = soft()
-        if labels is not None:
-            classifier.set_soft_labels(run.data.splits.train.ids, labels)
 
 
 class _Resume:

@@ -1,0 +1,112 @@
+"""Every file of every group composes, and what it names is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from emodissect.recording import resolve_layers
+
+CONF = Path(__file__).parents[1] / "conf"
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "local"))
+FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+VERBS = ("train", "dissect", "edit")
+
+NEEDS = {
+    ("concepts", "file"): ["concepts.path={tmp}/concepts.txt"],
+    ("data", "fer2013"): ["data.path={tmp}/fer2013.csv"],
+    ("data", "image_folder"): ["data.path={tmp}/faces"],
+    ("clip", "file"): ["clip.model_name=RN50", "clip.weights={tmp}/weights.pt"],
+    ("model", "yours"): ["model._target_=torch.nn.Identity"],
+    ("selection", "concept"): ["selection.concepts=[Smile]"],
+    ("layer", "named"): ["layer.names=lin1"],
+}
+"""What some entries leave to the user."""
+
+
+@pytest.fixture
+def user_files(tmp_path: Path) -> Path:
+    """What a user's own paths could hold."""
+    (tmp_path / "concepts.txt").write_text("smile\nfrown\n")
+    (tmp_path / "fer2013.csv").write_text("emotion,pixels,Usage\n")
+    for name in ("a", "b"):
+        (tmp_path / "faces" / name).mkdir(parents=True)
+    torch.save({}, tmp_path / "weights.pt")
+    return tmp_path
+
+
+def composed(verb: str, *overrides: str, run_dir: Path) -> DictConfig:
+    """A verb's config as Hydra would hand it over."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(verb, [*overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        cfg.paths.run_dir = str(run_dir)
+        del cfg["hydra"]
+    return cfg
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_composes_and_resolves(verb: str, tmp_path: Path) -> None:
+    cfg = composed(verb, run_dir=tmp_path)
+    OmegaConf.resolve(cfg)
+    assert cfg.task_name == verb
+
+
+def verb_of(entry: str) -> str:
+    """The verb that a file's first command line uses."""
+    head = "\n".join(entry.splitlines()[:3])
+    return next((verb for verb in VERBS if f"{verb}.py" in head), "edit")
+
+
+@pytest.mark.parametrize(("group", "name"), FILES, ids=[f"{g}={n}" for g, n in FILES])
+def test_every_entry_composes_and_is_made(group: str, name: str, user_files: Path) -> None:
+    text = (CONF / group / f"{name}.yaml").read_text()
+    extra = [word.format(tmp=user_files) for word in NEEDS.get((group, name), [])]
+    if group == "experiment":
+        extra += [f"data.path={user_files}/fer2013.csv"] if "/data: fer2013" in text else []
+    cfg = composed(verb_of(text), f"{group}={name}", *extra, run_dir=user_files)
+    OmegaConf.resolve(cfg)
+    node = cfg.get(group)
+    if not isinstance(node, DictConfig):
+        return
+    if group == "model":
+        plain = OmegaConf.to_container(node)
+        assert isinstance(plain, dict)
+        instantiate(plain["preprocess"])
+        instantiate({k: v for k, v in plain.items() if k not in ("preprocess", "class_order")})
+    elif group == "logger":
+        assert all("_target_" in entry for entry in node.values())
+    elif group == "callbacks":
+        assert [instantiate(entry) for entry in node.values()] is not None
+    elif group == "trainer":
+        if node.accelerator in ("auto", "cpu") or (node.accelerator == "gpu" and torch.cuda.is_available()):
+            instantiate(node, logger=False)
+    elif group == "clip" and name == "file":
+        assert node.weights
+    elif "_target_" in node:
+        assert instantiate(node) is not None
+
+
+@pytest.mark.parametrize(("group", "name"), FILES, ids=[f"{g}={n}" for g, n in FILES])
+def test_every_entry_says_what_it_is(group: str, name: str) -> None:
+    lines = (CONF / group / f"{name}.yaml").read_text().splitlines()
+    said = [line for line in lines if line.startswith("#") and "@package" not in line]
+    assert said, "the first line says what the entry is"
+    if group == "experiment":
+        assert ".py experiment=" in said[0], "an experiment starts with its command"
+
+
+def test_layer_entries_name_layers_of_the_study(tmp_path: Path) -> None:
+    network = instantiate({"_target_": "emodissect.models.vgg.VGG", "width": 0.02})
+    for path in sorted((CONF / "layer").glob("*.yaml")):
+        if path.stem == "named":
+            continue
+        entry = OmegaConf.load(path)
+        assert resolve_layers(network, entry.names)

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from emodissect.concepts import ConceptSet
+from emodissect.data.images import ImageSet
+from emodissect.dissection import (
+    Dissection,
+    Interpretation,
+    concept_shares,
+    dissect,
+    layer_table,
+    most_interpretable,
+    neuron_accuracy,
+    pooled,
+)
+from emodissect.errors import UserError
+from emodissect.recording import LayerActivations
+from emodissect.scorers import ConceptScores
+from emodissect.similarity import Pearson
+
+CLASSES = ("angry", "happy", "sad")
+CONCEPTS = ConceptSet(("frown", "smile", "tears"), {"frown": ("angry", "sad"), "smile": ("happy",), "tears": ("sad",)})
+
+
+@dataclass(frozen=True)
+class World:
+    """30 images, 10 a class; neuron 0 answers smiles, 1 tears, 2 is dead, 3 is noise."""
+
+    probe: ImageSet
+    scores: ConceptScores
+    layer: LayerActivations
+
+
+@pytest.fixture
+def world() -> World:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(30) % 3
+    ids = torch.arange(100, 130)
+    presence = torch.stack([(labels != 1).float(), (labels == 1).float(), (labels == 2).float()], 1)
+    presence = presence + 0.01 * torch.rand(presence.shape, generator=generator)
+    noise = torch.rand(30, generator=generator)
+    values = torch.stack([presence[:, 1], 2 * presence[:, 2] + 1, torch.full((30,), 0.5), noise], 1)
+    probe = ImageSet(torch.zeros(30, 1, 4, 4, dtype=torch.uint8), labels, ids)
+    return World(
+        probe, ConceptScores(ids, CONCEPTS.names, presence), LayerActivations.of("lin", ids, values, top_k=10)
+    )
+
+
+def test_planted_neurons_get_their_labels_and_the_dead_one_none(world: World) -> None:
+    found = dissect(
+        {"lin": world.layer}, world.scores, Pearson(), world.probe, CONCEPTS, CLASSES, Interpretation(tau=0.9, draws=200)
+    )
+    rows = found.of("lin")
+    assert list(rows["concept"][:3]) == ["smile", "tears", ""]
+    np.testing.assert_allclose(rows["similarity"][:2], [1.0, 1.0], atol=1e-5)
+    assert np.isnan(rows["similarity"][2])
+    assert list(rows["interpretable"]) == [True, True, False, False]
+    assert list(rows["dead"]) == [False, False, True, False]
+    np.testing.assert_allclose(rows["p_value"][:2], [1 / 201, 1 / 201], rtol=1e-6)
+    assert rows["p_value"][3] > 0.05
+    # Benjamini-Hochberg by hand over the three live neurons: the two smallest share (2 of 3)
+    np.testing.assert_allclose(rows["q_value"][:2], [3 / 2 / 201] * 2, rtol=1e-6)
+    assert np.isnan(rows["q_value"][2])
+    assert list(rows["significant"]) == [True, True, False, False]
+
+
+def test_neuron_accuracy_by_hand(world: World) -> None:
+    ids = world.probe.ids
+    happy, sad = ids[world.probe.labels == 1], ids[world.probe.labels == 2]
+    top_ids = torch.stack([torch.cat([happy[:3], sad[:1]]), torch.cat([sad[:2], happy[:2]])], 1)
+    accuracy, chance = neuron_accuracy(world.probe, top_ids, torch.tensor([1, 0]), CONCEPTS.class_mask(CLASSES))
+    torch.testing.assert_close(accuracy, torch.tensor([0.75, 0.5]))
+    torch.testing.assert_close(chance, torch.tensor([1 / 3, 2 / 3]))
+
+
+def test_a_concept_that_stands_for_no_class_has_no_accuracy(world: World) -> None:
+    mask = torch.zeros(3, 3, dtype=torch.bool)
+    accuracy, chance = neuron_accuracy(world.probe, world.layer.top_ids, torch.tensor([0, 1, 2, 0]), mask)
+    assert accuracy.isnan().all()
+    assert chance.isnan().all()
+
+
+def test_layer_table_by_hand() -> None:
+    neurons = pd.DataFrame(
+        {
+            "layer": "lin",
+            "dead": [False, False, False, True],
+            "interpretable": [True, True, False, False],
+            "significant": [True, False, False, False],
+            "accuracy": [0.8, 0.4, 0.1, np.nan],
+            "accuracy_chance": [0.2, 0.2, 0.5, np.nan],
+            "z": [4.0, 2.0, 0.0, np.nan],
+        }
+    )
+    row = layer_table(neurons, {"lin": np.array([-1.0, 0.5, 1.0, 2.0])}, Interpretation(tau=0.0)).iloc[0]
+    assert (row["neurons"], row["dead"], row["interpretable"], row["not_interpretable"]) == (4, 1, 2, 1)
+    assert row["proportion"] == pytest.approx(2 / 3)
+    assert row["proportion_null"] == pytest.approx(0.75)
+    assert row["accuracy"] == pytest.approx(1.3 / 3)
+    assert row["accuracy_interpretable"] == pytest.approx(0.6)
+    assert row["accuracy_others"] == pytest.approx(0.1)
+    assert row["accuracy_chance"] == pytest.approx(0.3)
+    assert row["mean_z"] == pytest.approx(2.0)
+    assert row["significant"] == 1
+
+
+def test_concept_shares_count_correctly_labelled_neurons() -> None:
+    neurons = pd.DataFrame(
+        {"layer": "lin", "concept": ["smile", "smile", "tears", "tears"], "accuracy": [0.9, 0.5, 0.6, 0.4]}
+    )
+    shares = concept_shares(neurons)
+    assert list(shares["concept"]) == ["smile", "tears"]
+    np.testing.assert_allclose(shares["share"], [2 / 3, 1 / 3])
+
+
+def test_most_interpretable_counts_or_corrects() -> None:
+    layers = pd.DataFrame(
+        {
+            "layer": ["wide", "narrow", "logits"],
+            "interpretable": [90, 40, 99],
+            "proportion": [0.9, 0.8, 1.0],
+            "proportion_null": [0.85, 0.3, 0.0],
+        }
+    )
+    assert most_interpretable(layers, "interpretable", tails=["logits"]) == "wide"
+    assert most_interpretable(layers, "corrected", tails=["logits"]) == "narrow"
+    with pytest.raises(UserError, match="Did you mean 'corrected'"):
+        most_interpretable(layers, "correct")
+
+
+def test_pooled_thins_evenly_and_keeps_the_ends() -> None:
+    null = torch.arange(1000.0).flip(0).reshape(10, 100)
+    thinned = pooled(null, kept=11)
+    assert len(thinned) == 11
+    assert (thinned[0], thinned[-1]) == (0.0, 999.0)
+    np.testing.assert_array_equal(pooled(null), np.arange(1000.0))
+
+
+def test_a_dissection_is_read_back_as_it_was(world: World, tmp_path: Path) -> None:
+    found = dissect({"a.b": world.layer}, world.scores, Pearson(), world.probe, CONCEPTS, CLASSES)
+    found.save(tmp_path)
+    again = Dissection.load(tmp_path)
+    pd.testing.assert_frame_equal(again.layers, found.layers)
+    assert list(again.neurons["concept"]) == list(found.neurons["concept"])
+    assert [list(x) for x in again.neurons["top_ids"]] == [list(x) for x in found.neurons["top_ids"]]
+    np.testing.assert_array_equal(again.null["lin"], found.null["a.b"] if "lin" not in found.null else found.null["lin"])
+    assert (tmp_path / "neurons.csv").read_text().splitlines()[1].startswith("lin,0,smile")
+
+
+def test_labels_that_are_not_there_are_told(tmp_path: Path, world: World) -> None:
+    with pytest.raises(UserError, match=r"neurons\.parquet"):
+        Dissection.load(tmp_path)
+    found = dissect({"lin": world.layer}, world.scores, Pearson(), world.probe, CONCEPTS, CLASSES)
+    with pytest.raises(UserError, match="Did you mean 'lin'"):
+        found.of("lin2")
+
+
+def test_noise_is_called_significant_at_most_nominally() -> None:
+    """200 random neurons: at q < .05 hardly any passes, at p < .05 about 5 %."""
+    generator = torch.Generator().manual_seed(3)
+    images, neurons = 300, 200
+    labels = torch.randint(3, (images,), generator=generator)
+    ids = torch.arange(images)
+    presence: Tensor = torch.rand(images, 3, generator=generator)
+    layer = LayerActivations.of("lin", ids, torch.randn(images, neurons, generator=generator), top_k=50)
+    probe = ImageSet(torch.zeros(images, 1, 2, 2, dtype=torch.uint8), labels, ids)
+    found = dissect(
+        {"lin": layer}, ConceptScores(ids, CONCEPTS.names, presence), Pearson(), probe, CONCEPTS, CLASSES,
+        Interpretation(draws=300),
+    )  # fmt: skip
+    share = (found.neurons["p_value"] < 0.05).mean()
+    assert share <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / neurons)
+    assert found.neurons["significant"].mean() <= 0.02

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from emodissect.errors import UserError
+from emodissect.loggers import logged_in_to_wandb, wandb_logger, wandb_mode, where_wandb_went
+
+
+@pytest.fixture
+def logged_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+@pytest.mark.usefixtures("logged_out")
+def test_auto_is_offline_where_nobody_is_logged_in() -> None:
+    assert wandb_mode("auto") == "offline"
+
+
+@pytest.mark.usefixtures("logged_out")
+def test_auto_is_online_with_a_key_or_a_netrc_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
+    assert wandb_mode("auto") == "online"
+    (tmp_path / "netrc").unlink()
+    assert not logged_in_to_wandb()
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    assert wandb_mode("auto") == "online"
+
+
+@pytest.mark.usefixtures("logged_out")
+def test_the_environment_decides_over_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "dryrun")
+    assert wandb_mode("auto") == "offline"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert wandb_mode("auto") == "disabled"
+
+
+@pytest.mark.usefixtures("logged_out")
+def test_online_without_login_is_told_how_to_log_in() -> None:
+    with pytest.raises(UserError, match="wandb login"):
+        wandb_mode("online")
+    with pytest.raises(UserError, match="Did you mean 'offline'"):
+        wandb_mode("offlin")
+
+
+@pytest.mark.usefixtures("logged_out")
+def test_an_offline_run_says_how_to_sync(tmp_path: Path) -> None:
+    logger = wandb_logger(project="p", save_dir=str(tmp_path), mode="offline", tags=["a"], group="g", job_type="train")
+    run = logger.experiment
+    try:
+        assert run.offline
+        assert (run.group, run.job_type, run.tags) == ("g", "train", ("a",))
+        assert where_wandb_went(logger).startswith("W&B run kept offline; upload it with: wandb sync")
+    finally:
+        run.finish()
