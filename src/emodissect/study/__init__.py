@@ -1,0 +1,8 @@
+"""An edit study: a grid judged on validation, one edit judged on test, and what chance gives."""
+
+from emodissect.study.ablation import ConceptAblation, ablate_concepts
+from emodissect.study.null import null_studies
+from emodissect.study.result import EditStudy
+from emodissect.study.run import run_study
+
+__all__ = ["ConceptAblation", "EditStudy", "ablate_concepts", "null_studies", "run_study"]

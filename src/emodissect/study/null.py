@@ -1,0 +1,71 @@
+"""How often a study claims a gain where there is nothing to find."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from emodissect.data.images import ImageSet
+from emodissect.edited_logits import EditedLogits
+from emodissect.editing import Rule
+from emodissect.evaluation import Inference
+from emodissect.selection import Selection
+from emodissect.statistics import mcnemar
+from emodissect.study.cells import judge, labels_of, shuffled
+from emodissect.study.decision import Question, decide
+
+
+def null_studies(
+    inference: Inference,
+    layers: Sequence[str],
+    neurons: pd.DataFrame,
+    selections: Sequence[Selection],
+    rules: Sequence[Rule],
+    val: ImageSet,
+    test: ImageSet,
+    *,
+    studies: int = 200,
+    controls: int = 39,
+    metric: str = "accuracy",
+    alpha: float = 0.05,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Whole studies on labels given to neurons at random: grid, choice, test, controls, claim.
+
+    The mean of `claims_gain` is the procedure's error rate; it must not exceed alpha by more than its own error.
+
+    Returns:
+        One row a study: study, delta_val, delta_test, p_value, p_random, p_shuffled, claims_gain.
+    """
+    on_val = {layer: EditedLogits(inference, layer, val) for layer in layers}
+    on_test = {layer: EditedLogits(inference, layer, test) for layer in layers}
+    generator = np.random.default_rng([seed, 3])
+    rows = []
+    for study in range(studies):
+        moved = pd.concat([shuffled(labels_of(neurons, layer), generator) for layer in layers])
+        question = Question(
+            *(layers, on_val, on_test, inference.network, selections, rules),
+            *(metric, controls, controls, seed + study),
+        )
+        decision = decide(question, moved, every_control=False)
+        cell = decision.cells[decision.chosen]
+        found = judge(on_test[cell.layer], [cell.scale], cell.rule.parameters)
+        row = {
+            "study": study,
+            "delta_val": float(decision.judged.delta[decision.chosen]),
+            "delta_test": decision.delta_test,
+            "p_value": mcnemar(int(found.gained[0]), int(found.lost[0])),
+            "p_random": decision.p("random"),
+            "p_shuffled": decision.p("shuffled"),
+        }
+        rows.append({**row, "claims_gain": claims(row, alpha)})
+    return pd.DataFrame(rows)
+
+
+def claims(row: dict[str, float], alpha: float) -> bool:
+    """The rule of :func:`emodissect.study.result.claims_gain` on a row of figures."""
+    return (
+        row["delta_test"] > 0 and row["p_value"] < alpha and row["p_random"] < alpha and not row["p_shuffled"] >= alpha
+    )

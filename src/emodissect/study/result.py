@@ -1,0 +1,184 @@
+"""What an edit study found, in numbers and in one sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+
+from emodissect.editing import Edit
+from emodissect.evaluation import Comparison, Predictions
+
+_PLAIN = (
+    *("select_on", "metric", "alpha", "selection", "rule", "tau", "factor", "p_random_val", "p_random", "p_shuffled"),
+    *("detectable_delta", "logit_difference", "identical_predictions", "is_cut", "cut_reason", "kept_bytes"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class EditStudy:
+    """The chosen edit, what it does, and what chance does.
+
+    Attributes:
+        grid: one row a cell, on the images that the choice was made on.
+        controls: one row a draw: control (`random`, `shuffled`, `all`, `inverse`), draw,
+            delta_val, delta_test.
+        edit: the chosen one.
+        selected: which neurons it chose.
+        selection, rule, tau, factor: its coordinates in the grid.
+        val, test: the chosen edit against the unedited network.
+        before, after: predictions on test.
+        metric, select_on, alpha: how it was chosen and judged.
+        p_random, p_random_val: share of random neurons of the same number that give as large a delta, on test and val.
+        p_shuffled: share of whole studies with shuffled labels, their own choice included, whose choice gives as large
+            a delta on test; NaN where the edit reads no labels.
+        detectable_delta: the smallest delta that the test images could have shown with power .8, at as many flips.
+        logit_difference, identical_predictions: the chosen cell against a full pass of the really edited weights.
+        is_cut, cut_reason, kept_bytes: whether the grid re-ran only what lies behind the layer, at what memory.
+    """
+
+    grid: pd.DataFrame
+    controls: pd.DataFrame
+    edit: Edit
+    selected: torch.Tensor
+    selection: str
+    rule: str
+    tau: float
+    factor: float
+    val: Comparison
+    test: Comparison
+    before: Predictions
+    after: Predictions
+    metric: str
+    select_on: str
+    alpha: float
+    p_random_val: float
+    p_random: float
+    p_shuffled: float
+    detectable_delta: float
+    logit_difference: float
+    identical_predictions: bool
+    is_cut: bool
+    cut_reason: str
+    kept_bytes: int
+
+    @property
+    def optimistic(self) -> bool:
+        """Whether the edit was chosen on the images it is judged on."""
+        return self.select_on == "test"
+
+    @property
+    def claims_gain(self) -> bool:
+        """Whether the study says that this edit, and not any edit of its size, made the network better.
+
+        On test: delta > 0, exact McNemar p < alpha, more than random neurons of the same number (p < alpha) and, where
+        labels chose the neurons, more than studies with shuffled labels (p < alpha). The last is an exact permutation
+        test of the whole procedure, so labels that say nothing lead to a claim in at most alpha of all studies.
+        """
+        return claims_gain(self.test, self.p_random, self.p_shuffled, self.alpha)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence in plain words."""
+        sentence = self._sentence()
+        if not self.optimistic:
+            return sentence
+        return f"Optimistic, because it was chosen on the very test images: {sentence[0].lower()}{sentence[1:]}"
+
+    def _sentence(self) -> str:
+        test, alpha = self.test, self.alpha
+        chance = f"within what random neurons of the same number give, {_p(self.p_random)}"
+        if bool((self.edit.scale == 1).all()):
+            return "No edit of the grid was better than the unedited network, so nothing is changed."
+        flips = f"{100 * test.delta:+.2f} points on test ({test.gained} images gained, {test.lost} lost"
+        figures = f"{flips}, {_p(test.p_value)})"
+        if test.delta < 0:
+            word = "Loss" if test.p_value < alpha else "No gain"
+            return f"{word}: {figures}."
+        if test.delta == 0:
+            return f"No gain: {figures}."
+        beyond_random, beyond_shuffled = self.p_random < alpha, not self.p_shuffled >= alpha
+        if test.p_value >= alpha:
+            tail = (
+                chance
+                if not beyond_random
+                else f"which chance explains, though random neurons give less, {_p(self.p_random)}"
+            )
+            return f"No gain beyond chance: {figures}, {tail}."
+        if not beyond_random:
+            return f"Gain {chance}: {figures}, so the choice of neurons does not explain it."
+        if not beyond_shuffled:
+            return f"Gain within what the same study with shuffled labels gives, {_p(self.p_shuffled)}: {figures}."
+        shuffled = "" if math.isnan(self.p_shuffled) else f" and shuffled labels ({_p(self.p_shuffled)})"
+        return f"Gain: {figures}, more than random neurons of the same number ({_p(self.p_random)}){shuffled} give."
+
+    def row(self) -> dict[str, Any]:
+        """Plain JSON values: everything but the frames and the tensors."""
+        plain = {name: _plain(getattr(self, name)) for name in _PLAIN}
+        return {
+            **plain,
+            "layer": self.edit.layer,
+            "parameters": self.edit.parameters,
+            "next_layer": self.edit.next_layer,
+            "selected": int(self.selected.sum()),
+            "neurons": len(self.selected),
+            "optimistic": self.optimistic,
+            "claims_gain": self.claims_gain,
+            "verdict": self.verdict,
+            "val": self.val.row(),
+            "test": self.test.row(),
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """`study.json`, `grid.csv`, `controls.csv`, `edit.safetensors`, and the predictions on test."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "study.json").write_text(json.dumps(self.row(), indent=1, ensure_ascii=False), encoding="utf-8")
+        self.grid.to_csv(folder / "grid.csv", index=False)
+        self.controls.to_csv(folder / "controls.csv", index=False)
+        tensors = {"scale": self.edit.scale.contiguous(), "selected": self.selected.contiguous()}
+        save_file(tensors, str(folder / "edit.safetensors"))
+        self.before.save(folder / "test_before.safetensors")
+        self.after.save(folder / "test_after.safetensors")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> EditStudy:
+        """The inverse of :meth:`save`."""
+        folder = Path(folder)
+        row = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+        tensors = load_file(str(folder / "edit.safetensors"))
+        plain: dict[str, Any] = {name: float("nan") if row[name] is None else row[name] for name in _PLAIN}
+        return cls(
+            grid=pd.read_csv(folder / "grid.csv", float_precision="round_trip"),
+            controls=pd.read_csv(folder / "controls.csv", float_precision="round_trip"),
+            edit=Edit(row["layer"], tensors["scale"], row["parameters"], row["next_layer"]),
+            selected=tensors["selected"],
+            val=Comparison.from_row(row["val"]),
+            test=Comparison.from_row(row["test"]),
+            before=Predictions.load(folder / "test_before.safetensors"),
+            after=Predictions.load(folder / "test_after.safetensors"),
+            **plain,
+        )
+
+
+def claims_gain(test: Comparison, p_random: float, p_shuffled: float, alpha: float) -> bool:
+    """See :attr:`EditStudy.claims_gain`; a NaN p_shuffled (no labels read) is no obstacle."""
+    return test.delta > 0 and test.p_value < alpha and p_random < alpha and not p_shuffled >= alpha
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _p(value: float) -> str:
+    """p as it is printed: `p = .41`, `p < .001`."""
+    if value < 0.001:
+        return "p < .001"
+    digits = 2 if value >= 0.095 else 3
+    return "p = 1" if round(value, digits) >= 1 else f"p = {value:.{digits}f}".replace("0.", ".")

@@ -1,0 +1,153 @@
+"""The edit study: a grid on validation, one look at test, controls and an exact check."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+
+from emodissect.data.images import ImageSet
+from emodissect.edited_logits import EditedLogits
+from emodissect.editing import Rule
+from emodissect.errors import UserError, nearest
+from emodissect.evaluation import Inference, Predictions, compare
+from emodissect.selection import Selection, threshold
+from emodissect.statistics import detectable_delta
+from emodissect.study.cells import METRICS, grid, grid_frame
+from emodissect.study.decision import Question, decide
+from emodissect.study.result import EditStudy
+
+log = logging.getLogger(__name__)
+
+_FEWEST_DRAWS = 39  # below, p < .05 could not be reached with room for one draw as good
+
+
+class _MadeWhenAsked(dict[str, EditedLogits]):
+    """By layer, the network's logits on some images under edits."""
+
+    def __init__(
+        self, inference: Inference, images: ImageSet, batch_size: int, memory_limit: int, progress: bool
+    ) -> None:
+        super().__init__()
+        self._made_from = (inference, images, batch_size, memory_limit, progress)
+
+    def __missing__(self, layer: str) -> EditedLogits:
+        inference, images, batch_size, memory_limit, progress = self._made_from
+        self[layer] = EditedLogits(inference, layer, images, batch_size, memory_limit, progress=progress)
+        return self[layer]
+
+
+def run_study(
+    inference: Inference,
+    layers: Sequence[str],
+    neurons: pd.DataFrame,
+    selections: Sequence[Selection],
+    rules: Sequence[Rule],
+    val: ImageSet,
+    test: ImageSet,
+    *,
+    metric: str = "accuracy",
+    select_on: str = "val",
+    alpha: float = 0.05,
+    controls: int = 200,
+    control_cells: int = 4000,
+    bootstrap: int = 10_000,
+    seed: int = 0,
+    batch_size: int = 256,
+    memory_limit: int = 2 * 2**30,
+    progress: bool = False,
+) -> EditStudy:
+    """Try every layer x selection x rule on validation, take the best, and judge it once on test.
+
+    Args:
+        inference: the network with what stands before and behind it; its weights are left to the last bit.
+        layers: whose neurons are edited, one at a time.
+        neurons: neuron labels that hold those layers.
+        selections: one for each tau, say.
+        rules: one for each factor, say.
+        val: the images the choice is made on.
+        test: read once, for the chosen edit, the unedited network and the controls of that edit.
+        metric: `accuracy`, `macro_f1` or `nll`; of equals the smallest change is taken.
+        select_on: `val`; `test` chooses on the test images, only to repeat the study, and marks the result.
+        alpha: level at which a gain is claimed.
+        controls: draws of random neurons, and of shuffled labels.
+        control_cells: at most so many cells are evaluated for shuffled labels, each draw of which repeats the whole
+            grid; fewer draws are made of a large grid, never fewer than 39.
+        bootstrap: samples behind each interval.
+        seed: of controls and intervals.
+        batch_size, memory_limit: see :class:`~emodissect.edited_logits.EditedLogits`.
+        progress: show bars.
+
+    Raises:
+        UserError: before any forward pass: unknown layer, metric or word, empty images, a grid that cannot be made.
+    """
+    for key, word, known in (("metric", metric, METRICS), ("select_on", select_on, ("val", "test"))):
+        if word not in known:
+            raise UserError(f"study.{key}={word} is not known. {nearest(word, known)}")
+    for name, images in (("validation", val), ("test", test)):
+        if not len(images):
+            raise UserError(f"The {name} set holds no images, so no edit can be judged.")
+    layers = list(dict.fromkeys(layers))
+    cells = len(grid(inference.network, layers, neurons, selections, rules))
+    optimistic = select_on == "test"
+    if optimistic:
+        log.warning("select_on=test: the edit is chosen on the images it is judged on; its figure is optimistic.")
+
+    # Layers share the memory; a layer's test outputs are made only when a chosen edit is in it.
+    room = memory_limit // (2 * len(layers))
+    on_test = _MadeWhenAsked(inference, test, batch_size, room, progress)
+    question = Question(
+        layers=layers,
+        val=on_test if optimistic else _MadeWhenAsked(inference, val, batch_size, room, progress),
+        test=on_test,
+        network=inference.network,
+        selections=selections,
+        rules=rules,
+        metric=metric,
+        random_draws=controls,
+        shuffled_draws=min(controls, max(_FEWEST_DRAWS, control_cells // cells)),
+        seed=seed,
+    )
+    decision = decide(question, neurons)
+    cell = decision.cells[decision.chosen]
+    chosen_val, chosen_test = question.val[cell.layer], question.test[cell.layer]
+    edit = chosen_test.edit(cell.scale, cell.rule.parameters)
+
+    def after(logits: EditedLogits) -> Predictions:
+        found = logits.logits(cell.scale[None], cell.rule.parameters)[0]
+        return Predictions(logits.before.ids, logits.before.labels, found)
+
+    fast, exact = after(chosen_test), chosen_test.exact(edit)
+    difference = float((fast.logits - exact.logits).abs().max())
+    identical = torch.equal(fast.predicted, exact.predicted)
+    if not identical:
+        log.warning("The grid's predictions differ from the edited weights' (logits by up to %.2g).", difference)
+    comparison = compare(chosen_test.before, exact, bootstrap, seed)
+    return EditStudy(
+        grid=grid_frame(decision.cells, decision.judged, decision.chosen, bootstrap, seed),
+        controls=decision.controls,
+        edit=edit,
+        selected=cell.selected,
+        selection=cell.selection.name,
+        rule=cell.rule.name,
+        tau=threshold(cell.selection),
+        factor=float(getattr(cell.rule, "factor", "nan")),
+        val=comparison if optimistic else compare(chosen_val.before, after(chosen_val), bootstrap, seed),
+        test=comparison,
+        before=chosen_test.before,
+        after=exact,
+        metric=metric,
+        select_on=select_on,
+        alpha=alpha,
+        p_random_val=decision.p("random", "val"),
+        p_random=decision.p("random"),
+        p_shuffled=decision.p("shuffled"),
+        detectable_delta=detectable_delta(len(test), (comparison.gained + comparison.lost) / len(test), alpha),
+        logit_difference=difference,
+        identical_predictions=identical,
+        is_cut=all(part.is_cut for part in (chosen_val, chosen_test)),
+        cut_reason=chosen_test.reason,
+        kept_bytes=sum(part.bytes for split in (question.val, question.test) for part in split.values()),
+    )

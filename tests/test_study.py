@@ -1,0 +1,330 @@
+"""The study on a network whose noisy neurons are known, against brute force, and where there is nothing to find."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import binom
+from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_f1_score
+
+from emodissect.data.images import ImageSet
+from emodissect.editing import Ablate, Proportional, Scale, edited
+from emodissect.errors import UserError
+from emodissect.evaluation import Inference
+from emodissect.selection import AllNeurons, LabelledWith, Tau, WeightNorm
+from emodissect.statistics import exceedance_p, holm, mcnemar
+from emodissect.study import EditStudy, ablate_concepts, null_studies, run_study
+from emodissect.study.cells import Cell, Judged, choose
+
+GOOD, NOISE, CLASSES = 12, 12, 3
+
+
+def flat(images: Tensor) -> Tensor:
+    return images.flatten(1).float() / 128 - 1
+
+
+def network() -> nn.Sequential:
+    """The first neurons tell the class; the others carry noise into the logits."""
+    generator = torch.Generator().manual_seed(0)
+    net = nn.Sequential(
+        OrderedDict(lin=nn.Linear(16, GOOD + NOISE), relu=nn.ReLU(inplace=True), out=nn.Linear(GOOD + NOISE, CLASSES))
+    )
+    with torch.no_grad():
+        net.lin.weight.copy_(torch.randn(GOOD + NOISE, 16, generator=generator))
+        net.lin.bias.copy_(0.1 * torch.randn(GOOD + NOISE, generator=generator))
+        net.out.weight.copy_(torch.randn(CLASSES, GOOD + NOISE, generator=generator))
+        net.out.bias.zero_()
+    return net.eval()
+
+
+def faces(count: int, seed: int) -> ImageSet:
+    """Labels are what the good neurons alone would say."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 1, 4, 4), dtype=torch.uint8, generator=generator)
+    net = network()
+    with torch.no_grad():
+        net.out.weight[:, GOOD:] = 0
+        labels = net(flat(images)).argmax(1)
+    return ImageSet(images, labels, torch.randperm(count, generator=generator) + 1000 * seed)
+
+
+def labels(good: float = 1.0, noise: float = -1.0) -> pd.DataFrame:
+    count = GOOD + NOISE
+    jitter = np.linspace(0, 0.1, count)
+    return pd.DataFrame(
+        {
+            "layer": "lin",
+            "neuron": range(count),
+            "concept": ["Tears"] * GOOD + ["Frown"] * NOISE,
+            "similarity": np.where(np.arange(count) < GOOD, good, noise) + jitter,
+            "dead": False,
+        }
+    )
+
+
+VAL, TEST = faces(300, 1), faces(400, 2)
+SELECTIONS, RULES = [Tau(-5.0), Tau(0.0), Tau(1.05)], [Scale(factor=1.0), Scale(factor=1.5), Scale(factor=3.0)]
+
+
+def study(**changes: object) -> EditStudy:
+    settings = {"controls": 60, "bootstrap": 500, "batch_size": 128, **changes}
+    net = settings.pop("net", None) or network()
+    inference = Inference(flat, net)
+    arguments = {"neurons": labels(), "selections": SELECTIONS, "rules": RULES, "val": VAL, "test": TEST, **settings}
+    return run_study(inference, ["lin"], **arguments)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def found() -> EditStudy:
+    return study()
+
+
+def test_the_planted_edit_is_found_and_claimed(found: EditStudy) -> None:
+    assert (found.selection, found.rule, found.tau, found.factor) == ("tau", "scale", 0.0, 3.0)
+    assert found.selected.tolist() == [True] * GOOD + [False] * NOISE
+    assert found.claims_gain
+    assert not found.optimistic
+    assert found.test.delta > 0.1
+    assert found.p_random < 0.05
+    assert found.p_shuffled < 0.05
+    assert found.verdict.startswith("Gain: +")
+    assert "more than random neurons of the same number (p = .016)" in found.verdict
+    assert "shuffled labels (p = " in found.verdict
+    assert found.is_cut
+    assert found.kept_bytes == 4 * (GOOD + NOISE) * 700
+
+
+def test_every_cell_is_what_edited_weights_give(found: EditStudy) -> None:
+    net = network()
+    truth = VAL.labels
+    before = net(flat(VAL.images)).argmax(1)
+    assert len(found.grid) == 9
+    for row in found.grid.itertuples():
+        scale = Scale(factor=row.factor)(torch.from_numpy(labels()["similarity"].to_numpy() > row.tau), torch.zeros(1))
+        net.lin.weight.data.mul_(scale[:, None])
+        after = net(flat(VAL.images)).argmax(1)
+        net = network()
+        gained, lost = (
+            int(((after == truth) & (before != truth)).sum()),
+            int(((after != truth) & (before == truth)).sum()),
+        )
+        assert (row.gained, row.lost) == (gained, lost)
+        assert row.delta == pytest.approx((gained - lost) / 300)
+        assert row.accuracy_before == pytest.approx(float((before == truth).double().mean()))
+        assert row.accuracy_after == pytest.approx(float((after == truth).double().mean()))
+        assert row.p_value == pytest.approx(mcnemar(gained, lost))
+        assert row.delta_low <= row.delta <= row.delta_high
+    np.testing.assert_allclose(found.grid["p_holm"], holm(found.grid["p_value"]))
+    assert found.grid["chosen"].sum() == 1
+    chosen = found.grid[found.grid["chosen"]].iloc[0]
+    assert chosen["delta"] == found.grid["delta"].max()
+    assert (found.val.gained, found.val.lost) == (chosen["gained"], chosen["lost"])
+    plain = found.grid[found.grid["factor"] == 1.0]
+    assert (plain["delta"] == 0).all()
+    np.testing.assert_allclose(plain["nll_after"], plain["nll_before"])
+
+
+def test_the_chosen_edit_on_test_is_exact(found: EditStudy) -> None:
+    net = network()
+    with edited(net, found.edit), torch.no_grad():
+        logits = net(flat(TEST.images[torch.argsort(TEST.ids)]))
+    torch.testing.assert_close(found.after.logits, logits)
+    assert found.identical_predictions
+    assert 0 <= found.logit_difference < 1e-4
+    assert found.before.ids.tolist() == sorted(TEST.ids.tolist())
+
+
+def test_controls(found: EditStudy) -> None:
+    counts = found.controls.groupby("control").size().to_dict()
+    assert counts == {"random": 60, "shuffled": 60, "all": 1, "inverse": 1}
+    random = found.controls[found.controls["control"] == "random"]
+    assert random["draw"].tolist() == list(range(60))
+    assert found.p_random == exceedance_p(found.test.delta, random["delta_test"])
+    assert found.p_random_val == exceedance_p(found.val.delta, random["delta_val"])
+    net, images = network(), TEST
+    before = net(flat(images.images)).argmax(1) == images.labels
+    for control, scale in (("inverse", 1 / found.edit.scale), ("all", torch.full_like(found.edit.scale, 3.0))):
+        net = network()
+        net.lin.weight.data.mul_(scale[:, None])
+        after = net(flat(images.images)).argmax(1) == images.labels
+        delta = found.controls.set_index("control").loc[control, "delta_test"]
+        assert delta == pytest.approx(float(after.double().mean() - before.double().mean()))
+
+
+def test_weights_are_left_to_the_bit_and_the_study_repeats() -> None:
+    net = network()
+    before = {name: value.numpy().tobytes() for name, value in net.state_dict().items()}
+    first, second = study(net=net, controls=5), study(net=net, controls=5)
+    assert {name: value.numpy().tobytes() for name, value in net.state_dict().items()} == before
+    assert first.row() == second.row()
+    pd.testing.assert_frame_equal(first.controls, second.controls)
+
+
+def test_saved_and_loaded(found: EditStudy, tmp_path: Path) -> None:
+    found.save(tmp_path / "study")
+    again = EditStudy.load(tmp_path / "study")
+    assert again.row() == found.row()
+    pd.testing.assert_frame_equal(again.grid, found.grid)
+    pd.testing.assert_frame_equal(again.controls, found.controls)
+    assert torch.equal(again.edit.scale, found.edit.scale)
+    assert torch.equal(again.after.logits, found.after.logits)
+
+
+def test_chosen_on_test_is_optimistic(caplog: pytest.LogCaptureFixture) -> None:
+    other = study(select_on="test", controls=5)
+    assert other.optimistic
+    assert other.verdict.startswith("Optimistic, because it was chosen on the very test images: ")
+    assert "figure is optimistic" in caplog.text
+    chosen = other.grid[other.grid["chosen"]].iloc[0]
+    assert (chosen["gained"], chosen["lost"]) == (other.test.gained, other.test.lost)
+
+
+def test_verdicts(found: EditStudy) -> None:
+    def said(p_value: float = 0.01, delta: float = 0.02, random: float = 0.01, shuffled: float = 0.01) -> str:
+        test = replace(found.test, delta=delta, gained=12, lost=4, p_value=p_value)
+        return replace(found, test=test, p_random=random, p_shuffled=shuffled).verdict
+
+    flips = "+2.00 points on test (12 images gained, 4 lost, p = .010)"
+    assert said() == (
+        f"Gain: {flips}, more than random neurons of the same number (p = .010) and shuffled labels (p = .010) give."
+    )
+    assert said(shuffled=float("nan")).endswith("more than random neurons of the same number (p = .010) give.")
+    assert said(random=0.41) == (
+        f"Gain within what random neurons of the same number give, p = .41: {flips}, "
+        "so the choice of neurons does not explain it."
+    )
+    assert said(shuffled=0.2) == f"Gain within what the same study with shuffled labels gives, p = .20: {flips}."
+    assert said(p_value=0.5, random=0.41).startswith("No gain beyond chance: +2.00 points")
+    assert said(p_value=0.5, random=0.41).endswith("within what random neurons of the same number give, p = .41.")
+    assert "which chance explains" in said(p_value=0.5)
+    assert said(delta=-0.02) == "Loss: -2.00 points on test (12 images gained, 4 lost, p = .010)."
+    assert said(delta=-0.02, p_value=0.3).startswith("No gain: -2.00")
+    assert said(delta=0.0, p_value=1.0) == "No gain: +0.00 points on test (12 images gained, 4 lost, p = 1)."
+    assert "p < .001" in said(p_value=1e-5)
+
+
+def test_no_edit_helps() -> None:
+    other = study(neurons=labels(-1.0, 1.0), selections=[Tau(0.0)], controls=5)
+    assert other.factor == 1.0
+    assert not other.claims_gain
+    assert other.verdict.startswith("No edit of the grid was better")
+
+
+def test_without_labels_nothing_is_shuffled() -> None:
+    other = study(selections=[WeightNorm()], rules=[Scale(factor=1.5)], controls=5)
+    assert np.isnan(other.p_shuffled)
+    assert set(other.controls["control"]) == {"random", "all", "inverse"}
+    proportional = study(selections=[AllNeurons()], rules=[Proportional(factor=2.0, parameters="outgoing")], controls=5)
+    assert "shuffled" in set(proportional.controls["control"])
+    assert proportional.identical_predictions
+
+
+def test_large_grids_shuffle_less_often() -> None:
+    other = study(controls=60, control_cells=9 * 41)
+    assert (other.controls["control"] == "shuffled").sum() == 41
+
+
+def cell(change: float) -> Cell:
+    scale = torch.tensor([change, 1.0])
+    return Cell("lin", Tau(0.0), Scale(), torch.tensor([True, False]), scale)
+
+
+def test_ties_take_the_smallest_change() -> None:
+    truth = torch.tensor([0, 1, 1, 2])
+    predicted = torch.tensor([[0, 0, 1, 0], [0, 1, 1, 0], [0, 1, 0, 2], [0, 1, 1, 0]])
+    judged = Judged(predicted, torch.tensor([1.0, 2.0, 0.5, 2.0]), truth, torch.tensor([0, 0, 0, 0]), 1.0, 3)
+    assert judged.gained.tolist() == [1, 2, 2, 2]
+    assert judged.lost.tolist() == [0, 0, 0, 0]
+    cells = [cell(1.1), cell(3.0), cell(2.0), cell(1 / 2.0)]
+    assert choose(cells, judged, "accuracy") == 2
+    assert choose([*cells[:3], cell(0.6)], judged, "accuracy") == 3
+    assert choose(cells, judged, "nll") == 2
+    expected = [float(multiclass_f1_score(row, truth, 3, average="macro")) for row in predicted]
+    np.testing.assert_allclose(judged.metric("macro_f1"), expected, rtol=1e-6)
+    assert cell(0.0).change == pytest.approx(np.log(1e6) / 2)
+
+
+def test_mistakes_come_before_any_forward_pass() -> None:
+    def untouched(images: Tensor) -> Tensor:
+        raise AssertionError("a forward pass")
+
+    inference = Inference(untouched, network())
+    for changes, message in [
+        ({"metric": "acc"}, "study.metric=acc is not known. Did you mean 'accuracy'"),
+        ({"select_on": "tset"}, "Did you mean 'test'"),
+        ({"val": VAL.subset([])}, "validation set holds no images"),
+        ({"layers": ["lin2"]}, "no neuron labels for layer 'lin2'. Did you mean 'lin'"),
+        ({"selections": []}, "at least one"),
+        ({"selections": [LabelledWith(["Tear"])]}, "Did you mean 'Tears'"),
+    ]:
+        arguments = {
+            "layers": ["lin"], "neurons": labels(), "selections": SELECTIONS, "rules": RULES,
+            "val": VAL, "test": TEST, **changes,
+        }
+        with pytest.raises(UserError, match=message.replace(".", r"\.")):
+            run_study(inference, **arguments)  # type: ignore[arg-type]
+
+
+def test_concept_ablation_by_hand() -> None:
+    """Neuron i tells class i; two neurons do nothing."""
+    net = nn.Sequential(OrderedDict(lin=nn.Linear(16, 5), relu=nn.ReLU(), out=nn.Linear(5, 3, bias=False)))
+    with torch.no_grad():
+        net.lin.weight.zero_()
+        net.lin.weight[:3, :3] = torch.eye(3)
+        net.lin.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0]))
+        net.out.weight.copy_(torch.tensor([[1.0, 0, 0, 0.01, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0]]))
+    truth = torch.arange(30) % 3
+    images = torch.full((30, 16), 128, dtype=torch.uint8)
+    images[torch.arange(30), truth] = 255
+    faces = ImageSet(images.reshape(30, 1, 4, 4), truth, torch.arange(30))
+    named = pd.DataFrame(
+        {
+            "layer": "lin",
+            "neuron": range(5),
+            "concept": ["zero", "one", "two", "rest", "rest"],
+            "similarity": [1.0, 1.0, 1.0, 1.0, np.nan],
+        }
+    )
+    found = ablate_concepts(
+        Inference(flat, net), "lin", named, faces, ("a", "b", "c"), concepts=["zero", "one", "two", "rest"], draws=400
+    )
+    # Without neuron 0 the constant 0.01 of neuron 3 still says class 0.
+    expected = np.array([[0.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])
+    np.testing.assert_allclose(found.matrix().to_numpy(), expected)
+    np.testing.assert_allclose(found.matrix("random_mean").to_numpy()[:, 1:], 0.2, atol=0.08)
+    assert (found.matrix("neurons").to_numpy() == 1).all()
+    assert found.matrix("z").loc["one", "b"] == pytest.approx(0.8 / 0.4, rel=0.2)
+    assert found.beyond(0.5).loc["one", "b"]
+    assert not found.beyond(0.5).loc["rest", "b"]
+
+
+def test_ablation_rules_and_mistakes() -> None:
+    inference = Inference(flat, network())
+    found = ablate_concepts(inference, "lin", labels(), VAL, "abc", rule=Ablate(parameters="outgoing"), draws=20)
+    assert found.matrix().index.tolist() == ["Tears", "Frown"]
+    assert found.matrix().loc["Tears"].sum() > found.matrix().loc["Frown"].sum()
+    with pytest.raises(UserError, match="No living neuron"):
+        ablate_concepts(inference, "lin", labels(np.nan, np.nan), VAL, "abc")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rules", [RULES[1:2], RULES])
+def test_labels_that_say_nothing_lead_to_a_claim_at_most_as_often_as_alpha(rules: list[Scale]) -> None:
+    """Random neurons differ truly here (some noise, some not), so a plain McNemar claims far too often."""
+    frame = null_studies(
+        *(Inference(flat, network()), ["lin"], labels(), SELECTIONS[1:], rules, VAL, TEST),
+        studies=200,
+        controls=39,
+    )
+    assert len(frame) == 200
+    assert frame["claims_gain"].sum() <= binom.ppf(0.999, 200, 0.05)
+    assert ((frame["p_value"] < 0.05) & (frame["delta_test"] > 0)).mean() > 0.1
+    # p-values of an exact permutation test are uniform, or larger.
+    assert (frame["p_shuffled"] <= 0.25).sum() <= binom.ppf(0.999, 200, 0.25)
