@@ -4,7 +4,7 @@
     python benchmarks/recording.py --images 2000
 
 Blocks of images run plain and recorded by turns, in one process, in both orders, and the medians of the blocks' times
-are compared, so that a machine that slows down slows both. What is recorded last (the running top images of a filled
+are compared, so that a machine that slows down slows both; processor time beside it is what a busy machine leaves standing. What is recorded last (the running top images of a filled
 buffer, ``result()``) is counted too. Memory: the collector's state is counted byte by byte and beside it the image x
 neuron matrices that it does without; the peak of a process of its own is measured for both ways.
 """
@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -26,6 +27,17 @@ from emodissect.recording import ActivationCollector
 
 LAYERS = [f"conv{stage}{half}" for stage in "1234" for half in "ab"] + ["lin1", "lin2"]
 MIB = 2**20
+
+
+class Seconds(NamedTuple):
+    """Two clocks."""
+
+    wall: float
+    processor: float
+
+
+def now() -> Seconds:
+    return Seconds(time.perf_counter(), time.process_time())
 
 
 def network(width: float) -> VGG:
@@ -48,37 +60,37 @@ def measure_time(args: argparse.Namespace) -> None:
     work = batches(args.images, args.batch)
     blocks = [work[start : start + args.block] for start in range(0, len(work), args.block)]
     collector = ActivationCollector(LAYERS, top_k=args.top_k)
-    plain, recorded = [], []
+    plain: list[Seconds] = []
+    recorded: list[Seconds] = []
     with torch.inference_mode():
         forward(model, *work[0])
         for number, block in enumerate(blocks):
-            for way in (0, 1) if number % 2 else (1, 0):
-                count = sum(len(ids) for _, ids in block)
-                if way == 0:
-                    start = time.perf_counter()
+            count = sum(len(ids) for _, ids in block)
+            for way in (plain, recorded) if number % 2 else (recorded, plain):
+                start = now()
+                if way is plain:
                     for pixels, ids in block:
                         forward(model, pixels, ids)
-                    plain.append((time.perf_counter() - start) / count)
                 else:
-                    start = time.perf_counter()
                     with collector.on(model):
                         for pixels, ids in block:
                             forward(model, pixels, ids)
                             collector.update(ids)
-                    recorded.append((time.perf_counter() - start) / count)
-        start = time.perf_counter()
+                way.append(Seconds(*((end - begin) / count for begin, end in zip(start, now(), strict=True))))
+        start = now()
         result = collector.result()
-        ending = time.perf_counter() - start
-    per_plain, per_recorded = statistics.median(plain), statistics.median(recorded) + ending / args.images
-    ratios = sorted(r / p for p, r in zip(plain, recorded, strict=True))
+        ending = Seconds(*(end - begin for begin, end in zip(start, now(), strict=True)))
     neurons = sum(found.neurons for found in result.values())
     print(f"{args.images} images, VGG width {args.width:g}, {len(LAYERS)} layers, {neurons} neurons, top {args.top_k}")
-    print(f"forward without hooks    {args.images * per_plain:8.1f} s  {1 / per_plain:7.1f} images/s")
-    print(f"recorded, all ten layers {args.images * per_recorded:8.1f} s  {1 / per_recorded:7.1f} images/s")
-    print(
-        f"ratio {per_recorded / per_plain:.3f} (target 1.15); of {len(ratios)} pairs of blocks: median "
-        f"{statistics.median(ratios):.3f}, {ratios[0]:.3f} to {ratios[-1]:.3f}; result() {ending:.2f} s"
-    )
+    for clock, of in (("wall", 0), ("processor", 1)):
+        before = statistics.median(block[of] for block in plain)
+        after = statistics.median(block[of] for block in recorded) + ending[of] / args.images
+        ratios = sorted(r[of] / p[of] for p, r in zip(plain, recorded, strict=True))
+        print(
+            f"{clock:9} time: forward {args.images * before:.1f} s ({1 / before:.1f} images/s), recorded "
+            f"{args.images * after:.1f} s; ratio {after / before:.3f} (target 1.15); {len(ratios)} pairs of blocks: "
+            f"median {statistics.median(ratios):.3f}, {ratios[0]:.3f} to {ratios[-1]:.3f}; result() {ending[of]:.2f} s"
+        )
     state = sum(layer.top._keys.nbytes + 40 * layer.top._keys.shape[0] for layer in collector._state.values())
     print(
         f"state of the collector {state / MIB:.0f} MiB; image x neuron matrices {4 * args.images * neurons / MIB:.0f} MiB"
