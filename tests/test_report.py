@@ -1,0 +1,300 @@
+"""The pages hold what they were given, need nothing else, and stay small."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from report_samples import CLASSES, dissection, edit, faces, grid, guesses, neurons
+
+from emodissect.data.images import ImageSet
+from emodissect.errors import UserError
+from emodissect.report import Extra, SweepPage, TrainPage, page, words
+from emodissect.report.images import ImagePool
+
+
+class Reader(HTMLParser):
+    """Collects what a page says and what it refers to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text: list[str] = []
+        self.addresses: list[str] = []
+        self.ids: list[str] = []
+        self.inside: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.inside.append(tag)
+        for name, value in attrs:
+            if name in {"src", "href", "xlink:href", "action"} and value:
+                self.addresses.append(value)
+            if name == "id" and value:
+                self.ids.append(value)
+
+    def handle_data(self, data: str) -> None:
+        if self.inside and self.inside[-1] not in {"script", "style"}:
+            self.text.append(data)
+
+
+def read(html: str) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    return reader
+
+
+def said(html: str) -> str:
+    return re.sub(r"\s+", " ", " ".join(read(html).text).replace("\u00a0", " "))
+
+
+def payload(html: str) -> dict[str, Any]:
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    assert match
+    return dict(json.loads(match[1]))
+
+
+@pytest.fixture(scope="module")
+def dissected() -> str:
+    return dissection().html()
+
+
+@pytest.fixture(scope="module")
+def edited() -> str:
+    return edit().html()
+
+
+def test_dissection_page_says_the_numbers_in_words(dissected: str) -> None:
+    text = said(dissected)
+    # 34 of 36 neurons live; lin2: similarities from 3 to 0.5 over 29 neurons, 24 of them above 1; conv4b: 4 of 5.
+    assert "36 neurons in 2 layers were given a label" in text
+    assert "of the 34 live ones" in text
+    assert "and so would 90 % of random image sets" in text
+    assert "95 % of random image sets stay below 1.15" in text
+    assert "“Smiling Mouth”" in text
+    assert "of the 10 neurons whose label fits at least half of their top images, 60.0 %" in text
+    assert "python dissect.py layer=conv4b,lin2" in text
+
+
+def test_pages_need_no_network_and_ids_are_unique(dissected: str, edited: str) -> None:
+    for html in (dissected, edited):
+        reader = read(html)
+        assert all(a.startswith(("#", "data:")) for a in reader.addresses), reader.addresses
+        assert not re.search(r"url\((?!data:|#)", html)
+        assert "default-src 'none'" in html
+        assert len(reader.ids) == len(set(reader.ids))
+
+
+def test_names_from_outside_cannot_break_the_page(dissected: str) -> None:
+    assert dissected.count("</script>") == 3  # the theme's, the data's and the page's own
+    assert "<b>bold</b>" not in dissected
+    assert "Furrowed <Brow>" not in dissected
+    assert "Furrowed <Brow> & more" in payload(dissected)["concepts"]
+
+
+def test_payload_holds_every_neuron_and_each_image_once(dissected: str) -> None:
+    images = faces()
+    data = payload(dissected)
+    table = dissection().neurons
+    got = data["neurons"]
+    assert got["neuron"] == table["neuron"].tolist()
+    assert [data["layers"][i] for i in got["layer"]] == table["layer"].tolist()
+    assert [data["concepts"][i] for i in got["concept"]] == table["concept"].tolist()
+    assert got["similarity"][0] is None  # dead
+    assert got["top"][0] == []
+    assert got["similarity"][1] == 3.0
+    assert got["flags"][0] == 1
+    assert got["flags"][1] == 6
+    distinct = {i for row, dead in zip(table["top_ids"], table["dead"], strict=True) if not dead for i in row}
+    assert data["tiles"] == len(distinct | {int(i) for i in images.ids[:4]})
+    truth = dict(zip(images.ids.tolist(), images.labels.tolist(), strict=True))
+    predicted = dict(zip(images.ids.tolist(), guesses(images, 9).logits.argmax(1).tolist(), strict=True))
+    for ids, tiles in zip(table["top_ids"][1:5], got["top"][1:5], strict=True):
+        assert [data["labels"][t] for t in tiles] == [truth[i] for i in ids]
+        assert [data["predicted"][t] for t in tiles] == [predicted[i] for i in ids]
+    assert set(data["heat"]) == {"1", "2", "3", "4", "5"}
+    heat = data["heat"]["1"][0]
+    cells = np.frombuffer(base64.b64decode(heat["d"]), np.uint8).reshape(heat["h"], heat["w"])
+    assert cells.shape == (4, 4)
+    assert cells[0, 3] == round(255 * 3 / 159)
+
+
+def test_tiles_stand_where_the_style_says() -> None:
+    images = faces(40)
+    pool = ImagePool()
+    pool.add(images, [int(i) for i in images.ids])
+    pool.add(images, [7, 14])  # asked for twice, kept once
+    assert len(pool) == 40
+    (sheet,) = pool.sheets()
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet.split(",")[1]))).convert("L"), dtype=int)
+    tile = pool.tile(int(images.ids[23]))
+    assert tile.across == 7  # 40 tiles: seven columns, six rows
+    assert picture.shape == (6 * 48, 7 * 48)
+    column, row = round(tile.left / 100 * 6), round(tile.top / 100 * 5)
+    assert 7 * row + column == 23
+    found = picture[48 * row : 48 * row + 48, 48 * column : 48 * column + 48]
+    assert np.abs(found - images.images[23, 0].numpy()).mean() < 4
+
+
+def test_images_of_any_size_and_colour_become_tiles() -> None:
+    wide = torch.full((1, 3, 60, 120), 200, dtype=torch.uint8)
+    pool = ImagePool()
+    pool.add(ImageSet(wide, torch.zeros(1, dtype=torch.int64), torch.tensor([5])), [5])
+    pool.add(faces(3, side=20), [0, 7])
+    (sheet,) = pool.sheets()
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet.split(",")[1]))).convert("L"), dtype=int)
+    assert picture.shape == (96, 96)
+    assert picture[:8, :48].max() < 25  # black above the wide picture
+    assert picture[16:32, 4:44].min() > 180
+    assert ImagePool().sheets() == []
+
+
+@pytest.mark.slow
+def test_the_worst_case_of_4096_neurons_stays_under_ten_megabytes(tmp_path: Path) -> None:
+    """40,950 top images drawn at random from 28,709: about 21,800 distinct ones, of which noise is hard to pack."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randint(0, 256, (28_709, 1, 12, 12), dtype=torch.uint8, generator=generator)
+    pixels = coarse.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    images = ImageSet(pixels, torch.arange(28_709) % 3, torch.arange(28_709))
+    source = dissection({"lin2": 8}, faces())
+    source.neurons = neurons("lin2", 4096, images)
+    source.images = images
+    source.predictions = guesses(images, 100)
+    source.heat, source.saliency = {}, {}
+    path = source.write(tmp_path / "report.html")
+    assert path.stat().st_size < 10e6
+    data = payload(path.read_text())
+    assert len(data["neurons"]["neuron"]) == 4096
+    assert data["kept"] >= 5  # fewer images a neuron, where so many distinct ones would not fit
+
+
+def test_edit_page_tells_the_evidence(edited: str) -> None:
+    text = said(edited)
+    assert "A gain of +5.00 points, within what random neurons give (p = .25)." in text
+    assert "6 edits were tried on the validation images. 1 lie outside the band" in text
+    assert "Best: +1.00 at τ = 0, factor 1.5 (p = .013, p = .078 after Holm)" in text
+    # Flips of the cells: 10, 14, 11; the median band is 1.96 sqrt(11) / 1000 = 0.65 points.
+    assert "a band of about ±0.65 points; 4 of 6 cells lie in it" in text  # +1.00 and −0.70 do not
+    assert "NLL rises) in 2 of 6 cells" in text
+    assert "2 of 4 draws of random neurons do as well or better; everything scaled: +1.00" in text
+    assert "3 images of 60 get another predicted class" in text
+    assert "Largest rise: angry, +5.0 points; largest fall: sad, −5.0 points" in text
+    assert "Became right" in text
+    assert text.count("True class; predicted before → after") == 2
+    assert "Optimistic figure" not in text
+    assert "Each neuron with the images that excite it most" in text
+
+
+def test_an_edit_chosen_on_test_is_marked_in_red() -> None:
+    html = edit(False, optimistic=True).html()
+    assert 'class="warning" role="alert">Optimistic figure' in html
+    assert "chosen on test" in said(html)
+    assert "tried on the test images" in said(html)
+
+
+def test_edit_page_from_the_least_that_a_run_has() -> None:
+    html = edit(False, controls=None, before=None, after=None, images=None, grid=grid()[3:4]).html()
+    assert "One edit was tried" in said(html)
+
+
+def test_number_of_validation_images_follows_from_the_deltas() -> None:
+    assert "a band of about ±0.65 points" in said(edit(False, val_images=None).html())
+
+
+def test_ablation_and_extra_sections() -> None:
+    drops = pd.DataFrame([[0.2, 0.0, 0.0], [0.0, 0.01, 0.0]], index=["smile", "tears"], columns=list(CLASSES))
+    extra = Extra("Leaked images", "Without them 0.6 points less.", pd.DataFrame({"fault": ["blank"], "images": [12]}))
+    text = said(edit(False, ablation=drops, ablation_beyond=drops > 0.1, extras=[extra]).html())
+    assert "without “smile”, angry loses 20.0 points. 1 of 6 falls go beyond" in text
+    assert "Without them 0.6 points less." in text
+
+
+def test_train_page() -> None:
+    test = faces(30)
+    history = pd.DataFrame({"epoch": [0, 1, 2], "train/loss": [1.0, 0.8, 0.7], "val/acc": [0.4, 0.6, 0.5]})
+    html = TrainPage({"test/acc": 0.8, "val/acc": 0.6, "lr": 1.0}, CLASSES, history, guesses(test, 6), test).html()
+    text = said(html)
+    assert "80.0 % of 30 test images are recognised (33.3 % by always naming" in text
+    assert "highest in epoch 1 (the last is 2): 60.0 %." in text
+    assert html.count('class="tile"') == 6
+    assert "2 angry images (20 % of them) are taken for happy" in text
+
+
+def test_sweep_page_names_the_job_that_validation_chose_and_shows_errors() -> None:
+    jobs = grid().drop(columns="chosen").assign(job=range(6), delta_val=[0, 0.002, 0, 0.004, 0, np.nan], error=None)
+    jobs.loc[5, "error"] = "UserError: unknown layer <lin9>"
+    html = SweepPage(jobs, command="python edit.py -m").html()
+    text = said(html)
+    assert (
+        "6 jobs, 1 failed. Best by validation: lin2, τ = 0, factor 1.5 (+0.40 points); on test it gives +1.00" in text
+    )
+    assert "unknown layer <lin9>" in text
+    assert html.count('<tr class="marked">') == 1
+    assert "5 jobs, all finished" in said(SweepPage(jobs[:5]).html())
+    nothing = pd.DataFrame({"job": [0], "error": ["killed"]})
+    assert "1 job, 1 failed" in said(SweepPage(nothing).html())
+
+
+def test_tables_sort_by_value_not_by_text() -> None:
+    frame = pd.DataFrame({"name": ["a"], "share": [0.5], "none": [np.nan]})
+    html = page.table(
+        frame,
+        [
+            page.Column("name", "name"),
+            page.Column("share", "share", "percent"),
+            page.Column("none", "none", 2),
+            page.Column("lacking", "x"),
+        ],
+    )
+    assert 'data-v="0.5">50.0 %' in html
+    assert 'data-v="">–' in html
+    assert "lacking" not in html
+
+
+def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "report.html"
+    page.write(path, "first")
+    with pytest.raises(UnicodeEncodeError):
+        page.write(path, "\ud800")
+    assert path.read_text() == "first"
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(UserError, match=r"cannot be written .*paths\.output_dir"):
+        page.write(blocked / "report.html", "x")
+
+
+def test_the_same_result_gives_the_same_page(dissected: str) -> None:
+    first, again = (re.sub(r"Written [^<]*", "", html) for html in (dissected, dissection().html()))
+    assert first == again
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (words.percent(0.69420451, 2), "69.42 %"),
+        (words.percent(float("nan")), "–"),
+        (words.points(-0.0021), "−0.21"),
+        (words.points(-0.000001), "0.00"),
+        (words.p_value(0.0004), "< .001"),
+        (words.p_value(0.0123), ".012"),
+        (words.p_value(0.41), ".41"),
+        (words.p_value(0.999), "1.00"),
+        (words.p_sentence(0.0001), "p < .001"),
+        (words.number(4096), "4,096"),
+        (words.plain(-0.5), "−0.5"),
+        (words.count(1, "neuron"), "1 neuron"),
+        (words.count(4096, "neuron"), "4,096 neurons"),
+        (words.unbroken("gain (p = .41) of 5 %"), "gain (p\u00a0=\u00a0.41) of 5\u00a0%"),
+    ],
+)
+def test_numbers_as_people_read_them(made: str, expected: str) -> None:
+    assert made == expected

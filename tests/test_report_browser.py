@@ -1,0 +1,170 @@
+"""The pages in a real browser: no errors, sorting, searching, both themes, a phone's width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from report_samples import dissection, edit, faces, grid
+
+from emodissect.report import SweepPage
+
+CHROMIUM = Path("/usr/bin/chromium")
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=arguments)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    labels = dissection({"conv4b": 40, "lin2": 120}, faces(200))
+    jobs = grid().drop(columns="chosen").assign(delta_val=np.linspace(-0.01, 0.01, 6), job=range(6))
+    return {
+        "dissect": labels.write(folder / "dissect.html"),
+        "edit": edit(optimistic=True).write(folder / "edit.html"),
+        "sweep": SweepPage(jobs).write(folder / "sweep.html"),
+    }
+
+
+def opened(browser: Any, path: Path, **options: Any) -> Any:
+    """A loaded page whose ``problems`` lists what its console and its network said."""
+    context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+    tab = context.new_page()
+    tab.problems = []
+    tab.on("console", lambda message: tab.problems.append(message.text))
+    tab.on("pageerror", lambda error: tab.problems.append(str(error)))
+    tab.on("request", lambda request: tab.problems.append(request.url) if request.url.startswith("http") else None)
+    tab.goto(path.as_uri())
+    tab.set_default_timeout(10_000)
+    return tab
+
+
+def column(tab: Any, at: int, table: str = "#rows") -> list[str]:
+    return list(tab.eval_on_selector_all(f"{table} tbody td:nth-child({at})", "cells => cells.map(c => c.textContent)"))
+
+
+@pytest.mark.parametrize("name", ["dissect", "edit", "sweep"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_page_loads_without_errors_and_fits_the_screen(
+    browser: Any, pages: dict[str, Path], name: str, width: int
+) -> None:
+    tab = opened(browser, pages[name], viewport={"width": width, "height": 800})
+    tab.mouse.wheel(0, 20_000)
+    tab.wait_for_timeout(200)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.problems == []
+
+
+def test_search_and_filters_find_neurons(browser: Any, pages: dict[str, Path]) -> None:
+    tab = opened(browser, pages["dissect"])
+    assert tab.inner_text("#found") == "160 neurons"
+    tab.fill("#search", "lin2 TEARS")
+    found = sync_api.expect(tab.locator("#found"))
+    found.to_have_text("40 of 160 neurons")  # every third of 119 live ones
+    assert set(tab.locator(".card h3").all_text_contents()) == {"Tears"}
+    tab.fill("#search", "17")
+    found.to_have_text("2 of 160 neurons")
+    tab.fill("#search", "")
+    tab.select_option("#show", "dead")
+    assert tab.inner_text("#found") == "2 of 160 neurons"
+    assert "same output for every image" in tab.inner_text(".card")
+    tab.select_option("#show", "all")
+    tab.select_option("#in-layer", "0")
+    assert tab.inner_text("#found") == "40 of 160 neurons"
+    assert tab.problems == []
+
+
+def test_cards_come_as_one_scrolls_with_their_images_and_maps(browser: Any, pages: dict[str, Path]) -> None:
+    tab = opened(browser, pages["dissect"])
+    first = tab.locator(".card").count()
+    assert 24 <= first < 160
+    for _ in range(12):
+        tab.mouse.wheel(0, 6000)
+        tab.wait_for_timeout(60)
+    assert tab.locator(".card").count() == 160
+    card = tab.locator(".card").first
+    assert card.locator(".im").count() == 10
+    drawn = card.locator(".im").first.evaluate("e => getComputedStyle(e).backgroundImage")
+    assert drawn.startswith('url("data:image/webp')
+    tab.fill("#search", "conv4b 3")
+    sync_api.expect(tab.locator(".card")).to_have_count(1)
+    assert tab.locator(".card canvas").count() == 10
+    assert tab.locator(".card canvas").first.is_visible()
+    tab.uncheck("#heat")
+    assert not tab.locator(".card canvas").first.is_visible()
+    assert tab.problems == []
+
+
+def test_the_neuron_table_sorts_by_number_with_missing_ones_last(browser: Any, pages: dict[str, Path]) -> None:
+    tab = opened(browser, pages["dissect"])
+    tab.click("#as-table")
+    assert not tab.locator("#cards").is_visible()
+    heading = tab.locator("#rows th", has_text="similarity")
+    heading.click()
+    assert heading.get_attribute("aria-sort") == "descending"
+    shown = [float(text) for text in column(tab, 4)]
+    assert shown == sorted(shown, reverse=True)
+    heading.focus()
+    tab.keyboard.press("Enter")
+    assert heading.get_attribute("aria-sort") == "ascending"
+    shown = [float(text) for text in column(tab, 4)]
+    assert shown == sorted(shown)
+    while tab.locator("#next").is_enabled():
+        tab.click("#next")
+    assert column(tab, 4)[-2:] == ["–", "–"]  # the dead
+    assert tab.inner_text("#page") == "page 4 of 4"
+    assert tab.problems == []
+
+
+def test_static_tables_sort_by_value(browser: Any, pages: dict[str, Path]) -> None:
+    tab = opened(browser, pages["edit"])
+    table = "#grid table"
+    tab.locator(f"{table} th", has_text="change").click()
+    changes = [float(text.replace("−", "-")) for text in column(tab, 9, table)]
+    assert changes == sorted(changes, reverse=True)
+    assert changes[0] == 1.0
+
+
+def test_light_and_dark_follow_the_system_and_the_button(browser: Any, pages: dict[str, Path]) -> None:
+    script = """[getComputedStyle(document.body).backgroundColor,
+                 getComputedStyle(document.querySelector('.figure svg text')).fill]"""
+
+    def colours(tab: Any) -> list[str]:
+        return list(tab.evaluate(script))
+
+    light = opened(browser, pages["edit"], color_scheme="light")
+    dark = opened(browser, pages["edit"], color_scheme="dark")
+    assert colours(light)[0] == "rgb(255, 255, 255)"
+    assert colours(dark)[0] != colours(light)[0]
+    assert colours(dark)[1] != colours(light)[1]  # the figures' text changes with the page
+    dark.click("#theme")
+    assert colours(dark) == colours(light)
+    dark.click("#theme")
+    assert colours(dark) != colours(light)
+    light.click("#theme")
+    assert colours(dark) == colours(light)
+
+
+def test_the_main_tables_are_there_without_scripts(browser: Any, pages: dict[str, Path]) -> None:
+    tab = opened(browser, pages["edit"], java_script_enabled=False)
+    assert tab.locator("#layers table").is_visible()
+    assert tab.locator("#neurons noscript table, #neurons table").first.is_visible()
+    assert "Scripts are off" in tab.inner_text("#neurons")
+    assert not tab.locator("#explorer").is_visible()
+    assert tab.locator(".warning").is_visible()
