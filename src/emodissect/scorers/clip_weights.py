@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -65,29 +66,48 @@ def _from_hub(repository: str, names: Sequence[str], tried: list[str]) -> Path |
         held = try_to_load_from_cache(repository, name)
         if isinstance(held, str):
             return Path(held)
+    endpoint = os.environ.get("HF_ENDPOINT") or hub.ENDPOINT
+    silence = _silence(endpoint)
+    if silence is not None:
+        tried.append(f"{endpoint}/{repository}/{names[0]} ({silence})")
+        return None
     for name in names:
-        log.info("Downloading %s/%s from %s", repository, name, hub.ENDPOINT)
+        where = f"{endpoint}/{repository}/{name}"
+        log.info("Downloading %s", where)
         try:
-            return Path(hf_hub_download(repository, name, etag_timeout=_PATIENCE))
+            return Path(hf_hub_download(repository, name, etag_timeout=_PATIENCE, endpoint=endpoint))
         except LocalEntryNotFoundError as error:
-            cause = error.__cause__ or error
-            tried.append(f"{hub.ENDPOINT}/{repository}/{name} ({_brief(cause)})")
+            tried.append(f"{where} ({_brief(error.__cause__ or error)})")
             return None  # the network, not the name: the next name would wait as long
         except EntryNotFoundError:
-            tried.append(f"{hub.ENDPOINT}/{repository}/{name} (no such file)")
+            tried.append(f"{where} (no such file)")
         except Exception as error:  # the hub's client raises its own, httpx's or requests' errors, by version
-            tried.append(f"{hub.ENDPOINT}/{repository}/{name} ({_brief(error)})")
+            tried.append(f"{where} ({_brief(error)})")
             return None
     return None
+
+
+def _silence(address: str) -> str | None:
+    """Why a server cannot be asked at all, or None; the hub's client would try for half a minute before it says so."""
+    if hub.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=_PATIENCE):
+            return None
+    except urllib.error.HTTPError:
+        return None  # it answers
+    except OSError as error:
+        return _brief(error)
 
 
 def _from_url(url: str, tried: list[str]) -> Path | None:
     held = Path("~/.cache/clip").expanduser() / url.rpartition("/")[2]
     try:
-        if not held.is_file():
-            # open_clip's own download waits without limit; a server that does not answer is found out here.
-            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_PATIENCE):
-                pass
+        # open_clip's own download waits without limit.
+        silence = None if held.is_file() else _silence(url)
+        if silence is not None:
+            tried.append(f"{url} ({silence})")
+            return None
         return Path(download_pretrained_from_url(url))
     except (OSError, RuntimeError) as error:
         tried.append(f"{url} ({_brief(error)})")
