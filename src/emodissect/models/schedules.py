@@ -21,7 +21,7 @@ def schedule(
     """What Lightning wants to know of a scheduler.
 
     An argument that is left out or null is filled in: `total_steps` (all optimisation steps, then the schedule moves by
-    step), `T_max` (all epochs), `max_lr` (the optimizer's). ReduceLROnPlateau follows `monitor`.
+    step), `T_max` (all epochs), `max_lr` (the optimizer's), `cycle_momentum` (where there is a momentum). ReduceLROnPlateau follows `monitor`.
 
     Raises:
         UserError: a schedule over the whole training in a training without end.
@@ -35,11 +35,15 @@ def schedule(
 
     if is_open("max_lr"):
         filled["max_lr"] = [group["lr"] for group in optimizer.param_groups]
+    if is_open("cycle_momentum") and not {"momentum", "betas"} & set(optimizer.defaults):
+        filled["cycle_momentum"] = False  # Adagrad and its like have none
     if is_open("total_steps") and not (given.get("epochs") and given.get("steps_per_epoch")):
         steps = trainer.estimated_stepping_batches
         if math.isinf(steps) or steps < 1:
             raise UserError("scheduler=one_cycle needs to know the end: set trainer.max_epochs or trainer.max_steps.")
-        filled["total_steps"] = int(steps)
+        # OneCycleLR divides by its phases: a run of a few steps (debug=fdr) walks the beginning of a longer cycle.
+        rising = given.get("pct_start", 0.3)
+        filled["total_steps"] = max(int(steps), math.ceil(2 / min(rising, 1 - rising)))
     if is_open("T_max"):
         if trainer.max_epochs is None or trainer.max_epochs < 1:
             raise UserError("scheduler=cosine needs to know the end: set trainer.max_epochs or scheduler.T_max.")
