@@ -21,7 +21,8 @@ def schedule(
     """What Lightning wants to know of a scheduler.
 
     An argument that is left out or null is filled in: `total_steps` (all optimisation steps, then the schedule moves by
-    step), `T_max` (all epochs), `max_lr` (the optimizer's), `cycle_momentum` (where there is a momentum). ReduceLROnPlateau follows `monitor`.
+    step), `T_max` (all epochs), `max_lr` (the optimizer's), `cycle_momentum` (where there is a momentum).
+    ReduceLROnPlateau follows `monitor`.
 
     Raises:
         UserError: a schedule over the whole training in a training without end.
