@@ -1,9 +1,14 @@
 """Drawn faces whose expression is known: images, labels, and the presence of 25 concepts."""
 
+from typing import TYPE_CHECKING, Any
+
 from emodissect.data.sketches.captions import captions
+from emodissect.data.sketches.faces import Drawn, draw_faces
 from emodissect.data.sketches.parameters import CLASS_NAMES, Expression
 from emodissect.data.sketches.presence import CONCEPT_CLASSES, CONCEPTS, presence
-from emodissect.data.sketches.source import Drawn, Sketches, draw_faces
+
+if TYPE_CHECKING:
+    from emodissect.data.sketches.source import Sketches
 
 __all__ = [
     "CLASS_NAMES",
@@ -16,3 +21,12 @@ __all__ = [
     "draw_faces",
     "presence",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``Sketches`` is imported when it is asked for: it needs torch and Lightning, drawing does not."""
+    if name == "Sketches":
+        from emodissect.data.sketches.source import Sketches
+
+        return Sketches
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

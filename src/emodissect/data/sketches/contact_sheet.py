@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from emodissect.data.sketches.appearance import Appearance
 from emodissect.data.sketches.drawing import draw_face
+from emodissect.data.sketches.faces import Drawn, draw_faces
 from emodissect.data.sketches.parameters import CLASS_NAMES, PATTERNS
 from emodissect.data.sketches.presence import CONCEPTS
-from emodissect.data.sketches.source import Drawn, draw_faces
 
 _ENLARGED = 2
 

@@ -5,60 +5,26 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from emodissect.data.datamodule import SPLITS, FaceDataModule
 from emodissect.data.images import Annotations, ImageSet, Splits
-from emodissect.data.sketches.appearance import draw_appearance
-from emodissect.data.sketches.drawing import draw_face
-from emodissect.data.sketches.parameters import CLASS_NAMES, PARAMETERS, Difficulty, draw_expression, draw_label
-from emodissect.data.sketches.presence import CONCEPTS, presence
+from emodissect.data.sketches.faces import draw_faces_in_processes
+from emodissect.data.sketches.parameters import CLASS_NAMES, Difficulty
+from emodissect.data.sketches.presence import CONCEPTS
+from emodissect.data.sketches.sheet import SIZE
 from emodissect.errors import UserError
 
 log = logging.getLogger(__name__)
 
 BLOCK = 1_000_000
 """Ids of a split start at its place times this, so that an image does not change with the sizes of other splits."""
-
-
-class Drawn(NamedTuple):
-    """Some drawn faces, as arrays.
-
-    Attributes:
-        images: uint8 ``(image, 48, 48)``.
-        labels: int64 ``(image,)``.
-        expressions: float64 ``(image, parameter)``, in the order of ``PARAMETERS``.
-        presence: float64 ``(image, concept)`` in [0, 1], in the order of ``CONCEPTS``.
-    """
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    expressions: NDArray[np.float64]
-    presence: NDArray[np.float64]
-
-
-def draw_faces(ids: Sequence[int], seed: int = 0, difficulty: Difficulty | None = None) -> Drawn:
-    """Faces by id: each depends on its id and the seed alone, whatever is drawn beside it."""
-    faces, labels, expressions = [], [], []
-    for image_id in ids:
-        rng = np.random.default_rng([seed, image_id])
-        label = draw_label(rng)
-        expression = draw_expression(rng, label, difficulty or Difficulty())
-        faces.append(draw_face(expression, draw_appearance(rng)))
-        labels.append(label)
-        expressions.append(expression)
-    matrix = np.array(expressions, dtype=np.float64).reshape(-1, len(PARAMETERS))
-    return Drawn(
-        np.array(faces, dtype=np.uint8).reshape(-1, 48, 48), np.array(labels, dtype=np.int64), matrix, presence(matrix)
-    )
 
 
 class Sketches(FaceDataModule):
@@ -68,11 +34,12 @@ class Sketches(FaceDataModule):
         train, val, test: images in each split.
         seed: of the drawing; not the seed of the training.
         difficulty: overrides of :class:`~emodissect.data.sketches.parameters.Difficulty`, by name.
+        class_names, size, channels: what is drawn; given so that a configuration can refer to them.
         **common: see :class:`~emodissect.data.datamodule.FaceDataModule`.
 
     Raises:
-        UserError: a split of less than one image or more than a million, class names other than FER2013's, or an
-            unknown difficulty.
+        UserError: a split of less than one image or more than a million, class names other than FER2013's, another size
+            or number of channels, or an unknown difficulty.
     """
 
     def __init__(
@@ -84,7 +51,9 @@ class Sketches(FaceDataModule):
         val: int = 1500,
         test: int = 1500,
         seed: int = 0,
-        difficulty: dict[str, float] | None = None,
+        difficulty: Mapping[str, Any] | None = None,
+        size: int = SIZE,
+        channels: int = 1,
         batch_size: int = 64,
         eval_batch_size: int = 256,
         num_workers: int = 0,
@@ -113,9 +82,14 @@ class Sketches(FaceDataModule):
                 f"data.class_names={list(class_names)}: drawn faces show {', '.join(CLASS_NAMES)}, in this order. "
                 "For other classes use data=image_folder."
             )
+        if (size, channels) != (SIZE, 1):
+            raise UserError(
+                f"data.size={size}, data.channels={channels}: faces are drawn {SIZE} x {SIZE} and grey. What the "
+                "network takes is set in model.preprocess."
+            )
         self.seed = int(seed)
         try:
-            self.difficulty = Difficulty(**dict(difficulty or {}))  # type: ignore[arg-type]
+            self.difficulty = Difficulty(**dict(difficulty or {}))
         except TypeError as error:
             known = ", ".join(asdict(Difficulty()))
             raise UserError(f"data.difficulty={dict(difficulty or {})}: what can be set is {known}.") from error
@@ -133,7 +107,7 @@ class Sketches(FaceDataModule):
 
         def write(folder: Path) -> None:
             began = time.perf_counter()
-            drawn = draw_faces(range(first, first + count), self.seed, self.difficulty)
+            drawn = draw_faces_in_processes(range(first, first + count), self.seed, self.difficulty)
             log.info("Drew %d faces for %s in %.1f s.", count, name, time.perf_counter() - began)
             save_file(
                 {
@@ -154,6 +128,6 @@ class Sketches(FaceDataModule):
 def _code() -> str:
     """SHA-256 of the modules that decide what is drawn: a change of them is a new data set."""
     digest = hashlib.sha256()
-    for module in ("parameters", "appearance", "drawing", "sheet", "presence"):
+    for module in ("parameters", "appearance", "drawing", "sheet", "presence", "faces"):
         digest.update((Path(__file__).parent / f"{module}.py").read_bytes())
     return digest.hexdigest()
