@@ -197,14 +197,17 @@ class DissectionPage:
         layers = self.layers
         highest = layers.iloc[int(layers["accuracy"].fillna(-1).to_numpy().argmax())]
         sharpest = layers.iloc[int((layers["significant"] / layers["neurons"]).to_numpy().argmax())]
-        caption = (
-            f"Labels fit best in {highest['layer']}: on average {words.percent(highest['accuracy'])} of a neuron's top "
-            f"images are of a class its label stands for"
-        )
-        if "accuracy_chance" in layers:
-            caption += f" ({words.percent(highest['accuracy_chance'])} by chance)"
+        caption = ""
+        if not words.missing(float(highest["accuracy"])):
+            caption = (
+                f"Labels fit best in {highest['layer']}: on average {words.percent(highest['accuracy'])} of a neuron's "
+                "top images are of a class its label stands for"
+            )
+            if "accuracy_chance" in layers:
+                caption += f" ({words.percent(highest['accuracy_chance'])} by chance)"
+            caption += ". "
         caption += (
-            f". Most neurons beyond chance: {sharpest['layer']}, {int(sharpest['significant']):,} of "
+            f"Most neurons beyond chance: {sharpest['layer']}, {int(sharpest['significant']):,} of "
             f"{int(sharpest['neurons']):,}."
         )
         null = self._null_share()
@@ -243,9 +246,10 @@ class DissectionPage:
         best = self.neurons.loc[self.neurons["layer"] == layer, "similarity"].to_numpy(dtype=float)
         best = best[np.isfinite(best)]
         null = self.null.get(layer)
+        chance = np.asarray([] if null is None else null, dtype=float).ravel()
+        chance = chance[np.isfinite(chance)]
         caption = f"{layer}: "
-        if null is not None:
-            chance = np.asarray(null, dtype=float).ravel()
+        if chance.size:
             limit = float(np.quantile(chance, 0.95))
             above = float((best > limit).mean()) if best.size else 0.0
             caption += (
@@ -259,7 +263,9 @@ class DissectionPage:
         elif self.tau is not None and best.size:
             above = float((best > self.tau).mean())
             caption += f"{words.percent(above)} of the neurons lie above τ = {words.plain(self.tau)}."
-        return content.figure(figures.similarity_histogram(best, null, self.tau, layer), caption)
+        return content.figure(
+            figures.similarity_histogram(best, chance if chance.size else None, self.tau, layer), caption
+        )
 
     def _concepts(self, content: Content) -> Markup:
         return self._by_layer(content, self._bars)

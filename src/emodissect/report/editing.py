@@ -332,9 +332,11 @@ class EditPage:
     def _ablation(self, content: Content) -> Markup:
         assert self.ablation is not None
         fall = self.ablation.to_numpy(dtype=float)
+        if not np.isfinite(fall).any():
+            return Markup("<p>No concept has neurons to silence.</p>")
         row, column = words.place(fall)
         caption = (
-            f"Change of each class's recall in points when the neurons of one concept are set to zero. The largest "
+            "Change of each class's recall in points when the neurons of one concept are set to zero. The largest "
             f"fall: without “{self.ablation.index[row]}”, {self.ablation.columns[column]} loses "
             f"{100 * fall[row, column]:.1f} points."
         )
