@@ -217,6 +217,16 @@ def test_ablation_and_extra_sections() -> None:
     assert "Without them 0.6 points less." in text
 
 
+def test_labels_without_classes_and_layers_without_live_neurons() -> None:
+    source = dissection({"lin2": 5})
+    source.neurons = source.neurons.assign(accuracy=np.nan, accuracy_chance=np.nan)
+    source.layers = source.layers.assign(accuracy=np.nan, accuracy_interpretable=np.nan, proportion_null=np.nan)
+    source.shares, source.null = source.shares[:0], {"lin2": np.array([])}
+    text = said(source.html())
+    assert "nan" not in text.lower().replace("emodissect", "")
+    assert "no neuron" in text
+
+
 def test_train_page() -> None:
     test = faces(30)
     history = pd.DataFrame({"epoch": [0, 1, 2], "train/loss": [1.0, 0.8, 0.7], "val/acc": [0.4, 0.6, 0.5]})
@@ -239,6 +249,11 @@ def test_sweep_page_names_the_job_that_validation_chose_and_shows_errors() -> No
     assert "unknown layer <lin9>" in text
     assert html.count('<tr class="marked">') == 1
     assert "5 jobs, all finished" in said(SweepPage(jobs[:5]).html())
+    trainings = pd.DataFrame(
+        {"job": [0, 1], "model.width": [0.25, 0.5], "val/acc": [0.6, 0.7], "test/acc": [0.61, 0.69]}
+    )
+    text = said(SweepPage(trainings, "val/acc").html())
+    assert "Best by validation: job 1 (70.0 %); on test it reaches 69.0 %" in text
     nothing = pd.DataFrame({"job": [0], "error": ["killed"]})
     assert "1 job, 1 failed" in said(SweepPage(nothing).html())
 

@@ -29,6 +29,8 @@ KNOWN = {
     "p_value": Column("p_value", "p", "p", "exact McNemar, on test"),
     "gained": Column("gained", "gained", "count"),
     "lost": Column("lost", "lost", "count"),
+    "val/acc": Column("val/acc", "accuracy, validation", "percent"),
+    "test/acc": Column("test/acc", "accuracy, test", "percent"),
     "accuracy_before": Column("accuracy_before", "before", "percent"),
     "accuracy_after": Column("accuracy_after", "after", "percent"),
     "seconds": Column("seconds", "seconds", 1),
@@ -55,7 +57,7 @@ class SweepPage:
     value: str = "delta_val"
     command: str = ""
     manifest: Mapping[str, Any] = field(default_factory=dict)
-    title: str = "A sweep of edits"
+    title: str = "Every job of the sweep"
     extras: Sequence[Extra] = ()
 
     def write(self, path: str | Path) -> Path:
@@ -108,16 +110,13 @@ class SweepPage:
         best = self.best
         if best is None:
             return text + f"No job has a figure called {self.value}."
-        figure = (
-            words.points(best[self.value]) + " points" if "delta" in self.value else words.number(best[self.value], 4)
-        )
-        text += (
-            f"Best by {self.value.replace('_', ' ').replace('delta val', 'validation')}: {self._name(best)} ({figure})"
-        )
+        text += f"Best by {self._ranking}: {self._name(best)} ({self._figure(best[self.value])})"
         if self.value != "delta" and "delta" in best and not words.missing(best["delta"]):
             text += f"; on test it gives {words.points(best['delta'])} points"
             if "p_value" in best and not words.missing(best["p_value"]):
                 text += f" ({words.p_sentence(best['p_value'])})"
+        elif self.value == "val/acc" and "test/acc" in best and not words.missing(best["test/acc"]):
+            text += f"; on test it reaches {words.percent(best['test/acc'])}"
         return (
             f"{text}. The best of {words.count(len(self.done), 'try', 'tries')} looks better than it is: trust the "
             "test figure of the job that validation chose, not the largest test figure in the table."
@@ -131,20 +130,29 @@ class SweepPage:
         ]
         best = self.best
         if best is not None:
-            if "delta" in self.value:
-                facts.append(Fact(f"{words.points(best[self.value])}", "points, best on validation", self._name(best)))
+            facts.append(Fact(self._figure(best[self.value]), f"best by {self._ranking}", self._name(best)))
             if "delta" in best and not words.missing(best["delta"]):
                 note = words.p_sentence(best["p_value"]) if "p_value" in best else ""
-                facts.append(Fact(words.points(best["delta"]), "points, the same job on test", note))
+                facts.append(Fact(f"{words.points(best['delta'])} points", "the same job on test", note))
         if "seconds" in self.done and len(self.done):
             facts.append(Fact(f"{self.done['seconds'].median():.1f} s", "median time of a job"))
         return facts
+
+    @property
+    def _ranking(self) -> str:
+        return "validation" if self.value in {"delta_val", "val/acc"} else self.value.replace("_", " ")
+
+    def _figure(self, value: float) -> str:
+        if "delta" in self.value:
+            return f"{words.points(value)} points"
+        return words.percent(value) if self.value.endswith("acc") else words.number(float(value), 4)
 
     def _name(self, row: pd.Series) -> str:
         parts = [str(row["layer"])] if "layer" in row else []
         parts += [f"τ = {words.plain(row['tau'])}"] if _is_number(row.get("tau")) else []
         parts += [f"factor {words.plain(row['factor'])}"] if _is_number(row.get("factor")) else []
-        return ", ".join(parts) or f"job {row.get('job', row.name)}"
+        job = row.get("job", row.name)
+        return ", ".join(parts) or f"job {words.plain(job) if _is_number(job) else job}"
 
     def _maps(self, content: Content) -> Markup:
         needed = {"tau", "factor", self.value}
@@ -206,4 +214,4 @@ class SweepPage:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not words.missing(value)
+    return isinstance(value, (int, float, np.number)) and not words.missing(float(value))
