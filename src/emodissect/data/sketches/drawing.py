@@ -78,7 +78,6 @@ def _head(sheet: Sheet, face: Expression) -> None:
             crease = bow((side * 0.66, 0.42), (side * 0.6, 0.64), (side * 0.63, 0.86))
             sheet.crease(crease, 0.8 * face.clench, 0.9)
     if look.beard:
-        shade = sheet.skin(1 - look.beard) + look.hair * look.beard
         half = [
             (0.0, chin),
             (0.42, chin - 0.12),
@@ -88,7 +87,7 @@ def _head(sheet: Sheet, face: Expression) -> None:
             (0.45, 0.52),
             (0.0, 0.5),
         ]
-        sheet.fill(_mirrored(half), shade, flat=True)
+        sheet.fill(_mirrored(half), sheet.beard, flat=True)
 
 
 def _wrinkles(sheet: Sheet, face: Expression) -> None:
@@ -234,11 +233,11 @@ def _mouth(sheet: Sheet, face: Expression) -> None:
         edge = side * half
         if press > 0.15:
             bulge = bow((edge * 1.02, corner - 0.1), (edge * 1.2, corner), (edge * 1.02, corner + 0.1))
-            sheet.crease(bulge, press, 0.9)
+            sheet.crease(bulge, press, 0.9, bearded=True)
         tick = area((edge * 0.98, corner), (edge * 1.06, corner - 0.05 * face.mouth_curve))
-        sheet.line(tick, sheet.skin(0.5), 0.7, lift=0.03)
+        sheet.line(tick, sheet.beard * 0.5, 0.7, lift=0.03)
         droop = bow((edge, corner + 0.03), (edge + side * 0.06, corner + 0.1), (edge + side * 0.05, corner + 0.18))
-        sheet.crease(droop, 0.6 * down)
+        sheet.crease(droop, 0.6 * down, bearded=True)
     _chin(sheet, face.chin, float(outer_low[4, 1]))
 
 
@@ -246,10 +245,10 @@ def _chin(sheet: Sheet, raised: float, y: float) -> None:
     """The chin below a lower lip at ``y``: pushed up, it shows an arched crease and a pitted bulge."""
     sheet.shadow(oval(0, y + 0.06, 0.2, 0.04), 22)
     if raised > 0.1:
-        sheet.crease(bow((-0.2, y + 0.2), (0, y + 0.08), (0.2, y + 0.2)), 1.1 * raised, 1.0)
+        sheet.crease(bow((-0.2, y + 0.2), (0, y + 0.08), (0.2, y + 0.2)), 1.1 * raised, 1.0, bearded=True)
         sheet.shadow(oval(0, y + 0.22, 0.14, 0.07), -40 * raised)
         for x, depth in ((-0.07, 0.22), (0.08, 0.2), (0.0, 0.27)):
-            sheet.crease(area((x, y + depth), (x + 0.015, y + depth + 0.02)), 0.7 * raised, 0.7)
+            sheet.crease(area((x, y + depth), (x + 0.015, y + depth + 0.02)), 0.7 * raised, 0.7, bearded=True)
 
 
 def _glasses(sheet: Sheet) -> None:

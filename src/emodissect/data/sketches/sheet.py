@@ -78,11 +78,17 @@ class Sheet:
         """A line; ``width`` in pixels of the 48 x 48 image."""
         self._strokes.append(_Stroke(points, shade, width, lift, flat, closed))
 
-    def crease(self, points: Points, strength: float, width: float = 0.8) -> None:
-        """A fold of the skin, fading with its strength in [0, 1]."""
+    @property
+    def beard(self) -> float:
+        """The shade of the chin and of what surrounds the mouth: skin, or the beard on it."""
+        return self.skin(1 - self.look.beard) + self.look.hair * self.look.beard
+
+    def crease(self, points: Points, strength: float, width: float = 0.8, bearded: bool = False) -> None:
+        """A fold of the skin, fading with its strength in [0, 1]; ``bearded`` where a beard may cover it."""
         if strength > 0.05:
             strength = min(1.0, strength)
-            self.line(points, self.skin(1 - 0.62 * strength), width * (0.6 + 0.4 * strength))
+            ground = self.beard if bearded else self.look.skin
+            self.line(points, ground * (1 - 0.62 * strength), width * (0.6 + 0.4 * strength))
 
     def shadow(self, points: Points, amount: float, flat: bool = False) -> None:
         """A soft darkening (negative: lightening) by ``amount`` grey levels."""
