@@ -209,10 +209,18 @@ class ActivationCollector:
         layers = {}
         for layer, state in self._state.items():
             assert state.moments is not None
-            values = torch.cat(state.values)[order] if state.values else None
+            values = _in_order(state.values, order)
             file = state.store.finish() if state.store else None
             layers[layer] = LayerPart(state.top.cpu(), state.moments.cpu(), values, file)
         return Part(ids, layers)
+
+
+def _in_order(batches: list[Tensor], order: Tensor) -> Tensor | None:
+    if not batches:
+        return None
+    values = torch.cat(batches)
+    batches.clear()  # so that memory holds the matrix once, and twice only where its rows must move
+    return values if torch.equal(order, torch.arange(len(order))) else values[order]
 
 
 def _not_finite(layer: str, ids: Tensor, values: Float[Tensor, "image neuron"]) -> None:

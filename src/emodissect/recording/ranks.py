@@ -122,5 +122,10 @@ def _joined(
             if dist.get_rank() == 0:
                 join_stores(files, order, file)
             dist.barrier()
-    whole = open_values(file) if file else torch.cat(values)[order] if values else None
+    if file:
+        whole: Tensor | None = open_values(file)
+    elif len(values) > 1:
+        whole = torch.cat(values)[order]
+    else:  # one part alone is in order
+        whole = values[0] if values else None
     return LayerActivations.joined(layer, ids, top, moments, whole, file)
