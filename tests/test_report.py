@@ -230,10 +230,18 @@ def test_labels_without_classes_and_layers_without_live_neurons() -> None:
 def test_train_page() -> None:
     test = faces(30)
     history = pd.DataFrame({"epoch": [0, 1, 2], "train/loss": [1.0, 0.8, 0.7], "val/acc": [0.4, 0.6, 0.5]})
-    html = TrainPage({"test/acc": 0.8, "val/acc": 0.6, "lr": 1.0}, CLASSES, history, guesses(test, 6), test).html()
+    html = TrainPage(
+        {"test/acc": 0.8, "test/acc_low": 0.7, "test/acc_high": 0.9, "val/acc": 0.6, "val/f1": 0.5},
+        CLASSES,
+        history,
+        guesses(test, 6),
+        test,
+    ).html()
     text = said(html)
+    assert "accuracy, test 80.0 % 95 %: 70.0 to 90.0 % accuracy, validation 60.0 %" in text
+    assert "macro F1" not in text  # of validation only its accuracy, where there is a test
     assert "80.0 % of 30 test images are recognised (33.3 % by always naming" in text
-    assert "highest in epoch 1 (the last is 2): 60.0 %." in text
+    assert "highest in epoch 1: 60.0 %; the last is epoch 2." in text
     assert html.count('class="tile"') == 6
     assert "2 angry images (20 % of them) are taken for happy" in text
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from emodissect.figures.style import BLUE, GREEN, GREY, INK, NARROW, ORANGE, drawn, new
 
@@ -38,6 +39,7 @@ def training_curves(history: pd.DataFrame, title: str = "") -> Figure:
             axes.margins(x=0.02)
         if panels:
             rows[-1].set_xlabel("epoch")
+            rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         else:
             rows[0].axis("off")
             rows[0].text(0.5, 0.5, "nothing was logged", ha="center", transform=rows[0].transAxes)
@@ -88,6 +90,7 @@ def concepts_over_epochs(history: pd.DataFrame, layers: Sequence[str], title: st
             line = history.groupby("epoch")[f"dissect/{layer}/proportion"].mean().dropna() * 100
             axes.plot(line.index, line, color=colours[at % 4], marker="o", markersize=3, label=layer)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel("interpretable neurons (%)")
         axes.grid(axis="y")
         figure.legend(loc="outside upper right", ncols=4)

@@ -102,14 +102,18 @@ class TrainPage:
 
     def facts(self) -> list[Fact]:
         """The figures at the top."""
+        tested = any(name.startswith("test/") for name in self.metrics)
+        wanted = [("test", name) for name in NAMES] + [("val", name) for name in (["acc"] if tested else NAMES)]
         facts = []
-        for name, value in self.metrics.items():
-            split, _, metric = name.rpartition("/")
-            if split not in {"test", "val"} or metric not in NAMES or words.missing(value):
+        for split, metric in wanted:
+            value = self.metrics.get(f"{split}/{metric}")
+            if value is None or words.missing(float(value)):
                 continue
             text = words.percent(value) if NAMES[metric] in FRACTIONS else words.number(float(value), 3)
-            facts.append(Fact(text, f"{NAMES[metric]}, {'validation' if split == 'val' else split}"))
-        return sorted(facts, key=lambda fact: not fact.name.endswith("test"))
+            low, high = (self.metrics.get(f"{split}/{metric}_{end}") for end in ("low", "high"))
+            note = "" if low is None or high is None else f"95 %: {100 * low:.1f} to {words.percent(high)}"
+            facts.append(Fact(text, f"{NAMES[metric]}, {'validation' if split == 'val' else split}", note))
+        return facts
 
     def _classes(self, content: Content) -> Markup:
         assert self.predictions is not None
@@ -140,11 +144,9 @@ class TrainPage:
             if len(by_epoch):
                 at = int(by_epoch.to_numpy().argmax())
                 best, last = int(by_epoch.index[at]), int(by_epoch.index[-1])
-                caption = (
-                    f"Validation accuracy is highest in epoch {best} (the last is {last}): "
-                    f"{words.percent(by_epoch.iloc[at])}."
-                )
-                if best == last:
+                caption = f"Validation accuracy is highest in epoch {best}: {words.percent(by_epoch.iloc[at])}"
+                caption += f"; the last is epoch {last}." if len(by_epoch) > 1 else "."
+                if best == last and len(by_epoch) > 1:
                     caption += " It was still rising: a longer run may do better."
         drawings = content.figure(figures.training_curves(self.history), caption)
         layers = [
