@@ -1,0 +1,88 @@
+"""Two tests that a metric of labels must pass: it must fall when labels go missing and when labels are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from scipy import stats
+from torch import Tensor
+
+from emodissect.errors import UserError
+from emodissect.label_quality.metrics import METRICS, Metric
+
+_UNINFORMATIVE = {"inverse_auc": 0.5}  # what a label that says nothing scores; 0 for the others
+
+
+def missing_labels(presence: Float[Tensor, "image neuron"], seed: int = 0) -> Float[Tensor, "image neuron"]:
+    """Half of each concept's positives (c >= 0.5; rounded up), drawn at random, become 0."""
+    positive = presence >= 0.5
+    return torch.where(_drawn(positive, (positive.sum(0) + 1) // 2, seed), 0.0, presence)
+
+
+def extra_labels(presence: Float[Tensor, "image neuron"], seed: int = 0) -> Float[Tensor, "image neuron"]:
+    """As many random negatives as there are positives (all negatives where there are fewer) become 1."""
+    positive = presence >= 0.5
+    return torch.where(_drawn(~positive, positive.sum(0), seed), 1.0, presence)
+
+
+def sanity_table(
+    activations: Float[Tensor, "image neuron"],
+    presence: Float[Tensor, "image neuron"],
+    metrics: Mapping[str, Metric] = METRICS,
+    pass_mark: float = 0.9,
+    least_fall: float = 0.05,
+    draws: int = 5,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Both tests of every metric, on neurons beside the presence of their labels.
+
+    A neuron counts as lowered where its metric, averaged over ``draws`` random corruptions, loses at least
+    ``least_fall`` of what the true labels score above a label that says nothing (0; 0.5 for the inverse AUC): half of
+    all labels are wrong then, and a metric that moves by less cannot tell. A metric passes a test where at least
+    ``pass_mark`` of the neurons are lowered. Neurons whose concept has under two positives or no negative say nothing
+    and are left out. Give neurons whose labels are believed: one that scores no better than nothing counts as not
+    lowered.
+
+    Returns:
+        One row a metric: metric, neurons, score, missing_score, missing_lowered, missing_passed, extra_score,
+        extra_lowered, extra_passed, passed, missing_p, extra_p (exact sign test that more than half are lowered).
+
+    Raises:
+        UserError: no neuron has a concept with both positives and negatives.
+    """
+    positives = (presence >= 0.5).sum(0)
+    usable = (positives >= 2) & (positives < len(presence))
+    if not usable.any():
+        raise UserError(
+            "No labelled concept is present (>= 0.5) on at least two images and absent on one: "
+            "the sanity tests need both."
+        )
+    activations, presence = activations[:, usable], presence[:, usable]
+    rows = []
+    for name, metric in metrics.items():
+        score = metric(activations, presence)
+        row: dict[str, object] = {"metric": name, "neurons": int(usable.sum()), "score": float(score.mean())}
+        for test, corrupt in (("missing", missing_labels), ("extra", extra_labels)):
+            corrupted = torch.stack(
+                [metric(activations, corrupt(presence, seed + draw)) for draw in range(draws)]
+            ).mean(0)
+            merit = score - _UNINFORMATIVE.get(name, 0.0)
+            lowered = int(((merit > 0) & (score - corrupted >= least_fall * merit)).sum())
+            row[f"{test}_score"] = float(corrupted.mean())
+            row[f"{test}_lowered"] = lowered / len(score)
+            row[f"{test}_p"] = float(stats.binomtest(lowered, len(score), 0.5, alternative="greater").pvalue)
+            row[f"{test}_passed"] = lowered >= pass_mark * len(score)
+        row["passed"] = row["missing_passed"] and row["extra_passed"]
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _drawn(candidates: Tensor, counts: Tensor, seed: int) -> Tensor:
+    """``counts`` random candidates of each column."""
+    noise = torch.from_numpy(np.random.default_rng(seed).random(candidates.shape)).to(candidates.device)
+    ranks = noise.masked_fill(~candidates, 2.0).argsort(0).argsort(0)
+    return candidates & (ranks < counts)
