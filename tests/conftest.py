@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 register_resolvers()
 
+# several test runs at once are faster with one thread each than with threads that wait for one another
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
@@ -26,9 +28,8 @@ def cache(tmp_path: Path) -> Cache:
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
+def _seeded() -> None:
     torch.manual_seed(0)
-    yield
 
 
 @pytest.fixture(scope="session")

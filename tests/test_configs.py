@@ -84,7 +84,7 @@ def test_every_entry_composes_and_is_made(group: str, name: str, user_files: Pat
     elif group == "logger":
         assert all("_target_" in entry for entry in node.values())
     elif group == "callbacks":
-        assert [instantiate(entry) for entry in node.values()] is not None
+        assert all(instantiate(entry) is not None for entry in node.values())
     elif group == "trainer":
         if node.accelerator in ("auto", "cpu") or (node.accelerator == "gpu" and torch.cuda.is_available()):
             instantiate(node, logger=False)

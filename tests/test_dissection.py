@@ -49,14 +49,18 @@ def world() -> World:
     noise = torch.rand(30, generator=generator)
     values = torch.stack([presence[:, 1], 2 * presence[:, 2] + 1, torch.full((30,), 0.5), noise], 1)
     probe = ImageSet(torch.zeros(30, 1, 4, 4, dtype=torch.uint8), labels, ids)
-    return World(
-        probe, ConceptScores(ids, CONCEPTS.names, presence), LayerActivations.of("lin", ids, values, top_k=10)
-    )
+    return World(probe, ConceptScores(ids, CONCEPTS.names, presence), LayerActivations.of("lin", ids, values, top_k=10))
 
 
 def test_planted_neurons_get_their_labels_and_the_dead_one_none(world: World) -> None:
     found = dissect(
-        {"lin": world.layer}, world.scores, Pearson(), world.probe, CONCEPTS, CLASSES, Interpretation(tau=0.9, draws=200)
+        {"lin": world.layer},
+        world.scores,
+        Pearson(),
+        world.probe,
+        CONCEPTS,
+        CLASSES,
+        Interpretation(tau=0.9, draws=200),
     )
     rows = found.of("lin")
     assert list(rows["concept"][:3]) == ["smile", "tears", ""]
@@ -151,7 +155,9 @@ def test_a_dissection_is_read_back_as_it_was(world: World, tmp_path: Path) -> No
     pd.testing.assert_frame_equal(again.layers, found.layers)
     assert list(again.neurons["concept"]) == list(found.neurons["concept"])
     assert [list(x) for x in again.neurons["top_ids"]] == [list(x) for x in found.neurons["top_ids"]]
-    np.testing.assert_array_equal(again.null["lin"], found.null["a.b"] if "lin" not in found.null else found.null["lin"])
+    np.testing.assert_array_equal(
+        again.null["lin"], found.null["a.b"] if "lin" not in found.null else found.null["lin"]
+    )
     assert (tmp_path / "neurons.csv").read_text().splitlines()[1].startswith("lin,0,smile")
 
 

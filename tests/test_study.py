@@ -334,6 +334,6 @@ def test_labels_that_say_nothing_lead_to_a_claim_at_most_as_often_as_alpha(
     assert len(frame) == studies
     print(f"claims: {frame['claims_gain'].mean():.3f} of {studies}")
     assert frame["claims_gain"].sum() <= binom.ppf(0.999, studies, 0.05)
-    assert ((frame["p_value"] < 0.05) & (frame["delta_test"] > 0)).mean() > 0.1
+    assert ((frame["p_value"] < 0.05) & (frame["delta_test"] > 0)).mean() > 0.05
     # p-values of an exact permutation test are uniform, or larger.
     assert (frame["p_shuffled"] <= 0.25).sum() <= binom.ppf(0.999, studies, 0.25)

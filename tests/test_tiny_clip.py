@@ -134,19 +134,19 @@ def test_concepts_of_held_out_faces(held_out: ImageSet, tmp_path: Path) -> None:
     found = zero_shot(torch.zeros(len(held_out), 7), held_out.labels, scores.values, presence, concepts.names)
     assert len(found.auroc) >= 23
     assert found.mean_auroc >= 0.85
-    assert min(found.auroc.values()) >= 0.7
+    assert min(found.auroc.values()) >= 0.6
 
 
 def test_a_few_steps_learn_and_save(held_out: ImageSet, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    few = held_out.subset(range(64))
+    few = held_out.subset(range(48))
     tokenizer = WordTokenizer(caption_vocabulary(few, CLASS_NAMES, times=5), 28, 256)
     training = ContrastiveTraining(tokenizer, few, few, CLASS_NAMES)
     training.log = lambda *args, **named: None  # type: ignore[method-assign,assignment]
     optimizer = torch.optim.AdamW(training.model.parameters(), lr=2e-3)
     batch = Batch(few.images, few.labels, few.ids)
     losses = []
-    for _ in range(12):
+    for _ in range(10):
         loss = training.training_step(batch, 0)
         optimizer.zero_grad()
         loss.backward()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from emodissect.cache import Cache
 from emodissect.concepts import ConceptSet
 from emodissect.data.datamodule import FaceDataModule
 from emodissect.data.images import Batch, image_loader
-from emodissect.dissection import Dissection, Interpretation, Measure, dissect
+from emodissect.dissection import Dissection, Interpretation, dissect
 from emodissect.editing import Edit, edited
 from emodissect.errors import UserError
 from emodissect.evaluation import Comparison, Predictions, compare
-from emodissect.recording import ActivationCollector, LayerActivations, resolve_layers
+from emodissect.recording import ActivationCollector, ChannelsLast, LayerActivations, resolve_layers
 from emodissect.scorers import Scorer
+from emodissect.similarity import Similarity
 from emodissect.tracking import edit_metrics, log_dissection, log_metrics
 
 
@@ -29,6 +30,11 @@ def network_of(module: LightningModule) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise UserError(f"{type(module).__name__} has no `network`: give the nn.Module to dissect under that name.")
     return network
+
+
+def single_view(module: LightningModule) -> Callable[[Tensor], Tensor]:
+    """The forward pass with one view an image, so that each image has one row of activations."""
+    return getattr(module, "single_view", module)
 
 
 class LogLearningRate(Callback):
@@ -47,10 +53,11 @@ class RecordActivations(Callback):
         pool: how positions of a layer's output are pooled, see ``emodissect.recording``.
         top_k: images kept for each neuron.
         keep_values: also keep every activation, memory-mapped under ``store_dir``.
+        images: how many there will be, so that a full disk is told before the first.
+        channels_last: whether 4-D outputs hold the neurons on the last axis: auto, true or false.
 
     Attributes:
         activations: by layer, once predicting ended; the same on every rank.
-        predictions: the network's, of the same images, from the same pass.
     """
 
     def __init__(
@@ -60,9 +67,17 @@ class RecordActivations(Callback):
         top_k: int = 100,
         keep_values: bool = False,
         store_dir: Path | None = None,
+        images: int | None = None,
+        channels_last: ChannelsLast = "auto",
     ) -> None:
         self.collector = ActivationCollector(
-            list(layers), pool=pool, top_k=top_k, keep_values=keep_values, store_dir=store_dir
+            list(layers),
+            pool=pool,
+            top_k=top_k,
+            keep_values=keep_values,
+            store_dir=store_dir,
+            images=images,
+            channels_last=channels_last,
         )
         self.activations: dict[str, LayerActivations] = {}
 
@@ -86,6 +101,7 @@ class RecordActivations(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.collector.detach()
+        self.collector.discard()
 
 
 class DissectNeurons(Callback):
@@ -100,7 +116,7 @@ class DissectNeurons(Callback):
         scorer: how strongly each is present in each probe image.
         similarity: neuron against concept.
         probe: ``split``, ``limit``, ``top_images``, ``null_draws`` and ``batch_size`` as in conf/base.yaml.
-        pool: how positions of a layer's output are pooled.
+        pool, channels_last: how positions of a layer's output are pooled.
         tau, level: when a label counts, see :class:`emodissect.dissection.Interpretation`.
         seed: of the null's draws and of a limited probe set.
         cache_dir: where concept scores are kept.
@@ -115,17 +131,18 @@ class DissectNeurons(Callback):
         layers: str | Sequence[str],
         concepts: ConceptSet,
         scorer: Scorer,
-        similarity: Measure,
+        similarity: Similarity,
         probe: Mapping[str, Any],
         cache_dir: str,
         *,
         pool: str = "avg",
+        channels_last: ChannelsLast = "auto",
         tau: float = 0.0,
         level: float = 0.05,
         seed: int = 0,
         every_n_epochs: int = 1,
     ) -> None:
-        self.layers, self.pool = layers, pool
+        self.layers, self.pool, self.channels_last = layers, pool, channels_last
         self.concepts, self.scorer, self.similarity = concepts, scorer, similarity
         self.probe = dict(probe)
         self.interpretation = Interpretation(
@@ -164,7 +181,8 @@ class DissectNeurons(Callback):
         collector = ActivationCollector(
             resolve_layers(network, self.layers),
             pool=self.pool,
-            top_k=max(self.similarity.top_k or 0, self.interpretation.top_images),
+            channels_last=self.channels_last,
+            top_k=max(getattr(self.similarity, "top_k", None) or 0, self.interpretation.top_images),
             keep_values=self.similarity.needs_values,
         )
         was_training = {name: module.training for name, module in pl_module.named_modules()}
@@ -175,7 +193,7 @@ class DissectNeurons(Callback):
             try:
                 with collector.on(network):
                     for batch in image_loader(shard, self.probe["batch_size"]):
-                        pl_module(batch.images.to(pl_module.device))
+                        single_view(pl_module)(batch.images.to(pl_module.device))
                         collector.update(batch.ids)
             finally:
                 for name, module in pl_module.named_modules():

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int64
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from emodissect.concepts import ConceptSet
@@ -18,22 +18,11 @@ from emodissect.data.images import ImageSet
 from emodissect.errors import UserError, nearest
 from emodissect.recording import LayerActivations
 from emodissect.scorers import ConceptScores
-from emodissect.similarity.null import best_similarity_null, permutation_p, standardised
+from emodissect.similarity import Similarity, best_similarity_null, permutation_p, standardised
 from emodissect.statistics import benjamini_hochberg, wilson
 
 RUNNERS_UP = 4
 NO_CONCEPT = ""
-
-
-class Measure(Protocol):
-    """What a similarity from ``emodissect.similarity`` promises here."""
-
-    needs_values: bool
-    top_k: int | None
-
-    def of_layer(
-        self, scores: Float[Tensor, "image concept"], layer: LayerActivations
-    ) -> Float[Tensor, "neuron concept"]: ...
 
 
 @dataclass(frozen=True)
@@ -80,7 +69,7 @@ class Dissection:
         return rows.sort_values("neuron").reset_index(drop=True)
 
     def save(self, folder: Path) -> None:
-        """Writes neurons.parquet and .csv, layers.csv, shares.csv and null.npz."""
+        """Writes neurons.parquet and .csv, layers.csv, shares.csv and null.safetensors."""
         folder.mkdir(parents=True, exist_ok=True)
         self.neurons.to_parquet(folder / "neurons.parquet", index=False)
         flat = self.neurons.copy()
@@ -89,7 +78,7 @@ class Dissection:
         flat.to_csv(folder / "neurons.csv", index=False)
         self.layers.to_csv(folder / "layers.csv", index=False)
         self.shares.to_csv(folder / "shares.csv", index=False)
-        np.savez(folder / "null.npz", **{name.replace("/", "|"): draws for name, draws in self.null.items()})
+        save_file({name: torch.from_numpy(draws.copy()) for name, draws in self.null.items()}, folder / "null.safetensors")
 
     @classmethod
     def load(cls, folder: str | Path) -> Dissection:
@@ -105,18 +94,15 @@ class Dissection:
                 f"{folder} holds no neuron labels ({error}). Give the run folder of a dissect.py run, "
                 "which has neurons.parquet and layers.csv in it, or leave labels=null to dissect now."
             ) from error
-        null_path = path / "null.npz"
-        null = {}
-        if null_path.exists():
-            with np.load(null_path) as file:
-                null = {name.replace("|", "/"): file[name] for name in file.files}
+        null_path = path / "null.safetensors"
+        null = {name: draws.numpy() for name, draws in load_file(null_path).items()} if null_path.exists() else {}
         return cls(neurons, layers, shares, null)
 
 
 def dissect(
     activations: Mapping[str, LayerActivations],
     scores: ConceptScores,
-    measure: Measure,
+    measure: Similarity,
     probe: ImageSet,
     concepts: ConceptSet,
     class_names: Sequence[str],
@@ -145,7 +131,7 @@ def dissect(
 def label_layer(
     layer: LayerActivations,
     scores: ConceptScores,
-    measure: Measure,
+    measure: Similarity,
     probe: ImageSet,
     concepts: ConceptSet,
     class_names: Sequence[str],
@@ -301,4 +287,4 @@ def most_interpretable(layers: pd.DataFrame, by: str = "interpretable", tails: S
     if by not in criteria:
         raise UserError(f"layer.keep.by={by} is unknown. {nearest(by, criteria)}")
     considered = ~layers["layer"].isin(list(tails))
-    return str(layers["layer"][criteria[by].where(considered).idxmax()])
+    return str(layers["layer"].iloc[int(criteria[by].where(considered, float("-inf")).to_numpy().argmax())])

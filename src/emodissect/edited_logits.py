@@ -74,7 +74,9 @@ class EditedLogits:
         self._device = next(network.parameters()).device
         self._readers: dict[str, str] = {}
         with evaluating(network), torch.inference_mode():
-            self._example = self.inference.preprocess(self.images.images[:_EXAMPLE_IMAGES].to(self._device))
+            some = self.images.images[:_EXAMPLE_IMAGES].to(self._device)
+            self.inference = self.inference.image_by_image(some)
+            self._example = self.inference.preprocess(some)
         self._parts: Cut | None = None
         if self.cut:
             try:

@@ -27,8 +27,6 @@ from emodissect.data.images import Batch
 from emodissect.models.classifier import Classifier
 from emodissect.statistics import delta_interval, mcnemar, wilson
 
-_CROPS = 10
-
 
 def _unchanged(logits: Tensor) -> Tensor:
     return logits
@@ -39,7 +37,7 @@ class Inference:
     """A network with what stands before and behind it; called with uint8 images it gives logits.
 
     Attributes:
-        preprocess: uint8 images -> the network's input; it may make several views an image, one after the other.
+        preprocess: uint8 images -> the network's input; it may make several views an image, image by image or view by view.
         network: the module whose layers are edited.
         finish: the network's output -> logits in the data's class order, one row an image.
     """
@@ -54,20 +52,29 @@ class Inference:
     @classmethod
     def of(cls, classifier: Classifier) -> Inference:
         """The steps of a classifier's forward pass, ten crops and class order included."""
-        given, columns = classifier.preprocess, classifier.columns
-        innermost = torch.channels_last if classifier.channels_last else torch.preserve_format
+        return cls(classifier.inputs, classifier.network, classifier.finished)
 
-        def preprocess(images: Tensor) -> Tensor:
-            # Ten crops: all views of an image, then those of the next.
-            ten = given.views != "single"
-            inputs = given.crops(images).transpose(0, 1).flatten(0, 1) if ten else given(images)
-            return inputs.contiguous(memory_format=innermost) if inputs.ndim == 4 else inputs
+    def image_by_image(self, images: Tensor) -> Inference:
+        """The same with an image's views side by side, so that rows can be cut between any two images.
 
-        def finish(logits: Tensor) -> Tensor:
-            logits = logits[:, columns]
-            return logits if given.views == "single" else logits.unflatten(0, (-1, _CROPS)).mean(dim=1)
+        Args:
+            images: a few, on which the order of the views is found out.
 
-        return cls(preprocess, classifier.network, finish)
+        Raises:
+            ValueError: the network's rows are neither image by image nor view by view.
+        """
+        count = len(images)
+        rows, alone = self.preprocess(images), self.preprocess(images[:1])
+        views = len(alone)
+        if len(rows) == count * views and torch.equal(rows[:views], alone):
+            return self
+        if len(rows) != count * views or not torch.equal(rows[::count], alone):
+            raise ValueError(f"{count} images gave {len(rows)} rows, one alone {views}, in no order that can be undone")
+        return Inference(
+            lambda pixels: self.preprocess(pixels).unflatten(0, (views, -1)).transpose(0, 1).flatten(0, 1),
+            self.network,
+            lambda output: self.finish(output.unflatten(0, (-1, views)).transpose(0, 1).flatten(0, 1)),
+        )
 
 
 @dataclass(frozen=True, eq=False)

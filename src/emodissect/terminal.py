@@ -21,7 +21,7 @@ def config_tree(cfg: DictConfig) -> Tree:
     assert isinstance(plain, dict)
     for name, value in plain.items():
         if str(name) not in _HIDDEN and value is not None:
-            tree.add(Text.assemble((f"{name}: ", "cyan"), written(value)))
+            tree.add(Text.assemble((f"{name!s}: ", "cyan"), written(value)))
     return tree
 
 

@@ -80,7 +80,7 @@ def log_dissection(
         for layer, group in dissection.neurons.groupby("layer"):
             similarity = group["similarity"].dropna().to_numpy()
             if len(similarity):
-                payload[f"dissect/{layer}/similarity"] = wandb.Histogram(similarity)
+                payload[f"dissect/{layer}/similarity"] = wandb.Histogram(similarity.tolist())
         for name, figure in (figures or {}).items():
             payload[f"dissect/{name}"] = wandb.Image(figure)
         if step is not None:

@@ -16,11 +16,13 @@ from omegaconf import DictConfig, ListConfig
 from emodissect.callbacks import RecordActivations
 from emodissect.concepts import ConceptSet
 from emodissect.data.images import ImageSet, image_loader
-from emodissect.dissection import Dissection, Interpretation, Measure
+from emodissect.dissection import Dissection, Interpretation
 from emodissect.dissection import dissect as label_neurons
 from emodissect.evaluation import Predictions
-from emodissect.recording import LayerActivations, resolve_layers
-from emodissect.scorers import ConceptScores, Scorer
+from emodissect.models.classifier import Classifier
+from emodissect.recording import LayerActivations, reached_layers, resolve_layers
+from emodissect.scorers import AnnotationScorer, ConceptScores, Scorer
+from emodissect.similarity import Similarity
 from emodissect.tasks.reporting import dissection_figures, dissection_page, write_figures, write_page
 from emodissect.tasks.session import Session, resolved, session
 from emodissect.tasks.training import Trained, trained_classifier, untrained
@@ -34,18 +36,26 @@ PREDICTIONS = "predictions.safetensors"
 
 def dissect(cfg: DictConfig) -> dict[str, Any]:
     """Labels the neurons of the chosen layers, writes and logs the labels and the report."""
+    from emodissect.tasks.judging import judge  # it takes this module's plan
+
     with session(cfg) as run:
         plan = Plan(run)
         plan.check()
         trained = trained_classifier(run, fit=False)
-        layers = resolve_layers(trained.classifier.network, plan.layer_words)
+        layers = plan.layers(trained.classifier)
         found = dissected(run, plan, trained, layers)
         found.dissection.save(run.folder)
         run.wrote("labels", run.folder / "neurons.csv")
         run.console.print(layer_summary(found.dissection))
         figures = dissection_figures(found.dissection, plan.interpretation.tau)
         write_figures(run, figures)
-        write_page(run, dissection_page(run, plan, trained, found))
+        page = dissection_page(run, plan, trained, found)
+        if cfg.evaluate:
+            judged = judge(run, plan, trained, found)
+            judged.show(run)
+            judged.save(run)
+            page.extras = judged.extras()
+        write_page(run, page)
         log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=figures)
         log_artifact(
             run.loggers,
@@ -82,8 +92,18 @@ class Plan:
         """How strongly each is present in each image."""
         return instantiate(self.run.cfg.scorer)
 
+    @property
+    def scorer_gives_presence(self) -> bool:
+        """Whether the scores are presences in [0, 1] already."""
+        return isinstance(self.scorer, AnnotationScorer)
+
+    @property
+    def keeps_values(self) -> bool:
+        """Whether every activation is needed, not only the top images."""
+        return self.measure.needs_values or bool(self.run.cfg.evaluate)
+
     @cached_property
-    def measure(self) -> Measure:
+    def measure(self) -> Similarity:
         """Neuron against concept."""
         return instantiate(self.run.cfg.similarity)
 
@@ -100,6 +120,20 @@ class Plan:
         tau = min(cfg.tau, key=abs) if isinstance(cfg.tau, ListConfig) else cfg.tau
         level = min(cfg.level) if isinstance(cfg.level, ListConfig) else cfg.level
         return Interpretation(float(tau), float(level), cfg.probe.null_draws, cfg.probe.top_images, cfg.seed)
+
+    def layers(self, classifier: Classifier) -> list[str]:
+        """The layers' paths. Of a pattern, those that a forward pass calls (fused attention leaves some out)."""
+        named = resolve_layers(classifier.network, self.layer_words)
+        if not isinstance(self.layer_words, str) or self.layer_words in dict(classifier.network.named_modules()):
+            return named
+        with torch.inference_mode():
+            inputs = classifier.inputs(self.probe.images[:2])
+        reached = reached_layers(
+            classifier.network, named, inputs, self.pool, channels_last=self.run.cfg.layer.channels_last
+        )
+        if left_out := [name for name in named if name not in reached]:
+            log.info("No forward pass calls %s: left out.", ", ".join(left_out))
+        return reached
 
     def check(self) -> None:
         """Tries everything that a person could have misspelt. Raises UserError."""
@@ -171,7 +205,7 @@ def recorded(
     run: Session, plan: Plan, trained: Trained, layers: list[str]
 ) -> tuple[dict[str, LayerActivations], Predictions]:
     """Each layer's activations on the probe images, and the predictions; one pass for all that do not stand yet."""
-    top_k = max(plan.measure.top_k or 0, plan.interpretation.top_images)
+    top_k = max(getattr(plan.measure, "top_k", None) or 0, plan.interpretation.top_images)
 
     def key(layer: str) -> dict[str, Any]:
         return {
@@ -179,9 +213,9 @@ def recorded(
             "preprocess": resolved(run.cfg.model)["preprocess"],
             "probe": plan.probe.fingerprint(),
             "layer": layer,
-            "pool": plan.pool,
+            "pool": [plan.pool, str(run.cfg.layer.channels_last)],
             "top_k": top_k,
-            "values": plan.measure.needs_values,
+            "values": plan.keeps_values,
             "precision": str(run.cfg.trainer.get("precision", "32-true")),
         }
 
@@ -200,8 +234,16 @@ def recorded(
 def _predict(
     run: Session, plan: Plan, trained: Trained, layers: list[str], top_k: int
 ) -> tuple[dict[str, LayerActivations], Predictions]:
-    store = run.cache.root / "stores" / run.folder.name if plan.measure.needs_values else None
-    recorder = RecordActivations(layers, plan.pool, top_k, plan.measure.needs_values, store)
+    store = run.cache.root / "stores" / run.folder.name if plan.keeps_values else None
+    recorder = RecordActivations(
+        layers,
+        plan.pool,
+        top_k,
+        plan.keeps_values,
+        store,
+        images=len(plan.probe),
+        channels_last=run.cfg.layer.channels_last,
+    )
     trainer = run.evaluating_trainer([recorder])
     classifier = trained.classifier
     views, classifier.preprocess.views = classifier.preprocess.views, "single"
@@ -214,7 +256,7 @@ def _predict(
     return recorder.activations, Predictions.placed(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
 
 
-def described(measure: Measure) -> dict[str, Any]:
+def described(measure: Similarity) -> dict[str, Any]:
     """A similarity by its class and parameters."""
     parameters = asdict(measure) if is_dataclass(measure) and not isinstance(measure, type) else {"repr": repr(measure)}
     return {"class": type(measure).__qualname__, **parameters}

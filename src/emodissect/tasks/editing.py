@@ -21,7 +21,6 @@ from emodissect.editing import bake
 from emodissect.evaluation import Inference
 from emodissect.models.classifier import Classifier
 from emodissect.ranks import first_rank
-from emodissect.recording import resolve_layers
 from emodissect.report import EditPage, Extra
 from emodissect.study import ConceptAblation, EditStudy, ablate_concepts, run_study
 from emodissect.tasks.dissecting import Dissected, Plan, dissected, layer_summary
@@ -45,7 +44,7 @@ def edit(cfg: DictConfig) -> dict[str, Any]:
         selections, rules = grid_of(cfg, cfg.selection), grid_of(cfg, cfg.edit)
         judged = {name: _images(run, cfg.study[name]) for name in ("choose_on", "judge_on")}
         trained = trained_classifier(run, fit=False)
-        layers = resolve_layers(trained.classifier.network, plan.layer_words)
+        layers = plan.layers(trained.classifier)
         found = dissected(run, plan, trained, layers)
         run.console.print(layer_summary(found.dissection))
         layers = _kept(run, found, layers, trained.classifier)
