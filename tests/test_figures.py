@@ -49,7 +49,8 @@ def test_histogram_shows_shares_of_neurons_and_of_the_null_and_the_cutoff() -> N
     stairs = next(p for p in axes.patches if not isinstance(p, Rectangle)).get_data()
     assert stairs.values.tolist()[0] == 50
     assert axes.lines[0].get_xdata()[0] == 0.5
-    assert {"neurons", "random image sets", "τ = 0.5"} <= set(texts(figure))
+    assert texts(figure) == ["τ = 0.5"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["neurons", "random image sets"]
     assert axes.get_title(loc="left") == "lin2"
 
 

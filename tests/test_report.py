@@ -316,6 +316,9 @@ def test_the_same_result_gives_the_same_page(dissected: str) -> None:
         (words.plain(-0.5), "−0.5"),
         (words.count(1, "neuron"), "1 neuron"),
         (words.count(4096, "neuron"), "4,096 neurons"),
+        (words.unbroken("-0.75 (-1 to 2026-11-22, a-1)"), "−0.75 (−1 to 2026-11-22, a-1)"),
+        (words.expected(9), "fewer than one"),
+        (words.expected(72), "about 4"),
         (words.unbroken("gain (p = .41) of 5 %"), "gain (p\u00a0=\u00a0.41) of 5\u00a0%"),
     ],
 )

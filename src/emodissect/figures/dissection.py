@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
 from emodissect.figures.style import BLUE, GREEN, INK, LINE, MUTED, NARROW, ORANGE, WIDE, drawn, new
@@ -48,11 +50,10 @@ def similarity_histogram(
             if chance.size:
                 counts = 100 * np.histogram(chance, edges)[0] / chance.size
                 axes.stairs(counts, edges, color=ORANGE, linewidth=1.6)
-            top = axes.get_ylim()[1]
-            axes.set_ylim(0, top * 1.18)
-            _direct_label(axes, values, edges, "neurons", BLUE)
             if chance.size:
-                _direct_label(axes, chance, edges, "random image sets", ORANGE)
+                handles = [Patch(color=BLUE, alpha=0.65), Line2D([], [], color=ORANGE)]
+                figure.legend(handles, ["neurons", "random image sets"], loc="outside upper right", ncols=2)
+            axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
         if tau is not None:
             axes.axvline(tau, color=INK, linewidth=1.1, linestyle=(0, (4, 3)))
             axes.annotate(f"τ = {tau:g}", (tau, 0.99), (4, 0), xycoords=("data", "axes fraction"), ha="left", va="top",
@@ -201,18 +202,6 @@ def label_quality(
         axes.set_xlabel(xlabel)
         axes.set_title(title)
     return figure
-
-
-def _direct_label(axes: object, values: np.ndarray, edges: np.ndarray, word: str, colour: str) -> None:
-    """Name a distribution above its highest bin, instead of a legend."""
-    counts = 100 * np.histogram(values, edges)[0] / max(values.size, 1)
-    at = int(counts.argmax())
-    centre = (edges[at] + edges[at + 1]) / 2
-    side = "left" if centre < edges[0] + 0.25 * (edges[-1] - edges[0]) else "center"
-    if centre > edges[0] + 0.75 * (edges[-1] - edges[0]):
-        side = "right"
-    axes.annotate(word, (centre, counts[at]), (0, 3), textcoords="offset points", ha=side, va="bottom",  # type: ignore[attr-defined]
-                  color=colour, fontsize=9, weight="bold")  # fmt: skip
 
 
 def _finite(values: ArrayLike) -> np.ndarray:

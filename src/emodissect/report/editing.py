@@ -177,7 +177,7 @@ class EditPage:
         else:
             text = (
                 f"{words.count(tried, 'edit')} were tried on {where}. {outside} lie outside the band that chance "
-                f"flips give (p < .05; about {max(round(0.05 * tried), 1)} would if no edit did anything), "
+                f"flips give (p < .05; {words.expected(tried)} would if no edit did anything), "
                 f"{kept} after Holm's correction for {tried} tries."
             )
         by = [name for name in ("layer", "selection", "rule") if name in self.grid]

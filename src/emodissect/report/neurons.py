@@ -23,9 +23,14 @@ SHOWN = (10, 8, 6, 5, 4, 3, 2, 1)
 class Predicted(Protocol):
     """What :class:`emodissect.evaluation.Predictions` has."""
 
-    ids: Tensor
-    labels: Tensor
-    logits: Tensor
+    @property
+    def ids(self) -> Tensor: ...
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def logits(self) -> Tensor: ...
 
 
 def predicted_classes(predictions: Predicted | None) -> dict[int, int]:

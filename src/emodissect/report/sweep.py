@@ -190,7 +190,7 @@ class SweepPage:
         )
         if "p_value" in rows:
             sure = int((rows["p_value"] < 0.05).sum())
-            caption += f" p < .05 in {sure} of them; about {max(round(0.05 * len(rows)), 1)} would be by chance alone."
+            caption += f" p < .05 in {sure} of them; {words.expected(len(rows))} would be by chance alone."
         return content.figure(figures.deltas(shown, [self._name(row) for _, row in shown.iterrows()]), caption)
 
     def _table(self) -> Markup:

@@ -66,7 +66,8 @@ def sentence(text: str) -> str:
 
 
 def unbroken(text: str) -> str:
-    """Text whose equations and units stay on one line."""
+    """Text whose equations and units stay on one line, with true minus signs before numbers."""
+    text = re.sub(r"(?<![\w.-])-(?=\d)", MINUS, text)
     return re.sub(r"(?<=\S) (?=[=<>] )|(?<=[=<>]) (?=\S)|(?<=\d) (?=%)", "\u00a0", text)
 
 
@@ -74,6 +75,11 @@ def place(values: np.ndarray) -> tuple[int, int]:
     """Row and column of the largest value of a matrix."""
     row, column = divmod(int(np.nanargmax(values)), values.shape[1])
     return row, column
+
+
+def expected(tries: int, level: float = 0.05) -> str:
+    """How many of so many tests come out below the level by chance: ``fewer than one``, ``about 4``."""
+    return "fewer than one" if level * tries < 0.75 else f"about {round(level * tries)}"
 
 
 def count(amount: int, one: str, many: str | None = None) -> str:
