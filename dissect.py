@@ -1,6 +1,6 @@
 """Label what the neurons of a classifier respond to.
 
-    python dissect.py --help
+python dissect.py --help
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Scale the chosen neurons of a layer and say honestly whether it helped.
 
-    python edit.py --help
+python edit.py --help
 """
 
 from pathlib import Path

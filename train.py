@@ -1,6 +1,6 @@
 """Train a classifier on facial expressions and test its best checkpoint.
 
-    python train.py --help
+python train.py --help
 """
 
 from pathlib import Path

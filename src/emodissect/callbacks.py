@@ -18,7 +18,8 @@ from emodissect.dissection import Dissection, Interpretation, dissect
 from emodissect.editing import Edit, edited
 from emodissect.errors import UserError
 from emodissect.evaluation import Comparison, Predictions, compare
-from emodissect.recording import ActivationCollector, ChannelsLast, LayerActivations, resolve_layers
+from emodissect.recording import ActivationCollector, LayerActivations, resolve_layers
+from emodissect.recording.pooling import ChannelsLast
 from emodissect.scorers import Scorer
 from emodissect.similarity import Similarity
 from emodissect.tracking import edit_metrics, log_dissection, log_metrics

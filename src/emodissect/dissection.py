@@ -78,7 +78,8 @@ class Dissection:
         flat.to_csv(folder / "neurons.csv", index=False)
         self.layers.to_csv(folder / "layers.csv", index=False)
         self.shares.to_csv(folder / "shares.csv", index=False)
-        save_file({name: torch.from_numpy(draws.copy()) for name, draws in self.null.items()}, folder / "null.safetensors")
+        null = {name: torch.from_numpy(draws.copy()) for name, draws in self.null.items()}
+        save_file(null, folder / "null.safetensors")
 
     @classmethod
     def load(cls, folder: str | Path) -> Dissection:

@@ -37,7 +37,8 @@ class Inference:
     """A network with what stands before and behind it; called with uint8 images it gives logits.
 
     Attributes:
-        preprocess: uint8 images -> the network's input; it may make several views an image, image by image or view by view.
+        preprocess: uint8 images -> the network's input; it may make several views an image, image by image or
+            view by view.
         network: the module whose layers are edited.
         finish: the network's output -> logits in the data's class order, one row an image.
     """
@@ -66,9 +67,10 @@ class Inference:
         count = len(images)
         rows, alone = self.preprocess(images), self.preprocess(images[:1])
         views = len(alone)
-        if len(rows) == count * views and torch.equal(rows[:views], alone):
+        whole = len(rows) == count * views
+        if whole and (views == 1 or torch.allclose(rows[:views], alone, atol=1e-5)):
             return self
-        if len(rows) != count * views or not torch.equal(rows[::count], alone):
+        if not whole or not torch.allclose(rows[::count], alone, atol=1e-5):
             raise ValueError(f"{count} images gave {len(rows)} rows, one alone {views}, in no order that can be undone")
         return Inference(
             lambda pixels: self.preprocess(pixels).unflatten(0, (views, -1)).transpose(0, 1).flatten(0, 1),

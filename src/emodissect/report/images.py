@@ -55,7 +55,7 @@ class ImagePool:
         budget: bytes of the sheets as base64, at most (kept as far as the smallest tiles allow).
     """
 
-    def __init__(self, budget: int = 5_500_000) -> None:
+    def __init__(self, budget: int = 7_000_000) -> None:
         self.budget = budget
         self._tiles: dict[int, UInt8[Tensor, "channel height width"]] = {}
         self._labels: dict[int, int] = {}

@@ -16,7 +16,7 @@ from emodissect.report.images import ImagePool
 from emodissect.report.page import pack_heat
 
 #: Distinct images shown at most; beyond it each neuron shows fewer of its top images.
-MOST_IMAGES = 16_000
+MOST_IMAGES = 24_000
 SHOWN = (10, 8, 6, 5, 4, 3, 2, 1)
 
 

@@ -238,12 +238,18 @@ def _probabilities(scores: Tensor, a: float) -> Iterator[tuple[slice, Tensor]]:
     if images * concepts <= _PROBABILITIES:
         yield slice(0, concepts), (scores * a).float().softmax(1)
         return
-    step = max(_PROBABILITIES // concepts, 1)
-    norms = torch.cat([(part * a).float().logsumexp(1, keepdim=True) for part in scores.split(step)])
+    step = max(_IN_CACHE // concepts, 1)
+    norms = torch.cat([(part * a).float().logsumexp(1, keepdim=True) for part in scores.split(step)]).neg_()
     width = max(_PROBABILITIES // images, 1)
+    whole = torch.empty(images * width, device=scores.device)
     for start in range(0, concepts, width):
-        block = torch.add(-norms, scores[:, start : start + width], alpha=a).float()
-        yield slice(start, start + width), block.exp_()
+        part = scores[:, start : start + width].to(whole.dtype)
+        block = whole[: part.numel()].view(part.shape)
+        step = max(_IN_CACHE // part.shape[1], 1)
+        for rows in range(0, images, step):  # both passes while the rows are in cache
+            here = slice(rows, rows + step)
+            torch.add(norms[here], part[here], alpha=a, out=block[here]).exp_()
+        yield slice(start, start + width), block
 
 
 def _flushes(ratios: list[float], largest: float) -> list[bool]:

@@ -31,7 +31,8 @@ def conclude(jobs: pd.DataFrame, folder: Path, config: DictConfig) -> None:
     unfinished.replace(folder / TABLE)
     console = Console()
     shown = [name for name in SHOWN if name in jobs and jobs[name].notna().any()]
-    varied = [str(n) for n in jobs if n not in (*SHOWN, "folder", "task", "verdict") and len(set(jobs[n].astype(str))) > 1]
+    named = (*SHOWN, "folder", "task", "verdict")
+    varied = [str(name) for name in jobs if name not in named and len(set(jobs[name].astype(str))) > 1]
     console.print(frame_table(jobs, "The sweep", [*shown, *varied[:3]], rows=60))
     value = next((name for name in RANKED_BY if name in jobs and jobs[name].notna().any()), None)
     if value is not None:
