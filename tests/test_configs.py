@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
+from PIL import Image
 
 from emodissect.recording import resolve_layers
 
@@ -23,11 +26,14 @@ NEEDS = {
     ("data", "fer2013"): ["data.path={tmp}/fer2013.csv"],
     ("data", "image_folder"): ["data.path={tmp}/faces"],
     ("clip", "file"): ["clip.model_name=RN50", "clip.weights={tmp}/weights.pt"],
-    ("model", "yours"): ["model._target_=torch.nn.Identity"],
+    ("model", "yours"): ["model.target=torch.nn.Identity"],
     ("selection", "concept"): ["selection.concepts=[Smile]"],
     ("layer", "named"): ["layer.names=lin1"],
 }
 """What some entries leave to the user."""
+
+PLUGINS = {("hparams_search", "optuna"): "hydra_plugins.hydra_optuna_sweeper"}
+"""What some entries need installed."""
 
 
 @pytest.fixture
@@ -36,7 +42,11 @@ def user_files(tmp_path: Path) -> Path:
     (tmp_path / "concepts.txt").write_text("smile\nfrown\n")
     (tmp_path / "fer2013.csv").write_text("emotion,pixels,Usage\n")
     for name in ("a", "b"):
-        (tmp_path / "faces" / name).mkdir(parents=True)
+        folder = tmp_path / "faces" / name
+        folder.mkdir(parents=True)
+        for number in range(10):
+            grey = np.full((48, 48), 10 * number, dtype=np.uint8)
+            Image.fromarray(grey).save(folder / f"{number}.png")
     torch.save({}, tmp_path / "weights.pt")
     return tmp_path
 
@@ -55,7 +65,7 @@ def composed(verb: str, *overrides: str, run_dir: Path) -> DictConfig:
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_composes_and_resolves(verb: str, tmp_path: Path) -> None:
     cfg = composed(verb, run_dir=tmp_path)
-    OmegaConf.resolve(cfg)
+    OmegaConf.to_container(cfg, resolve=True)
     assert cfg.task_name == verb
 
 
@@ -67,12 +77,14 @@ def verb_of(entry: str) -> str:
 
 @pytest.mark.parametrize(("group", "name"), FILES, ids=[f"{g}={n}" for g, n in FILES])
 def test_every_entry_composes_and_is_made(group: str, name: str, user_files: Path) -> None:
+    if (group, name) in PLUGINS:
+        pytest.importorskip(PLUGINS[group, name], reason="the extra of this entry is not installed")
     text = (CONF / group / f"{name}.yaml").read_text()
     extra = [word.format(tmp=user_files) for word in NEEDS.get((group, name), [])]
     if group == "experiment":
         extra += [f"data.path={user_files}/fer2013.csv"] if "/data: fer2013" in text else []
     cfg = composed(verb_of(text), f"{group}={name}", *extra, run_dir=user_files)
-    OmegaConf.resolve(cfg)
+    OmegaConf.to_container(cfg, resolve=True)
     node = cfg.get(group)
     if not isinstance(node, DictConfig):
         return
@@ -92,6 +104,38 @@ def test_every_entry_composes_and_is_made(group: str, name: str, user_files: Pat
         assert node.weights
     elif "_target_" in node:
         assert instantiate(node) is not None
+
+
+def leaves(node: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Every plain value of a nested dictionary."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from leaves(value, (*path, str(name)))
+    else:
+        yield path, node
+
+
+@pytest.mark.parametrize("name", [name for group, name in FILES if group == "experiment"])
+def test_what_an_experiment_says_holds(name: str, user_files: Path) -> None:
+    path = CONF / "experiment" / f"{name}.yaml"
+    said = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(said, dict)
+    defaults = said.pop("defaults", [])
+    cfg = composed(verb_of(path.read_text()), f"experiment={name}", run_dir=user_files)
+    found = dict(leaves(OmegaConf.to_container(cfg)))
+    for place, value in leaves(said):
+        assert found[place] == value, ".".join(place)
+    chosen = compose_choices(verb_of(path.read_text()), name)
+    for entry in (entry for entry in defaults if isinstance(entry, dict)):
+        for group, choice in entry.items():
+            assert chosen[group.removeprefix("override").strip().lstrip("/")] == choice
+
+
+def compose_choices(verb: str, experiment: str) -> dict[str, str]:
+    """Which entry of each group an experiment leads to."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(verb, [f"experiment={experiment}"], return_hydra_config=True)
+    return dict(cfg.hydra.runtime.choices)
 
 
 @pytest.mark.parametrize(("group", "name"), FILES, ids=[f"{g}={n}" for g, n in FILES])

@@ -149,16 +149,16 @@ def test_pooled_thins_evenly_and_keeps_the_ends() -> None:
 
 
 def test_a_dissection_is_read_back_as_it_was(world: World, tmp_path: Path) -> None:
-    found = dissect({"a.b": world.layer}, world.scores, Pearson(), world.probe, CONCEPTS, CLASSES)
+    layer = LayerActivations.of("a.b", world.layer.ids, world.layer.values, top_k=50)
+    found = dissect({"a.b": layer}, world.scores, Pearson(), world.probe, CONCEPTS, CLASSES)
     found.save(tmp_path)
     again = Dissection.load(tmp_path)
     pd.testing.assert_frame_equal(again.layers, found.layers)
     assert list(again.neurons["concept"]) == list(found.neurons["concept"])
     assert [list(x) for x in again.neurons["top_ids"]] == [list(x) for x in found.neurons["top_ids"]]
-    np.testing.assert_array_equal(
-        again.null["lin"], found.null["a.b"] if "lin" not in found.null else found.null["lin"]
-    )
-    assert (tmp_path / "neurons.csv").read_text().splitlines()[1].startswith("lin,0,smile")
+    assert list(again.null) == list(found.null) == ["a.b"]
+    np.testing.assert_array_equal(again.null["a.b"], found.null["a.b"])
+    assert (tmp_path / "neurons.csv").read_text().splitlines()[1].startswith("a.b,0,smile")
 
 
 def test_labels_that_are_not_there_are_told(tmp_path: Path, world: World) -> None:
