@@ -84,7 +84,7 @@ def test_every_entry_composes_and_is_made(group: str, name: str, user_files: Pat
     if group == "experiment":
         extra += [f"data.path={user_files}/fer2013.csv"] if "/data: fer2013" in text else []
     cfg = composed(verb_of(text), f"{group}={name}", *extra, run_dir=user_files)
-    OmegaConf.to_container(cfg, resolve=True)
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     node = cfg.get(group)
     if not isinstance(node, DictConfig):
         return
