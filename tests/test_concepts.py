@@ -83,8 +83,8 @@ def test_text_is_tidied_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFi
         concepts = read_concepts(file)
     assert concepts.names == ("Smile", "Wide Open Eyes", "Expression étonnée", "Lead")
     assert "4 concepts" in caplog.text
-    assert "Dropped: 2 blank, 2 duplicate" in caplog.text
-    assert "Not ASCII: 1" in caplog.text
+    assert "2 blank left out, 2 duplicate left out" in caplog.text
+    assert "1 not ASCII" in caplog.text
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])

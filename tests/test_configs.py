@@ -8,18 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from composing import CONF, VERBS, composed
 from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from emodissect.recording import resolve_layers
 
-CONF = Path(__file__).parents[1] / "conf"
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "local"))
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
-VERBS = ("train", "dissect", "edit")
 
 NEEDS = {
     ("concepts", "file"): ["concepts.path={tmp}/concepts.txt"],
@@ -49,17 +47,6 @@ def user_files(tmp_path: Path) -> Path:
             Image.fromarray(grey).save(folder / f"{number}.png")
     torch.save({}, tmp_path / "weights.pt")
     return tmp_path
-
-
-def composed(verb: str, *overrides: str, run_dir: Path) -> DictConfig:
-    """A verb's config as Hydra would hand it over."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(verb, [*overrides], return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        cfg.paths.run_dir = str(run_dir)
-        del cfg["hydra"]
-    return cfg
 
 
 @pytest.mark.parametrize("verb", VERBS)

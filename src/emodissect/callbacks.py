@@ -46,6 +46,21 @@ class LogLearningRate(Callback):
             pl_module.log("train/lr", trainer.optimizers[0].param_groups[0]["lr"])
 
 
+class SeedEpochs(Callback):
+    """Seeds torch anew in each epoch by the run's seed and the epoch, so that a resumed training draws the same.
+
+    Args:
+        seed: the run's.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            torch.manual_seed(hash((self.seed, trainer.current_epoch, trainer.global_rank)))
+
+
 class RecordActivations(Callback):
     """Records layers of the network during ``trainer.predict``; rows are placed by the batches' image ids.
 

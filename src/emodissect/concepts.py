@@ -144,10 +144,11 @@ def tidied(rows: Iterable[tuple[str, tuple[str, ...]]], origin: str) -> ConceptS
             f"The concept set {origin} holds no concept. Write one a line (.txt), or a list or {{name: classes}} "
             "(.yaml, .json), or choose a set: concepts=expressions25 or concepts=fer7."
         )
+    notes = {"blank left out": blank, "duplicate left out": doubled, "tidied": spaced, "not ASCII": foreign}
+    told = "".join(f", {count:,} {what}" for what, count in notes.items() if count)
     log.info(
-        "%s concepts from %s (%s with classes). Dropped: %s blank, %s duplicate. Tidied: %s. Not ASCII: %s.",
-        *(f"{len(classes):,}", origin, f"{sum(map(bool, classes.values())):,}"),
-        *(f"{count:,}" for count in (blank, doubled, spaced, foreign)),
+        "%s concepts from %s, %s of them with classes%s.",
+        *(f"{len(classes):,}", origin, f"{sum(map(bool, classes.values())):,}", told),
     )
     return ConceptSet(tuple(classes), {name: of for name, of in classes.items() if of}, origin)
 

@@ -166,7 +166,7 @@ class EditedLogits:
                 inputs = self.inference.preprocess(batch.to(self._device))
                 for kept, part in zip(self._kept, parts.head(inputs), strict=True):
                     kept[start * self._views : start * self._views + len(part)] = part.float().cpu()
-        log.info(
+        log.debug(
             "The output of '%s' for %d images takes %.0f MB, %s.",
             *(self.layer, len(self.images), self.bytes / 1e6, "on disk" if self._on_disk else "in memory"),
         )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
@@ -40,15 +42,34 @@ def written(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-def frame_table(frame: pd.DataFrame, title: str, columns: Sequence[str] | None = None, rows: int = 30) -> Table:
-    """A data frame as a rich table; numbers are rounded, missing ones are a dash."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
-    shown = list(columns or frame.columns)
-    for column in shown:
-        numeric = pd.api.types.is_numeric_dtype(frame[column])
-        table.add_column(str(column).replace("_", " "), justify="right" if numeric else "left")
+@dataclass(frozen=True)
+class Column:
+    """How a column of a frame is headed and written."""
+
+    heading: str
+    written: Callable[[Any], str] | None = None
+
+
+def frame_table(
+    frame: pd.DataFrame, title: str, columns: Sequence[str] | Mapping[str, Column] | None = None, rows: int = 30
+) -> Table:
+    """A data frame as a rich table; numbers are never cut, missing ones are a dash.
+
+    Args:
+        frame: a row a line.
+        title: above it.
+        columns: which to show, in this order; a mapping says how. Those that the frame lacks are left out.
+        rows: shown at most.
+    """
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
+    chosen = [str(name) for name in (frame.columns if columns is None else columns) if name in frame]
+    looks = columns if isinstance(columns, Mapping) else {}
+    shown = [(name, looks.get(name) or Column(name.replace("_", " "))) for name in chosen]
+    for name, column in shown:
+        numeric = pd.api.types.is_numeric_dtype(frame[name])
+        table.add_column(column.heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for record in frame.head(rows).to_dict("records"):
-        table.add_row(*(figure(record[column]) for column in shown))
+        table.add_row(*((column.written or figure)(record[name]) for name, column in shown))
     if len(frame) > rows:
         table.caption = f"{len(frame) - rows} more rows in the files."
     return table

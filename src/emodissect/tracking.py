@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from emodissect.data.images import ImageSet
 from emodissect.dissection import Dissection
 from emodissect.evaluation import Comparison
 from emodissect.study import EditStudy
+
+log = logging.getLogger(__name__)
 
 LAYER_METRICS = (
     "interpretable",
@@ -120,37 +124,55 @@ def card_table(neurons: pd.DataFrame, probe: ImageSet, class_names: Sequence[str
     return table
 
 
-def log_artifact(
-    loggers: Iterable[Logger],
-    name: str,
-    kind: str,
-    paths: Sequence[Path],
-    metadata: Mapping[str, Any] | None = None,
-    made_from: Sequence[str] = (),
-) -> None:
-    """Keeps files as a W&B artifact that points to what they were made from.
+@dataclass(frozen=True)
+class Made:
+    """Files that W&B keeps as one artifact.
 
-    Args:
-        loggers: only W&B's take artifacts.
+    Attributes:
         name: the artifact's; W&B numbers its versions by content.
         kind: ``checkpoint``, ``labels`` or ``edited-checkpoint``.
         paths: files, or folders whose files are taken.
         metadata: e.g. content hashes of the inputs, so that the lineage is there offline too.
-        made_from: artifacts of the same project, as ``name:alias``; marked as used where W&B is online.
     """
-    for run in wandb_runs(loggers):
-        if getattr(run, "disabled", False):
-            continue
-        if not run.offline:
-            for used in made_from:
-                run.use_artifact(used)
-        artifact = wandb.Artifact(name, type=kind, metadata={**(metadata or {}), "made_from": list(made_from)})
-        for path in paths:
+
+    name: str
+    kind: str
+    paths: Sequence[Path]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def artifact(self, **further: Any) -> wandb.Artifact:
+        """As W&B takes it."""
+        artifact = wandb.Artifact(self.name, type=self.kind, metadata={**self.metadata, **further})
+        for path in self.paths:
             if path.is_dir():
                 artifact.add_dir(str(path))
             else:
                 artifact.add_file(str(path))
-        run.log_artifact(artifact)
+        return artifact
+
+
+def log_artifact(loggers: Iterable[Logger], made: Made, made_from: Sequence[Made] = ()) -> None:
+    """Keeps files as a W&B artifact that points to what they were made from.
+
+    What it was made from is named in the metadata, and online also marked as used: the same content is the same
+    version, wherever it was made, so the lineage graph joins runs that shared the cache. W&B failing to take an
+    artifact never fails the run.
+
+    Args:
+        loggers: only W&B's take artifacts.
+        made: the files.
+        made_from: what they came from.
+    """
+    for run in wandb_runs(loggers):
+        if getattr(run, "disabled", False):
+            continue
+        try:
+            if not run.offline:
+                for used in made_from:
+                    run.use_artifact(used.artifact())
+            run.log_artifact(made.artifact(made_from=[used.name for used in made_from]))
+        except (wandb.Error, OSError) as error:
+            log.warning("W&B did not take the artifact %s (%s); its files stay in the run folder.", made.name, error)
 
 
 def edit_metrics(comparison: Comparison, stage: str) -> dict[str, float]:

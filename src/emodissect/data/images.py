@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 
 class Batch(NamedTuple):
@@ -121,6 +121,28 @@ class _Rows(Dataset[Batch]):
         return Batch(kept.images[index], kept.labels[index], kept.ids[index])
 
 
+class EpochShuffle(Sampler[int]):
+    """A random order by seed and epoch alone, so that a resumed training sees the order an unbroken one would.
+
+    Lightning sets the epoch; without it each pass takes the next.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch's order comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)))
+        self.epoch += 1
+        return iter(torch.randperm(self.count, generator=generator).tolist())
+
+
 def _as_is(batch: Any) -> Any:
     return batch
 
@@ -128,11 +150,11 @@ def _as_is(batch: Any) -> Any:
 def image_loader(
     image_set: ImageSet, batch_size: int, shuffle: bool = False, num_workers: int = 0, pin_memory: bool = False
 ) -> DataLoader[Batch]:
-    """A loader of :class:`Batch`; its sampler is a standard one, so Lightning can distribute it."""
+    """A loader of :class:`Batch`; shuffled by torch's seed and the epoch. Lightning can distribute it."""
     return DataLoader(
         _Rows(image_set),
         batch_size=batch_size,
-        shuffle=shuffle,
+        sampler=EpochShuffle(len(image_set), torch.initial_seed()) if shuffle else None,
         num_workers=num_workers,
         collate_fn=_as_is,
         pin_memory=pin_memory,

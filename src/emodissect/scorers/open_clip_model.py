@@ -6,7 +6,8 @@ import hashlib
 import json
 import logging
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -93,6 +94,10 @@ class OpenClip:
         Raises:
             UserError: the weights cannot be had, or do not fit the architecture.
         """
+        with quiet_loading():
+            return self._loaded().eval()
+
+    def _loaded(self) -> nn.Module:
         if self._brings_weights:
             try:
                 model = open_clip.create_model(self.model_name, require_pretrained=True)
@@ -100,7 +105,7 @@ class OpenClip:
                 raise UserError(
                     offline_advice(self.model_name, [f"{self.model_name}: {_first_line(error)}"])
                 ) from error
-            return model.eval()
+            return model
         try:
             if _is_torchscript(self.checkpoint):
                 model = open_clip.load_openai_model(str(self.checkpoint), precision="fp32", device="cpu")
@@ -116,7 +121,7 @@ class OpenClip:
                 f"The weights {self.checkpoint} do not load as {self.model_name}: {_first_line(error)} Give the "
                 "architecture that the file was made with: clip.model_name=<one of open_clip.list_models()>."
             ) from error
-        return model.eval()
+        return model
 
     @cached_property
     def images(self) -> ClipImages:
@@ -164,6 +169,17 @@ class OpenClip:
     def _preprocessing(self) -> dict[str, Any]:
         size = open_clip.get_model_config(self.model_name)["vision_cfg"].get("image_size", 224)
         return merge_preprocess_dict(merge_preprocess_dict(PreprocessCfg(), self._tag), {"size": size})
+
+
+@contextmanager
+def quiet_loading(level: int = logging.INFO) -> Iterator[None]:
+    """open_clip tells the root logger of every step of making a model; what is above ``level`` is all one needs."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, level))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _is_torchscript(path: Path) -> bool:

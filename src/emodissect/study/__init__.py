@@ -3,6 +3,6 @@
 from emodissect.study.ablation import ConceptAblation, ablate_concepts
 from emodissect.study.null import null_studies
 from emodissect.study.result import EditStudy
-from emodissect.study.run import run_study
+from emodissect.study.run import check_words, run_study
 
-__all__ = ["ConceptAblation", "EditStudy", "ablate_concepts", "null_studies", "run_study"]
+__all__ = ["ConceptAblation", "EditStudy", "ablate_concepts", "check_words", "null_studies", "run_study"]

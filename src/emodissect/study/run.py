@@ -39,6 +39,13 @@ class _MadeWhenAsked(dict[str, EditedLogits]):
         return self[layer]
 
 
+def check_words(metric: str, select_on: str) -> None:
+    """Raises UserError for a metric or a set to choose on that is not known."""
+    for key, word, known in (("metric", metric, METRICS), ("select_on", select_on, ("val", "test"))):
+        if word not in known:
+            raise UserError(f"study.{key}={word} is not known. {nearest(word, known)}")
+
+
 def run_study(
     inference: Inference,
     layers: Sequence[str],
@@ -83,9 +90,7 @@ def run_study(
     Raises:
         UserError: before any forward pass: unknown layer, metric or word, empty images, a grid that cannot be made.
     """
-    for key, word, known in (("metric", metric, METRICS), ("select_on", select_on, ("val", "test"))):
-        if word not in known:
-            raise UserError(f"study.{key}={word} is not known. {nearest(word, known)}")
+    check_words(metric, select_on)
     for name, images in (("validation", val), ("test", test)):
         if not len(images):
             raise UserError(f"The {name} set holds no images, so no edit can be judged.")

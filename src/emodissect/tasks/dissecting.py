@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,15 @@ from emodissect.dissection import dissect as label_neurons
 from emodissect.evaluation import Predictions
 from emodissect.models.classifier import Classifier
 from emodissect.recording import LayerActivations, reached_layers, resolve_layers
+from emodissect.report.words import percent
 from emodissect.scorers import AnnotationScorer, ConceptScores, Scorer
 from emodissect.similarity import Similarity
+from emodissect.tasks.picturing import chosen_ids, neuron_maps, saliency_maps
 from emodissect.tasks.reporting import dissection_figures, dissection_page, write_figures, write_page
 from emodissect.tasks.session import Session, resolved, session
-from emodissect.tasks.training import Trained, trained_classifier, untrained
-from emodissect.terminal import frame_table
-from emodissect.tracking import log_artifact, log_dissection
+from emodissect.tasks.training import Trained, as_made, trained_classifier, untrained
+from emodissect.terminal import Column, frame_table
+from emodissect.tracking import Made, log_artifact, log_dissection
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +45,10 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
         plan.check()
         trained = trained_classifier(run, fit=False)
         layers = plan.layers(trained.classifier)
-        found = dissected(run, plan, trained, layers)
+        found = pictured(run, plan, trained, dissected(run, plan, trained, layers))
         found.dissection.save(run.folder)
         run.wrote("labels", run.folder / "neurons.csv")
-        run.console.print(layer_summary(found.dissection))
+        run.console.print(layer_summary(found.dissection, plan.interpretation))
         figures = dissection_figures(found.dissection, plan.interpretation.tau)
         write_figures(run, figures)
         page = dissection_page(run, plan, trained, found)
@@ -57,16 +59,14 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
             page.extras = judged.extras()
         write_page(run, page)
         log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=figures)
-        log_artifact(
-            run.loggers,
-            "neuron-labels",
-            "labels",
-            [run.folder / "neurons.parquet", run.folder / "layers.csv"],
-            run.inputs,
-            made_from=["classifier:latest"],
-        )
+        log_artifact(run.loggers, labels_made(run), [as_made(trained.checkpoint, trained.weights)])
         run.summary({"layers": found.dissection.layers.to_dict("records")})
         return {"objective": float(found.dissection.layers["accuracy"].max())}
+
+
+def labels_made(run: Session) -> Made:
+    """The labels in the run folder as W&B keeps them."""
+    return Made("neuron-labels", "labels", [run.folder / "neurons.parquet", run.folder / "layers.csv"], run.inputs)
 
 
 class Plan:
@@ -140,6 +140,9 @@ class Plan:
         self.measure  # noqa: B018
         self.concepts.class_mask(self.run.data.splits.class_names)
         self.scorer  # noqa: B018
+        chosen_ids(self.probe, self.run.cfg.pictures)
+        if self.run.cfg.labels:
+            Dissection.load(self.run.cfg.labels)
         # a network's layers are known without training it, so a misspelt one costs nothing
         resolve_layers(untrained(self.run).network, self.layer_words)
 
@@ -154,6 +157,7 @@ class Dissected:
         activations: by layer.
         key: what the labels came from, for the caches behind.
         heat: activation maps of conv neurons over their top images, by (layer, neuron).
+        saliency: of a few probe images, by id.
     """
 
     dissection: Dissection
@@ -162,6 +166,7 @@ class Dissected:
     scores: ConceptScores
     key: Mapping[str, Any]
     heat: Mapping[tuple[str, int], Any] = field(default_factory=dict)
+    saliency: Mapping[int, Any] = field(default_factory=dict)
 
 
 def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> Dissected:
@@ -199,6 +204,16 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
 
     folder = run.made("labels", key, write)
     return Dissected(Dissection.load(folder), predictions, activations, scores, key)
+
+
+def pictured(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Dissected:
+    """The same with the maps that the report lays over images."""
+    wanted = run.cfg.pictures
+    return replace(
+        found,
+        heat=neuron_maps(trained.classifier, found.dissection, plan.probe, wanted),
+        saliency=saliency_maps(trained.classifier, plan.probe, wanted, run.cfg.seed),
+    )
 
 
 def recorded(
@@ -262,19 +277,19 @@ def described(measure: Similarity) -> dict[str, Any]:
     return {"class": type(measure).__qualname__, **parameters}
 
 
-def layer_summary(dissection: Dissection) -> Any:
+def layer_summary(dissection: Dissection, interpretation: Interpretation) -> Any:
     """The layer table for the terminal."""
-    columns = (
-        "layer",
-        "neurons",
-        "dead",
-        "interpretable",
-        "proportion",
-        "proportion_null",
-        "significant",
-        "accuracy",
-        "accuracy_interpretable",
-        "accuracy_others",
-        "accuracy_chance",
-    )
+    columns = {
+        "layer": Column("layer"),
+        "neurons": Column("neurons"),
+        "dead": Column("dead"),
+        "interpretable": Column(f"sim > {interpretation.tau:g}"),
+        "proportion": Column("share", percent),
+        "proportion_null": Column("by chance", percent),
+        "significant": Column(f"q < {interpretation.level:g}"),
+        "accuracy": Column("accuracy", percent),
+        "accuracy_interpretable": Column(f"of > {interpretation.tau:g}", percent),
+        "accuracy_others": Column("of others", percent),
+        "accuracy_chance": Column("chance", percent),
+    }
     return frame_table(dissection.layers, "Neuron labels by layer", columns)

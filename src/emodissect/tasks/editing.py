@@ -22,13 +22,14 @@ from emodissect.evaluation import Inference
 from emodissect.models.classifier import Classifier
 from emodissect.ranks import first_rank
 from emodissect.report import EditPage, Extra
-from emodissect.study import ConceptAblation, EditStudy, ablate_concepts, run_study
-from emodissect.tasks.dissecting import Dissected, Plan, dissected, layer_summary
+from emodissect.report.words import p_value, percent, plain, points
+from emodissect.study import ConceptAblation, EditStudy, ablate_concepts, check_words, run_study
+from emodissect.tasks.dissecting import Dissected, Plan, dissected, labels_made, layer_summary, pictured
 from emodissect.tasks.reporting import dissection_figures, dissection_page, write_figures, write_page
 from emodissect.tasks.session import Session, resolved, session
-from emodissect.tasks.training import Trained, trained_classifier
-from emodissect.terminal import figures_table, frame_table
-from emodissect.tracking import log_artifact, log_dissection, log_study
+from emodissect.tasks.training import Trained, as_made, trained_classifier
+from emodissect.terminal import Column, figures_table, frame_table
+from emodissect.tracking import Made, log_artifact, log_dissection, log_study
 
 AXES = ("tau", "factor", "level")
 """Top-level values that a list turns into an axis of the grid."""
@@ -41,12 +42,13 @@ def edit(cfg: DictConfig) -> dict[str, Any]:
     with session(cfg) as run:
         plan = Plan(run)
         plan.check()
+        check_words(cfg.study.metric, cfg.study.select_on)
         selections, rules = grid_of(cfg, cfg.selection), grid_of(cfg, cfg.edit)
         judged = {name: _images(run, cfg.study[name]) for name in ("choose_on", "judge_on")}
         trained = trained_classifier(run, fit=False)
         layers = plan.layers(trained.classifier)
-        found = dissected(run, plan, trained, layers)
-        run.console.print(layer_summary(found.dissection))
+        found = pictured(run, plan, trained, dissected(run, plan, trained, layers))
+        run.console.print(layer_summary(found.dissection, plan.interpretation))
         layers = _kept(run, found, layers, trained.classifier)
         if not first_rank():
             return {}
@@ -195,18 +197,15 @@ def _told(
             )
     write_figures(run, drawn)
     summary = edit_summary(study)
-    run.console.print(frame_table(_best_cells(study), "The grid, on validation", rows=12))
+    run.console.print(_best_cells(study))
     run.console.print(figures_table(_readable(study), f"The chosen edit of {study.edit.layer}, on test"))
     run.console.print(f"\n[bold]{study.verdict}[/]\n", highlight=False)
     log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names)
     log_study(run.loggers, study, {name: drawn[name] for name in drawn if name.startswith(("grid", "control"))})
     log_artifact(
         run.loggers,
-        "edited-classifier",
-        "edited-checkpoint",
-        [checkpoint],
-        {"weights": trained.weights, "labels": found.key, "verdict": study.verdict},
-        made_from=["classifier:latest", "neuron-labels:latest"],
+        Made("edited-classifier", "edited-checkpoint", [checkpoint], {"weights": trained.weights, **found.key}),
+        [as_made(trained.checkpoint, trained.weights), labels_made(run)],
     )
     run.wrote("labels", run.folder / "neurons.csv")
     run.wrote("grid", run.folder / "study" / "grid.csv")
@@ -278,10 +277,21 @@ def study_figures(run: Session, study: EditStudy) -> dict[str, Any]:
     return drawn
 
 
-def _best_cells(study: EditStudy) -> pd.DataFrame:
-    columns = ["layer", "tau", "factor", "selected", "accuracy_after", "delta", "gained", "lost", "p_value", "p_holm"]
-    ordered = study.grid.sort_values(["chosen", "delta"], ascending=False)
-    return ordered[[c for c in columns if ordered[c].notna().any()]]
+def _best_cells(study: EditStudy) -> Any:
+    columns = {
+        "layer": Column("layer"),
+        "tau": Column("tau", plain),
+        "factor": Column("factor", plain),
+        "selected": Column("chosen"),
+        "accuracy_after": Column("accuracy", percent),
+        "delta": Column("points", points),
+        "gained": Column("gained"),
+        "lost": Column("lost"),
+        "p_value": Column("p", p_value),
+        "p_holm": Column("p, Holm", p_value),
+    }
+    ordered = study.grid.sort_values(["chosen", "delta"], ascending=False).dropna(axis=1, how="all")
+    return frame_table(ordered, "The grid, on validation; the chosen cell first", columns, rows=12)
 
 
 def _readable(study: EditStudy) -> dict[str, Any]:
@@ -291,9 +301,9 @@ def _readable(study: EditStudy) -> dict[str, Any]:
         "accuracy after": f"{test.accuracy_after:.3%}",
         "change": f"{100 * test.delta:+.3f} points (95 % {100 * test.delta_low:+.3f} to {100 * test.delta_high:+.3f})",
         "images gained, lost": f"{test.gained}, {test.lost}",
-        "exact McNemar p": test.p_value,
-        "p against random neurons": study.p_random,
-        "p against shuffled labels": study.p_shuffled,
+        "exact McNemar p": p_value(test.p_value),
+        "p against random neurons": p_value(study.p_random),
+        "p against shuffled labels": p_value(study.p_shuffled),
         "smallest change one could have seen": f"{100 * study.detectable_delta:.2f} points",
         "NLL before, after": f"{test.nll_before:.4f}, {test.nll_after:.4f}",
     }

@@ -15,6 +15,7 @@ from emodissect.dissection import Dissection
 from emodissect.provenance import command
 from emodissect.ranks import first_rank
 from emodissect.report import DissectionPage, TrainPage
+from emodissect.tasks.picturing import audit_extras, saliency_maps, surest_mistakes
 
 if TYPE_CHECKING:
     from emodissect.tasks.dissecting import Dissected, Plan
@@ -62,6 +63,7 @@ def dissection_page(run: Session, plan: Plan, trained: Trained, found: Dissected
         level=plan.interpretation.level,
         published=published_layers(run),
         heat=found.heat,
+        saliency=found.saliency,
     )
 
 
@@ -83,12 +85,17 @@ def write_page(run: Session, page: Any) -> Path | None:
 def train_page(run: Session, trained: Trained, metrics: Mapping[str, float]) -> TrainPage:
     """The page of a training."""
     classifier = trained.classifier
+    outputs, tested = classifier.results.get("test"), run.data.splits.test
+    wanted = run.cfg.pictures
+    mistakes = surest_mistakes(outputs, wanted.saliency) if outputs is not None else []
     return TrainPage(
         metrics=metrics,
         class_names=run.data.splits.class_names,
         history=history(run, trained),
-        predictions=classifier.results.get("test"),
-        images=run.data.splits.test if "test" in classifier.results else None,
+        predictions=outputs,
+        images=tested if outputs is not None else None,
+        saliency=saliency_maps(classifier, tested, wanted, run.cfg.seed, mistakes) if mistakes else {},
+        extras=audit_extras(run.data, outputs),
         command=command(),
         manifest=run.manifest(),
     )

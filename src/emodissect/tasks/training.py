@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from emodissect.statistics import wilson
 from emodissect.tasks.reporting import keep_history, train_page, write_page
 from emodissect.tasks.session import Session, resolved, session
 from emodissect.terminal import figures_table
-from emodissect.tracking import log_artifact, log_metrics
+from emodissect.tracking import Made, log_artifact, log_metrics
 
 log = logging.getLogger(__name__)
 
@@ -145,12 +145,20 @@ def training_key(run: Session, given: Path | None) -> dict[str, Any]:
         "optimizer": groups.get("optimizer"),
         "scheduler": groups.get("scheduler"),
         "trainer": trainer,
-        "callbacks": sorted(groups.get("callbacks") or {}),
+        "callbacks": _without(groups.get("callbacks") or {}, ("dirpath", "cache_dir")),
         "data": data,
         "images": [run.data.splits.train.fingerprint(), run.data.splits.val.fingerprint()],
         "from": file_hash(given) if given else None,
         "seed": cfg.seed,
         "versions": {name: versions()[name] for name in ("torch", "lightning", "emodissect")},
+    }
+
+
+def _without(node: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {
+        key: _without(value, names) if isinstance(value, Mapping) else value
+        for key, value in node.items()
+        if key not in names
     }
 
 
@@ -214,7 +222,7 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
     trainer.fit(classifier, datamodule=run.data, ckpt_path=resume.point_to(callbacks), weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    best = next((c.best_model_path for c in callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path), "")
+    best = next((c.best_model_path for c in callbacks if isinstance(c, ModelCheckpoint) and c.monitor), "")
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if best:
         load_weights(classifier.network, Path(best))
@@ -226,8 +234,13 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
     keep_history(run, folder)
     if first_rank():
         log_metrics(run.loggers, {f"best/{k}": v for k, v in metrics.items() if k.startswith("val/")})
-        log_artifact(run.loggers, "classifier", "checkpoint", [folder / CHECKPOINT], {"key": content_key(key)})
+        log_artifact(run.loggers, as_made(folder / CHECKPOINT, weights_hash(classifier.network)))
     resume.done()
+
+
+def as_made(checkpoint: Path, weights: str) -> Made:
+    """A classifier as W&B keeps it."""
+    return Made("classifier", "checkpoint", [checkpoint], {"weights": weights})
 
 
 def _copy(source: str, target: Path) -> None:
@@ -254,20 +267,15 @@ class _Resume:
                     found = str(last)
                 except (RuntimeError, KeyError, EOFError, OSError) as error:
                     log.warning("The last state of a training that was cut off is unusable (%s): starting anew.", error)
-        folders = [c.dirpath for c in callbacks if isinstance(c, ModelCheckpoint) and c.save_last and c.dirpath]
-        if folders and first_rank():
+        keepers = [c for c in callbacks if isinstance(c, ModelCheckpoint)]
+        if found:  # in the folder of the run that was cut off: there lies the best so far, and its callbacks know it
+            for keeper in keepers:
+                keeper.dirpath = str(Path(found).parent)
+        kept = [c for c in keepers if c.monitor is None and c.dirpath]
+        if kept and first_rank():
             self.pointer.parent.mkdir(parents=True, exist_ok=True)
-            if found is None or Path(folders[0]) == Path(found).parent:
-                self.pointer.write_text(str(Path(folders[0]) / "last.ckpt"))
-            else:
-                self._go_on_here(Path(found), Path(folders[0]))
+            self.pointer.write_text(str(Path(str(kept[0].dirpath)) / f"{kept[0].filename}.ckpt"))
         return found
-
-    def _go_on_here(self, found: Path, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in found.parent.glob("*.ckpt"):
-            shutil.copyfile(file, folder / file.name)
-        self.pointer.write_text(str(folder / "last.ckpt"))
 
     def done(self) -> None:
         """Forgets the pointer."""

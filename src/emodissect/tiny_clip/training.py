@@ -24,6 +24,7 @@ from emodissect.data.sketches import CONCEPTS, captions
 from emodissect.errors import UserError
 from emodissect.models.augmentation import Augmentation
 from emodissect.scorers.clip_images import ClipImages
+from emodissect.scorers.open_clip_model import quiet_loading
 from emodissect.tiny_clip.figures import ZeroShot, cosines, zero_shot
 from emodissect.tiny_clip.model import MODEL_NAME, VOCABULARY, WEIGHTS, text_config
 from emodissect.tiny_clip.tokenizer import UNKNOWN, WordTokenizer, vocabulary, words_of
@@ -71,7 +72,9 @@ class ContrastiveTraining(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.model = open_clip.create_model(MODEL_NAME).to(memory_format=torch.channels_last)
+        with quiet_loading(logging.WARNING):  # it warns of random weights, which are meant here
+            model = open_clip.create_model(MODEL_NAME)
+        self.model = model.to(memory_format=torch.channels_last)
         self.preprocess = ClipImages.of(open_clip.get_model_preprocess_cfg(self.model))
         self.loss = open_clip.ClipLoss()
         self.tokenizer = tokenizer

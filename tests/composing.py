@@ -1,0 +1,41 @@
+"""A verb's config as Hydra would hand it over, without a command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+
+from emodissect.command_line import with_layer_words
+
+CONF = Path(__file__).parents[1] / "conf"
+VERBS = ("train", "dissect", "edit")
+
+SMALL = (
+    "data.train=400",
+    "data.val=150",
+    "data.test=150",
+    "model.width=0.05",
+    "trainer=cpu",
+    "trainer.max_epochs=1",
+    "probe.null_draws=100",
+    "study.controls=20",
+    "study.bootstrap=200",
+    "logger=csv",
+    "print_config=false",
+    "pictures.samples=0",
+)
+"""Overrides that make a whole job take seconds."""
+
+
+def composed(verb: str, *overrides: str, run_dir: Path) -> DictConfig:
+    """The config of ``python <verb>.py <overrides>`` for a run in ``run_dir``."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(verb, with_layer_words(overrides, CONF), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        cfg.paths.run_dir = str(run_dir)
+        del cfg["hydra"]
+    return cfg

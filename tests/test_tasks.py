@@ -1,0 +1,250 @@
+"""The three verbs from end to end on few drawn faces: what they write, reuse, log and refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from composing import CONF, SMALL, composed
+from safetensors.torch import load_file
+
+from emodissect.dissection import Dissection
+from emodissect.errors import UserError
+from emodissect.study import EditStudy
+from emodissect.tasks import dissect, edit, train
+
+TASKS = {"train": train, "dissect": dissect, "edit": edit}
+
+Verb = Callable[..., tuple[Path, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that the tests of this module share, so that the network is trained once."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def verb(home: Path, tmp_path: Path) -> Verb:
+    """Runs a verb with overrides; gives its run folder and what it returned."""
+    count = 0
+
+    def run(name: str, *overrides: str) -> tuple[Path, dict[str, Any]]:
+        nonlocal count
+        count += 1
+        folder = tmp_path / f"run{count}"
+        small = SMALL if "data=fer2013" not in overrides else [w for w in SMALL if not w.startswith("data.")]
+        words = [*small, f"paths.cache_dir={home}", f"paths.log_dir={tmp_path}", *overrides]
+        return folder, TASKS[name](composed(name, *words, run_dir=folder))
+
+    return run
+
+
+def written(folder: Path) -> set[str]:
+    """The files of a run folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_train_writes_a_page_figures_and_a_manifest(verb: Verb) -> None:
+    folder, result = verb("train")
+    assert {"report.html", "summary.json", "manifest.json"} <= written(folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["test/acc_low"] < summary["test/acc"] < summary["test/acc_high"]
+    assert result["objective"] == summary["val/acc"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert {"command", "commit", "versions", "seed", "weights", "data"} <= manifest.keys() | manifest["inputs"].keys()
+    page = (folder / "report.html").read_text()
+    assert "Surest mistakes" in page
+    assert "pixels that the answer hangs on most" in page
+
+
+def test_a_training_is_reused_and_a_change_makes_another(verb: Verb, home: Path) -> None:
+    verb("train")
+    before = set((home / "training").iterdir())
+    _, again = verb("train")
+    assert set((home / "training").iterdir()) == before
+    _, other = verb("train", "optimizer.lr=0.02")
+    assert len(set((home / "training").iterdir()) - before) >= 1
+    assert again["val/nll"] != other["val/nll"]
+
+
+def test_dissect_labels_and_a_second_concept_set_runs_no_network(verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = verb("dissect", "layer=[conv2a,lin2]")
+    assert {"neurons.parquet", "neurons.csv", "layers.csv", "shares.csv", "report.html"} <= written(folder)
+    assert {"figures/similarity_lin2.png", "figures/similarity_conv2a.png"} <= written(folder)
+    found = Dissection.load(folder)
+    assert list(found.layers["layer"]) == ["conv2a", "lin2"]
+    assert found.neurons["q_value"].dropna().between(0, 1).all()
+    page = (folder / "report.html").read_text()
+    assert "Where the classifier looked" in page
+    assert "where in the image a convolutional neuron is active" in page
+
+    def no_network(*_: object, **__: object) -> None:
+        raise AssertionError("the network was run again")
+
+    monkeypatch.setattr("emodissect.tasks.dissecting._predict", no_network)
+    folder, _ = verb("dissect", "layer=[conv2a,lin2]", "concepts=fer7")
+    words = {"angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"}
+    assert set(Dissection.load(folder).neurons["concept"].str.lower().dropna()) <= words
+
+
+def test_edit_judges_a_grid_and_its_checkpoint_is_what_it_says(verb: Verb) -> None:
+    folder, result = verb("edit", "tau=[-1,0]", "factor=[1.5,2]", "study.ablate_concepts=true")
+    assert {"edited.ckpt", "report.html", "study/grid.csv", "figures/grid_lin2.png"} <= written(folder)
+    study = EditStudy.load(folder / "study")
+    assert len(study.grid) == 4
+    assert int(study.grid["chosen"].sum()) == 1
+    assert result["identical_predictions"]
+    assert result["logit_difference"] < 1e-3
+    checkpoint = str(folder / "edited.ckpt")
+    assert torch.load(checkpoint, weights_only=True)["edit"]["layer"] == "lin2"
+    _, tested = verb("train", "fit=false", f"ckpt_path={checkpoint}")
+    assert tested["test/acc"] == pytest.approx(result["accuracy_after"], abs=1e-6)
+    folder, _ = verb("dissect", f"ckpt_path={checkpoint}")
+    assert (folder / "neurons.csv").exists()
+
+
+def test_an_edit_again_is_read_from_the_cache_with_the_same_figures(verb: Verb) -> None:
+    _, first = verb("edit", "factor=2")
+    _, second = verb("edit", "factor=2")
+    assert json.dumps(first) == json.dumps(second)  # NaN as a word
+
+
+def test_labels_of_an_earlier_dissection_are_taken(verb: Verb) -> None:
+    labels, _ = verb("dissect", "similarity=pearson")
+    folder, _ = verb("edit", f"labels={labels}")
+    pd.testing.assert_frame_equal(Dissection.load(folder).neurons, Dissection.load(labels).neurons)
+    with pytest.raises(UserError, match="lin1"):
+        verb("edit", f"labels={labels}", "layer=lin1")
+
+
+def test_evaluate_writes_label_quality(verb: Verb) -> None:
+    folder, _ = verb("dissect", "evaluate=true", "layer=lin3")
+    frames = {name: pd.read_csv(folder / f"label_quality_{name}.csv") for name in ("neurons", "recovery", "stability")}
+    assert len(frames["neurons"]) == 7
+    assert set(frames["recovery"]["similarity"]) >= {"soft_wpmi", "pearson"}
+
+
+def test_the_audit_is_a_file_and_a_section(verb: Verb) -> None:
+    folder, _ = verb("train", "data.audit=true")
+    assert (folder / "audit.csv").exists()
+    assert "Audit of the images" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("dissect", ["layer=named", "layer.names=lin9"], "Did you mean"),
+        ("edit", ["ckpt_path=/nowhere/x.ckpt"], "does not exist"),
+        ("train", ["fit=false"], "ckpt_path"),
+        ("edit", ["data=fer2013", "data.path=/nowhere/fer2013.csv"], "kaggle"),
+        ("edit", ["concepts=file", "concepts.path=/nowhere/words.txt"], "words.txt"),
+        ("dissect", ["pictures.ids=[-5]"], "pictures.ids"),
+        ("edit", ["labels=/nowhere"], "neurons.parquet"),
+        ("dissect", ["similarity.top_k=0"], "top_k"),
+        ("edit", ["study.metric=acuracy"], "accuracy"),
+        ("edit", ["study.judge_on=tst"], "test"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_trained(
+    verb: Verb, name: str, overrides: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_training(*_: object, **__: object) -> None:
+        raise AssertionError("trained before the mistake was told")
+
+    monkeypatch.setattr("emodissect.tasks.training._fit", no_training)
+    with pytest.raises(Exception, match=r"(?i)" + message.replace(".", r"\.")) as caught:
+        verb(name, "seed=99", *overrides)
+    from emodissect.command_line import users_mistake
+
+    assert users_mistake(caught.value)
+
+
+def test_dissecting_while_training_leaves_the_weights_to_the_bit(verb: Verb, home: Path) -> None:
+    plain, _ = verb("train", "seed=5", "data.train=200", "trainer.max_epochs=2")
+    watched, _ = verb("train", "seed=5", "data.train=200", "trainer.max_epochs=2", "callbacks=dissect")
+    hashes = [json.loads((f / "manifest.json").read_text())["inputs"]["weights"] for f in (plain, watched)]
+    assert hashes[0] == hashes[1]
+    logged = pd.read_csv(watched / "csv" / "metrics.csv")
+    assert len(logged["dissect/lin2/interpretable"].dropna()) >= 2
+    assert logged["dissect/lin2/accuracy"].dropna().between(0, 1).all()
+
+
+@pytest.mark.slow
+def test_two_processes_label_as_one(verb: Verb, home: Path, tmp_path: Path) -> None:
+    verb("train")
+    checkpoint = next((home / "training").glob("*/classifier.ckpt"))
+    one, _ = verb("dissect", "layer=[conv2a,lin2]", "similarity=pearson", f"ckpt_path={checkpoint}")
+    words = [w for w in SMALL if not w.startswith("trainer=")]
+    folder = tmp_path / "two"
+    subprocess.run(
+        [
+            *(sys.executable, str(CONF.parent / "dissect.py"), *words, "layer=[conv2a,lin2]", "similarity=pearson"),
+            *("trainer=ddp_sim", f"ckpt_path={checkpoint}", f"paths.cache_dir={tmp_path / 'cache2'}"),
+            *(f"paths.log_dir={tmp_path}", f"hydra.run.dir={folder}"),
+        ],
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=300,
+    )
+    found, expected = Dissection.load(folder).neurons, Dissection.load(one).neurons
+    assert list(found["concept"]) == list(expected["concept"])
+    assert [list(x) for x in found["top_ids"]] == [list(x) for x in expected["top_ids"]]
+    assert (found["similarity"] - expected["similarity"]).abs().max() < 1e-5
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_and_ends_as_an_unbroken_one(verb: Verb, tmp_path: Path, home: Path) -> None:
+    words = ["seed=7", "trainer.max_epochs=4"]
+    unbroken, _ = verb("train", *words)
+    script = f"""
+import sys, os, signal
+sys.argv = ["train.py"]
+import lightning.pytorch as L
+from composing import composed, SMALL
+from emodissect.command_line import register_resolvers
+from emodissect.tasks import train
+from emodissect.models.classifier import Classifier
+register_resolvers()
+def die(self):
+    if self.current_epoch == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+Classifier.on_train_epoch_start = die
+from pathlib import Path
+folder = Path({str(tmp_path / "killed")!r})
+further = ["paths.cache_dir={tmp_path / "cache3"}", "paths.log_dir={tmp_path}"]
+train(composed("train", *SMALL, *{words!r}, *further, run_dir=folder))
+"""
+    killed = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    assert killed.returncode == -9, killed.stderr.decode()[-2000:]
+    assert not list((tmp_path / "cache3" / "training").glob("*/classifier.ckpt"))
+    resumed, _ = verb("train", *words, f"paths.cache_dir={tmp_path / 'cache3'}")
+    weights = [load_weights_of(folder) for folder in (unbroken, resumed)]
+    assert weights[0] == weights[1]
+
+
+def load_weights_of(folder: Path) -> str:
+    """The hash of the weights that a run ended with."""
+    return str(json.loads((folder / "manifest.json").read_text())["inputs"]["weights"])
+
+
+def test_null_draws_are_kept_beside_the_labels(verb: Verb) -> None:
+    folder, _ = verb("dissect")
+    null = load_file(folder / "null.safetensors")
+    assert list(null) == ["lin2"]
+    assert null["lin2"].isfinite().all()
