@@ -149,7 +149,7 @@ def test_rows_are_ascending_by_id() -> None:
 
 def test_large_outputs_lie_on_disk_and_leave_nothing(caplog: pytest.LogCaptureFixture) -> None:
     inference = vgg()
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         disk, memory = (
             EditedLogits(inference, "conv4b", faces(), memory_limit=100),
             EditedLogits(inference, "conv4b", faces()),

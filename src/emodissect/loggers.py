@@ -7,12 +7,14 @@ import netrc
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlparse
 
+import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 from emodissect.errors import UserError, nearest
+from emodissect.ranks import first_rank
 
 log = logging.getLogger(__name__)
 
@@ -75,20 +77,21 @@ def wandb_logger(
     # W&B says more than a summary needs; its own words stay in the run's debug log.
     os.environ.setdefault("WANDB_SILENT", "true")
     Path(save_dir).mkdir(parents=True, exist_ok=True)
-    extra: dict[str, Any] = {"resume": "allow"} if id else {}
-    return WandbLogger(
+    if not first_rank():
+        return WandbLogger(project=project, save_dir=save_dir, offline=True)  # a dummy: rank 0 logs
+    run = wandb.init(
         project=project,
         entity=entity,
         job_type=job_type,
         group=group,
         name=name,
         tags=list(tags),
-        save_dir=save_dir,
+        dir=save_dir,
         id=id,
-        offline=chosen == "offline",
-        mode=chosen,
-        **extra,
+        resume="allow" if id else None,
+        mode=cast(Any, chosen),
     )
+    return WandbLogger(project=project, save_dir=save_dir, offline=chosen == "offline", experiment=cast(Any, run))
 
 
 def where_wandb_went(logger: WandbLogger) -> str:

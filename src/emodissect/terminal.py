@@ -62,14 +62,20 @@ def frame_table(
         rows: shown at most.
     """
     table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
+    table.pad_edge, table.collapse_padding = False, True
     chosen = [str(name) for name in (frame.columns if columns is None else columns) if name in frame]
     looks = columns if isinstance(columns, Mapping) else {}
     shown = [(name, looks.get(name) or Column(name.replace("_", " "))) for name in chosen]
-    for name, column in shown:
+    records = frame.head(rows).to_dict("records")
+    cells = [[(column.written or figure)(record[name]) for record in records] for name, column in shown]
+    for (name, column), written_cells in zip(shown, cells, strict=True):
         numeric = pd.api.types.is_numeric_dtype(frame[name])
-        table.add_column(column.heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
-    for record in frame.head(rows).to_dict("records"):
-        table.add_row(*((column.written or figure)(record[name]) for name, column in shown))
+        widest = max([*map(len, written_cells), *map(len, column.heading.split())], default=1)
+        table.add_column(
+            column.heading, justify="right" if numeric else "left", overflow="fold", min_width=widest if numeric else 4
+        )
+    for row in zip(*cells, strict=True):
+        table.add_row(*row)
     if len(frame) > rows:
         table.caption = f"{len(frame) - rows} more rows in the files."
     return table
