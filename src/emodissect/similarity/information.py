@@ -14,7 +14,7 @@ from emodissect.errors import UserError
 from emodissect.similarity.top import constant_neurons, top_rows
 
 _PROBABILITIES = 2**24  # elements of the softmax held at a time: 64 MiB
-_IN_CACHE = 2**16  # elements of a block of (neuron, concept) products: 256 KiB
+_IN_CACHE = 2**19  # elements of a block of (neuron, concept) products: 2 MiB
 _LARGEST = 1e30  # a product of ranks is turned into a log before it could leave float32
 
 
@@ -236,7 +236,11 @@ def _probabilities(scores: Tensor, a: float) -> Iterator[tuple[slice, Tensor]]:
     """The softmax over concepts of a · scores, a block of concepts at a time, so that it never exists as a whole."""
     images, concepts = scores.shape
     if images * concepts <= _PROBABILITIES:
-        yield slice(0, concepts), (scores * a).float().softmax(1)
+        whole = torch.empty(images, concepts, device=scores.device)
+        step = max(_IN_CACHE // concepts, 1)
+        for start in range(0, images, step):
+            torch.softmax(scores[start : start + step].float() * a, 1, out=whole[start : start + step])
+        yield slice(0, concepts), whole
         return
     step = max(_IN_CACHE // concepts, 1)
     norms = torch.cat([(part * a).float().logsumexp(1, keepdim=True) for part in scores.split(step)]).neg_()

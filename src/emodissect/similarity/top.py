@@ -7,52 +7,63 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 _GROUP = 8  # images a group: N/8 maxima and 8k members a neuron are looked at instead of N
-_COLUMNS = 512  # neurons whose group maxima are held at a time
-_BLOCK = 64  # neurons sorted at a time; stays in cache
+_COLUMNS = 256  # neurons whose group maxima are held at a time
+_BLOCK = 128  # neurons sorted at a time; stays in cache
 
 
 def top_rows(activations: Float[Tensor, "image neuron"], k: int) -> Int64[Tensor, "rank neuron"]:
     """The ``min(k, N)`` most activating images of each neuron, most activating first.
 
-    Exact, in two levels: the images are cut into groups of eight, one streaming pass takes each group's maximum, the
-    k groups with the largest maxima are kept, and the k best are sought among their members. Every top image lies in
-    a kept group: each kept group holds a value at least as large as anything outside. Equal activations rank by image
-    row, the earlier first, so the answer depends neither on the machine nor on the block size.
+    Exact, by levels: the images are cut into groups of eight, one streaming pass takes each group's maximum, and the
+    maxima are cut into groups again while many are left. From the top level down the k groups with the largest maxima
+    are kept, and the k best sought among their members. Every top image lies in a kept group: each kept group holds a
+    value at least as large as anything outside. Equal activations rank by image row, the earlier first, so the answer
+    depends neither on the machine nor on the block size.
 
     Shapes: activations ``[image neuron]`` (any float type, compared as float32; may be a memory map) -> rows
-    ``[rank neuron]``. Extra memory: 512 · N/8 floats and 64 · 8k keys, whatever the number of neurons.
+    ``[rank neuron]``. Extra memory: 256 · N/7 floats and 128 · 8k keys, whatever the number of neurons.
     """
     images, neurons = activations.shape
     k = min(k, images)
     activations = activations.contiguous()
-    device = activations.device
-    group = _GROUP if images > 2 * _GROUP * k else 1
-    whole = images // group * group
-    groups = -(-images // group)
-    flat = activations.view(-1)
-    group_order = torch.arange(groups, device=device)
-    member_order = torch.arange(k * group, device=device)
-    found = torch.empty(k, neurons, dtype=torch.int64, device=device)
+    found = torch.empty(k, neurons, dtype=torch.int64, device=activations.device)
     for left in range(0, neurons, _COLUMNS):
-        columns = activations[:, left : left + _COLUMNS]
-        maxima = columns[:whole].unflatten(0, (whole // group, group)).amax(1) if group > 1 else columns
-        if whole < images:
-            maxima = torch.cat([maxima, columns[whole:].amax(0, keepdim=True)])
-        for start in range(0, columns.shape[1], _BLOCK):
-            block = maxima[:, start : start + _BLOCK].t()
-            kept = _keys(block, group_order).topk(k, dim=1, sorted=group == 1).indices
-            if group > 1:
-                kept = kept.sort(dim=1).values  # members in image order, so that ties fall to the earlier image
-                rows = (kept[:, :, None] * group + torch.arange(group, device=device)).flatten(1)
-                beyond = rows >= images  # the last group may be short
-                rows.clamp_(max=images - 1)
-                neuron = torch.arange(left + start, left + start + len(rows), device=device)
-                keys = _keys(torch.take(flat, rows * neurons + neuron[:, None]), member_order)
-                if images % group:
-                    keys.masked_fill_(beyond, torch.iinfo(torch.int64).min)
-                kept = rows.gather(1, keys.topk(k, dim=1).indices)
+        levels = [activations[:, left : left + _COLUMNS]]
+        while len(levels[-1]) > 2 * _GROUP * k:
+            levels.append(_group_maxima(levels[-1]))
+        for start in range(0, levels[0].shape[1], _BLOCK):
+            columns = slice(start, start + _BLOCK)
+            top = levels[-1][:, columns].t()
+            keys = _keys(top, torch.arange(top.shape[1], device=top.device))
+            kept = keys.topk(k, dim=1, sorted=len(levels) == 1).indices
+            for level in levels[-2::-1]:
+                kept = _best_members(level[:, columns], kept, k)
             found[:, left + start : left + start + len(kept)] = kept.t()
     return found
+
+
+def _group_maxima(values: Float[Tensor, "row neuron"]) -> Float[Tensor, "group neuron"]:
+    """The largest of each eight rows; the last group may be short."""
+    whole = len(values) // _GROUP * _GROUP
+    maxima = values[:whole].unflatten(0, (-1, _GROUP)).amax(1)
+    return maxima if whole == len(values) else torch.cat([maxima, values[whole:].amax(0, keepdim=True)])
+
+
+def _best_members(
+    values: Float[Tensor, "row neuron"], groups: Int64[Tensor, "neuron kept"], k: int
+) -> Int64[Tensor, "neuron rank"]:
+    """The rows of the k largest values among the groups' members, largest first."""
+    device = values.device
+    groups = groups.sort(dim=1).values  # members in row order, so that ties fall to the earlier row
+    rows = (groups[:, :, None] * _GROUP + torch.arange(_GROUP, device=device)).flatten(1)
+    beyond = rows >= len(values)  # the last group may be short
+    rows.clamp_(max=len(values) - 1)
+    neuron = torch.arange(values.shape[1], device=device)[:, None]
+    flat = values.as_strided((values.stride(0) * (len(values) - 1) + values.shape[1],), (1,))
+    keys = _keys(torch.take(flat, rows * values.stride(0) + neuron), torch.arange(rows.shape[1], device=device))
+    if len(values) % _GROUP:
+        keys.masked_fill_(beyond, torch.iinfo(torch.int64).min)
+    return rows.gather(1, keys.topk(k, dim=1).indices)
 
 
 def constant_neurons(activations: Float[Tensor, "image neuron"]) -> Bool[Tensor, " neuron"]:

@@ -1,0 +1,128 @@
+"""What W&B is sent: an offline run read back, and lineage online."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import wandb
+from composing import SMALL, composed
+from wandb_file import RunFile, read_run
+
+from emodissect.errors import UserError
+from emodissect.tasks import edit, train
+from emodissect.tracking import Made, log_artifact
+
+OFFLINE = [word for word in SMALL if not word.startswith("logger=")] + ["logger=default", "logger.wandb.mode=offline"]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An edit that trained, dissected and edited, logged offline."""
+    home = tmp_path_factory.mktemp("offline")
+    words = [*OFFLINE, "tau=[-1,0]", "factor=[1.5,2]", "tags=[small]", f"paths.cache_dir={home / 'cache'}"]
+    edit(composed("edit", *words, f"paths.log_dir={home}", run_dir=home / "run"))
+    return home / "run"
+
+
+@pytest.fixture(scope="module")
+def kept(run_folder: Path) -> RunFile:
+    return read_run(run_folder)
+
+
+def test_the_run_says_what_it_is(kept: RunFile) -> None:
+    assert (kept.run.job_type, list(kept.run.tags), kept.run.project) == ("edit", ["small"], "emodissect")
+    assert kept.exit_code == 0
+
+
+def test_the_config_is_resolved(kept: RunFile) -> None:
+    assert kept.config["layer"]["names"] == "lin2"
+    assert kept.config["selection"]["tau"] == [-1, 0]
+    assert "${" not in str(kept.config)
+
+
+def test_history_has_training_labels_and_deltas(kept: RunFile) -> None:
+    assert len(kept.logged("train/loss")) >= 1
+    assert 0 <= kept.logged("val/acc")[-1] <= 1
+    assert kept.logged("dissect/lin2/interpretable")[0] >= 0
+    assert abs(kept.logged("edit/test/delta")[-1]) <= 1
+    assert kept.logged("edit/test/p_value")
+
+
+def test_the_summary_has_what_one_sorts_by(kept: RunFile) -> None:
+    for name in ("edit/delta", "edit/p_value", "edit/tau", "edit/factor", "edit/verdict", "edit/layer"):
+        assert name in kept.summary, name
+
+
+def test_tables_and_images_are_there_with_their_files(kept: RunFile, run_folder: Path) -> None:
+    files = next(run_folder.glob("wandb/offline-run-*/files"))
+    rows = {"dissect/neurons": 205, "dissect/neuron_cards": 1, "edit/grid": 4}
+    for name, fewest in rows.items():
+        (table,) = kept.logged(name)
+        assert table["_type"] == "table-file"
+        assert table["nrows"] >= fewest or name == "dissect/neurons", name
+        assert (files / table["path"]).is_file()
+    (image,) = kept.logged("edit/grid_lin2")
+    assert image["_type"] == "image-file"
+    assert (files / image["path"]).is_file()
+    assert kept.logged("dissect/lin2/similarity")[0]["_type"] == "histogram"
+
+
+def test_artifacts_point_to_what_they_were_made_from(kept: RunFile) -> None:
+    assert set(kept.artifacts) == {"classifier", "edited-classifier"}
+    edited = kept.artifacts["edited-classifier"]
+    assert edited["type"] == "edited-checkpoint"
+    assert edited["metadata"]["made_from"] == ["classifier", "neuron-labels"]
+    assert edited["metadata"]["weights"] == kept.artifacts["classifier"]["metadata"]["weights"]
+    assert edited["files"] == ["edited.ckpt"]
+
+
+def test_a_failed_run_is_marked_failed_and_ends(tmp_path: Path) -> None:
+    words = [*OFFLINE, f"paths.cache_dir={tmp_path / 'cache'}", f"paths.log_dir={tmp_path}", "optimizer.lr=1e30"]
+    with pytest.raises(UserError, match="loss"):
+        train(composed("train", *words, run_dir=tmp_path / "run"))
+    assert read_run(tmp_path / "run").exit_code == 1
+    assert wandb.run is None
+
+
+class OnlineRun:
+    """Stands for a W&B run with a server."""
+
+    offline = disabled = False
+
+    def __init__(self) -> None:
+        self.used: list[str] = []
+        self.logged: list[wandb.Artifact] = []
+
+    def use_artifact(self, artifact: wandb.Artifact) -> None:
+        self.used.append(artifact.name)
+
+    def log_artifact(self, artifact: wandb.Artifact) -> None:
+        self.logged.append(artifact)
+
+
+def test_online_what_was_used_is_marked_as_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "weights.ckpt").write_bytes(b"weights")
+    (tmp_path / "neurons.parquet").write_bytes(b"labels")
+    run = OnlineRun()
+    monkeypatch.setattr("emodissect.tracking.wandb_runs", lambda _: [run])
+    classifier = Made("classifier", "checkpoint", [tmp_path / "weights.ckpt"], {"weights": "abc"})
+    log_artifact([], Made("neuron-labels", "labels", [tmp_path / "neurons.parquet"]), [classifier])
+    assert run.used == ["classifier"]
+    (labels,) = run.logged
+    assert (labels.name, labels.type, labels.metadata["made_from"]) == ("neuron-labels", "labels", ["classifier"])
+
+
+def test_a_server_that_refuses_an_artifact_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(_: Any) -> None:
+        raise wandb.Error("quota exceeded")
+
+    run = SimpleNamespace(offline=False, disabled=False, log_artifact=refused, use_artifact=refused)
+    monkeypatch.setattr("emodissect.tracking.wandb_runs", lambda _: [run])
+    (tmp_path / "x").write_bytes(b"x")
+    log_artifact([], Made("classifier", "checkpoint", [tmp_path / "x"]))
+    assert "quota exceeded" in caplog.text
