@@ -131,6 +131,10 @@ def test_evaluate_writes_label_quality(verb: Verb) -> None:
     frames = {name: pd.read_csv(folder / f"label_quality_{name}.csv") for name in ("neurons", "recovery", "stability")}
     assert len(frames["neurons"]) == 7
     assert set(frames["recovery"]["similarity"]) >= {"soft_wpmi", "pearson"}
+    assert set(frames["recovery"]["layer"]) == {"lin3", "planted neurons", "class logits"}
+    logits = frames["recovery"].query("layer == 'class logits'")
+    assert (logits["neurons"] == 7).all()
+    assert (logits["top1_chance"] - 1 / 7).abs().max() < 1e-9
 
 
 def test_the_audit_is_a_file_and_a_section(verb: Verb) -> None:

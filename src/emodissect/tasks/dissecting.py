@@ -56,7 +56,7 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
             judged = judge(run, plan, trained, found)
             judged.show(run)
             judged.save(run)
-            page.extras = judged.extras()
+            page.extras = [*page.extras, *judged.extras()]
         write_page(run, page)
         log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=figures)
         log_artifact(run.loggers, labels_made(run), [as_made(trained.checkpoint, trained.weights)])

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -21,10 +20,11 @@ from emodissect.editing import bake
 from emodissect.evaluation import Inference
 from emodissect.models.classifier import Classifier
 from emodissect.ranks import first_rank
-from emodissect.report import EditPage, Extra
+from emodissect.report import EditPage
 from emodissect.report.words import p_value, percent, plain, points
 from emodissect.study import ConceptAblation, EditStudy, ablate_concepts, check_words, run_study
 from emodissect.tasks.dissecting import Dissected, Plan, dissected, labels_made, layer_summary, pictured
+from emodissect.tasks.publishing import beside_shares, beside_study
 from emodissect.tasks.reporting import dissection_figures, dissection_page, write_figures, write_page
 from emodissect.tasks.session import Session, resolved, session
 from emodissect.tasks.training import Trained, as_made, trained_classifier
@@ -43,7 +43,7 @@ def edit(cfg: DictConfig) -> dict[str, Any]:
         plan = Plan(run)
         plan.check()
         check_words(cfg.study.metric, cfg.study.select_on)
-        selections, rules = grid_of(cfg, cfg.selection), grid_of(cfg, cfg.edit)
+        selections, rules = grid_of(cfg, "selection"), grid_of(cfg, "edit")
         judged = {name: _images(run, cfg.study[name]) for name in ("choose_on", "judge_on")}
         trained = trained_classifier(run, fit=False)
         layers = plan.layers(trained.classifier)
@@ -57,14 +57,14 @@ def edit(cfg: DictConfig) -> dict[str, Any]:
         return _told(run, plan, trained, found, study, ablation, judged)
 
 
-def grid_of(cfg: DictConfig, node: DictConfig) -> list[Any]:
-    """One object of the node for every value of the lists among tau, factor and level that it refers to."""
+def grid_of(cfg: DictConfig, group: str) -> list[Any]:
+    """One object of a group for every value of the lists among tau, factor and level that it refers to."""
     axes = {name: list(cfg[name]) for name in AXES if isinstance(cfg[name], ListConfig)}
     made: dict[str, Any] = {}
     for values in itertools.product(*axes.values()):
         cell = OmegaConf.merge(cfg, dict(zip(axes, values, strict=True)))
         assert isinstance(cell, DictConfig)
-        plain = OmegaConf.select(cell, str(node._key()))
+        plain = cell[group]
         described = json.dumps(resolved(plain), sort_keys=True)
         if described not in made:
             made[described] = instantiate(plain)
@@ -184,7 +184,7 @@ def _told(
         manifest=run.manifest(),
         optimistic=study.optimistic,
         val_images=len(judged["choose_on"]),
-        extras=_extras(run, study),
+        extras=[*beside_study(run.cfg, study), *beside_shares(run.cfg, found.dissection)],
     )
     if ablation:
         first = next(iter(ablation.values()))
@@ -307,17 +307,3 @@ def _readable(study: EditStudy) -> dict[str, Any]:
         "smallest change one could have seen": f"{100 * study.detectable_delta:.2f} points",
         "NLL before, after": f"{test.nll_before:.4f}, {test.nll_after:.4f}",
     }
-
-
-def _extras(run: Session, study: EditStudy) -> list[Extra]:
-    """The published figures that an experiment repeats, beside this run's."""
-    published = resolved(run.cfg.published) if run.cfg.get("published") else {}
-    rows = [
-        {"figure": name.replace("_", " "), "published": published[name], "this run": getattr(study.test, name)}
-        for name in ("accuracy_before", "accuracy_after")
-        if name in published
-    ]
-    if not rows:
-        return []
-    caption = "The published figures come from the published network and CLIP ViT-B/16; this run's from its own inputs."
-    return [Extra("Beside the published figures", caption, frame=pd.DataFrame(rows))]

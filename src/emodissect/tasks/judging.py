@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from emodissect import figures
+from emodissect.concepts import concept_set
 from emodissect.data.images import ImageSet
+from emodissect.errors import UserError
 from emodissect.label_quality import agreement, planted_neurons
 from emodissect.label_quality.judgement import held_out, labelled, recovered
 from emodissect.recording import LayerActivations
@@ -135,6 +137,7 @@ def judge(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Judge
             recovery.append(recovered(layer, scores, true_scores[at], measures, seed=seed).assign(layer=name))
     if true_scores is not None:
         recovery.append(_planted(plan, found, true_scores, measures, seed))
+    recovery.append(_logits(run, plan, found, measures, seed))
     return Judged(_together(neurons), _together(sanity), _together(recovery), pd.DataFrame(stability))
 
 
@@ -196,6 +199,23 @@ def _planted(
     return recovered(layer, scores, true_scores[order], measures, planted.truth, seed=seed).assign(
         layer="planted neurons"
     )
+
+
+def _logits(run: Session, plan: Plan, found: Dissected, measures: Mapping[str, Similarity], seed: int) -> pd.DataFrame:
+    """Recovery of the class logits, whose labels are known on any data: logit c stands for the name of class c.
+
+    Empty where the scorer cannot score the class names.
+    """
+    names = run.data.splits.class_names
+    try:
+        scores = plan.scorer.score(plan.probe, concept_set(names), names, run.cache)
+    except UserError:
+        return pd.DataFrame()
+    layer = LayerActivations.of("class logits", found.predictions.ids, found.predictions.logits, 100)
+    labels = plan.probe.labels[plan.probe.rows_of(layer.ids)]
+    shown = torch.nn.functional.one_hot(labels, len(names)).float()
+    truth = torch.eye(len(names), dtype=torch.bool)
+    return recovered(layer, scores.at(layer.ids), shown, measures, truth, seed=seed).assign(layer="class logits")
 
 
 def _bars(recovery: pd.DataFrame) -> Figure:

@@ -16,6 +16,7 @@ from emodissect.provenance import command
 from emodissect.ranks import first_rank
 from emodissect.report import DissectionPage, TrainPage
 from emodissect.tasks.picturing import audit_extras, saliency_maps, surest_mistakes
+from emodissect.tasks.publishing import beside_shares, published_layers
 
 if TYPE_CHECKING:
     from emodissect.tasks.dissecting import Dissected, Plan
@@ -61,16 +62,11 @@ def dissection_page(run: Session, plan: Plan, trained: Trained, found: Dissected
         null=found.dissection.null,
         tau=plan.interpretation.tau,
         level=plan.interpretation.level,
-        published=published_layers(run),
+        published=published_layers(run.cfg),
+        extras=beside_shares(run.cfg, found.dissection),
         heat=found.heat,
         saliency=found.saliency,
     )
-
-
-def published_layers(run: Session) -> pd.DataFrame | None:
-    """The layer table that an experiment repeats, where its config carries one."""
-    published = run.cfg.get("published") or {}
-    return pd.DataFrame(list(published["layers"])) if "layers" in published else None
 
 
 def write_page(run: Session, page: Any) -> Path | None:
