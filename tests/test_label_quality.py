@@ -293,3 +293,14 @@ def test_clarity_is_the_mean_pairwise_cosine_of_the_exemplars():
         assert float(found) == pytest.approx(float((cosines.sum() - 10) / 90), abs=1e-5)
     assert quality.clarity(torch.ones(4, 3), torch.tensor([[0], [1]]))[0] == pytest.approx(1)
     assert (quality.clarity(embeddings, rows[:1]) == 0).all()
+
+
+def test_random_sets_are_as_alike_as_all_images_are() -> None:
+    generator = torch.Generator().manual_seed(4)
+    embeddings = torch.randn(400, 16, generator=generator) + 1
+    unit = torch.nn.functional.normalize(embeddings, dim=1)
+    cosines = unit @ unit.T
+    overall = float((cosines.sum() - 400) / (400 * 399))
+    drawn = quality.random_clarity(embeddings, 10, draws=500)
+    assert drawn.shape == (500,)
+    assert float(drawn.mean()) == pytest.approx(overall, abs=0.01)

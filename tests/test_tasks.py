@@ -130,6 +130,8 @@ def test_evaluate_writes_label_quality(verb: Verb) -> None:
     folder, _ = verb("dissect", "evaluate=true", "layer=lin3")
     frames = {name: pd.read_csv(folder / f"label_quality_{name}.csv") for name in ("neurons", "recovery", "stability")}
     assert len(frames["neurons"]) == 7
+    assert frames["neurons"]["clarity"].between(-1, 1).all()
+    assert frames["neurons"]["scattered"].dtype == bool
     assert set(frames["recovery"]["similarity"]) >= {"soft_wpmi", "pearson"}
     assert set(frames["recovery"]["layer"]) == {"lin3", "planted neurons", "class logits"}
     logits = frames["recovery"].query("layer == 'class logits'")

@@ -1,6 +1,6 @@
 """Are the labels right? Held-out scores, sanity tests, simulation, planted truth, stability and composition; pure."""
 
-from emodissect.label_quality.composition import CompositeLabel, clarity, composite_labels
+from emodissect.label_quality.composition import CompositeLabel, clarity, composite_labels, random_clarity
 from emodissect.label_quality.metrics import COMPARISON_ONLY, METRICS, of_labels
 from emodissect.label_quality.planted import Planted, planted_network, planted_neurons
 from emodissect.label_quality.recovery import Recovery, Share, best_concepts, recovery
@@ -40,6 +40,7 @@ __all__ = [
     "permutation_p_value",
     "planted_network",
     "planted_neurons",
+    "random_clarity",
     "recovery",
     "sanity_table",
     "simulation_score",

@@ -83,3 +83,13 @@ def clarity(
     unit = torch.nn.functional.normalize(embeddings.float(), dim=1)
     centre = torch.nn.functional.embedding_bag(top_rows.t().contiguous(), unit, mode="mean")
     return (centre.square().sum(1) - 1 / n) * n / (n - 1)
+
+
+def random_clarity(
+    embeddings: Float[Tensor, "image dimension"], exemplars: int, draws: int = 1000, seed: int = 0
+) -> Float[Tensor, " draw"]:
+    """The clarity of random image sets of the same size: what a neuron must exceed to be about one thing."""
+    generator = torch.Generator().manual_seed(seed)
+    size = min(exemplars, len(embeddings))
+    rows = torch.stack([torch.randperm(len(embeddings), generator=generator)[:size] for _ in range(draws)], 1)
+    return clarity(embeddings, rows)

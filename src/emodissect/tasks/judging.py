@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 import torch
 from hydra.utils import instantiate
@@ -16,7 +17,7 @@ from emodissect import figures
 from emodissect.concepts import concept_set
 from emodissect.data.images import ImageSet
 from emodissect.errors import UserError
-from emodissect.label_quality import agreement, planted_neurons
+from emodissect.label_quality import agreement, clarity, planted_neurons, random_clarity
 from emodissect.label_quality.judgement import held_out, labelled, recovered
 from emodissect.recording import LayerActivations
 from emodissect.report import Extra
@@ -49,7 +50,9 @@ class Judged:
 
     def show(self, run: Session) -> None:
         """Prints the tables."""
-        means = self.neurons.groupby("layer", sort=False)[["pearson", "auprc", "f1", "iou", "simulation"]].mean()
+        scores = ("pearson", "auprc", "f1", "iou", "simulation", "clarity", "scattered")
+        shown = [name for name in scores if name in self.neurons]
+        means = self.neurons.groupby("layer", sort=False)[shown].mean()
         run.console.print(
             frame_table(means.reset_index(), "Labels on images that did not choose them, mean over neurons")
         )
@@ -118,7 +121,7 @@ def judge(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Judge
     for name, layer in found.activations.items():
         scores = found.scores.at(layer.ids)
         part = held_out(layer, scores, names, plan.measure, presence=plan.scorer_gives_presence, seed=seed)
-        neurons.append(part.neurons.assign(layer=name))
+        neurons.append(part.neurons.assign(layer=name, **_clarity(run, plan, layer, seed)))
         sanity.append(part.sanity.assign(layer=name))
         changed = {
             "the other half of the images": (part.labels, part.other),
@@ -139,6 +142,21 @@ def judge(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Judge
         recovery.append(_planted(plan, found, true_scores, measures, seed))
     recovery.append(_logits(run, plan, found, measures, seed))
     return Judged(_together(neurons), _together(sanity), _together(recovery), pd.DataFrame(stability))
+
+
+def _clarity(run: Session, plan: Plan, layer: LayerActivations, seed: int) -> dict[str, np.ndarray]:
+    """How alike each neuron's top images are to the scorer's CLIP, and which are no more alike than random images.
+
+    Empty where the scorer embeds no images.
+    """
+    embed = getattr(plan.scorer, "image_embeddings", None)
+    if embed is None:
+        return {}
+    embeddings = embed(plan.probe, run.cache)
+    top = layer.top_ids[: plan.interpretation.top_images]
+    found = clarity(embeddings, plan.probe.rows_of(top.flatten()).reshape(top.shape))
+    bound = random_clarity(embeddings, len(top), seed=seed).quantile(0.95)
+    return {"clarity": found.numpy(), "scattered": ((found <= bound) & ~layer.dead).numpy()}
 
 
 def labels_of(
