@@ -70,9 +70,12 @@ def frame_table(
     cells = [[(column.written or figure)(record[name]) for record in records] for name, column in shown]
     for (name, column), written_cells in zip(shown, cells, strict=True):
         numeric = pd.api.types.is_numeric_dtype(frame[name])
-        widest = max([*map(len, written_cells), *map(len, column.heading.split())], default=1)
+        words = (
+            [*written_cells, *column.heading.split()] if numeric else " ".join([*written_cells, column.heading]).split()
+        )
+        widest = max(map(len, words), default=1)
         table.add_column(
-            column.heading, justify="right" if numeric else "left", overflow="fold", min_width=widest if numeric else 4
+            column.heading, justify="right" if numeric else "left", overflow="fold", min_width=min(widest, 40)
         )
     for row in zip(*cells, strict=True):
         table.add_row(*row)

@@ -46,11 +46,17 @@ class HeldOut:
 
 
 def labelled(
-    layer: LayerActivations, scores: Float[Tensor, "image concept"], measure: Similarity, top_k: int = 100
+    layer: LayerActivations, scores: Float[Tensor, "image concept"], measure: Similarity
 ) -> Float[Tensor, "neuron concept"]:
-    """The similarity of a layer whose values are all kept. Raises UserError where they are not."""
+    """The similarity of a layer whose values are all kept, whatever top_k it was recorded with.
+
+    Raises UserError where they are not kept.
+    """
     if layer.values is None:
         raise UserError(f"Layer '{layer.layer}' kept only its top images; judging labels needs every activation.")
+    wanted = getattr(measure, "top_k", None) or 0
+    if len(layer.top_ids) < min(wanted, len(layer.ids)):
+        layer = LayerActivations.of(layer.layer, layer.ids, torch.as_tensor(layer.values), wanted)
     return measure.of_layer(scores, layer)
 
 

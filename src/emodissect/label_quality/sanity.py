@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from emodissect.errors import UserError
-from emodissect.label_quality.metrics import METRICS, Metric
+from emodissect.label_quality.metrics import COMPARISON_ONLY, METRICS, Metric
 
 _UNINFORMATIVE = {"inverse_auc": 0.5}  # what a label that says nothing scores; 0 for the others
 
@@ -49,7 +49,8 @@ def sanity_table(
 
     Returns:
         One row a metric: metric, neurons, score, missing_score, missing_lowered, missing_passed, extra_score,
-        extra_lowered, extra_passed, passed, missing_p, extra_p (exact sign test that more than half are lowered).
+        extra_lowered, extra_passed, passed, missing_p, extra_p (exact sign test that more than half are lowered),
+        fails_in_literature (Oikarinen et al. 2025 found it to fail on theirs: for comparison only).
 
     Raises:
         UserError: no neuron has a concept with both positives and negatives.
@@ -77,6 +78,7 @@ def sanity_table(
             row[f"{test}_p"] = float(stats.binomtest(lowered, len(score), 0.5, alternative="greater").pvalue)
             row[f"{test}_passed"] = lowered >= pass_mark * len(score)
         row["passed"] = row["missing_passed"] and row["extra_passed"]
+        row["fails_in_literature"] = name in COMPARISON_ONLY
         rows.append(row)
     return pd.DataFrame(rows)
 

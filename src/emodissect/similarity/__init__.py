@@ -13,9 +13,7 @@ from emodissect.similarity.measures import (
     SoftWPMI,
 )
 from emodissect.similarity.null import (
-    ConceptNull,
     best_similarity_null,
-    concept_null,
     permutation_p,
     standardised,
 )
@@ -24,7 +22,6 @@ from emodissect.similarity.top import constant_neurons, top_rows
 
 __all__ = [
     "WPMI",
-    "ConceptNull",
     "CosSimilarity",
     "CosSimilarityCubed",
     "Layer",
@@ -33,7 +30,6 @@ __all__ = [
     "Similarity",
     "SoftWPMI",
     "best_similarity_null",
-    "concept_null",
     "constant_neurons",
     "cos_similarity",
     "cos_similarity_cubed",

@@ -23,6 +23,7 @@ from emodissect.recording import LayerActivations
 from emodissect.report import Extra
 from emodissect.similarity import Similarity
 from emodissect.tasks.dissecting import Dissected, Plan, recorded
+from emodissect.tasks.reporting import write_figures
 from emodissect.tasks.session import Session
 from emodissect.tasks.training import Trained
 from emodissect.terminal import frame_table
@@ -46,7 +47,15 @@ class Judged:
             frame: pd.DataFrame = getattr(self, name)
             if len(frame):
                 frame.to_csv(run.folder / f"label_quality_{name}.csv", index=False)
+        if len(self.recovery):
+            write_figures(run, {"label_quality": _bars(self.recovery[self.recovery["layer"] == self._shown_layer])})
         run.wrote("label quality", run.folder / "label_quality_neurons.csv")
+
+    @property
+    def _shown_layer(self) -> str:
+        """The deepest dissected layer whose truth is known, else what there is."""
+        own = [name for name in self.recovery["layer"].unique() if name not in ("planted neurons", "class logits")]
+        return str(own[-1] if own else self.recovery["layer"].iloc[0])
 
     def show(self, run: Session) -> None:
         """Prints the tables."""
@@ -69,10 +78,19 @@ class Judged:
                 "top3",
                 "meta_auprc",
             ]
-            run.console.print(frame_table(self.recovery, "Recovery of the truth", columns, rows=60))
+            run.console.print(frame_table(self.recovery, "Recovery of the truth", columns, rows=100))
         run.console.print(frame_table(self.stability, "Labels that survive a change"))
         if len(self.sanity):
-            columns = ["layer", "metric", "neurons", "score", "missing_lowered", "extra_lowered", "passed"]
+            columns = [
+                "layer",
+                "metric",
+                "neurons",
+                "score",
+                "missing_lowered",
+                "extra_lowered",
+                "passed",
+                "fails_in_literature",
+            ]
             run.console.print(frame_table(self.sanity, "Sanity tests of the metrics", columns))
 
     def extras(self) -> list[Extra]:
@@ -86,14 +104,14 @@ class Judged:
             )
         ]
         if len(self.recovery):
-            first = self.recovery[self.recovery["layer"] == self.recovery["layer"].iloc[0]]
+            shown = self.recovery[self.recovery["layer"] == self._shown_layer]
             found.append(
                 Extra(
                     "Is the truth found?",
                     "The share of neurons whose label is their true concept, by similarity, from the scorer and, as a "
                     "ceiling, from the true presences themselves.",
                     frame=self.recovery,
-                    figure=_bars(first),
+                    figure=_bars(shown),
                 )
             )
         if len(self.sanity):
@@ -122,7 +140,7 @@ def judge(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Judge
         scores = found.scores.at(layer.ids)
         part = held_out(layer, scores, names, plan.measure, presence=plan.scorer_gives_presence, seed=seed)
         neurons.append(part.neurons.assign(layer=name, **_clarity(run, plan, layer, seed)))
-        sanity.append(part.sanity.assign(layer=name))
+        sanity.append(part.sanity.assign(layer=name) if len(part.sanity) else part.sanity)
         changed = {
             "the other half of the images": (part.labels, part.other),
             "noise on the images": (
@@ -138,6 +156,7 @@ def judge(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Judge
         if true_scores is not None:
             at = plan.probe.rows_of(layer.ids)
             recovery.append(recovered(layer, scores, true_scores[at], measures, seed=seed).assign(layer=name))
+            recovery += _other_sources(run, plan, layer, true_scores[at], seed)
     if true_scores is not None:
         recovery.append(_planted(plan, found, true_scores, measures, seed))
     recovery.append(_logits(run, plan, found, measures, seed))
@@ -192,18 +211,29 @@ def _other_scores(
     return found
 
 
+def _other_sources(
+    run: Session, plan: Plan, layer: LayerActivations, true_scores: Tensor, seed: int
+) -> list[pd.DataFrame]:
+    """What the run's similarity recovers from each other scorer of the config; ``source`` names it."""
+    rows = []
+    for name, entry in run.cfg.quality.scorers.items():
+        scores = instantiate(entry).score(plan.probe, plan.concepts, run.data.splits.class_names, run.cache)
+        measure = {type(plan.measure).__name__: plan.measure}
+        row = recovered(layer, scores.at(layer.ids), true_scores, measure, seed=seed)
+        rows.append(row[row["source"] == "scorer"].assign(source=str(name), layer=layer.layer))
+    return rows
+
+
 def _other_top_k(plan: Plan, layer: LayerActivations, scores: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Labels from half and from twice as many top images, for similarities that have them."""
     top_k = getattr(plan.measure, "top_k", None)
     if top_k is None:
         return {}
     before = labels_of(layer, scores, plan.measure)
-    found = {}
-    for other in (top_k // 2, 2 * top_k):
-        assert layer.values is not None
-        wider = LayerActivations.of(layer.layer, layer.ids, torch.as_tensor(layer.values), other)
-        found[f"top_k {other}"] = (before, labels_of(wider, scores, replace(plan.measure, top_k=other)))  # type: ignore[type-var]
-    return found
+    return {
+        f"top_k {other}": (before, labels_of(layer, scores, replace(plan.measure, top_k=other)))  # type: ignore[type-var]
+        for other in (top_k // 2, 2 * top_k)
+    }
 
 
 def _planted(
