@@ -8,7 +8,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from emodissect.command_line import prepare, run
+from emodissect.command_line import launch, run
 
 CONF = Path(__file__).parent / "conf"
 
@@ -22,5 +22,4 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    prepare(CONF)
-    main()
+    launch(main, CONF)

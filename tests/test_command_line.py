@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 
-from emodissect.command_line import users_mistake, with_layer_words
+from emodissect.command_line import composing_mistake, users_mistake, with_layer_words
 from emodissect.errors import UserError, nearest
 
 
@@ -44,3 +46,21 @@ def test_nearest_names_the_likely_word_and_cuts_long_lists() -> None:
     assert nearest("lin22", ["conv1a", "lin1", "lin2"]).startswith("Did you mean 'lin2'?")
     assert "(88 more)" in nearest("zzz", [f"name{i}" for i in range(100)])
     assert "Did you mean" not in nearest("zzz", ["conv1a"])
+
+
+def test_a_misspelt_key_is_answered_with_the_nearest() -> None:
+    conf = Path(__file__).parents[1] / "conf"
+    error = HydraException("Could not override 'optimizr.lr'.\nKey 'optimizr' is not in struct\n    full_key: optimizr")
+    assert composing_mistake(error, conf).startswith("There is no key 'optimizr'. Did you mean 'optimizer'?")
+    assert composing_mistake(HydraException("no such entry\nConfig search path:\n x"), conf) == "no such entry"
+
+
+@pytest.mark.slow
+def test_a_run_folder_that_cannot_be_made_is_told_without_a_trace() -> None:
+    script = Path(__file__).parents[1] / "train.py"
+    run = subprocess.run(
+        [sys.executable, str(script), "hydra.run.dir=/proc/nowhere"], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    assert "The run folder /proc/nowhere cannot be made" in run.stderr
+    assert "Traceback" not in run.stderr

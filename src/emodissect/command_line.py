@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,8 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.panel import Panel
+from rich.text import Text
 
-from emodissect.errors import UserError
+from emodissect.errors import UserError, nearest
 from emodissect.provenance import write_json
 
 log = logging.getLogger(__name__)
@@ -73,10 +76,49 @@ def with_layer_words(arguments: Sequence[str], conf: Path) -> list[str]:
     return words
 
 
-def prepare(conf: Path) -> None:
-    """Makes ``sys.argv`` what Hydra reads, and registers the resolvers. Called by each script before its main."""
+def launch(main: Callable[[], Any], conf: Path) -> None:
+    """Starts a Hydra application: readies ``sys.argv`` and the resolvers, and tells mistakes in a few lines.
+
+    Hydra's own answer to a misspelt key or a folder that cannot be made is a trace of its insides.
+
+    Args:
+        main: decorated by ``hydra.main``.
+        conf: the folder of config groups.
+    """
     register_resolvers()
     sys.argv[1:] = with_layer_words(sys.argv[1:], conf)
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come through as they are
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        _tell(composing_mistake(error, conf))
+        sys.exit(1)
+    except OSError as error:
+        if not any("hydra" in frame.filename for frame in traceback.extract_tb(error.__traceback__)[-3:-1]):
+            raise
+        _tell(
+            f"The run folder {error.filename} cannot be made: {error.strerror}. "
+            "Give another: paths.log_dir=<folder>, or hydra.run.dir=<folder>."
+        )
+        sys.exit(1)
+
+
+def composing_mistake(error: Exception, conf: Path) -> str:
+    """What Hydra says of a command line it cannot compose, with the nearest key where one is misspelt."""
+    said = str(error).split("Config search path:")[0].strip()
+    misspelt = re.search(r"Key '([^']+)' is not in struct", f"{said} {error.__cause__}")
+    if misspelt is None:
+        return said
+    known = {path.name for path in conf.iterdir() if path.is_dir()}
+    known |= {str(key) for path in conf.glob("*.yaml") for key in OmegaConf.load(path) if key != "defaults"}
+    full = re.search(r"full_key: (\S+)", f"{said} {error.__cause__}")
+    where = full.group(1) if full else misspelt.group(1)
+    hint = nearest(misspelt.group(1), sorted(known)) if where == misspelt.group(1) else ""
+    return f"There is no key '{where}'. {hint}".strip() + " `--cfg job` shows every key that the chosen groups have."
+
+
+def _tell(message: str) -> None:
+    Console(stderr=True).print(Panel(Text(message), title="Error", title_align="left", border_style="red"))
 
 
 def run(task: Callable[[DictConfig], dict[str, float]], cfg: DictConfig) -> float | None:
@@ -99,7 +141,7 @@ def run(task: Callable[[DictConfig], dict[str, float]], cfg: DictConfig) -> floa
         message = mistake or f"{type(error).__name__}: {error}"
         if mistake is None:
             log.error("%s", traceback.format_exc())
-        Console(stderr=True).print(Panel(message, title="Error", title_align="left", border_style="red"), markup=False)
+        _tell(message)
         if not _in_multirun():
             sys.exit(1)
         folder = Path(HydraConfig.get().runtime.output_dir)
@@ -123,8 +165,3 @@ def users_mistake(error: BaseException) -> str | None:
 
 def _in_multirun() -> bool:
     return bool(HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
-
-
-def objective(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """``values`` with the named one also under ``objective``."""
-    return {**values, "objective": values.get(name)}

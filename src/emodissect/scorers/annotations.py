@@ -70,6 +70,10 @@ class AnnotationScorer:
             values = _columns(self._table(images, concepts), concepts, f"the table {self.source}")
         return ConceptScores(images.ids, concepts.names, values, self.fingerprint())
 
+    def check(self, images: ImageSet, concepts: ConceptSet, class_names: Sequence[str]) -> None:
+        """Raises UserError as :meth:`score`, which costs nothing, would."""
+        self.score(images, concepts, class_names)
+
     def fingerprint(self) -> dict[str, Any]:
         """The kind of annotation; for a table, its content."""
         if self.source in _SOURCES:

@@ -83,6 +83,10 @@ class ClipScorer:
         values = self.image_embeddings(images, cache) @ texts.T
         return ConceptScores(images.ids, concepts.names, values, self.fingerprint())
 
+    def check(self, images: ImageSet, concepts: ConceptSet, class_names: Sequence[str]) -> None:
+        """Gets the weights, which may be a download. Raises UserError where they cannot be had."""
+        self.clip.fingerprint()
+
     def fingerprint(self) -> dict[str, Any]:
         """CLIP, templates and precision, by content."""
         return {"scorer": "clip", "templates": list(self.templates), **self._embedded_by()}

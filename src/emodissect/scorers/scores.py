@@ -93,5 +93,8 @@ class Scorer(Protocol):
     def score(self, images: ImageSet, concepts: ConceptSet, class_names: Sequence[str], cache: Cache) -> ConceptScores:
         """Scores of every image for every concept, in the set's order."""
 
+    def check(self, images: ImageSet, concepts: ConceptSet, class_names: Sequence[str]) -> None:
+        """Raises UserError where :meth:`score` could not be done, before anything long is."""
+
     def fingerprint(self) -> dict[str, Any]:
         """Everything besides images and concepts that the scores depend on, by content."""

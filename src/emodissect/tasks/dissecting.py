@@ -138,13 +138,14 @@ class Plan:
     def check(self) -> None:
         """Tries everything that a person could have misspelt. Raises UserError."""
         self.measure  # noqa: B018
-        self.concepts.class_mask(self.run.data.splits.class_names)
-        self.scorer  # noqa: B018
+        names = self.run.data.splits.class_names
+        self.concepts.class_mask(names)
         chosen_ids(self.probe, self.run.cfg.pictures)
         if self.run.cfg.labels:
             Dissection.load(self.run.cfg.labels)
         # a network's layers are known without training it, so a misspelt one costs nothing
         resolve_layers(untrained(self.run).network, self.layer_words)
+        self.scorer.check(self.probe, self.concepts, names)
 
 
 @dataclass(frozen=True)
