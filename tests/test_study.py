@@ -147,7 +147,6 @@ def test_controls(found: EditStudy) -> None:
     random = found.controls[found.controls["control"] == "random"]
     assert random["draw"].tolist() == list(range(60))
     assert found.p_random == exceedance_p(found.test.delta, random["delta_test"])
-    assert found.p_random_val == exceedance_p(found.val.delta, random["delta_val"])
     net, images = network(), TEST
     before = net(flat(images.images)).argmax(1) == images.labels
     for control, scale in (("inverse", 1 / found.edit.scale), ("all", torch.full_like(found.edit.scale, 3.0))):

@@ -58,7 +58,7 @@ class EditPage:
         comparison: of the chosen edit on test, as :meth:`emodissect.evaluation.Comparison.row` gives it.
         verdict: one sentence in plain words.
         class_names: in the order of the labels.
-        controls: columns control, draw, delta_val, delta_test.
+        controls: columns control, draw, delta_test.
         before, after: predictions on test, for the confusion and the flipped images.
         images: the test images.
         dissection: the labels that the edit used; its sections follow.
@@ -225,13 +225,10 @@ class EditPage:
 
     def _controls(self, content: Content) -> Markup:
         assert self.controls is not None
-        column = "delta_test" if self.controls["delta_test"].notna().any() else "delta_val"
         delta = float(self.comparison["delta"])
-        if column == "delta_val" and self.chosen is not None:
-            delta = float(self.chosen["delta"])
         rows, sentences = [], []
         for kind, group in self.controls.groupby("control", sort=False):
-            values = group[column].dropna().to_numpy(dtype=float)
+            values = group["delta_test"].dropna().to_numpy(dtype=float)
             if not values.size:
                 continue
             name = figures.editing.CONTROL_NAMES.get(str(kind), str(kind).replace("_", " "))
@@ -251,9 +248,8 @@ class EditPage:
                 sentences.append(f"{reached} of {values.size} draws of {name} do as well or better")
             else:
                 sentences.append(f"{name}: {words.points(values[0])}")
-        where = "test" if column == "delta_test" else "validation"
         caption = (
-            f"On {where}, the chosen edit changes accuracy by {words.points(delta)} points; {'; '.join(sentences)}. "
+            f"On test, the chosen edit changes accuracy by {words.points(delta)} points; {'; '.join(sentences)}. "
             "If the labels matter, the line stands to the right of the clouds."
         )
         table = page.table(
@@ -267,7 +263,7 @@ class EditPage:
                 Column("reached", "as good as the edit", "count"),
             ),
         )
-        drawing = content.figure(figures.control_distribution(self.controls, delta, column), caption)
+        drawing = content.figure(figures.control_distribution(self.controls, delta), caption)
         return Markup(
             '<p>The same edit, its size kept, without using the labels.</p><div class="figures">{}<div>{}</div></div>'
         ).format(drawing, table)

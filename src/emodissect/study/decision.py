@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from emodissect.edited_logits import EditedLogits
 from emodissect.editing import Rule
@@ -53,13 +53,10 @@ class Decision:
     controls: pd.DataFrame
     delta_test: float
 
-    def p(self, control: str, split: str = "test") -> float:
-        """How often a control gives as large a delta; NaN where it was not drawn."""
+    def p(self, control: str) -> float:
+        """How often a control gives as large a delta on test; NaN where it was not drawn."""
         drawn = self.controls[self.controls["control"] == control]
-        if drawn.empty:
-            return float("nan")
-        observed = self.delta_test if split == "test" else float(self.judged.delta[self.chosen])
-        return exceedance_p(observed, drawn[f"delta_{split}"])
+        return float("nan") if drawn.empty else exceedance_p(self.delta_test, drawn["delta_test"])
 
 
 def decide(question: Question, neurons: pd.DataFrame, every_control: bool = True) -> Decision:
@@ -83,8 +80,7 @@ def decide(question: Question, neurons: pd.DataFrame, every_control: bool = True
         names += ["all", "inverse"]
         scales += [cell.rule(torch.ones_like(cell.selected), similarity), cell.rule(~cell.selected, similarity)]
     on_test = judge(question.test[cell.layer], scales, cell.rule.parameters).delta
-    on_val = judge(question.val[cell.layer], scales, cell.rule.parameters).delta
-    frame = pd.DataFrame({"control": names, "delta_val": on_val, "delta_test": on_test})[1:]
+    frame = pd.DataFrame({"control": names, "delta_test": on_test})[1:]
     if cell.uses_labels and question.shuffled_draws:
         frame = pd.concat([frame, _shuffled_studies(question, neurons)], ignore_index=True)
     frame.insert(1, "draw", frame.groupby("control").cumcount())
@@ -99,16 +95,20 @@ def _shuffled_studies(question: Question, neurons: pd.DataFrame) -> pd.DataFrame
         question.cells(pd.concat([shuffled(labels, generator) for labels in layers.values()]))
         for _ in range(question.shuffled_draws)
     ]
+    picks = [cells[0] for cells in draws] if len(draws[0]) == 1 else _choices(question, draws)
+    return pd.DataFrame({"control": "shuffled", "delta_test": judge_cells(picks, question.test).delta})
+
+
+def _choices(question: Question, draws: Sequence[list[Cell]]) -> list[Cell]:
+    """The best cell of each grid on validation."""
     judged = judge_cells([cell for cells in draws for cell in cells], question.val)
-    size, picks, deltas = len(draws[0]), list[Cell](), list[float]()
+    size = len(draws[0])
+    picks = []
     for draw, cells in enumerate(draws):
         place = slice(draw * size, (draw + 1) * size)
         part = Judged(
             *(judged.predicted[place], judged.nll[place], judged.labels),
             *(judged.unedited, judged.unedited_nll, judged.classes),
         )
-        best = choose(cells, part, question.metric)
-        picks.append(cells[best])
-        deltas.append(float(part.delta[best]))
-    on_test: Tensor | np.ndarray = judge_cells(picks, question.test).delta
-    return pd.DataFrame({"control": "shuffled", "delta_val": deltas, "delta_test": on_test})
+        picks.append(cells[choose(cells, part, question.metric)])
+    return picks

@@ -16,7 +16,7 @@ from emodissect.editing import Edit
 from emodissect.evaluation import Comparison, Predictions
 
 _PLAIN = (
-    *("select_on", "metric", "alpha", "selection", "rule", "tau", "factor", "p_random_val", "p_random", "p_shuffled"),
+    *("select_on", "metric", "alpha", "selection", "rule", "tau", "factor", "p_random", "p_shuffled"),
     *("detectable_delta", "logit_difference", "identical_predictions", "is_cut", "cut_reason", "kept_bytes"),
 )
 
@@ -28,14 +28,14 @@ class EditStudy:
     Attributes:
         grid: one row a cell, on the images that the choice was made on.
         controls: one row a draw: control (`random`, `shuffled`, `all`, `inverse`), draw,
-            delta_val, delta_test.
+            delta_test.
         edit: the chosen one.
         selected: which neurons it chose.
         selection, rule, tau, factor: its coordinates in the grid.
         val, test: the chosen edit against the unedited network.
         before, after: predictions on test.
         metric, select_on, alpha: how it was chosen and judged.
-        p_random, p_random_val: share of random neurons of the same number that give as large a delta, on test and val.
+        p_random: share of random neurons of the same number that give as large a delta on test.
         p_shuffled: share of whole studies with shuffled labels, their own choice included, whose choice gives as large
             a delta on test; NaN where the edit reads no labels.
         detectable_delta: the smallest delta that the test images could have shown with power .8, at as many flips.
@@ -58,7 +58,6 @@ class EditStudy:
     metric: str
     select_on: str
     alpha: float
-    p_random_val: float
     p_random: float
     p_shuffled: float
     detectable_delta: float

@@ -146,7 +146,6 @@ def run_study(
         metric=metric,
         select_on=select_on,
         alpha=alpha,
-        p_random_val=decision.p("random", "val"),
         p_random=decision.p("random"),
         p_shuffled=decision.p("shuffled"),
         detectable_delta=detectable_delta(len(test), (comparison.gained + comparison.lost) / len(test), alpha),
