@@ -88,6 +88,8 @@ def launch(main: Callable[[], Any], conf: Path) -> None:
     register_resolvers()
     sys.argv[1:] = with_layer_words(sys.argv[1:], conf)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come through as they are
+    # the workers of hydra/launcher=ray take this environment as it is; by `uv run` Ray would build one of its own
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
