@@ -16,7 +16,7 @@ from emodissect.tracking import LAYER_METRICS
 LOGGED = {
     *("train/loss", "train/acc", "train/lr", "val/acc", "val/nll", "test/acc", "test/f1", "test/ece"),
     *("edit/delta", "edit/p_value", "edit/p_random", "edit/tau", "edit/factor", "edit/layer", "edit/val/delta"),
-    *("edit/grid", "edit/controls", "sweep/jobs", "sweep/best/delta", "sweep/failed"),
+    *("edit/grid", "edit/control_draws", "sweep/jobs", "sweep/best/delta", "sweep/failed"),
     *("dissect/neurons", "dissect/neuron_cards", "dissect/layers", "dissect/concept_shares"),
     *(f"dissect/{layer}/{name}" for layer in LAYERS for name in LAYER_METRICS),
     *(f"edit/grid_{layer}" for layer in LAYERS),

@@ -67,7 +67,7 @@ def parts(layers: Sequence[str] = LAYERS) -> tuple[Part, ...]:
                     ("edit/val/delta", "edit/delta", "edit/p_value"),
                 ),
                 Panel("table", "Grid: every cell on validation", ("edit/grid",)),
-                Panel("table", "Controls of the same size", ("edit/controls",)),
+                Panel("table", "Controls of the same size", ("edit/control_draws",)),
                 Panel("images", "Heat maps of the grid", tuple(f"edit/grid_{layer}" for layer in layers)),
             ),
         ),

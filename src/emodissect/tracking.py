@@ -201,7 +201,7 @@ def log_study(loggers: Sequence[Logger], study: EditStudy, figures: Mapping[str,
     for run in wandb_runs(loggers):
         payload: dict[str, Any] = {
             "edit/grid": wandb.Table(dataframe=study.grid),
-            "edit/controls": wandb.Table(dataframe=study.controls),
+            "edit/control_draws": wandb.Table(dataframe=study.controls),
         }
         payload |= {f"edit/{name}": wandb.Image(figure) for name, figure in (figures or {}).items()}
         run.log(payload)
