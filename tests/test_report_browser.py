@@ -82,11 +82,11 @@ def test_search_and_filters_find_neurons(browser: Any, pages: dict[str, Path]) -
     found.to_have_text("2 of 160 neurons")
     tab.fill("#search", "")
     tab.select_option("#show", "dead")
-    assert tab.inner_text("#found") == "2 of 160 neurons"
-    assert "same output for every image" in tab.inner_text(".card")
+    found.to_have_text("2 of 160 neurons")
+    sync_api.expect(tab.locator(".card").first).to_contain_text("same output for every image")  # drawn once in sight
     tab.select_option("#show", "all")
     tab.select_option("#in-layer", "0")
-    assert tab.inner_text("#found") == "40 of 160 neurons"
+    found.to_have_text("40 of 160 neurons")
     assert tab.problems == []
 
 
@@ -97,7 +97,7 @@ def test_cards_come_as_one_scrolls_with_their_images_and_maps(browser: Any, page
     for _ in range(12):
         tab.mouse.wheel(0, 6000)
         tab.wait_for_timeout(60)
-    assert tab.locator(".card").count() == 160
+    sync_api.expect(tab.locator(".card")).to_have_count(160)
     card = tab.locator(".card").first
     assert card.locator(".im").count() == 10
     drawn = card.locator(".im").first.evaluate("e => getComputedStyle(e).backgroundImage")
