@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from emodissect.sweep import sweep_table
+from emodissect.sweep import sweep_table, swept_words
 
 
 def _job(folder: Path, number: int, overrides: list[str]) -> Path:
@@ -26,3 +26,9 @@ def test_finished_failed_and_killed_jobs_are_rows(tmp_path: Path) -> None:
     assert table["delta_val"][0] == 0.01
     assert "layers" not in table
     assert table["error"].tolist()[1:] == ["no layer lin9", "no summary: killed, or still at work"]
+
+
+def test_words_that_differ_between_jobs_were_swept(tmp_path: Path) -> None:
+    for number, seed in enumerate((1, 2)):
+        _job(tmp_path, number, ["layer=lin2", f"seed={seed}", "+note=x"])
+    assert swept_words(tmp_path) == ["seed"]

@@ -34,7 +34,7 @@ class SweepTable(Callback):
             return
         from emodissect.tasks.sweeping import conclude
 
-        conclude(jobs, folder, config)
+        conclude(jobs, swept_words(folder), folder, config)
         failed = jobs["error"].notna().sum() if "error" in jobs else 0
         if failed:
             Console(stderr=True).print(f"{failed} of {len(jobs)} jobs failed; {folder / TABLE} tells why.", style="red")
@@ -47,11 +47,8 @@ def sweep_table(folder: Path) -> pd.DataFrame:
     A job that left neither (killed, or still at work) says so in ``error``.
     """
     rows = []
-    for job in sorted((p.parent.parent for p in folder.glob("*/.hydra/overrides.yaml")), key=_number):
-        row: dict[str, Any] = {"job": job.name}
-        for override in OmegaConf.load(job / ".hydra" / "overrides.yaml"):
-            name, _, value = str(override).lstrip("+").partition("=")
-            row[name] = _plain(value)
+    for job in _jobs(folder):
+        row: dict[str, Any] = {"job": job.name, **_overrides(job)}
         try:
             summary = json.loads((job / "summary.json").read_text())
             row |= {k: v for k, v in summary.items() if isinstance(v, str | int | float | bool) or v is None}
@@ -63,6 +60,22 @@ def sweep_table(folder: Path) -> pd.DataFrame:
         row["folder"] = str(job)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def swept_words(folder: Path) -> list[str]:
+    """The overrides that are not the same in every job."""
+    given = [_overrides(job) for job in _jobs(folder)]
+    names = dict.fromkeys(name for job in given for name in job)
+    return [name for name in names if len({str(job.get(name)) for job in given}) > 1]
+
+
+def _jobs(folder: Path) -> list[Path]:
+    return sorted((path.parent.parent for path in folder.glob("*/.hydra/overrides.yaml")), key=_number)
+
+
+def _overrides(job: Path) -> dict[str, Any]:
+    words = (str(word).lstrip("+").partition("=") for word in OmegaConf.load(job / ".hydra" / "overrides.yaml"))
+    return {name: _plain(value) for name, _, value in words}
 
 
 def _number(job: Path) -> tuple[int, str]:

@@ -37,6 +37,14 @@ KNOWN = {
     "error": Column("error", "error", "long"),
 }
 HIDDEN = {"folder", "task", "chosen"}
+FIGURE_NAMES = {
+    "delta_val": "change on validation (points)",
+    "delta": "change on test (points)",
+    "accuracy_before": "accuracy before, test (%)",
+    "accuracy_after": "accuracy after, test (%)",
+    "val/acc": "accuracy, validation (%)",
+    "test/acc": "accuracy, test (%)",
+}
 
 
 @dataclass
@@ -49,6 +57,8 @@ class SweepPage:
             ``accuracy_before``, ``accuracy_after``; ``error`` where it failed. Other columns are shown as they are.
         value: the column that the jobs were ranked by; higher is better.
         command, manifest: where it comes from.
+        swept: the columns that tell jobs apart; layer, tau and factor where nothing is given.
+        replicates: figures averaged over seeds (:func:`emodissect.replication.over_seeds`), where seeds were swept.
         title: of the page.
         extras: further sections.
     """
@@ -57,6 +67,8 @@ class SweepPage:
     value: str = "delta_val"
     command: str = ""
     manifest: Mapping[str, Any] = field(default_factory=dict)
+    swept: Sequence[str] = ("layer", "tau", "factor")
+    replicates: pd.DataFrame = field(default_factory=pd.DataFrame)
     title: str = "Every job of the sweep"
     extras: Sequence[Extra] = ()
 
@@ -73,6 +85,8 @@ class SweepPage:
             sections.append(Section("maps", "By layer, τ and factor", maps))
         if "delta" in self.done and self.done["delta"].notna().any():
             sections.append(Section("test", "On test", self._test(content)))
+        if len(self.replicates):
+            sections.append(Section("seeds", "Over seeds", self._over_seeds(content)))
         sections.append(Section("jobs", "Jobs", self._table()))
         sections += page.extra_sections(content, self.extras)
         return page.compose(
@@ -148,9 +162,11 @@ class SweepPage:
         return words.percent(value) if self.value.endswith("acc") else words.number(float(value), 4)
 
     def _name(self, row: pd.Series) -> str:
-        parts = [str(row["layer"])] if "layer" in row else []
-        parts += [f"τ = {words.plain(row['tau'])}"] if _is_number(row.get("tau")) else []
-        parts += [f"factor {words.plain(row['factor'])}"] if _is_number(row.get("factor")) else []
+        parts = [
+            f"{'τ =' if name == 'tau' else name} {words.plain(row[name])}" if _is_number(row[name]) else str(row[name])
+            for name in self.swept
+            if name in row and not words.missing(row[name])
+        ]
         job = row.get("job", row.name)
         return ", ".join(parts) or f"job {words.plain(job) if _is_number(job) else job}"
 
@@ -169,15 +185,16 @@ class SweepPage:
         by = [name for name in ("layer", "selection", "rule") if name in cells]
         groups = cells.groupby(by, sort=False, dropna=False) if by else [("", cells)]
         for key, group in groups:
-            plain = group[["tau", "factor", self.value, "chosen"]].rename(columns={self.value: "delta"})
-            plain = plain.drop_duplicates(["tau", "factor"])
+            by_cell = group.groupby(["tau", "factor"], as_index=False)
+            plain = by_cell.agg(delta=(self.value, "mean"), chosen=("chosen", "any"))
             names = " · ".join(str(part) for part in (key if isinstance(key, tuple) else (key,)))
             top = plain.iloc[int(plain["delta"].to_numpy().argmax())]
+            several = ", the mean of jobs alike" if len(plain) < len(group) else ""
             caption = (
-                f"{names}: change on validation in points; best {words.points(top['delta'])} at τ = "
+                f"{names}: change on validation in points{several}; best {words.points(top['delta'])} at τ = "
                 f"{words.plain(top['tau'])}, factor {words.plain(top['factor'])}."
             )
-            caption += " The framed cell is the best of all." if plain["chosen"].any() else ""
+            caption += " The best job of all is in the framed cell." if plain["chosen"].any() else ""
             drawings += content.figure(figures.grid_heatmap(plain, names, limit=limit), caption)
         return Markup('<div class="figures">{}</div>').format(drawings) if drawings else Markup("")
 
@@ -192,6 +209,33 @@ class SweepPage:
             sure = int((rows["p_value"] < 0.05).sum())
             caption += f" p < .05 in {sure} of them; {words.expected(len(rows))} would be by chance alone."
         return content.figure(figures.deltas(shown, [self._name(row) for _, row in shown.iterrows()]), caption)
+
+    def _over_seeds(self, content: Content) -> Markup:
+        settings = list(self.replicates)[: list(self.replicates).index("figure")]
+        drawing = Markup("")
+        changes = self.replicates[self.replicates["figure"] == "delta"]
+        if len(changes):
+            rows = changes.rename(columns={"mean": "delta", "low": "delta_low", "high": "delta_high"})
+            names = [", ".join(f"{name} {row[name]}" for name in settings) or "all seeds" for _, row in rows.iterrows()]
+            sure = int((changes["p_value"] < 0.05).sum())
+            caption = (
+                f"Mean change on test over seeds with its 95 % interval (Student's t). It excludes 0 for {sure} of "
+                f"{words.count(len(changes), 'setting')}; {words.expected(len(changes))} would be by chance alone."
+            )
+            drawing = content.figure(figures.deltas(rows, names), caption)
+        columns = [Column(name, name) for name in settings] + [
+            Column("figure", "figure"),
+            Column("seeds", "seeds", "count"),
+            *(Column(name, heading, 2) for name, heading in (("mean", "mean"), ("sd", "sd"), ("low", "from"))),
+            Column("high", "to", 2, "95 % interval, Student's t over seeds"),
+            Column("positive", "above 0", "count", "seeds whose figure is above 0"),
+            Column("p_value", "p", "p", "one-sample t-test against no change"),
+        ]
+        caption = (
+            "Each seed is a training of its own. The interval tells how far another training would differ, on the same "
+            "test images; what other test images would give is in the interval of each job."
+        )
+        return drawing + page.table(readable(self.replicates), columns, caption=caption)
 
     def _table(self) -> Markup:
         jobs = self.jobs.rename(columns=str)
@@ -211,6 +255,12 @@ class SweepPage:
         best = self.best
         marked = [best is not None and index == best.name for index in jobs.index]
         return page.table(jobs, columns, marked, "The marked job is the one that validation chose.", limit=2000)
+
+
+def readable(replicates: pd.DataFrame) -> pd.DataFrame:
+    """Figures over seeds as people read them: fractions in per cent or points, under names in words."""
+    percent = {name: 100 * replicates[name] for name in ("mean", "sd", "low", "high")}
+    return replicates.assign(**percent, figure=replicates["figure"].map(FIGURE_NAMES))
 
 
 def _is_number(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from emodissect.provenance import command, manifest
+from emodissect.replication import over_seeds
 from emodissect.report import SweepPage
+from emodissect.report.sweep import readable
 from emodissect.sweep import TABLE
 from emodissect.terminal import figures_table, frame_table
 from emodissect.tracking import log_metrics
+
+SEEDS = "seeds.csv"
+"""Means and intervals over the seeds of a sweep, in its folder."""
 
 RANKED_BY = ("delta_val", "val/acc")
 """What a sweep's jobs are ranked by, always on validation: the first that its jobs have."""
@@ -24,11 +30,13 @@ RANKED_BY = ("delta_val", "val/acc")
 SHOWN = ("job", "layer", "tau", "factor", "seed", "delta_val", "delta", "p_value", "val/acc", "test/acc", "error")
 
 
-def conclude(jobs: pd.DataFrame, folder: Path, config: DictConfig) -> None:
-    """Writes ``sweep.csv`` and ``sweep.html``, prints the table and the best job, and logs them as one W&B run."""
-    unfinished = folder / f".{TABLE}.unfinished"
-    jobs.to_csv(unfinished, index=False)
-    unfinished.replace(folder / TABLE)
+def conclude(jobs: pd.DataFrame, swept: Sequence[str], folder: Path, config: DictConfig) -> None:
+    """Writes ``sweep.csv`` and ``sweep.html``, prints the table and the best job, and logs them as one W&B run.
+
+    Where seeds were swept, ``seeds.csv`` holds each figure's mean and interval over them.
+    """
+    _write(jobs, folder / TABLE)
+    replicates = over_seeds(jobs, swept)
     console = Console()
     shown = [name for name in SHOWN if name in jobs and jobs[name].notna().any()]
     named = (*SHOWN, "folder", "task", "verdict")
@@ -41,11 +49,22 @@ def conclude(jobs: pd.DataFrame, folder: Path, config: DictConfig) -> None:
         console.print(figures_table(figures, "Best by validation, with its figure on test"))
         if isinstance(best.get("verdict"), str):
             console.print(best["verdict"])
-        page = SweepPage(jobs, value, command(), manifest(Path(config.paths.root_dir), folder=str(folder)))
+        source = manifest(Path(config.paths.root_dir), folder=str(folder))
+        page = SweepPage(jobs, value, command(), source, swept=swept, replicates=replicates)
         page.write(folder / "sweep.html")
         console.print(f"[dim]report:[/] {folder / 'sweep.html'}", soft_wrap=True)
     console.print(f"[dim]table:[/] {folder / TABLE}", soft_wrap=True)
-    _log(jobs, folder, config, value)
+    if len(replicates):
+        _write(replicates, folder / SEEDS)
+        console.print(frame_table(readable(replicates), "Over seeds, in per cent or points"))
+        console.print(f"[dim]seeds:[/] {folder / SEEDS}", soft_wrap=True)
+    _log(jobs, replicates, folder, config, value)
+
+
+def _write(frame: pd.DataFrame, path: Path) -> None:
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    frame.to_csv(unfinished, index=False)
+    unfinished.replace(path)
 
 
 def best_job(jobs: pd.DataFrame, value: str) -> dict[str, Any]:
@@ -54,7 +73,7 @@ def best_job(jobs: pd.DataFrame, value: str) -> dict[str, Any]:
     return {str(name): column for name, column in jobs.iloc[place].to_dict().items()}
 
 
-def _log(jobs: pd.DataFrame, folder: Path, config: DictConfig, value: str | None) -> None:
+def _log(jobs: pd.DataFrame, replicates: pd.DataFrame, folder: Path, config: DictConfig, value: str | None) -> None:
     """One W&B run of the sweep's group, where the jobs logged to W&B."""
     entry = (config.get("logger") or {}).get("wandb")
     if entry is None:
@@ -69,6 +88,8 @@ def _log(jobs: pd.DataFrame, folder: Path, config: DictConfig, value: str | None
     failed = int(jobs["error"].notna().sum()) if "error" in jobs else 0
     try:
         run.log({"sweep/jobs": wandb.Table(dataframe=jobs.astype(str))})
+        if len(replicates):
+            run.log({"sweep/seeds": wandb.Table(dataframe=replicates)})
         figures: dict[str, float] = {"sweep/count": len(jobs), "sweep/failed": failed}
         if value is not None:
             best = best_job(jobs, value)
