@@ -72,7 +72,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
 
 def test_the_sweep_page_shows_means_over_seeds() -> None:
     jobs, swept = JOBS.assign(job=range(6), tau=0.0), ["seed", "factor"]
-    html = SweepPage(jobs, swept=swept, replicates=over_seeds(jobs, swept)).html()
+    html = SweepPage(jobs, swept=swept, replicates=over_seeds(jobs, swept)).html().replace("\u00a0", " ")
     assert "Over seeds" in html
     assert "change on test (points)" in html
     assert "It excludes 0 for 0 of 2 settings" in html

@@ -211,7 +211,8 @@ class SweepPage:
         return content.figure(figures.deltas(shown, [self._name(row) for _, row in shown.iterrows()]), caption)
 
     def _over_seeds(self, content: Content) -> Markup:
-        settings = list(self.replicates)[: list(self.replicates).index("figure")]
+        columns = [str(name) for name in self.replicates]
+        settings = columns[: columns.index("figure")]
         drawing = Markup("")
         changes = self.replicates[self.replicates["figure"] == "delta"]
         if len(changes):
@@ -223,7 +224,8 @@ class SweepPage:
                 f"{words.count(len(changes), 'setting')}; {words.expected(len(changes))} would be by chance alone."
             )
             drawing = content.figure(figures.deltas(rows, names), caption)
-        columns = [Column(name, name) for name in settings] + [
+        shown = [
+            *(Column(name, name) for name in settings),
             Column("figure", "figure"),
             Column("seeds", "seeds", "count"),
             *(Column(name, heading, 2) for name, heading in (("mean", "mean"), ("sd", "sd"), ("low", "from"))),
@@ -235,7 +237,7 @@ class SweepPage:
             "Each seed is a training of its own. The interval tells how far another training would differ, on the same "
             "test images; what other test images would give is in the interval of each job."
         )
-        return drawing + page.table(readable(self.replicates), columns, caption=caption)
+        return drawing + page.table(readable(self.replicates), shown, caption=caption)
 
     def _table(self) -> Markup:
         jobs = self.jobs.rename(columns=str)
