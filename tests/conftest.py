@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from composing import SMALL, composed
 
 from emodissect.cache import Cache
 from emodissect.command_line import register_resolvers
@@ -25,6 +28,31 @@ torch.set_num_threads(min(2, torch.get_num_threads()))
 def cache(tmp_path: Path) -> Cache:
     """An empty cache."""
     return Cache(tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that the tests of a module share, so that a network is trained once."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def verb(home: Path, tmp_path: Path) -> Callable[..., tuple[Path, dict[str, Any]]]:
+    """Runs a verb with overrides; gives its run folder and what it returned."""
+    from emodissect import tasks
+
+    count = 0
+
+    def run(name: str, *overrides: str) -> tuple[Path, dict[str, Any]]:
+        nonlocal count
+        count += 1
+        folder = tmp_path / f"run{count}"
+        other = tuple(f"{group}." for group in ("data", "model") for word in overrides if word.startswith(f"{group}="))
+        small = [word for word in SMALL if not (other and word.startswith(other))]
+        words = [*small, f"paths.cache_dir={home}", f"paths.log_dir={tmp_path}", *overrides]
+        return folder, getattr(tasks, name)(composed(name, *words, run_dir=folder))
+
+    return run
 
 
 @pytest.fixture(autouse=True)

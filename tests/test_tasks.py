@@ -13,39 +13,14 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from composing import CONF, SMALL, composed
+from composing import CONF, SMALL
 from safetensors.torch import load_file
 
 from emodissect.dissection import Dissection
 from emodissect.errors import UserError
 from emodissect.study import EditStudy
-from emodissect.tasks import dissect, edit, train
-
-TASKS = {"train": train, "dissect": dissect, "edit": edit}
 
 Verb = Callable[..., tuple[Path, dict[str, Any]]]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that the tests of this module share, so that the network is trained once."""
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture
-def verb(home: Path, tmp_path: Path) -> Verb:
-    """Runs a verb with overrides; gives its run folder and what it returned."""
-    count = 0
-
-    def run(name: str, *overrides: str) -> tuple[Path, dict[str, Any]]:
-        nonlocal count
-        count += 1
-        folder = tmp_path / f"run{count}"
-        small = SMALL if "data=fer2013" not in overrides else [w for w in SMALL if not w.startswith("data.")]
-        words = [*small, f"paths.cache_dir={home}", f"paths.log_dir={tmp_path}", *overrides]
-        return folder, TASKS[name](composed(name, *words, run_dir=folder))
-
-    return run
 
 
 def written(folder: Path) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +68,10 @@ class Dissection:
             known = list(self.layers["layer"])
             raise UserError(f"The labels hold no layer '{layer}'. {nearest(layer, known)}")
         return rows.sort_values("neuron").reset_index(drop=True)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of every neuron's row."""
+        return hashlib.sha256(self.neurons.to_json(orient="split", double_precision=15).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Writes neurons.parquet and .csv, layers.csv, shares.csv and null.safetensors."""

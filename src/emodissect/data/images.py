@@ -92,6 +92,14 @@ class ImageSet:
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
+    def annotations_fingerprint(self) -> str:
+        """SHA-256 of every annotation's kind, names and values."""
+        digest = hashlib.sha256()
+        for kind, given in sorted(self.annotations.items()):
+            digest.update(str((kind, given.names)).encode())
+            digest.update(given.values.contiguous().numpy().data)
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class Splits:

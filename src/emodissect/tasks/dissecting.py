@@ -26,7 +26,7 @@ from emodissect.scorers import AnnotationScorer, ConceptScores, Scorer
 from emodissect.similarity import Similarity
 from emodissect.tasks.picturing import chosen_ids, neuron_maps, saliency_maps
 from emodissect.tasks.reporting import dissection_figures, dissection_page, write_figures, write_page
-from emodissect.tasks.session import Session, resolved, session
+from emodissect.tasks.session import Session, session
 from emodissect.tasks.training import Trained, as_made, trained_classifier, untrained
 from emodissect.terminal import Column, frame_table
 from emodissect.tracking import Made, log_artifact, log_dissection
@@ -175,11 +175,10 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
     activations, predictions = recorded(run, plan, trained, layers)
     scores = plan.scorer.score(plan.probe, plan.concepts, run.data.splits.class_names, run.cache)
     key = {
-        "weights": trained.weights,
-        "preprocess": resolved(run.cfg.model)["preprocess"],
-        "probe": plan.probe.fingerprint(),
+        "classifier": trained.identity,
+        "probe": [plan.probe.fingerprint(), plan.probe.annotations_fingerprint()],
         "layers": layers,
-        "pool": plan.pool,
+        "recorded": recording_settings(run, plan),
         "concepts": {name: list(plan.concepts.classes.get(name, ())) for name in plan.concepts.names},
         "scorer": plan.scorer.fingerprint(),
         "similarity": described(plan.measure),
@@ -190,7 +189,7 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
         dissection = Dissection.load(run.cfg.labels)
         for layer in layers:
             dissection.of(layer)
-        return Dissected(dissection, predictions, activations, scores, {**key, "labels": str(run.cfg.labels)})
+        return Dissected(dissection, predictions, activations, scores, {**key, "labels": dissection.fingerprint()})
 
     def write(folder: Path) -> None:
         label_neurons(
@@ -225,18 +224,16 @@ def recorded(
 
     def key(layer: str) -> dict[str, Any]:
         return {
-            "weights": trained.weights,
-            "preprocess": resolved(run.cfg.model)["preprocess"],
+            "classifier": trained.identity,
             "probe": plan.probe.fingerprint(),
             "layer": layer,
-            "pool": [plan.pool, str(run.cfg.layer.channels_last)],
             "top_k": top_k,
             "values": plan.keeps_values,
-            "precision": str(run.cfg.trainer.get("precision", "32-true")),
+            **recording_settings(run, plan),
         }
 
     kinds = {layer: ("activations", key(layer)) for layer in layers}
-    prediction_key = {k: v for k, v in key("").items() if k not in ("pool", "top_k", "values", "layer")}
+    prediction_key = {name: key("")[name] for name in ("classifier", "probe", "precision")}
     missing = [layer for layer, (kind, k) in kinds.items() if not (run.cfg.reuse and run.cache.holds(kind, k))]
     if missing or not run.cache.holds("predictions", prediction_key):
         fresh, predictions = _predict(run, plan, trained, missing, top_k)
@@ -245,6 +242,15 @@ def recorded(
         run.made("predictions", prediction_key, lambda folder: predictions.save(folder / PREDICTIONS))
     activations = {layer: LayerActivations.load(run.cache.path(*kinds[layer])) for layer in layers}
     return activations, Predictions.load(run.cache.path("predictions", prediction_key) / PREDICTIONS)
+
+
+def recording_settings(run: Session, plan: Plan) -> dict[str, Any]:
+    """What an activation depends on beside the classifier and the image."""
+    return {
+        "pool": plan.pool,
+        "channels_last": str(run.cfg.layer.channels_last),
+        "precision": str(run.cfg.trainer.get("precision", "32-true")),
+    }
 
 
 def _predict(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
+from lightning import seed_everything
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
@@ -21,7 +22,7 @@ from emodissect.data.ferplus import soft_labels
 from emodissect.errors import UserError
 from emodissect.models.classifier import Classifier
 from emodissect.models.weights import checkpoint_arguments, load_weights, read_state_dict
-from emodissect.provenance import versions, weights_hash, write_json
+from emodissect.provenance import architecture_hash, versions, weights_hash, write_json
 from emodissect.ranks import first_rank
 from emodissect.statistics import wilson
 from emodissect.tasks.reporting import keep_history, train_page, write_page
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 
 NOT_THE_NETWORKS = ("preprocess", "class_order")
 """Keys of the model group that are not arguments of the network."""
+
+WHERE_THE_DATA_LIES = ("cache_dir", "path", "data_dir", "ferplus", "num_workers", "audit")
+"""Keys of the data group that say how images come, not what comes: the images' own hash says that."""
 
 CHECKPOINT = "classifier.ckpt"
 
@@ -52,6 +56,16 @@ class Trained:
     checkpoint: Path
     weights: str
     metrics: Mapping[str, float]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that its answer to an image depends on, for the keys of what is made with it."""
+        return {
+            "weights": self.weights,
+            "architecture": architecture_hash(self.classifier.network),
+            "model": dict(self.classifier.hparams["model"]),
+            "class_names": list(self.classifier.class_names),
+        }
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -135,18 +149,17 @@ def training_key(run: Session, given: Path | None) -> dict[str, Any]:
     """Everything that a training's result depends on."""
     cfg = run.cfg
     groups = resolved(cfg)
-    trainer = {k: v for k, v in groups["trainer"].items() if k not in ("default_root_dir", "log_every_n_steps")}
-    data = {k: v for k, v in groups["data"].items() if k not in ("cache_dir", "path", "num_workers", "audit")}
     return {
         "model": groups["model"],
+        "architecture": architecture_hash(_build(run, given).network),
         "training": groups.get("training"),
-        "soft_labels": cfg.soft_labels,
+        "soft_labels": run.data.splits.train.annotations_fingerprint() if cfg.soft_labels else None,
         "augment": groups.get("augment"),
         "optimizer": groups.get("optimizer"),
         "scheduler": groups.get("scheduler"),
-        "trainer": trainer,
+        "trainer": _without(groups["trainer"], ("default_root_dir", "log_every_n_steps", "dirpath")),
         "callbacks": _without(groups.get("callbacks") or {}, ("dirpath", "cache_dir")),
-        "data": data,
+        "data": _without(groups["data"], WHERE_THE_DATA_LIES),
         "images": [run.data.splits.train.fingerprint(), run.data.splits.val.fingerprint()],
         "from": file_hash(given) if given else None,
         "seed": cfg.seed,
@@ -210,6 +223,8 @@ def _callbacks(run: Session) -> list[Callback]:
 
 def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path) -> None:
     """Trains and leaves the best checkpoint and its metrics in ``folder``."""
+    # whatever the verb drew before it came to this, the same key gives the same weights
+    seed_everything(run.cfg.seed, workers=True, verbose=False)
     classifier = _build(run, given)
     if given is not None:
         load_weights(classifier.network, given)

@@ -1,0 +1,138 @@
+"""What the verbs take from the cache is what they would have made now: every change that matters makes it anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from emodissect.data.ferplus import VOTED_ON
+from emodissect.data.sketches import CLASS_NAMES
+from emodissect.dissection import Dissection
+
+Verb = Callable[..., tuple[Path, dict[str, Any]]]
+
+SMALL_NET = '''
+from torch import nn
+
+
+class Net(nn.Sequential):
+    """{said}"""
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(48 * 48, 8), nn.{activation}(), nn.Linear(8, 7))
+
+    def forward(self, images):
+        return {factor} * super().forward(images)
+'''
+
+
+def entries(home: Path, kind: str) -> set[Path]:
+    """The finished entries of a kind."""
+    return {path.parent for path in (home / kind).glob("*/entry.json")}
+
+
+def weights_of(folder: Path) -> str:
+    """The hash of the weights that a run ended with."""
+    return str(json.loads((folder / "manifest.json").read_text())["inputs"]["weights"])
+
+
+def checkpoint(home: Path) -> str:
+    """Any trained classifier of the cache."""
+    return str(next((home / "training").glob("*/classifier.ckpt")))
+
+
+def test_the_same_key_gives_the_same_weights_whichever_verb_trains(verb: Verb, tmp_path: Path) -> None:
+    found = [weights_of(verb(name, f"paths.cache_dir={tmp_path / name}")[0]) for name in ("train", "dissect")]
+    assert found[0] == found[1]
+
+
+def test_another_class_order_is_another_study(verb: Verb, home: Path) -> None:
+    verb("train")
+    given = f"ckpt_path={checkpoint(home)}"
+    _, plain = verb("edit", given)
+    turning = ",".join((*CLASS_NAMES[1:], CLASS_NAMES[0]))
+    _, turned = verb("edit", given, f"model.class_order=[{turning}]")
+    _, tested = verb("train", "fit=false", given, f"model.class_order=[{turning}]")
+    assert turned["accuracy_before"] == pytest.approx(tested["test/acc"], abs=1e-6)
+    assert turned["accuracy_before"] != plain["accuracy_before"]
+
+
+def test_another_precision_makes_labels_anew(verb: Verb, home: Path) -> None:
+    verb("dissect")
+    before = entries(home, "labels")
+    verb("dissect", f"ckpt_path={checkpoint(home)}", "trainer.precision=bf16-mixed")
+    assert len(entries(home, "labels") - before) == 1
+
+
+def test_labels_rewritten_in_their_folder_are_studied_anew(verb: Verb) -> None:
+    labels, _ = verb("dissect")
+    given = ("edit", f"labels={labels}", "tau=-10")
+    _, first = verb(*given)
+    neurons = Dissection.load(labels).neurons
+    dimmed = neurons.assign(similarity=np.where(neurons.index % 2, neurons["similarity"], -100.0))
+    dimmed.to_parquet(labels / "neurons.parquet", index=False)
+    _, second = verb(*given)
+    assert 0 < second["selected"] < first["selected"]
+
+
+def test_other_votes_on_the_same_images_are_other_labels_and_another_training(
+    verb: Verb, home: Path, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    usage = np.repeat([0, 1, 2], [60, 20, 20])
+    np.savez(
+        tmp_path / "faces.npz",
+        pixels=rng.integers(0, 256, (100, 48, 48), dtype=np.uint8),
+        labels=np.arange(100) % 7,
+        usage=usage,
+    )
+    votes = tmp_path / "fer2013new.csv"
+    given = ["data=fer2013", f"data.path={tmp_path / 'faces.npz'}", f"data.ferplus={votes}"]
+    labelled = [*given, "scorer=annotations", "scorer.source=votes", "concepts=fer7", "similarity=pearson"]
+    found = []
+    for _ in range(2):
+        table = pd.DataFrame(rng.integers(0, 5, (100, 10)), columns=list(VOTED_ON))
+        table["Usage"] = np.array(["Training", "PublicTest", "PrivateTest"])[usage]
+        table.to_csv(votes, index=False)
+        folder, _ = verb("dissect", *labelled, "data.eval_batch_size=16")
+        found.append(Dissection.load(folder).neurons["similarity"].to_numpy())
+        verb("train", *given, "soft_labels=true")
+    assert np.abs(found[0] - found[1]).max() > 0.01
+    assert len(entries(home, "training")) >= 3  # one for the labels, one for each set of soft ones
+
+
+def test_an_edit_of_ones_own_network_trains_it_anew(verb: Verb, home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "my_net.py"
+    words = ["model=yours", f"model.target={file}:Net"]
+    seen = []
+    for factor in (1.0, 0.5):
+        file.write_text(SMALL_NET.format(said="Mine.", activation="ReLU", factor=factor))
+        before = entries(home, "training")
+        verb("train", *words)
+        seen.append(len(entries(home, "training") - before))
+    assert seen == [1, 1]
+    before = entries(home, "training")
+    verb("train", *words)
+    assert entries(home, "training") == before
+
+
+def test_where_the_data_lies_trains_nothing_anew(verb: Verb, home: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "pixels": rng.integers(0, 256, (70, 48, 48), dtype=np.uint8),
+        "labels": np.arange(70) % 7,
+        "usage": np.repeat([0, 1, 2], [42, 14, 14]),
+    }
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        np.savez(tmp_path / place / "fer2013.npz", **arrays)
+    verb("train", "data=fer2013", "data.path=fer2013.npz", f"paths.data_dir={tmp_path / 'here'}")
+    before = entries(home, "training")
+    verb("train", "data=fer2013", "data.path=fer2013.npz", f"paths.data_dir={tmp_path / 'there'}")
+    assert entries(home, "training") == before
