@@ -279,6 +279,30 @@ class Toy(nn.Module):
         return self.fc(x.flatten(1))
 
 
+def test_a_split_of_one_image_is_scored(tmp_path: Path) -> None:
+    one = faces(1)
+    classifier = small()
+    figures = trainer(tmp_path).validate(classifier, image_loader(one, 4), verbose=False)[0]
+    right = bool((classifier(one.images).argmax(1) == one.labels).all())
+    assert figures["val/acc"] == float(right)
+    assert classifier.results["val"].logits.shape == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"optimizer": functools.partial(optim.SGD, lr=0.1, momentum="abc")}, r"optimizer cannot be made"),
+        (
+            {"scheduler": functools.partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=5, pct_start=7)},
+            r"schedule cannot be made .*pct_start",
+        ),
+    ],
+)
+def test_an_optimizer_or_schedule_that_refuses_is_told(tmp_path: Path, arguments: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        trainer(tmp_path).fit(small(**arguments), image_loader(faces(), 8))
+
+
 def bright_columns(count: int = 140) -> ImageSet:
     """Class c has column c bright."""
     labels = torch.arange(count) % 7

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 from hydra.errors import HydraException, InstantiationException
+from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import OmegaConf
 
-from emodissect.command_line import composing_mistake, users_mistake, with_layer_words
+from emodissect.command_line import composing_mistake, users_mistake, with_layer_words, with_null_groups
 from emodissect.errors import UserError, nearest
 
 
@@ -35,6 +38,35 @@ def test_layer_takes_entries_paths_globs_and_lists(conf: Path, typed: list[str],
     assert with_layer_words(typed, conf) == given
 
 
+def test_null_stands_for_no_group(conf: Path) -> None:
+    for group in ("logger", "augment"):
+        (conf / group).mkdir()
+    (conf / "augment" / "none.yaml").write_text("")
+    typed = ["logger=null", "augment=null", "ckpt_path=null", "logger=csv", "logger.csv.name=null"]
+    assert with_null_groups(typed, conf) == ["~logger", "augment=none", *typed[2:]]
+
+
+def test_help_and_tab_completion_do_not_wait_for_torch() -> None:
+    slow = "{'torch', 'lightning', 'pandas', 'wandb'}"
+    code = f"import sys, emodissect.command_line; print(sorted({slow} & set(sys.modules)))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"
+
+
+def test_a_class_that_refuses_its_arguments_speaks_for_itself() -> None:
+    with pytest.raises(InstantiationException) as caught:
+        instantiate(OmegaConf.create({"trainer": {"_target_": "lightning.Trainer", "precision": 33}}).trainer)
+    told = users_mistake(caught.value)
+    assert told is not None
+    assert told.startswith(
+        "trainer = lightning.pytorch.trainer.trainer.Trainer cannot be made as configured: Precision 33"
+    )
+
+
+def test_lightnings_own_complaints_are_told_without_a_trace() -> None:
+    assert users_mistake(MisconfigurationException("no such monitor")) == "no such monitor"
+
+
 def test_a_users_mistake_is_found_behind_hydras_wrapping() -> None:
     wrapped = InstantiationException("Error in call to target")
     wrapped.__cause__ = UserError("no such file")
@@ -52,6 +84,8 @@ def test_a_misspelt_key_is_answered_with_the_nearest() -> None:
     conf = Path(__file__).parents[1] / "conf"
     error = HydraException("Could not override 'optimizr.lr'.\nKey 'optimizr' is not in struct\n    full_key: optimizr")
     assert composing_mistake(error, conf).startswith("There is no key 'optimizr'. Did you mean 'optimizer'?")
+    nested = HydraException("Key 'limit_val_batches' is not in struct\n    full_key: trainer.limit_val_batches")
+    assert "+trainer.limit_val_batches=" in composing_mistake(nested, conf)
     assert composing_mistake(HydraException("no such entry\nConfig search path:\n x"), conf) == "no such entry"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -76,6 +76,25 @@ def with_layer_words(arguments: Sequence[str], conf: Path) -> list[str]:
     return words
 
 
+def with_null_groups(arguments: Sequence[str], conf: Path) -> list[str]:
+    """Command-line words with ``group=null`` made legal: the group's entry ``none`` where it has one, else no group.
+
+    Hydra takes null for a group in a file's defaults, and refuses it on the command line.
+
+    Args:
+        arguments: as typed, without the program's name.
+        conf: the folder of config groups.
+    """
+    words: list[str] = []
+    for word in arguments:
+        group = word.removesuffix("=null")
+        if group == word or not (conf / group).is_dir():
+            words.append(word)
+        else:
+            words.append(f"{group}=none" if (conf / group / "none.yaml").exists() else f"~{group}")
+    return words
+
+
 def launch(main: Callable[[], Any], conf: Path) -> None:
     """Starts a Hydra application: readies ``sys.argv`` and the resolvers, and tells mistakes in a few lines.
 
@@ -86,7 +105,7 @@ def launch(main: Callable[[], Any], conf: Path) -> None:
         conf: the folder of config groups.
     """
     register_resolvers()
-    sys.argv[1:] = with_layer_words(sys.argv[1:], conf)
+    sys.argv[1:] = with_null_groups(with_layer_words(sys.argv[1:], conf), conf)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come through as they are
     # the workers of hydra/launcher=ray take this environment as it is; by `uv run` Ray would build one of its own
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -115,8 +134,11 @@ def composing_mistake(error: Exception, conf: Path) -> str:
     known |= {str(key) for path in conf.glob("*.yaml") for key in OmegaConf.load(path) if key != "defaults"}
     full = re.search(r"full_key: (\S+)", f"{said} {error.__cause__}")
     where = full.group(1) if full else misspelt.group(1)
-    hint = nearest(misspelt.group(1), sorted(known)) if where == misspelt.group(1) else ""
-    return f"There is no key '{where}'. {hint}".strip() + " `--cfg job` shows every key that the chosen groups have."
+    if where == misspelt.group(1):
+        hint = nearest(where, sorted(known))
+    else:
+        hint = f"An argument of the class that the config leaves out is added with a plus: +{where}=…"
+    return f"There is no key '{where}'. {hint} `--cfg job` shows every key that the chosen groups have."
 
 
 def _tell(message: str) -> None:
@@ -155,14 +177,30 @@ def users_mistake(error: BaseException) -> str | None:
     """The message of the UserError behind ``error`` (Hydra wraps what a config's target raises), else None."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, UserError):
+        if isinstance(seen, UserError | _misconfigurations()):
             return str(seen)
         if isinstance(seen, OmegaConfBaseException):
             return f"The config does not resolve: {seen}"
         seen = seen.__cause__ or seen.__context__
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return _refusal(error)
     if isinstance(error, HydraException):
         return str(error)
     return None
+
+
+def _misconfigurations() -> type[Exception]:
+    from lightning.fabric.utilities.exceptions import MisconfigurationException  # seconds, which --help need not wait
+
+    return MisconfigurationException
+
+
+def _refusal(error: InstantiationException) -> str:
+    """Why a class would not be made of its config: which, and its own words without Hydra's around them."""
+    target = re.search(r"target '([^']+)'", str(error))
+    where = re.search(r"full_key: (\S+)", str(error))
+    names = [part.group(1) for part in (where, target) if part]
+    return f"{' = '.join(names)} cannot be made as configured: {error.__cause__}"
 
 
 def _in_multirun() -> bool:

@@ -209,13 +209,17 @@ class Classifier(LightningModule):
         if self.make_optimizer is None:
             optimizer: Optimizer = SGD(parameters, lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4)
         else:
-            optimizer = self.make_optimizer(parameters)
+            try:
+                optimizer = self.make_optimizer(parameters)
+            except (TypeError, ValueError) as error:
+                raise UserError(f"The optimizer cannot be made as configured (optimizer.*): {error}") from error
         if self.make_scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": schedule(self.make_scheduler, optimizer, self.trainer, self.monitor),
-        }
+        try:
+            scheduler = schedule(self.make_scheduler, optimizer, self.trainer, self.monitor)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"The schedule cannot be made as configured (scheduler.*): {error}") from error
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def setup(self, stage: str) -> None:
         """Compiles the network, if asked to, behind its plain self."""
@@ -257,10 +261,12 @@ class Classifier(LightningModule):
     def _score(self, split: str) -> None:
         kept = self.outputs[split]
         assert isinstance(kept, EpochOutputs)
-        outputs: Outputs = kept.compute()
+        ids, labels, logits = kept.compute()
         kept.reset()
-        if len(outputs.ids) == 0:
+        if ids.numel() == 0:
             return
+        # torchmetrics makes a scalar of a tensor with one value, and a split may hold one image
+        outputs = Outputs(ids.reshape(-1), labels.reshape(-1), logits.reshape(ids.numel(), -1))
         values, confusion = scores(outputs.logits, outputs.labels, self.class_names)
         self.results[split] = Outputs(*(part.cpu() for part in outputs))
         self.confusion[split] = confusion.cpu()

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from emodissect.cache import Cache
+from emodissect.config_values import check_values
 from emodissect.data.datamodule import FaceDataModule
 from emodissect.errors import UserError
 from emodissect.loggers import where_wandb_went
@@ -149,11 +150,13 @@ class Session:
 def session(cfg: DictConfig) -> Iterator[Session]:
     """Prepares a run, and ends its loggers whatever happens: a failed W&B run is marked failed.
 
-    Before any work the run folder, free disk and loggers are tried.
+    Before any work the config's values, the run folder, free disk and loggers are tried.
 
     Raises:
-        UserError: a folder that cannot be written, too little disk, several processes in a multirun.
+        UserError: a value that its key does not take, a folder that cannot be written, too little disk, several
+            processes in a multirun.
     """
+    check_values(cfg)
     check_surroundings(cfg)
     quiet()
     run = Session(cfg)

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from composing import VERBS, composed
+from omegaconf import OmegaConf
+
+from emodissect.config_values import ACCEPTED, check_values
+from emodissect.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"seed": "abc"}, "seed=abc: give a whole number from 0 to 4294967295."),
+        ({"seed": 1.5}, "seed=1.5: give a whole number"),
+        ({"seed": True}, "seed=True: give a whole number"),
+        ({"tau": "abc"}, "tau=abc: give a number or a list of such."),
+        ({"tau": None}, "tau=null: give a number"),
+        ({"tau": []}, "tau=[]: give a number"),
+        ({"tau": [0, float("nan")]}, "give a number"),
+        ({"level": [0.05, 2]}, "give a number above 0 to 1"),
+        ({"probe": {"limit": 0}}, "probe.limit=0: give a whole number from 1 or null."),
+        ({"trainer": {"max_epochs": 0}}, "trainer.max_epochs=0: give a whole number from 1 or -1 or null."),
+        ({"study": {"alpha": 1}}, "study.alpha=1: give a number above 0 below 1."),
+        ({"reuse": "abc"}, "reuse=abc: give true or false."),
+        ({"tags": "abc"}, "tags=abc: give a list"),
+    ],
+)
+def test_a_value_that_is_none_is_told_with_what_may_be(given: dict[str, object], told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_values(OmegaConf.create(given))
+    assert told in str(caught.value)
+
+
+def test_values_that_may_be_pass() -> None:
+    given = {
+        "seed": 0,
+        "tau": [-0.5, 0],
+        "level": 0.05,
+        "probe": {"limit": None},
+        "trainer": {"max_epochs": -1},
+        "tags": ["a"],
+    }
+    check_values(OmegaConf.create(given))
+
+
+def test_the_verbs_have_every_key_and_their_defaults_pass(tmp_path: Path) -> None:
+    configs = [composed(verb, run_dir=tmp_path) for verb in VERBS]
+    configs.append(composed("train", "data=fer2013", run_dir=tmp_path))
+    for cfg in configs:
+        check_values(cfg)
+    missing = object()
+    unknown = [key for key in ACCEPTED if all(OmegaConf.select(c, key, default=missing) is missing for c in configs)]
+    assert unknown == []
