@@ -174,6 +174,6 @@ def edit(with_dissection: bool = True, **changed: object) -> EditPage:
         "images": test,
         "dissection": dissection() if with_dissection else None,
         "command": "python edit.py",
-        "val_images": 1000,
+        "grid_images": 1000,
     }
     return EditPage(**(values | changed))  # type: ignore[arg-type]

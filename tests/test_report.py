@@ -21,6 +21,7 @@ from emodissect.data.images import ImageSet
 from emodissect.errors import UserError
 from emodissect.report import Extra, SweepPage, TrainPage, page, words
 from emodissect.report.images import ImagePool
+from emodissect.study import ConceptAblation
 
 
 class Reader(HTMLParser):
@@ -205,16 +206,42 @@ def test_edit_page_from_the_least_that_a_run_has() -> None:
     assert "One edit was tried" in said(html)
 
 
-def test_number_of_validation_images_follows_from_the_deltas() -> None:
-    assert "a band of about ±0.65 points" in said(edit(False, val_images=None).html())
+def test_number_of_images_behind_the_grid_follows_from_the_deltas() -> None:
+    assert "a band of about ±0.65 points" in said(edit(False, grid_images=None).html())
+
+
+def silenced() -> ConceptAblation:
+    rows = [
+        {"concept": concept, "class": name, "neurons": count, "recall_before": 0.8, "drop": drop, "random_mean": 0.01,
+         "random_sd": 0.01, "z": 2.0, "p_value": p}
+        for concept, count, drops, ps in (("smile", 3, (0.2, 0.0, 0.0), (0.01, 1, 1)),
+                                          ("tears", 1, (0.0, 0.01, 0.0), (1, 0.9, 1)))
+        for name, drop, p in zip(CLASSES, drops, ps, strict=True)
+    ]  # fmt: skip
+    return ConceptAblation(pd.DataFrame(rows))
 
 
 def test_ablation_and_extra_sections() -> None:
-    drops = pd.DataFrame([[0.2, 0.0, 0.0], [0.0, 0.01, 0.0]], index=["smile", "tears"], columns=list(CLASSES))
     extra = Extra("Leaked images", "Without them 0.6 points less.", pd.DataFrame({"fault": ["blank"], "images": [12]}))
-    text = said(edit(False, ablation=drops, ablation_beyond=drops > 0.1, extras=[extra]).html())
-    assert "without “smile”, angry loses 20.0 points. 1 of 6 falls go beyond" in text
+    text = said(edit(False, ablations={"lin1": silenced(), "lin2": silenced()}, extras=[extra]).html())
+    assert "lin1: change of each class's recall" in text
+    assert "lin2: change of each class's recall" in text
+    assert "without “smile” (3 neurons), angry loses 20.0 points; as many random neurons cost it 1.0" in text
+    assert "1 of 6 falls go beyond" in text
     assert "Without them 0.6 points less." in text
+
+
+def test_how_an_edit_was_judged_and_what_is_odd_with_its_labels() -> None:
+    html = edit(False, checks={"the grid": "every edit was evaluated in full: <why>"}, notes=["Not its own."]).html()
+    assert "every edit was evaluated in full: &lt;why&gt;" in html
+    assert 'class="warning" role="alert">Not its own.' in html
+
+
+def test_another_level_counts_otherwise() -> None:
+    assert "2 lie outside the band that chance flips give (p < .1; fewer than one" in said(
+        edit(False, alpha=0.1).html()
+    )
+    assert "1 lie outside the band that chance flips give (p < .05; fewer" in said(edit(False).html())
 
 
 def test_labels_without_classes_and_layers_without_live_neurons() -> None:

@@ -14,14 +14,16 @@ from scipy.stats import binom
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_f1_score
 
+from emodissect.data.datamodule import joined
 from emodissect.data.images import ImageSet
-from emodissect.editing import Ablate, Proportional, Scale, edited
+from emodissect.editing import Ablate, Proportional, Scale, ScaleChosen, edited
 from emodissect.errors import UserError
 from emodissect.evaluation import Inference
-from emodissect.selection import AllNeurons, LabelledWith, Tau, WeightNorm
+from emodissect.selection import AllNeurons, Fdr, Inverse, LabelledWith, Tau, WeightNorm
 from emodissect.statistics import exceedance_p, holm, mcnemar
-from emodissect.study import EditStudy, ablate_concepts, null_studies, run_study
-from emodissect.study.cells import Cell, Judged, choose
+from emodissect.study import ConceptAblation, EditStudy, ablate_concepts, null_studies, run_study, warn_of_few_draws
+from emodissect.study.ablation import leave_one_out_z
+from emodissect.study.cells import Cell, Judged, choose, shuffled
 
 GOOD, NOISE, CLASSES = 12, 12, 3
 
@@ -225,6 +227,92 @@ def test_without_labels_nothing_is_shuffled() -> None:
     assert proportional.identical_predictions
 
 
+def test_an_edit_that_changes_nothing_says_why() -> None:
+    none = study(selections=[Tau(1e9)], rules=[ScaleChosen(factor=2.0)], controls=5)
+    assert none.verdict == "The edit changes nothing: the selection chose no neuron (0 of 24 neurons of lin chosen)."
+    one = study(selections=[Tau(0.0)], rules=[Scale(factor=1.0)], controls=5)
+    assert one.verdict == "The edit changes nothing: each neuron's scale is 1 (12 of 24 neurons of lin chosen)."
+    for unchanged in (none, one):
+        assert (unchanged.test.gained, unchanged.test.lost, unchanged.p_random) == (0, 0, 1.0)
+        assert unchanged.logit_difference < 1e-5
+        assert not unchanged.claims_gain
+
+
+def test_all_neurons_chosen_is_what_random_neurons_give() -> None:
+    every = study(selections=[Tau(-1e9)], rules=[Scale(factor=2.0)], controls=20)
+    assert every.selected.all()
+    assert every.verdict.endswith(" The selection took every neuron of lin.")
+    assert study(selections=[Tau(1e9)], rules=[Scale()], controls=1).verdict.endswith("took no neuron of lin.")
+    assert every.p_random == every.p_shuffled == 1.0
+    assert not every.claims_gain
+
+
+def test_without_controls_nothing_is_claimed(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_few_draws(0.05, 20)
+    assert not caplog.text
+    warn_of_few_draws(0.05, 19)
+    assert "study.controls=19 draws cannot give p < 0.05" in caplog.text
+    assert "Give 20 or more" in caplog.text
+    other = study(controls=0)
+    assert np.isnan(other.p_random)
+    assert other.verdict.startswith("Nothing is claimed, because no controls were drawn: +")
+    assert not other.claims_gain
+
+
+def test_an_edit_of_infinite_scale_never_wins_and_ends_nothing() -> None:
+    rules = [Proportional(factor=1e38), Proportional(factor=1.0)]
+    for metric in ("nll", "accuracy", "macro_f1"):
+        other = study(selections=[AllNeurons()], rules=rules, metric=metric, controls=3)
+        assert other.factor == 1.0, metric
+        assert len(other.grid) == 2
+    alone = study(selections=[AllNeurons()], rules=rules[:1], metric="nll", controls=3)
+    assert not alone.claims_gain
+
+
+def test_a_network_that_gives_nan_is_told() -> None:
+    net = network()
+    with torch.no_grad():
+        net.lin.weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"NaN or infinite logits for 300 of 300 images"):
+        study(net=net)
+
+
+def test_the_choice_is_not_made_on_images_that_judge() -> None:
+    with pytest.raises(UserError, match=r"10 of the 300 images that the edit is chosen on are among those it is judge"):
+        study(test=joined([TEST, VAL.subset(range(10))]))
+    assert study(test=joined([TEST, VAL]), select_on="test", controls=3).optimistic
+
+
+def test_chosen_on_test_never_claims() -> None:
+    other = study(select_on="test")
+    assert other.test.p_value < 0.05
+    assert other.p_random < 0.05
+    assert not other.claims_gain
+
+
+def test_dead_neurons_stay_dead_in_every_control() -> None:
+    """The labels of the living say nothing; that dead neurons do nothing must not count for them."""
+    named = labels(1.0, np.nan)
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        moved = shuffled(named, generator)
+        assert moved["similarity"].isna().tolist() == [False] * GOOD + [True] * NOISE
+        assert sorted(moved["similarity"].dropna()) == sorted(named["similarity"].dropna())
+        assert moved["neuron"].tolist() == named["neuron"].tolist()
+    # All living neurons are chosen: no shuffling and no draw gives another edit, so nothing can be claimed.
+    other = study(neurons=named, selections=[Tau(0.0)], rules=[Scale(factor=3.0)], controls=39)
+    assert other.test.delta > 0.1
+    assert other.p_random == other.p_shuffled == 1.0
+    assert not other.claims_gain
+
+
+def test_a_grid_of_levels_keeps_them_apart() -> None:
+    named = labels().assign(q_value=np.linspace(0, 1, GOOD + NOISE))
+    other = study(neurons=named, selections=[Fdr(0.2), Inverse(Fdr(0.5))], controls=3)
+    assert other.grid["level"].tolist() == [0.2] * 3 + [0.5] * 3
+    assert other.grid["tau"].isna().all()
+
+
 def test_large_grids_shuffle_less_often() -> None:
     other = study(controls=60, control_cells=9 * 41)
     assert (other.controls["control"] == "shuffled").sum() == 41
@@ -276,37 +364,73 @@ def test_mistakes_come_before_any_forward_pass() -> None:
             run_study(inference, **arguments)  # type: ignore[arg-type]
 
 
-def test_concept_ablation_by_hand() -> None:
-    """Neuron i tells class i; two neurons do nothing."""
-    net = nn.Sequential(OrderedDict(lin=nn.Linear(16, 5), relu=nn.ReLU(), out=nn.Linear(5, 3, bias=False)))
+def threes() -> tuple[nn.Sequential, pd.DataFrame, ImageSet]:
+    """Neurons 3k, 3k + 1 and 3k + 2 each suffice to tell class k; nine neurons do nothing; the last is dead."""
+    net = nn.Sequential(OrderedDict(lin=nn.Linear(16, 19), relu=nn.ReLU(), out=nn.Linear(19, 3)))
     with torch.no_grad():
-        net.lin.weight.zero_()
-        net.lin.weight[:3, :3] = torch.eye(3)
-        net.lin.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0]))
-        net.out.weight.copy_(torch.tensor([[1.0, 0, 0, 0.01, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0]]))
+        for parameter in net.parameters():
+            parameter.zero_()
+        for neuron in range(9):
+            net.lin.weight[neuron, neuron // 3] = net.out.weight[neuron // 3, neuron] = 1.0
+        net.lin.bias[18] = 1.0
+        net.out.weight[0, 18] = 0.01  # a network that knows nothing says class 0
     truth = torch.arange(30) % 3
     images = torch.full((30, 16), 128, dtype=torch.uint8)
     images[torch.arange(30), truth] = 255
-    faces = ImageSet(images.reshape(30, 1, 4, 4), truth, torch.arange(30))
     named = pd.DataFrame(
         {
             "layer": "lin",
-            "neuron": range(5),
-            "concept": ["zero", "one", "two", "rest", "rest"],
-            "similarity": [1.0, 1.0, 1.0, 1.0, np.nan],
+            "neuron": range(19),
+            "concept": ["zero"] * 3 + ["one"] * 3 + ["two"] * 3 + ["rest"] * 10,
+            "similarity": [1.0] * 18 + [np.nan],
         }
     )
-    found = ablate_concepts(
-        Inference(flat, net), "lin", named, faces, ("a", "b", "c"), concepts=["zero", "one", "two", "rest"], draws=400
-    )
-    # Without neuron 0 the constant 0.01 of neuron 3 still says class 0.
-    expected = np.array([[0.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])
+    return net, named, ImageSet(images.reshape(30, 1, 4, 4), truth, torch.arange(30))
+
+
+def test_concept_ablation_by_hand(tmp_path: Path) -> None:
+    net, named, faces = threes()
+    found = ablate_concepts(Inference(flat, net), "lin", named, faces, ("a", "b", "c"), draws=400)
+    assert found.matrix().index.tolist() == ["rest", "zero", "one", "two"]
+    expected = np.array([[0.0, 0, 0], [0, 0, 0], [0, 1, 0], [0, 0, 1]])
     np.testing.assert_allclose(found.matrix().to_numpy(), expected)
-    np.testing.assert_allclose(found.matrix("random_mean").to_numpy()[:, 1:], 0.2, atol=0.08)
-    assert (found.matrix("neurons").to_numpy() == 1).all()
-    assert found.matrix("z").loc["one", "b"] == pytest.approx(0.8 / 0.4, rel=0.2)
-    assert found.beyond(0.5).loc["one", "b"]
-    assert not found.beyond(0.5).loc["rest", "b"]
+    assert found.matrix("neurons")["a"].tolist() == [9, 3, 3, 3]  # the dead neuron is never silenced
+    # Nine of 18 hold all three of a class with chance C(15, 6) / C(18, 9), three with chance 1 / C(18, 3).
+    np.testing.assert_allclose(found.matrix("random_mean").loc["rest", ["b", "c"]], 5005 / 48620, atol=0.05)
+    np.testing.assert_allclose(found.matrix("random_mean").loc["one", ["b", "c"]], 1 / 816, atol=0.01)
+    assert (found.matrix("random_mean")["a"] == 0).all()
+    # Chance gives as much anywhere when one of three concepts takes all of class b or c: 6 / 816, about 3 of 400 draws.
+    assert 1 / 401 <= found.matrix("p_value").loc["one", "b"] < 0.03
+    assert found.beyond().to_numpy().tolist() == (expected == 1).tolist()
+    assert (found.matrix("p_value").to_numpy()[expected == 0] > 0.5).all()
+    found.save(tmp_path)
+    pd.testing.assert_frame_equal(ConceptAblation.load(tmp_path).frame, found.frame)
+
+
+def test_a_flip_that_random_neurons_never_do_is_no_discovery() -> None:
+    """Deviation 0 in the draws: z is measured in images then, and one image is nothing."""
+    drops = np.zeros((101, 1, 2))
+    drops[0] = [[0.01, 0.5]]
+    drops[1:, 0, 1] = np.tile([0.0, 0.02], 50)
+    z = leave_one_out_z(drops, np.array([100.0, 100.0]))
+    assert z[0, 0, 0] == pytest.approx(1.0)
+    assert z[0, 0, 1] == pytest.approx((0.5 - 0.01) / np.hypot(np.std([0.0, 0.02] * 50, ddof=1), 0.01))
+    others = np.delete(drops, 7, axis=0)  # every draw is held against all others, the real one among them
+    expected = (drops[7] - others.mean(0)) / np.hypot(others.std(0, ddof=1), 0.01)
+    np.testing.assert_allclose(z[7], expected)
+
+
+def test_concepts_that_say_nothing_are_seldom_called_beyond_random() -> None:
+    """Family-wise: at level .05 at most 5 % of matrices hold any mark, though the neurons truly differ."""
+    inference = Inference(flat, network())
+    generator = np.random.default_rng(0)
+    marked = 0
+    for study in range(60):
+        named = labels()
+        named["concept"] = generator.permutation([f"c{i % 6}" for i in range(GOOD + NOISE)])
+        found = ablate_concepts(inference, "lin", named, VAL, "abc", draws=39, seed=study)
+        marked += int(found.beyond().to_numpy().any())
+    assert marked <= binom.ppf(0.999, 60, 0.05)
 
 
 def test_ablation_rules_and_mistakes() -> None:
@@ -316,6 +440,8 @@ def test_ablation_rules_and_mistakes() -> None:
     assert found.matrix().loc["Tears"].sum() > found.matrix().loc["Frown"].sum()
     with pytest.raises(UserError, match="No living neuron"):
         ablate_concepts(inference, "lin", labels(np.nan, np.nan), VAL, "abc")
+    with pytest.raises(UserError, match="1 random draws are too few"):
+        ablate_concepts(inference, "lin", labels(), VAL, "abc", draws=1)
 
 
 @pytest.mark.slow

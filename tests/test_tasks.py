@@ -85,6 +85,10 @@ def test_edit_judges_a_grid_and_its_checkpoint_is_what_it_says(verb: Verb) -> No
     assert tested["test/acc"] == pytest.approx(result["accuracy_after"], abs=1e-6)
     folder, _ = verb("dissect", f"ckpt_path={checkpoint}")
     assert (folder / "neurons.csv").exists()
+    folder, again = verb("edit", f"ckpt_path={checkpoint}", "factor=1")  # editing what was edited
+    assert again["accuracy_before"] == again["accuracy_after"] == result["accuracy_after"]
+    for name, tensor in torch.load(folder / "edited.ckpt", weights_only=True)["state_dict"].items():
+        assert torch.equal(tensor, torch.load(checkpoint, weights_only=True)["state_dict"][name])
 
 
 def test_an_edit_again_is_read_from_the_cache_with_the_same_figures(verb: Verb) -> None:
@@ -99,6 +103,57 @@ def test_labels_of_an_earlier_dissection_are_taken(verb: Verb) -> None:
     pd.testing.assert_frame_equal(Dissection.load(folder).neurons, Dissection.load(labels).neurons)
     with pytest.raises(UserError, match="lin1"):
         verb("edit", f"labels={labels}", "layer=lin1")
+
+
+PLAIN = ("pictures.maps=0", "pictures.saliency=0", "study.bootstrap=10")
+
+
+def test_labels_of_another_network_or_of_other_images_are_told(verb: Verb, caplog: pytest.LogCaptureFixture) -> None:
+    labels, _ = verb("dissect")
+    with pytest.raises(UserError, match="holds 205 neurons of layer 'lin2', and this network has 410"):
+        verb("edit", *PLAIN, f"labels={labels}", "model.width=0.1")
+    with pytest.raises(UserError, match="top images of layer 'lin2' that are not among this run's 100 probe images"):
+        verb("edit", *PLAIN, f"labels={labels}", "probe.limit=100")
+    edited, _ = verb("edit", *PLAIN, f"labels={labels}", "factor=3")
+    assert "labels are of another network" not in caplog.text
+    folder, _ = verb("edit", *PLAIN, f"labels={labels}", f"ckpt_path={edited / 'edited.ckpt'}")
+    assert "The labels are of another network" in caplog.text
+    assert "The labels are of another network" in (folder / "report.html").read_text()
+    # The labels' own content decides what is taken from the cache, not where they lie.
+    before = json.loads((edited / "manifest.json").read_text())["inputs"]["study"]
+    neurons = pd.read_parquet(labels / "neurons.parquet")
+    neurons["similarity"] = -neurons["similarity"]
+    neurons.to_parquet(labels / "neurons.parquet")
+    folder, _ = verb("edit", *PLAIN, f"labels={labels}", "factor=3")
+    assert json.loads((folder / "manifest.json").read_text())["inputs"]["study"] != before
+    assert EditStudy.load(folder / "study").selected.sum() != EditStudy.load(edited / "study").selected.sum()
+
+
+def test_selections_that_wrap_others_are_not_taken_for_one_another(verb: Verb) -> None:
+    inverse = ("selection=inverse", "~selection.of.tau")
+    _, none = verb("edit", *PLAIN, *inverse, "selection.of._target_=emodissect.selection.AllNeurons")
+    _, some = verb("edit", *PLAIN, *inverse, "selection.of._target_=emodissect.selection.WeightNorm")
+    assert none["selected"] == 0 < some["selected"]
+
+
+def test_another_class_order_is_another_result(verb: Verb) -> None:
+    folder, _ = verb("edit", *PLAIN)
+    checkpoint = f"ckpt_path={folder / 'edited.ckpt'}"
+    _, as_it_is = verb("edit", *PLAIN, checkpoint)
+    turned = "model.class_order=[Happy,Angry,Disgust,Fear,Sad,Surprise,Neutral]"
+    _, result = verb("edit", *PLAIN, checkpoint, turned)
+    _, tested = verb("train", "fit=false", checkpoint, turned)
+    assert result["nll_before"] != as_it_is["nll_before"]
+    assert result["nll_before"] == pytest.approx(tested["test/nll"], abs=1e-5)
+    assert result["accuracy_before"] == pytest.approx(tested["test/acc"], abs=1e-6)
+
+
+def test_null_studies_are_counted(verb: Verb) -> None:
+    folder, result = verb("edit", *PLAIN, "study.null_studies=6")
+    assert result["null_studies"] == 6
+    assert 0 <= result["null_claims"] <= 1
+    assert len(pd.read_csv(folder / "null_studies.csv")) == 6
+    assert "of 6 claim a gain" in (folder / "report.html").read_text()
 
 
 def test_evaluate_writes_label_quality(verb: Verb) -> None:
@@ -133,6 +188,10 @@ def test_the_audit_is_a_file_and_a_section(verb: Verb) -> None:
         ("dissect", ["similarity.top_k=0"], "top_k"),
         ("edit", ["study.metric=acuracy"], "accuracy"),
         ("edit", ["study.judge_on=tst"], "test"),
+        ("edit", ["study.judge_on=val+test"], "share none"),
+        ("edit", ["selection=accuracy", "selection.level=[0.5,0.7]"], "One value is taken here"),
+        ("edit", ["layer=bn4b"], "Did you mean 'conv4b'"),
+        ("edit", ["layer=lin3", "edit.parameters=outgoing"], "layer behind 'lin3'"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_trained(

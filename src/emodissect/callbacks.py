@@ -265,7 +265,8 @@ class LogEdit(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._see(pl_module, batch)
+        if not trainer.sanity_checking:
+            self._see(pl_module, batch)
 
     def on_test_batch_end(
         self,
@@ -279,7 +280,8 @@ class LogEdit(Callback):
         self._see(pl_module, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._compare(trainer, "val")
+        if not trainer.sanity_checking:
+            self._compare(trainer, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._compare(trainer, "test")

@@ -109,7 +109,7 @@ ACCEPTED: Mapping[str, Accepted] = {
     **dict.fromkeys(("probe.top_images", "probe.null_draws", "probe.batch_size"), _PRESENT),
     "quality.noise": Number(least=0),
     "study.alpha": Number(above=0, below=1),
-    "study.controls": _COUNT,
+    **dict.fromkeys(("study.controls", "study.null_studies"), _COUNT),
     "study.bootstrap": _PRESENT,
     "study.ablate_concepts": Flag(),
     **dict.fromkeys(("pictures.maps", "pictures.saliency", "pictures.samples"), _COUNT),

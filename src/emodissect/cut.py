@@ -93,13 +93,17 @@ def _behind(graph: Graph, start: Node) -> set[Node]:
 
 
 def _read_from_before(graph: Graph, behind: set[Node], start: Node, values: dict[Node, Any], rows: int) -> list[Node]:
-    """Tensors with a row an image that the tail reads from before the layer; whatever else it reads moves into it."""
+    """Tensors with a row an image that the tail reads from before the layer; whatever else it reads moves into it.
+
+    Whole numbers and masks are worked out again: what is kept is kept as float32.
+    """
     skips: list[Node] = []
     for node in reversed(list(graph.nodes)):  # Readers come before what they read.
         if node is start or node in behind or not any(user in behind for user in node.users):
             continue
         value = values[node]
         rowwise = isinstance(value, Tensor) and value.ndim and len(value) == rows and node.op != "get_attr"
+        rowwise = rowwise and value.is_floating_point()
         if node.op == "placeholder" or rowwise:
             skips.append(node)
         else:

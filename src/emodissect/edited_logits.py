@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from emodissect.cut import Cut, cut_behind
 from emodissect.data.images import ImageSet, image_loader
 from emodissect.editable import columns_scale, editable_layer, next_layer_of
 from emodissect.editing import Edit, edited
+from emodissect.errors import UserError
 from emodissect.evaluation import Inference, Predictions, evaluating, predict
 from emodissect.tracing import CannotTrace
 
@@ -78,10 +80,22 @@ class EditedLogits:
             self.inference = self.inference.image_by_image(some)
             self._example = self.inference.preprocess(some)
         self._parts: Cut | None = None
+        self._evaluate_unedited()
+        if not bool(self.before.logits.isfinite().all()):
+            bad = int((~self.before.logits.isfinite()).any(1).sum())
+            raise UserError(
+                f"The unedited network gives NaN or infinite logits for {bad:,} of {len(self.images):,} images, so no "
+                "edit of it can be judged. Its weights or its preprocessing are at fault."
+            )
+
+    def _evaluate_unedited(self) -> None:
+        network = self.inference.network
         if self.cut:
             try:
                 with evaluating(network), torch.no_grad():
-                    self._parts = cut_behind(network, self.layer, self._example.clone())
+                    parts = cut_behind(network, self.layer, self._example.clone())
+                self._measure(parts)
+                self._parts = parts
             except CannotTrace as error:
                 self.reason = str(error)
                 log.warning(
@@ -117,9 +131,9 @@ class EditedLogits:
         """The edit itself, to be put on the network's weights."""
         return Edit(self.layer, scale, parameters, self._reader() if parameters == "outgoing" else None)
 
-    def exact(self, edit: Edit) -> Predictions:
-        """Predictions by a full forward pass of the really edited weights."""
-        return self._full(edit)
+    def exact(self, edit: Edit | None) -> Predictions:
+        """Predictions by a full forward pass of the really edited weights; None is the unedited network."""
+        return self.before if edit is None and not self.is_cut else self._full(edit)
 
     def _of_distinct(self, scales: Tensor, parameters: str) -> Tensor:
         if self._parts is None:
@@ -154,14 +168,29 @@ class EditedLogits:
 
     # -- the cut network ---------------------------------------------------------------------------------------------
 
+    def _measure(self, parts: Cut) -> None:
+        """How much is kept, and whether there is room for it.
+
+        Raises:
+            CannotTrace: it must lie on disk, and the disk is too full.
+        """
+        self._views = len(self._example) // min(_EXAMPLE_IMAGES, len(self.images))
+        with evaluating(self.inference), torch.inference_mode():
+            self._shapes = [part.shape[1:] for part in parts.head(self._example.clone())]
+        needed = sum(4 * len(self.images) * self._views * math.prod(shape) for shape in self._shapes)
+        # A memory-mapped file takes its room when it is written; a full disk would end the process without a word.
+        free = shutil.disk_usage(tempfile.gettempdir()).free
+        if needed > self.memory_limit and needed > 0.95 * free:
+            raise CannotTrace(
+                f"what is kept of the layer's output takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in "
+                f"{tempfile.gettempdir()} (the environment variable TMPDIR names another folder)"
+            )
+        self.bytes = needed
+
     def _keep_outputs(self, parts: Cut) -> None:
         """Run everything before the layer once. Rows of an image's views lie side by side."""
-        self._views = len(self._example) // min(_EXAMPLE_IMAGES, len(self.images))
-        rows = len(self.images) * self._views
         with evaluating(self.inference), torch.inference_mode():
-            shapes = [part.shape[1:] for part in parts.head(self._example.clone())]
-            self.bytes = sum(4 * rows * math.prod(shape) for shape in shapes)
-            self._kept = [self._room(rows, shape) for shape in shapes]
+            self._kept = [self._room(len(self.images) * self._views, shape) for shape in self._shapes]
             for start, batch in self._batches("before the layer", 64):
                 inputs = self.inference.preprocess(batch.to(self._device))
                 for kept, part in zip(self._kept, parts.head(inputs), strict=True):

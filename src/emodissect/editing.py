@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from emodissect.editable import columns_scale, editable_layer, next_layer_of
-from emodissect.errors import UserError, nearest
+from emodissect.errors import UserError, nearest, require_number
 
 PARAMETERS = ("weight", "weight_and_bias", "outgoing")
 
@@ -51,6 +51,7 @@ class Rule:
         if self.parameters not in PARAMETERS:
             raise UserError(f"edit.parameters={self.parameters} is not known. {nearest(self.parameters, PARAMETERS)}")
         factor = getattr(self, "factor", 1.0)
+        require_number("factor", factor)
         if not (math.isfinite(factor) and factor > 0):
             raise UserError(
                 f"factor={factor:g} scales nothing sensibly: give a number above 0, or use edit=ablate for 0."

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from numbers import Real
 
 
 class UserError(Exception):
@@ -11,6 +13,13 @@ class UserError(Exception):
 
     The message says what was given, what is accepted, the nearest match and what to do.
     """
+
+
+def require_number(key: str, given: object) -> None:
+    """Raises UserError where ``given`` is no number: NaN, a word, or a list where one value is taken."""
+    if isinstance(given, bool) or not isinstance(given, Real) or math.isnan(given):
+        several = " One value is taken here; tau, level and factor take lists." if isinstance(given, Sequence) else ""
+        raise UserError(f"{key}={given} is no number.{several if not isinstance(given, str) else ''}")
 
 
 def nearest(word: str, known: Iterable[str], shown: int = 12) -> str:

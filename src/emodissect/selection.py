@@ -13,10 +13,10 @@ from typing import ClassVar, Protocol, runtime_checkable
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from emodissect.errors import UserError, nearest
+from emodissect.errors import UserError, nearest, require_number
 
 
 @runtime_checkable
@@ -57,6 +57,9 @@ class Tau(_FromLabels):
     name: ClassVar[str] = "tau"
     tau: float = 0.0
 
+    def __post_init__(self) -> None:
+        require_number("tau", self.tau)
+
     def __call__(self, neurons: pd.DataFrame, module: nn.Module) -> Bool[Tensor, " neuron"]:
         return _alive(neurons) & torch.from_numpy(_numbers(neurons, "similarity") > self.tau)
 
@@ -69,6 +72,7 @@ class Fdr(_FromLabels):
     level: float = 0.05
 
     def __post_init__(self) -> None:
+        require_number("selection.level", self.level)
         if not 0 < self.level <= 1:
             raise UserError(
                 f"selection.level={self.level:g} is no false discovery rate. Give one in (0, 1], e.g. 0.05."
@@ -84,6 +88,9 @@ class NeuronAccuracy(_FromLabels):
 
     name: ClassVar[str] = "accuracy"
     level: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_number("selection.level", self.level)
 
     def __call__(self, neurons: pd.DataFrame, module: nn.Module) -> Bool[Tensor, " neuron"]:
         return _alive(neurons) & torch.from_numpy(_numbers(neurons, "accuracy") > self.level)
@@ -167,6 +174,8 @@ class RandomNeurons(_WithoutLabels):
                 "selection=random takes its count from another selection or as a share of the layer: give one of "
                 "selection.like and selection.share, and set the other to null."
             )
+        if self.share is not None:
+            require_number("selection.share", self.share)
         if self.share is not None and not 0 <= self.share <= 1:
             raise UserError(f"selection.share={self.share:g} is no share of the layer. Give one in [0, 1].")
 
@@ -202,10 +211,21 @@ def similarities(neurons: pd.DataFrame) -> Float[Tensor, " neuron"]:
     return torch.where(_alive(neurons), values, torch.nan)
 
 
-def threshold(selection: object) -> float:
-    """The tau of a selection, or of the one it wraps; NaN where there is none."""
+def threshold(selection: object, name: str = "tau") -> float:
+    """The `tau` (or `level`) of a selection, or of the one it wraps; NaN where there is none."""
     inner = getattr(selection, "of", None) or getattr(selection, "like", None)
-    return float(getattr(selection, "tau", threshold(inner) if inner is not None else np.nan))
+    return float(getattr(selection, name, threshold(inner, name) if inner is not None else np.nan))
+
+
+def exchanged(neurons: pd.DataFrame, generator: np.random.Generator) -> Int64[Tensor, " neuron"]:
+    """Neurons in a random order in which the living change places among themselves and dead ones stay.
+
+    Chance must not make an edit of dead neurons, which do nothing: that they are dead is no merit of the labels.
+    """
+    order = torch.arange(len(neurons))
+    living = _alive(neurons).nonzero().flatten()
+    order[living] = living[torch.from_numpy(generator.permutation(len(living)))]
+    return order
 
 
 def _alive(neurons: pd.DataFrame) -> Bool[Tensor, " neuron"]:

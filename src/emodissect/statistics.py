@@ -55,6 +55,12 @@ def wilson(right: int, images: int, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def clopper_pearson(right: int, images: int, level: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a proportion: covers at least `level`. Source: Clopper & Pearson, Biometrika 1934."""
+    low, high = proportion_confint(right, images, alpha=1 - level, method="beta")
+    return float(low), float(high)
+
+
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     """p-values corrected for their number (family-wise error). NaN stays NaN and is not counted."""
     return _corrected(p_values, "holm")

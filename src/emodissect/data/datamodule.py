@@ -136,6 +136,16 @@ class FaceDataModule(LightningDataModule):
             return images
         return images.subset(stratified_rows(images.labels, limit, seed))
 
+    def judged(self, split: str) -> ImageSet:
+        """The images that a network is judged on: ``train``, ``val``, ``test``, or several joined by ``+``.
+
+        Validation and test stay whole where ``clean`` is set, so that figures are those of ``train.py``.
+
+        Raises:
+            UserError: an unknown split.
+        """
+        return joined([getattr(self.splits, name) for name in _split_names(split, "images to judge on")])
+
     def setup(self, stage: str | None = None) -> None:
         """Read the images, so that a mistake in the source shows before the first epoch."""
         _ = self.splits

@@ -47,15 +47,15 @@ def noise_band(grid: pd.DataFrame, images: int) -> float:
 
 
 def grid_heatmap(grid: pd.DataFrame, title: str = "", level: float = 0.05, limit: float | None = None) -> Figure:
-    """Change of validation accuracy in points, by tau (rows) and factor (columns), of one layer and rule.
+    """Change of accuracy in points, by tau (rows) and factor (columns), of one layer and rule.
 
-    Blue is better. Tau may be missing (selections without a cutoff); then there is one row.
+    Blue is better. Rows are levels where the selection has no tau; without either there is one row.
 
     A ring marks cells outside the noise band (exact McNemar p < level), a filled dot those that stay so after Holm's
     correction over the grid, a frame the chosen cell.
 
     Args:
-        grid: columns tau, factor, delta, and where given p_value, p_holm, chosen; one row a cell.
+        grid: columns tau, factor, delta, and where given level, p_value, p_holm, chosen; one row a cell.
         title: of the figure.
         level: of the marks.
         limit: the change (a fraction) that gets the full colour, so that several figures compare; by default the
@@ -255,18 +255,19 @@ def _by_tau_and_factor(
     grid: pd.DataFrame, values: pd.Series, digits: int, better: int = 1, limit: float | None = None
 ) -> tuple[Figure, Axes, dict[tuple[int, int], pd.Series]]:
     """The matrix of cells with its numbers and the frame around the chosen one; the cells by place."""
-    taus = sorted(grid["tau"].dropna().unique()) or [float("nan")]
+    rows_by = "level" if "level" in grid and not grid["tau"].notna().any() else "tau"
+    cutoffs = sorted(grid[rows_by].dropna().unique()) or [float("nan")]
     factors = sorted(grid["factor"].dropna().unique()) or [float("nan")]
-    table = np.full((len(taus), len(factors)), np.nan)
+    table = np.full((len(cutoffs), len(factors)), np.nan)
     cells = {}
     for (_, cell), value in zip(grid.iterrows(), values, strict=True):
-        row = taus.index(cell["tau"]) if not pd.isna(cell["tau"]) else 0
+        row = cutoffs.index(cell[rows_by]) if not pd.isna(cell[rows_by]) else 0
         column = factors.index(cell["factor"]) if not pd.isna(cell["factor"]) else 0
         table[row, column] = value
         cells[row, column] = cell
     known = np.abs(table[np.isfinite(table)])
     full = 100 * limit if limit else float(known.max(initial=0)) or 1.0
-    figure = new(max(NARROW, 1.2 + 0.52 * len(factors)), 1.15 + 0.27 * max(len(taus), 2))
+    figure = new(max(NARROW, 1.2 + 0.52 * len(factors)), 1.15 + 0.27 * max(len(cutoffs), 2))
     axes = figure.subplots()
     signed_cells(axes, better * table, full)
     for (row, column), cell in cells.items():
@@ -276,9 +277,12 @@ def _by_tau_and_factor(
         if bool(cell.get("chosen", False)):
             axes.add_patch(Rectangle((column + 0.03, row + 0.03), 0.94, 0.94, fill=False, edgecolor=INK, linewidth=1.8,
                                      clip_on=False))  # fmt: skip
-    cell_ticks(axes, [_plain(tau) for tau in taus], [_plain(factor) for factor in factors])
+    cell_ticks(axes, [_plain(cutoff) for cutoff in cutoffs], [_plain(factor) for factor in factors])
     axes.set_xlabel("factor")
-    axes.set_ylabel("τ", rotation=0, labelpad=8)
+    if rows_by == "tau":
+        axes.set_ylabel("τ", rotation=0, labelpad=8)
+    else:
+        axes.set_ylabel("level")
     return figure, axes, cells
 
 

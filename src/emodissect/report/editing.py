@@ -18,12 +18,14 @@ from emodissect.report import page, words
 from emodissect.report.dissection import DissectionPage
 from emodissect.report.neurons import Predicted, predicted_classes
 from emodissect.report.page import Column, Content, Extra, Fact, Section
+from emodissect.study import ConceptAblation
 
 GRID_COLUMNS = (
     Column("layer", "layer"),
     Column("selection", "selection"),
     Column("rule", "rule"),
     Column("tau", "τ", 2),
+    Column("level", "level", 3),
     Column("factor", "factor", 2),
     Column("selected", "selected", "count", "neurons the selection takes"),
     Column("accuracy_before", "before", "percent"),
@@ -64,10 +66,12 @@ class EditPage:
         dissection: the labels that the edit used; its sections follow.
         command, manifest: where it comes from.
         optimistic: the edit was chosen on the test images; said in red.
+        notes: further warnings, in red as well.
+        checks: how the edit was judged, and how sure that is: name -> what was found.
+        alpha: level at which a p-value counts.
         title: of the page.
-        val_images: number of validation images, for the width of the noise band.
-        ablation: concept x class fall of recall, fractions (index concepts, columns classes).
-        ablation_beyond: same shape, True where beyond random neurons of the same number.
+        grid_images: number of images behind the grid, for the width of the noise band.
+        ablations: by layer, what silencing each concept's neurons does to each class.
         extras: further sections.
     """
 
@@ -83,10 +87,12 @@ class EditPage:
     command: str = ""
     manifest: Mapping[str, Any] = field(default_factory=dict)
     optimistic: bool = False
+    notes: Sequence[str] = ()
+    checks: Mapping[str, str] = field(default_factory=dict)
+    alpha: float = 0.05
     title: str = "Did the edit help?"
-    val_images: int | None = None
-    ablation: pd.DataFrame | None = None
-    ablation_beyond: pd.DataFrame | None = None
+    grid_images: int | None = None
+    ablations: Mapping[str, ConceptAblation] = field(default_factory=dict)
     extras: Sequence[Extra] = ()
 
     def write(self, path: str | Path) -> Path:
@@ -102,7 +108,9 @@ class EditPage:
         sections.append(Section("change", "What changed", self._change(content), "Change"))
         if self.before is not None and self.after is not None and self.images is not None:
             sections.append(Section("flips", "Images that flipped", self._flips(content), "Flips"))
-        if self.ablation is not None:
+        if self.checks:
+            sections.append(Section("judging", "How it was judged", self._judging(), "Judging"))
+        if self.ablations:
             sections.append(Section("ablation", "Silencing concepts", self._ablation(content), "Silencing"))
         sections += page.extra_sections(content, self.extras)
         if self.dissection is not None:
@@ -120,7 +128,7 @@ class EditPage:
             sections=sections,
             command=self.command,
             manifest=self.manifest,
-            warning=warning if self.optimistic else "",
+            warning=" ".join([*([warning] if self.optimistic else []), *self.notes]),
         )
 
     @property
@@ -134,7 +142,7 @@ class EditPage:
         """The figures at the top."""
         row = self.comparison
         delta, p = row["delta"], row.get("p_value")
-        clear = p is not None and p < 0.05
+        clear = p is not None and p < self.alpha
         interval = f"95 %: {words.points(row.get('delta_low'))} to {words.points(row.get('delta_high'))}"
         facts = [
             Fact(
@@ -169,25 +177,27 @@ class EditPage:
 
     def _grid(self, content: Content) -> Markup:
         tried = len(self.grid)
-        outside = int((self.grid["p_value"] < 0.05).sum())
-        kept = int((self.grid["p_holm"] < 0.05).sum()) if "p_holm" in self.grid else 0
+        outside = int((self.grid["p_value"] < self.alpha).sum())
+        kept = int((self.grid["p_holm"] < self.alpha).sum()) if "p_holm" in self.grid else 0
         where = "the test images" if self.optimistic else "the validation images"
         if tried == 1:
             text = f"One edit was tried on {where}."
         else:
             text = (
                 f"{words.count(tried, 'edit')} were tried on {where}. {outside} lie outside the band that chance "
-                f"flips give (p < .05; {words.expected(tried)} would if no edit did anything), "
+                f"flips give (p < {words.level(self.alpha)}; {words.expected(tried, self.alpha)} would if no edit did "
+                f"anything), "
                 f"{kept} after Holm's correction for {tried} tries."
             )
         by = [name for name in ("layer", "selection", "rule") if name in self.grid]
         drawings = Markup("")
         for key, cells in self.grid.groupby(by, sort=False, dropna=False):
-            if cells.duplicated(["tau", "factor"]).any():
+            if cells.duplicated([name for name in ("tau", "level", "factor") if name in cells]).any():
                 continue
             names = [str(part) for part in (key if isinstance(key, tuple) else (key,))]
             name = " · ".join(names)
-            drawings += content.figure(figures.grid_heatmap(cells, f"{name}: accuracy"), self._cell_caption(cells))
+            heat_map = figures.grid_heatmap(cells, f"{name}: accuracy", self.alpha)
+            drawings += content.figure(heat_map, self._cell_caption(cells))
             if {"nll_before", "nll_after"} <= set(cells):
                 worse = int((cells["nll_after"] > cells["nll_before"] + 1e-6).sum())
                 drawings += content.figure(
@@ -200,7 +210,10 @@ class EditPage:
             Markup(" open") if tried <= 12 else "",
             words.count(tried, "row"),
             page.table(
-                self.grid, GRID_COLUMNS, list(self.grid["chosen"]) if "chosen" in self.grid else None, limit=1000
+                self.grid.dropna(axis=1, how="all"),
+                GRID_COLUMNS,
+                list(self.grid["chosen"]) if "chosen" in self.grid else None,
+                limit=1000,
             ),
         )
         return Markup("<p>{}</p>").format(words.unbroken(text)) + wrapped + details
@@ -210,7 +223,7 @@ class EditPage:
         caption = f"Change of accuracy in points. Best: {words.points(best['delta'])} at {setting(best)} ("
         caption += words.p_sentence(best["p_value"])
         caption += f", {words.p_sentence(best['p_holm'])} after Holm)." if "p_holm" in best else ")."
-        images = self.val_images or _images_of(cells)
+        images = self.grid_images or _images_of(cells)
         if images:
             band = figures.noise_band(cells, images)
             inside = int((cells["delta"].abs() <= band).sum())
@@ -325,28 +338,38 @@ class EditPage:
             groups.append({"title": title, "note": f"{note}. True class; predicted before → after.", "tiles": tiles})
         return page._template("flips.html.j2").render(groups=groups)
 
+    def _judging(self) -> Markup:
+        frame = pd.DataFrame({"check": list(self.checks), "found": list(self.checks.values())})
+        return page.table(frame, (Column("check", "what"), Column("found", "found", "long")))
+
     def _ablation(self, content: Content) -> Markup:
-        assert self.ablation is not None
-        fall = self.ablation.to_numpy(dtype=float)
-        if not np.isfinite(fall).any():
-            return Markup("<p>No concept has neurons to silence.</p>")
-        row, column = words.place(fall)
-        caption = (
-            "Change of each class's recall in points when the neurons of one concept are set to zero. The largest "
-            f"fall: without “{self.ablation.index[row]}”, {self.ablation.columns[column]} loses "
-            f"{100 * fall[row, column]:.1f} points."
-        )
-        if self.ablation_beyond is not None:
-            beyond = int(self.ablation_beyond.to_numpy(dtype=bool).sum())
-            caption += f" {beyond} of {fall.size} falls go beyond random neurons of the same number."
-        return content.figure(figures.concept_ablation(self.ablation, self.ablation_beyond), caption)
+        html = Markup("")
+        for layer, silenced in self.ablations.items():
+            known = silenced.frame.dropna(subset="drop")
+            if known.empty:
+                html += Markup("<p>No concept of {} has neurons to silence.</p>").format(layer)
+                continue
+            worst = known.iloc[int(known["drop"].to_numpy().argmax())].to_dict()
+            beyond = silenced.beyond(self.alpha)
+            caption = (
+                f"{layer}: change of each class's recall in points when the neurons of one concept are set to zero. "
+                f"The largest fall: without “{worst['concept']}” ({words.count(int(worst['neurons']), 'neuron')}), "
+                f"{worst['class']} loses {100 * worst['drop']:.1f} points; as many random neurons cost it "
+                f"{100 * worst['random_mean']:.1f} on average. {int(beyond.to_numpy(dtype=bool).sum())} of "
+                f"{len(known)} falls go beyond random neurons of the same number "
+                f"(p < {words.level(self.alpha)}, corrected for the size of the matrix)."
+            )
+            neurons = silenced.matrix("neurons").iloc[:, 0].astype(int).tolist()
+            drawing = figures.concept_ablation(silenced.matrix(), beyond, neurons, str(layer))
+            html += content.figure(drawing, caption)
+        return html
 
 
 def setting(cell: pd.Series) -> str:
     """``τ = −0.5, factor 1.5``, as far as the cell has them."""
     parts = [
         f"{word}{words.plain(cell[name])}"
-        for name, word in (("tau", "τ = "), ("factor", "factor "))
+        for name, word in (("tau", "τ = "), ("level", "level "), ("factor", "factor "))
         if _known(cell, name)
     ]
     return ", ".join(parts) or "its only setting"

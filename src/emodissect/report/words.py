@@ -49,6 +49,11 @@ def p_value(value: Any) -> str:
     return text.lstrip("0") if value < 0.995 else "1.00"
 
 
+def level(alpha: float) -> str:
+    """``0.05`` -> ``.05``; a level of significance."""
+    return f"{alpha:g}".removeprefix("0")
+
+
 def p_sentence(value: Any) -> str:
     """``p = .41`` or ``p < .001``."""
     text = p_value(value)

@@ -3,6 +3,15 @@
 from emodissect.study.ablation import ConceptAblation, ablate_concepts
 from emodissect.study.null import null_studies
 from emodissect.study.result import EditStudy
-from emodissect.study.run import check_words, run_study
+from emodissect.study.run import check_apart, check_words, run_study, warn_of_few_draws
 
-__all__ = ["ConceptAblation", "EditStudy", "ablate_concepts", "check_words", "null_studies", "run_study"]
+__all__ = [
+    "ConceptAblation",
+    "EditStudy",
+    "ablate_concepts",
+    "check_apart",
+    "check_words",
+    "null_studies",
+    "run_study",
+    "warn_of_few_draws",
+]

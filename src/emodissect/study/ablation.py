@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import norm
-from torch import Tensor
+from jaxtyping import Float
+from numpy.typing import NDArray
 
 from emodissect.data.images import ImageSet
 from emodissect.edited_logits import EditedLogits
 from emodissect.editing import Ablate, Rule
 from emodissect.errors import UserError
 from emodissect.evaluation import Inference
-from emodissect.selection import LabelledWith, similarities
-from emodissect.statistics import benjamini_hochberg
+from emodissect.selection import LabelledWith, exchanged, similarities
+from emodissect.statistics import exceedance_p
 from emodissect.study.cells import judge, labels_of
+
+_FILE = "concept_ablation.csv"
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +30,9 @@ class ConceptAblation:
 
     Attributes:
         frame: one row a concept and class: concept, class, neurons, recall_before, drop (recall before - after); of as
-            many random neurons random_mean, random_sd; z = (drop - random_mean) / random_sd, NaN at sd 0; and
-            q_value, its upper normal tail corrected over the frame (Benjamini-Hochberg).
+            many random neurons random_mean, random_sd; z, how far the drop lies above them
+            (:func:`leave_one_out_z`); and p_value, how often random neurons give as large a z anywhere in the matrix:
+            corrected for its size (the maximum of Westfall & Young, 1993), exact at every number of draws.
     """
 
     frame: pd.DataFrame
@@ -40,7 +44,18 @@ class ConceptAblation:
 
     def beyond(self, level: float = 0.05) -> pd.DataFrame:
         """Concept x class: whether the drop is larger than random neurons of the same number explain."""
-        return self.matrix("q_value") < level
+        return self.matrix("p_value") < level
+
+    def save(self, folder: str | Path) -> None:
+        """Written as `concept_ablation.csv`."""
+        self.frame.to_csv(Path(folder) / _FILE, index=False)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ConceptAblation:
+        """The inverse of :meth:`save`."""
+        return cls(
+            pd.read_csv(Path(folder) / _FILE, float_precision="round_trip", keep_default_na=False, na_values=[""])
+        )
 
 
 def ablate_concepts(
@@ -59,14 +74,18 @@ def ablate_concepts(
 ) -> ConceptAblation:
     """Ablate the neurons of each concept in turn, beside random sets of the same size.
 
+    In each draw the labels are given to the living neurons at random, and every concept's neurons are ablated again.
+
     Args:
         concepts: which; None takes all that label a living neuron, most neurons first.
         rule: what is done to the chosen neurons; None sets weight and bias to 0.
-        draws: random sets for each size that occurs.
+        draws: how many times the labels are given at random, 2 or more.
 
     Raises:
-        UserError: unknown layer or concept, or no living neuron has a label.
+        UserError: unknown layer or concept, no living neuron has a label, or too few draws.
     """
+    if draws < 2:
+        raise UserError(f"{draws} random draws are too few to compare an ablation with: give 20 or more, better 100.")
     rule = rule if rule is not None else Ablate(parameters="weight_and_bias")
     labels = labels_of(neurons, layer)
     similarity, module = similarities(labels), inference.network.get_submodule(layer)
@@ -75,40 +94,46 @@ def ablate_concepts(
     if not concepts:
         raise UserError(f"No living neuron of layer '{layer}' has a label, so no concept can be ablated.")
     masks = [LabelledWith([concept])(labels, module) for concept in concepts]
+    scales = torch.stack([rule(mask, similarity) for mask in masks])
     generator = np.random.default_rng([seed, 4])
-    sizes = sorted({int(mask.sum()) for mask in masks})
-    drawn = {size: [_some(len(labels), size, generator) for _ in range(draws)] for size in sizes}
-    scales = [rule(mask, similarity) for mask in [*masks, *(mask for size in sizes for mask in drawn[size])]]
+    cells = torch.cat([scales, *(scales[:, exchanged(labels, generator)] for _ in range(draws))])
     logits = EditedLogits(inference, layer, images, batch_size, progress=progress)
-    judged = judge(logits, [torch.ones(len(labels)), *scales], rule.parameters)
-    counts = judged.confusion().double()
-    recall = (counts.diagonal(dim1=1, dim2=2) / counts.sum(2)).numpy()  # NaN for a class without images
-    drop, random = recall[0] - recall[1 : 1 + len(masks)], recall[0] - recall[1 + len(masks) :]
-    rows = []
-    for place, (concept, mask) in enumerate(zip(concepts, masks, strict=True)):
-        size = int(mask.sum())
-        start = sizes.index(size) * draws
-        same_size = random[start : start + draws]
-        mean, sd = same_size.mean(0), same_size.std(0, ddof=1) if draws > 1 else np.full(len(class_names), np.nan)
-        for index, name in enumerate(class_names):
-            rows.append(
-                {
-                    "concept": concept,
-                    "class": name,
-                    "neurons": size,
-                    "recall_before": recall[0, index],
-                    "drop": drop[place, index],
-                    "random_mean": mean[index],
-                    "random_sd": sd[index],
-                    "z": (drop[place, index] - mean[index]) / sd[index] if sd[index] > 0 else np.nan,
-                }
-            )
-    frame = pd.DataFrame(rows)
-    frame["q_value"] = benjamini_hochberg(norm.sf(frame["z"]))
-    return ConceptAblation(frame)
+    counts = judge(logits, torch.cat([torch.ones(1, len(labels)), cells]), rule.parameters).confusion().double()
+    of_class = counts[0].sum(1).numpy()
+    with np.errstate(invalid="ignore"):  # A class without images has no recall: NaN.
+        recall = counts.diagonal(dim1=1, dim2=2).numpy() / of_class
+    drops = (recall[0] - recall[1:]).reshape(1 + draws, len(masks), -1)
+    z = leave_one_out_z(drops, of_class)
+    largest = np.nanmax(z[1:], axis=(1, 2))
+    rows = [
+        {
+            "concept": concept,
+            "class": name,
+            "neurons": int(masks[row].sum()),
+            "recall_before": recall[0, column],
+            "drop": drops[0, row, column],
+            "random_mean": drops[1:, row, column].mean(),
+            "random_sd": drops[1:, row, column].std(ddof=1),
+            "z": z[0, row, column],
+            "p_value": exceedance_p(z[0, row, column], largest) if of_class[column] else np.nan,
+        }
+        for row, concept in enumerate(concepts)
+        for column, name in enumerate(class_names)
+    ]
+    return ConceptAblation(pd.DataFrame(rows))
 
 
-def _some(neurons: int, size: int, generator: np.random.Generator) -> Tensor:
-    mask = torch.zeros(neurons, dtype=torch.bool)
-    mask[torch.from_numpy(generator.permutation(neurons)[:size])] = True
-    return mask
+def leave_one_out_z(
+    drops: Float[NDArray, "draw concept class"], images: Float[NDArray, " class"]
+) -> Float[NDArray, "draw concept class"]:
+    """How far each draw lies above the others: z = (drop - mean) / sqrt(sd^2 + (1 / images)^2).
+
+    Mean and deviation are of the other draws, so that the first, the real one, is treated as all are. The recall of one
+    image is added, so that a flip where random neurons never did anything is no wonder.
+    """
+    others = len(drops) - 1
+    mean = (drops.sum(0) - drops) / others
+    squares = (drops**2).sum(0) - drops**2
+    variance = np.clip((squares - others * mean**2) / (others - 1), 0, None)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (drops - mean) / np.sqrt(variance + 1.0 / images**2)

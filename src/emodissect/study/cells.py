@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from emodissect.edited_logits import EditedLogits
 from emodissect.editing import Rule
 from emodissect.errors import UserError, nearest
-from emodissect.selection import Selection, similarities, threshold
+from emodissect.selection import Selection, exchanged, similarities, threshold
 from emodissect.statistics import delta_interval, holm, mcnemar
 
 METRICS = ("accuracy", "nll", "macro_f1")
@@ -129,8 +129,8 @@ def labels_of(neurons: pd.DataFrame, layer: str) -> pd.DataFrame:
 
 
 def shuffled(labels: pd.DataFrame, generator: np.random.Generator) -> pd.DataFrame:
-    """One layer's labels, given to its neurons at random: all that a label says moves together."""
-    moved = labels.iloc[generator.permutation(len(labels))].reset_index(drop=True)
+    """One layer's labels, given to its living neurons at random: all that a label says moves together."""
+    moved = labels.iloc[exchanged(labels, generator).numpy()].reset_index(drop=True)
     moved["neuron"] = labels["neuron"].to_numpy()
     return moved
 
@@ -182,8 +182,8 @@ def judge_cells(cells: Sequence[Cell], logits: Mapping[str, EditedLogits]) -> Ju
 
 
 def choose(cells: Sequence[Cell], judged: Judged, metric: str) -> int:
-    """The cell of the best metric; of equals the smallest change, then the first."""
-    values = judged.metric(metric)
+    """The cell of the best metric; of equals the smallest change, then the first. An edit that gives NaN never wins."""
+    values = np.nan_to_num(judged.metric(metric).astype(np.float64), nan=-np.inf)
     best = np.flatnonzero(values == values.max())
     return min(best.tolist(), key=lambda place: (round(cells[place].change, 9), place))
 
@@ -202,6 +202,7 @@ def grid_frame(cells: Sequence[Cell], judged: Judged, chosen: int, draws: int, s
                 "rule": cell.rule.name,
                 "parameters": cell.rule.parameters,
                 "tau": threshold(cell.selection),
+                "level": threshold(cell.selection, "level"),
                 "factor": float(getattr(cell.rule, "factor", np.nan)),
                 "selected": int(cell.selected.sum()),
                 "accuracy_before": before,

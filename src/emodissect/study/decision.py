@@ -12,7 +12,7 @@ from torch import nn
 
 from emodissect.edited_logits import EditedLogits
 from emodissect.editing import Rule
-from emodissect.selection import Selection, similarities
+from emodissect.selection import Selection, exchanged, similarities
 from emodissect.statistics import exceedance_p
 from emodissect.study.cells import Cell, Judged, choose, grid, judge, judge_cells, labels_of, shuffled
 
@@ -70,12 +70,13 @@ def decide(question: Question, neurons: pd.DataFrame, every_control: bool = True
     chosen = choose(cells, judged, question.metric)
     cell = cells[chosen]
     generator = np.random.default_rng([question.seed, 1])
-    similarity = similarities(labels_of(neurons, cell.layer))
+    labels = labels_of(neurons, cell.layer)
+    similarity = similarities(labels)
     names, scales = ["chosen"], [cell.scale]
-    # The chosen scales on neurons at random: for rules of two values, random neurons of the same number.
+    # The chosen scales on living neurons at random: for rules of two values, random neurons of the same number.
     for _ in range(question.random_draws):
         names.append("random")
-        scales.append(cell.scale[torch.from_numpy(generator.permutation(len(cell.scale)))])
+        scales.append(cell.scale[exchanged(labels, generator)])
     if every_control:
         names += ["all", "inverse"]
         scales += [cell.rule(torch.ones_like(cell.selected), similarity), cell.rule(~cell.selected, similarity)]

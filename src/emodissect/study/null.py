@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from rich.progress import track
 
 from emodissect.data.images import ImageSet
 from emodissect.edited_logits import EditedLogits
@@ -31,6 +32,7 @@ def null_studies(
     metric: str = "accuracy",
     alpha: float = 0.05,
     seed: int = 0,
+    progress: bool = False,
 ) -> pd.DataFrame:
     """Whole studies on labels given to neurons at random: grid, choice, test, controls, claim.
 
@@ -43,7 +45,8 @@ def null_studies(
     on_test = {layer: EditedLogits(inference, layer, test) for layer in layers}
     generator = np.random.default_rng([seed, 3])
     rows = []
-    for study in range(studies):
+    counted = range(studies)
+    for study in track(counted, description="null studies", transient=True) if progress else counted:
         moved = pd.concat([shuffled(labels_of(neurons, layer), generator) for layer in layers])
         question = Question(
             *(layers, on_val, on_test, inference.network, selections, rules),

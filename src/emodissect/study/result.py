@@ -35,7 +35,8 @@ class EditStudy:
         val, test: the chosen edit against the unedited network.
         before, after: predictions on test.
         metric, select_on, alpha: how it was chosen and judged.
-        p_random: share of random neurons of the same number that give as large a delta on test.
+        p_random: share of random living neurons of the same number that give as large a delta on test; NaN where none
+            were drawn.
         p_shuffled: share of whole studies with shuffled labels, their own choice included, whose choice gives as large
             a delta on test; NaN where the edit reads no labels.
         detectable_delta: the smallest delta that the test images could have shown with power .8, at as many flips.
@@ -78,14 +79,15 @@ class EditStudy:
 
         On test: delta > 0, exact McNemar p < alpha, more than random neurons of the same number (p < alpha) and, where
         labels chose the neurons, more than studies with shuffled labels (p < alpha). The last is an exact permutation
-        test of the whole procedure, so labels that say nothing lead to a claim in at most alpha of all studies.
+        test of the whole procedure, so labels that say nothing lead to a claim in at most alpha of all studies. A study
+        that chose on the test images claims nothing.
         """
-        return claims_gain(self.test, self.p_random, self.p_shuffled, self.alpha)
+        return not self.optimistic and claims_gain(self.test, self.p_random, self.p_shuffled, self.alpha)
 
     @property
     def verdict(self) -> str:
         """One sentence in plain words."""
-        sentence = self._sentence()
+        sentence = self._sentence() + self._of_one_scale()
         if not self.optimistic:
             return sentence
         return f"Optimistic, because it was chosen on the very test images: {sentence[0].lower()}{sentence[1:]}"
@@ -94,14 +96,17 @@ class EditStudy:
         test, alpha = self.test, self.alpha
         chance = f"within what random neurons of the same number give, {_p(self.p_random)}"
         if bool((self.edit.scale == 1).all()):
-            return "No edit of the grid was better than the unedited network, so nothing is changed."
-        flips = f"{100 * test.delta:+.2f} points on test ({test.gained} images gained, {test.lost} lost"
+            return self._nothing()
+        images = "image" if test.gained == 1 else "images"
+        flips = f"{100 * test.delta:+.2f} points on test ({test.gained} {images} gained, {test.lost} lost"
         figures = f"{flips}, {_p(test.p_value)})"
         if test.delta < 0:
             word = "Loss" if test.p_value < alpha else "No gain"
             return f"{word}: {figures}."
         if test.delta == 0:
             return f"No gain: {figures}."
+        if math.isnan(self.p_random):
+            return f"Nothing is claimed, because no controls were drawn: {figures}."
         beyond_random, beyond_shuffled = self.p_random < alpha, not self.p_shuffled >= alpha
         if test.p_value >= alpha:
             tail = (
@@ -116,6 +121,21 @@ class EditStudy:
             return f"Gain within what the same study with shuffled labels gives, {_p(self.p_shuffled)}: {figures}."
         shuffled = "" if math.isnan(self.p_shuffled) else f" and shuffled labels ({_p(self.p_shuffled)})"
         return f"Gain: {figures}, more than random neurons of the same number ({_p(self.p_random)}){shuffled} give."
+
+    def _of_one_scale(self) -> str:
+        """What to know where a selection told no neurons apart."""
+        chosen, neurons = int(self.selected.sum()), len(self.selected)
+        if self.selection == "all" or chosen not in (0, neurons) or bool((self.edit.scale == 1).all()):
+            return ""
+        return f" The selection took {'every' if chosen else 'no'} neuron of {self.edit.layer}."
+
+    def _nothing(self) -> str:
+        """Of an edit that leaves every neuron as it is."""
+        if len(self.grid) > 1:
+            return "No edit of the grid was better than the unedited network, so nothing is changed."
+        chosen, all_of_them = int(self.selected.sum()), len(self.selected)
+        why = "the selection chose no neuron" if not chosen else "each neuron's scale is 1"
+        return f"The edit changes nothing: {why} ({chosen} of {all_of_them} neurons of {self.edit.layer} chosen)."
 
     def row(self) -> dict[str, Any]:
         """Plain JSON values: everything but the frames and the tensors."""

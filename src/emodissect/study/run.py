@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -44,6 +45,26 @@ def check_words(metric: str, select_on: str) -> None:
     for key, word, known in (("metric", metric, METRICS), ("select_on", select_on, ("val", "test"))):
         if word not in known:
             raise UserError(f"study.{key}={word} is not known. {nearest(word, known)}")
+
+
+def warn_of_few_draws(alpha: float, controls: int) -> None:
+    """Says so where no p-value could come below alpha."""
+    if 1 / (1 + controls) >= alpha:
+        log.warning(
+            "study.controls=%d draws cannot give p < %g, so no gain will be claimed. Give %d or more.",
+            *(controls, alpha, math.floor(1 / alpha)),
+        )
+
+
+def check_apart(val: ImageSet, test: ImageSet) -> None:
+    """Raises UserError where the edit would be chosen on images that it is judged on."""
+    shared = int(torch.isin(val.ids, test.ids).sum())
+    if shared:
+        raise UserError(
+            f"{shared:,} of the {len(val):,} images that the edit is chosen on are among those it is judged on, so its "
+            "figure would be optimistic. Give study.choose_on and study.judge_on splits that share none, or "
+            "study.select_on=test to repeat the published mistake."
+        )
 
 
 def run_study(
@@ -88,15 +109,18 @@ def run_study(
         progress: show bars.
 
     Raises:
-        UserError: before any forward pass: unknown layer, metric or word, empty images, a grid that cannot be made.
+        UserError: before any forward pass: unknown layer, metric or word, empty images, images chosen on among those
+            judged on, a grid that cannot be made; and where the unedited network gives no finite logits.
     """
     check_words(metric, select_on)
     for name, images in (("validation", val), ("test", test)):
         if not len(images):
             raise UserError(f"The {name} set holds no images, so no edit can be judged.")
+    optimistic = select_on == "test"
+    if not optimistic:
+        check_apart(val, test)
     layers = list(dict.fromkeys(layers))
     cells = len(grid(inference.network, layers, neurons, selections, rules))
-    optimistic = select_on == "test"
     if optimistic:
         log.warning("select_on=test: the edit is chosen on the images it is judged on; its figure is optimistic.")
 
@@ -124,12 +148,12 @@ def run_study(
         found = logits.logits(cell.scale[None], cell.rule.parameters)[0]
         return Predictions(logits.before.ids, logits.before.labels, found)
 
-    fast, exact = after(chosen_test), chosen_test.exact(edit)
+    fast, exact, before = after(chosen_test), chosen_test.exact(edit), chosen_test.exact(None)
     difference = float((fast.logits - exact.logits).abs().max())
     identical = torch.equal(fast.predicted, exact.predicted)
     if not identical:
         log.warning("The grid's predictions differ from the edited weights' (logits by up to %.2g).", difference)
-    comparison = compare(chosen_test.before, exact, bootstrap, seed)
+    comparison = compare(before, exact, bootstrap, seed)
     return EditStudy(
         grid=grid_frame(decision.cells, decision.judged, decision.chosen, bootstrap, seed),
         controls=decision.controls,
@@ -141,7 +165,7 @@ def run_study(
         factor=float(getattr(cell.rule, "factor", "nan")),
         val=comparison if optimistic else compare(chosen_val.before, after(chosen_val), bootstrap, seed),
         test=comparison,
-        before=chosen_test.before,
+        before=before,
         after=exact,
         metric=metric,
         select_on=select_on,

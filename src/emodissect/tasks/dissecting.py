@@ -24,6 +24,7 @@ from emodissect.recording import LayerActivations, reached_layers, resolve_layer
 from emodissect.report.words import percent
 from emodissect.scorers import AnnotationScorer, ConceptScores, Scorer
 from emodissect.similarity import Similarity
+from emodissect.tasks.given_labels import given_labels
 from emodissect.tasks.picturing import chosen_ids, neuron_maps, saliency_maps
 from emodissect.tasks.reporting import dissection_figures, dissection_page, write_figures, write_page
 from emodissect.tasks.session import Session, session
@@ -159,6 +160,7 @@ class Dissected:
         key: what the labels came from, for the caches behind.
         heat: activation maps of conv neurons over their top images, by (layer, neuron).
         saliency: of a few probe images, by id.
+        warning: what a reader must know of labels that were given.
     """
 
     dissection: Dissection
@@ -168,6 +170,7 @@ class Dissected:
     key: Mapping[str, Any]
     heat: Mapping[tuple[str, int], Any] = field(default_factory=dict)
     saliency: Mapping[int, Any] = field(default_factory=dict)
+    warning: str = ""
 
 
 def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> Dissected:
@@ -186,10 +189,10 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
     }
     run.inputs["dissection"] = key
     if run.cfg.labels:
-        dissection = Dissection.load(run.cfg.labels)
-        for layer in layers:
-            dissection.of(layer)
-        return Dissected(dissection, predictions, activations, scores, {**key, "labels": dissection.fingerprint()})
+        dissection, given, warning = given_labels(run.cfg.labels, activations, plan.probe, trained.weights)
+        run.inputs["labels"] = given
+        key = {**key, "labels": given["content"]}
+        return Dissected(dissection, predictions, activations, scores, key, warning=warning)
 
     def write(folder: Path) -> None:
         label_neurons(
