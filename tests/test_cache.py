@@ -70,6 +70,29 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         Cache(tmp_path / "file" / "cache").entry("things", {}, _write("x"))
 
 
+def test_an_entry_made_anew_replaces_the_old_one_only_when_it_is_whole(cache: Cache) -> None:
+    folder = cache.entry("things", {"x": 1}, _write("old"))
+
+    def fail(unfinished: Path) -> None:
+        raise RuntimeError("cut off")
+
+    with pytest.raises(RuntimeError, match="cut off"):
+        cache.entry("things", {"x": 1}, fail, anew=True)
+    assert (folder / "a.txt").read_text() == "old"
+    assert cache.holds("things", {"x": 1})
+    cache.entry("things", {"x": 1}, _write("new"), anew=True)
+    assert (folder / "a.txt").read_text() == "new"
+
+
+def test_a_full_disk_is_told_whatever_a_library_raises(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(folder: Path) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+
+    monkeypatch.setattr("emodissect.cache.disk_is_full", lambda _: True)
+    with pytest.raises(UserError, match=r"full.*paths\.cache_dir"):
+        cache.entry("things", {"x": 1}, fail)
+
+
 def _make(root: str, log: str) -> None:
     def write(folder: Path) -> None:
         with open(log, "a") as file:

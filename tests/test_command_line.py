@@ -9,6 +9,7 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from emodissect.command_line import composing_mistake, users_mistake, with_layer_words, with_null_groups
 from emodissect.errors import UserError, nearest
@@ -71,6 +72,9 @@ def test_a_users_mistake_is_found_behind_hydras_wrapping() -> None:
     wrapped = InstantiationException("Error in call to target")
     wrapped.__cause__ = UserError("no such file")
     assert users_mistake(wrapped) == "no such file"
+    unresolved = OmegaConfBaseException("UserError raised while resolving interpolation: no folder")
+    unresolved.__cause__ = UserError("no folder")
+    assert users_mistake(unresolved) == "no folder"
     assert users_mistake(ValueError("ours")) is None
 
 

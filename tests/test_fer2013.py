@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -222,6 +223,15 @@ def test_missing_file_says_where_to_get_it_and_what_is_taken(make, tmp_path):
         assert word in str(told.value)
 
 
+def test_csv_without_rows_and_without_letters(make, tmp_path):
+    (tmp_path / "a.csv").write_text("emotion,pixels,Usage\n")
+    with pytest.raises(UserError, match="holds no images, only a header"):
+        _ = make(tmp_path / "a.csv").splits
+    (tmp_path / "b.csv").write_bytes(b"\x00\x07,\x1b[2J\n")
+    with pytest.raises(UserError, match=r"its first line has \?\?, \?\[2J\."):
+        _ = make(tmp_path / "b.csv").splits
+
+
 def test_contest_csv_without_usage_is_recognised(make, tmp_path):
     (tmp_path / "train.csv").write_text("emotion,pixels\n0,1 2 3\n")
     with pytest.raises(UserError, match=r"lacks the columns usage.*take fer2013\.csv"):
@@ -238,6 +248,12 @@ def test_contest_csv_without_usage_is_recognised(make, tmp_path):
         ({"usage": np.zeros(27, int)}, "differ in length"),
         ({"usage": np.zeros(28, int)}, "no PublicTest and no PrivateTest images"),
         ({"class_names": np.array(["Angri", *CLASS_NAMES[1:]])}, "Did you mean 'angry'"),
+        ({"pixels": np.uint8(3)}, r"pixels is uint8 \(\)"),
+        ({"labels": np.zeros(28, int)}, "holds no image of Disgust, Fear, Happy, Sad, Surprise, Neutral"),
+        ({"ferplus_votes": np.full((28, 10), np.nan)}, "ferplus_votes is float64 .* counts from 0 to 255"),
+        ({"ferplus_votes": np.full((28, 10), -1)}, "ferplus_votes is int64 .* counts from 0 to 255"),
+        ({"ferplus_votes": np.full((28, 10), 0.5)}, "counts from 0 to 255"),
+        ({"ferplus_votes": np.ones((28, 9), np.uint8)}, r"ferplus_votes is uint8 \(28, 9\)"),
     ],
 )
 def test_wrong_npz(make, small, tmp_path, arrays, told):
@@ -275,6 +291,19 @@ def test_unknown_class_folder(make, tmp_path):
     (tmp_path / "fer" / "train" / "hapy").mkdir(parents=True)
     Image.new("L", (48, 48)).save(tmp_path / "fer" / "train" / "hapy" / "a.png")
     with pytest.raises(UserError, match="Did you mean 'Happy'"):
+        _ = make(tmp_path / "fer").splits
+
+
+def test_a_missing_class_folder_and_a_broken_image(make, small, tmp_path):
+    names = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+    write_folders(small, tmp_path / "fer", names)
+    broken = tmp_path / "fer" / "train" / "sad" / "im004.png"
+    broken.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"im004\.png[\s\S]*download the set again"):
+        _ = make(tmp_path / "fer").splits
+    for split in ("train", "test"):
+        shutil.rmtree(tmp_path / "fer" / split / "sad")
+    with pytest.raises(UserError, match="holds no image of Sad"):
         _ = make(tmp_path / "fer").splits
 
 

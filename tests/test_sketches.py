@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -272,7 +275,8 @@ def test_validation_images_do_not_change_with_the_size_of_training(tmp_path) -> 
         ({"val": 0}, "data.val=0: a split of drawn faces holds 1 to 1,000,000 images"),
         ({"class_names": ["happy", "sad"]}, "For other classes use data=image_folder"),
         ({"size": 96}, "data.size=96, data.channels=1: faces are drawn 48 x 48 and grey"),
-        ({"difficulty": {"noise": 1.0}}, "what can be set is intensity, least, blended, blend, spread"),
+        ({"difficulty": {"noise": 1.0}}, "data.difficulty.noise is unknown.*intensity, least, blended, blend, spread"),
+        ({"difficulty": {"intensity": [2.2]}}, r"data\.difficulty\.intensity=\[2\.2\]: give two numbers above 0"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_drawn(tmp_path, given: dict, message: str) -> None:
@@ -284,6 +288,10 @@ def test_the_yaml_names_every_argument_and_no_other(pytestconfig: pytest.Config)
     config = OmegaConf.load(pytestconfig.rootpath / "conf/data/sketches.yaml")
     assert set(config) - {"_target_"} == set(inspect.signature(Sketches).parameters)
     assert tuple(config.class_names) == CLASS_NAMES
+    config.cache_dir = "unused"
+    configured = instantiate(config)
+    assert configured.difficulty == Difficulty()
+    json.dumps(asdict(configured.difficulty))  # as the drawing processes are told
 
 
 def test_contact_sheets_show_each_class_and_concept(tmp_path) -> None:

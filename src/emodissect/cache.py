@@ -33,19 +33,20 @@ class Cache:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser().absolute()
 
-    def entry(self, kind: str, key: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+    def entry(self, kind: str, key: Mapping[str, Any], write: Callable[[Path], None], anew: bool = False) -> Path:
         """The folder of the entry for ``key``, made by ``write(folder)`` where it does not stand yet.
 
         Args:
             kind: what is stored, e.g. ``activations``; the first level of folders.
             key: everything the result depends on, as plain JSON values.
             write: fills an empty folder with the entry's files.
+            anew: make it even where it stands; the old one stays until the new one is whole.
 
         Raises:
-            UserError: the store cannot be written.
+            UserError: the store cannot be written, or its disk is full.
         """
         folder = self.path(kind, key)
-        if _intact(folder, quick=True):
+        if not anew and _intact(folder, quick=True):
             return folder
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -57,11 +58,10 @@ class Cache:
                 "Give another: paths.cache_dir=<folder>."
             ) from error
         with lock:
-            if _intact(folder):
+            if not anew and _intact(folder):
                 return folder
-            if folder.exists():
+            if folder.exists() and not anew:
                 log.warning("Cache entry %s is damaged; it is made anew.", folder)
-                shutil.rmtree(folder)
             unfinished = folder.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir()
@@ -69,9 +69,16 @@ class Cache:
                 write(unfinished)
                 files = {str(p.relative_to(unfinished)): _seal(p) for p in sorted(unfinished.rglob("*")) if p.is_file()}
                 (unfinished / _SEAL).write_text(json.dumps({"key": key, "files": files}, indent=1, default=str))
+                shutil.rmtree(folder, ignore_errors=True)
                 unfinished.rename(folder)
-            except BaseException:
+            except BaseException as error:
+                full = disk_is_full(self.root)
                 shutil.rmtree(unfinished, ignore_errors=True)
+                if full and isinstance(error, Exception):
+                    raise UserError(
+                        f"The disk of the cache folder {self.root} is full. What was made before stays: free some "
+                        "space and run the same command, or give another folder: paths.cache_dir=<folder>."
+                    ) from error
                 raise
         return folder
 
@@ -87,6 +94,11 @@ class Cache:
 def content_key(key: Mapping[str, Any]) -> str:
     """The first 24 hex digits of the SHA-256 of ``key`` as JSON with sorted names."""
     return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def disk_is_full(folder: Path) -> bool:
+    """Whether less than a mebibyte is free where a folder lies; libraries raise anything at all when it is."""
+    return shutil.disk_usage(folder).free < 2**20
 
 
 def file_hash(path: str | Path) -> str:

@@ -175,13 +175,17 @@ def run(task: Callable[[DictConfig], dict[str, float]], cfg: DictConfig) -> floa
 
 def users_mistake(error: BaseException) -> str | None:
     """The message of the UserError behind ``error`` (Hydra wraps what a config's target raises), else None."""
+    chain: list[BaseException] = []
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, UserError | _misconfigurations()):
-            return str(seen)
-        if isinstance(seen, OmegaConfBaseException):
-            return f"The config does not resolve: {seen}"
+        chain.append(seen)
         seen = seen.__cause__ or seen.__context__
+    for told in chain:
+        if isinstance(told, UserError | _misconfigurations()):
+            return str(told)
+    for told in chain:
+        if isinstance(told, OmegaConfBaseException):
+            return f"The config does not resolve: {told}"
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return _refusal(error)
     if isinstance(error, HydraException):

@@ -39,6 +39,7 @@ def read_images(
     fit: str = "crop",
     skip_unreadable: bool = False,
     what: str = "Reading images",
+    advice: str = "Mend or remove them, or leave them out with data.skip_unreadable=true.",
 ) -> tuple[UInt8[Tensor, "image channel size size"], Bool[Tensor, " image"]]:
     """All files as one tensor, and which of them could be read (the rows of the others are 0).
 
@@ -49,6 +50,7 @@ def read_images(
         fit: ``crop`` resizes the shorter side and cuts the middle out; ``stretch`` changes the proportions.
         skip_unreadable: go on where files cannot be decoded, and log their names.
         what: the words beside the progress bar.
+        advice: what the error says to do about files that cannot be decoded.
 
     Raises:
         UserError: files that cannot be decoded, all of them named in one message; more images than memory holds.
@@ -75,7 +77,7 @@ def read_images(
         more = f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else ""
         told = f"{len(faults)} of {len(files):,} image files cannot be read:{named}{more}"
         if not skip_unreadable:
-            raise UserError(f"{told}\nMend or remove them, or leave them out with data.skip_unreadable=true.")
+            raise UserError(f"{told}\n{advice}")
         log.warning("%s\nThey are left out.", told)
     return images, readable
 

@@ -38,7 +38,7 @@ WHERE_TO_GET_IT = (
     "data.path takes fer2013.csv, icml_face_data.csv, a folder with train/<class>/ and test/<class>/, or an .npz with "
     "pixels, labels and usage (docs/data.md)."
 )
-_FORM = 1  # of the cached file; a change makes every entry anew
+_FORM = 2  # of the cached file; a change makes every entry anew
 
 
 class Fer2013(FaceDataModule):
@@ -113,6 +113,7 @@ class Fer2013(FaceDataModule):
                 )
         images, labels, usage = stored["images"], stored["labels"].to(torch.int64), stored["usage"]
         self._compare_sizes(usage)
+        self._demand_classes(labels)
         votes = self._votes(stored, usage.numpy())
         kept = torch.ones(len(labels), dtype=torch.bool)
         if self.labels == "ferplus_majority":
@@ -154,6 +155,14 @@ class Fer2013(FaceDataModule):
                 "Take fer2013.csv, or data.ferplus=null."
             )
         return torch.from_numpy(read_votes(self.ferplus, usage))
+
+    def _demand_classes(self, labels: Tensor) -> None:
+        missing = [name for label, name in enumerate(CLASS_NAMES) if not bool((labels == label).any())]
+        if missing:
+            raise UserError(
+                f"{self.path} holds no image of {', '.join(missing)}; the download may be cut short. For other classes "
+                "than FER2013's seven take data=image_folder."
+            )
 
     def _compare_sizes(self, usage: Tensor) -> None:
         sizes = tuple(int((usage == part).sum()) for part in range(3))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +67,8 @@ def read_csv(path: Path) -> FerRows:
     usages: list[np.ndarray] = []
     try:
         for table in _in_pieces(path):
+            if table.empty:
+                continue
             table = table.rename(columns={given: name for name, given in columns.items()})
             label = table["emotion"].str.strip().map({str(known): known for known in range(7)})
             usage = table["usage"].str.strip().str.lower().map(_USAGE_OF)
@@ -100,22 +102,33 @@ def read_npz(path: Path) -> FerRows:
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}: it holds {there}. See docs/data.md for the form.")
     pixels = given["pixels"]
-    if pixels.dtype != np.uint8 or pixels.size != len(pixels) * SIDE * SIDE:
+    if pixels.dtype != np.uint8 or not pixels.ndim or pixels.size != len(pixels) * SIDE * SIDE:
         raise UserError(f"{path}: pixels is {pixels.dtype} {pixels.shape}; uint8 (image, 48, 48) is needed.")
     labels = _coded(path, "labels", given["labels"], given.get("class_names", np.array(CLASS_NAMES)), _LABEL_OF)
     usage = _coded(path, "usage", given["usage"], given.get("usage_names", np.array(USAGES)), _USAGE_OF)
-    votes = given.get("ferplus_votes")
-    if votes is not None:
-        names = [str(name) for name in given.get("ferplus_names", np.array(VOTED_ON))]
-        absent = [name for name in VOTED_ON if name not in names]
-        if absent:
-            raise UserError(f"{path}: ferplus_names lacks {', '.join(absent)}.")
-        votes = votes[:, [names.index(name) for name in VOTED_ON]].astype(np.uint8)
+    votes = _votes(path, given)
     lengths = {"pixels": len(pixels), "labels": len(labels), "usage": len(usage)}
     lengths |= {} if votes is None else {"ferplus_votes": len(votes)}
     if len(set(lengths.values())) != 1:
         raise UserError(f"{path}: the arrays differ in length: {lengths}.")
     return FerRows(pixels.reshape(-1, SIDE, SIDE), labels, usage, votes)
+
+
+def _votes(path: Path, given: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "image ten"] | None:
+    votes = given.get("ferplus_votes")
+    if votes is None:
+        return None
+    names = [str(name) for name in given.get("ferplus_names", np.array(VOTED_ON))]
+    absent = [name for name in VOTED_ON if name not in names]
+    if absent:
+        raise UserError(f"{path}: ferplus_names lacks {', '.join(absent)}.")
+    counts = votes.ndim == 2 and votes.shape[1] == len(names) and votes.dtype.kind in "iuf"
+    if not counts or not ((votes >= 0) & (votes <= 255) & (votes == np.floor(votes))).all():
+        raise UserError(
+            f"{path}: ferplus_votes is {votes.dtype} {votes.shape}; counts from 0 to 255, (image, {len(names)}), are "
+            "needed."
+        )
+    return votes[:, [names.index(name) for name in VOTED_ON]].astype(np.uint8)
 
 
 def read_folders(root: Path, split_seed: int) -> tuple[FerRows, str]:
@@ -142,7 +155,8 @@ def read_folders(root: Path, split_seed: int) -> tuple[FerRows, str]:
             "test/<class>/ are needed. A folder of classes alone is read by data=image_folder."
         )
     files = [image.path for image in found]
-    images, _ = read_images(files, SIDE, channels=1, what="Reading FER2013")
+    advice = "Mend or remove them, or download the set again."
+    images, _ = read_images(files, SIDE, channels=1, what="Reading FER2013", advice=advice)
     labels = np.array([_LABEL_OF[image.folder.strip().lower()] for image in found], dtype=np.uint8)
     usage = np.array([("train", "val", "test").index(str(image.split)) for image in found], dtype=np.uint8)
     told = ""
@@ -169,7 +183,8 @@ def _csv_columns(path: Path) -> dict[str, str]:
         contest = (
             " This looks like the contest's train.csv or test.csv; take fer2013.csv." if "pixels" in columns else ""
         )
-        found = ", ".join(name.strip() for name in header)[:200] or "nothing"
+        line = ", ".join(name.strip() for name in header)[:200] or "nothing"
+        found = "".join(letter if letter.isprintable() else "?" for letter in line)
         raise UserError(f"{path} lacks the columns {', '.join(missing)}: its first line has {found}.{contest}")
     return {name: columns[name] for name in ("emotion", "pixels", "usage")}
 

@@ -114,7 +114,10 @@ class ImageFolder(FaceDataModule):
         parts = self._parts([self._found[row] for row in rows.tolist()], whole.labels)
         for name, part in zip(DEFAULT_SHARES, parts, strict=True):
             if not len(part):
-                raise UserError(f"{self.path}: no image is left for {name}. {FORMS}")
+                raise UserError(
+                    f"{self.path}: its {len(whole):,} images are too few for three splits: none is left for {name}. "
+                    "Give more images, or larger data.shares of the smaller splits."
+                )
         train, val, test = (whole.subset(part) for part in parts)
         return Splits(train, val, test, self.class_names)
 

@@ -24,7 +24,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from emodissect.cache import Cache
+from emodissect.cache import Cache, disk_is_full
 from emodissect.config_values import check_values
 from emodissect.data.datamodule import FaceDataModule
 from emodissect.errors import UserError
@@ -108,11 +108,9 @@ class Session:
         Between processes of one machine the entry is made once and waited for. The ranks of a distributed run make it
         together, which a lock would forbid, and rank 0 keeps it.
         """
-        path = self.cache.path(kind, key)
-        if not self.cfg.reuse and path.exists() and first_rank():
-            shutil.rmtree(path)
-        if not self.distributed or self.cache.holds(kind, key):
-            return self.cache.entry(kind, key, write)
+        anew = not self.cfg.reuse
+        if not self.distributed or (not anew and self.cache.holds(kind, key)):
+            return self.cache.entry(kind, key, write, anew)
         together = self.folder / "distributed" / kind
         together.mkdir(parents=True, exist_ok=True)
         write(together)
@@ -122,7 +120,7 @@ class Session:
         def keep(folder: Path) -> None:
             shutil.copytree(together, folder, dirs_exist_ok=True)
 
-        return self.cache.entry(kind, key, keep)
+        return self.cache.entry(kind, key, keep, anew)
 
     def wrote(self, what: str, path: Path | str) -> None:
         """Notes a file for the summary."""
@@ -168,6 +166,13 @@ def session(cfg: DictConfig) -> Iterator[Session]:
         run.loggers  # noqa: B018  made now, so that a logger's fault comes before the work
         yield run
         failed = False
+    except Exception as error:
+        if not isinstance(error, UserError) and disk_is_full(run.folder):
+            raise UserError(
+                f"The disk of the run folder {run.folder} is full. Free some space and run the same command: it goes "
+                "on from what stands in the cache."
+            ) from error
+        raise
     finally:
         for logger in run.__dict__.get("loggers", []):
             if isinstance(logger, WandbLogger) and first_rank():

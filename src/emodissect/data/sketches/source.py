@@ -19,7 +19,7 @@ from emodissect.data.sketches.faces import draw_faces_in_processes
 from emodissect.data.sketches.parameters import CLASS_NAMES, Difficulty
 from emodissect.data.sketches.presence import CONCEPTS
 from emodissect.data.sketches.sheet import SIZE
-from emodissect.errors import UserError
+from emodissect.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
 
@@ -88,11 +88,15 @@ class Sketches(FaceDataModule):
                 "network takes is set in model.preprocess."
             )
         self.seed = int(seed)
-        try:
-            self.difficulty = Difficulty(**dict(difficulty or {}))
-        except TypeError as error:
-            known = ", ".join(asdict(Difficulty()))
-            raise UserError(f"data.difficulty={dict(difficulty or {})}: what can be set is {known}.") from error
+        given = dict(difficulty or {})
+        if unknown := [name for name in given if name not in asdict(Difficulty())]:
+            raise UserError(f"data.difficulty.{unknown[0]} is unknown. {nearest(unknown[0], asdict(Difficulty()))}")
+        if "intensity" in given:
+            shape = tuple(given["intensity"])
+            if len(shape) != 2 or not all(isinstance(part, int | float) and part > 0 for part in shape):
+                raise UserError(f"data.difficulty.intensity={list(shape)}: give two numbers above 0, e.g. [2.2,1.4].")
+            given["intensity"] = shape  # plain, for the cache's key and for other processes
+        self.difficulty = Difficulty(**given)
 
     def read(self) -> Splits:
         """The splits, drawn where the cache does not hold them yet."""
