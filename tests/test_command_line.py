@@ -1,18 +1,31 @@
 from __future__ import annotations
 
+import json
+import math
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from emodissect.command_line import composing_mistake, users_mistake, with_layer_words, with_null_groups
+from emodissect.command_line import (
+    composing_mistake,
+    run,
+    users_mistake,
+    with_flags_first,
+    with_layer_words,
+    with_null_groups,
+)
 from emodissect.errors import UserError, nearest
+from emodissect.provenance import command
 
 
 @pytest.fixture
@@ -93,12 +106,66 @@ def test_a_misspelt_key_is_answered_with_the_nearest() -> None:
     assert composing_mistake(HydraException("no such entry\nConfig search path:\n x"), conf) == "no such entry"
 
 
+@pytest.mark.parametrize(
+    ("sweeper", "worst"),
+    [({"direction": "maximize"}, -math.inf), ({"direction": "minimize"}, math.inf), ({}, math.nan)],
+)
+def test_a_job_that_fails_is_a_row_and_the_worst_for_the_sweeper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sweeper: dict[str, str], worst: float
+) -> None:
+    told = OmegaConf.create(
+        {
+            "mode": "MULTIRUN",
+            "sweeper": sweeper,
+            "runtime": {"output_dir": str(tmp_path)},
+            "job": {"name": "edit"},
+            "overrides": {"task": ["tau=1", "tags=[a b]"]},
+        }
+    )
+    told.mode = RunMode.MULTIRUN
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: told)
+    (tmp_path / "summary.json").write_text("{}")  # of an earlier run in the same folder
+
+    def fails(_: DictConfig) -> dict[str, float]:
+        raise UserError("no such layer")
+
+    objective = run(fails, OmegaConf.create({}))
+    assert objective is not None
+    assert repr(objective) == repr(worst)
+    assert json.loads((tmp_path / "error.json").read_text())["error"] == "no such layer"
+    assert not (tmp_path / "summary.json").exists()
+    assert command().endswith(" edit.py tau=1 'tags=[a b]'")
+    assert repr(run(lambda _: {"objective": math.nan}, OmegaConf.create({}))) == repr(worst)
+    assert not (tmp_path / "error.json").exists()
+
+
 @pytest.mark.slow
 def test_a_run_folder_that_cannot_be_made_is_told_without_a_trace() -> None:
     script = Path(__file__).parents[1] / "train.py"
-    run = subprocess.run(
+    ran = subprocess.run(
         [sys.executable, str(script), "hydra.run.dir=/proc/nowhere"], capture_output=True, text=True, check=False
     )
-    assert run.returncode == 1
-    assert "The run folder /proc/nowhere cannot be made" in run.stderr
-    assert "Traceback" not in run.stderr
+    assert ran.returncode == 1
+    assert "The run folder /proc/nowhere cannot be made" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_sweeps_flag_may_stand_anywhere() -> None:
+    assert with_flags_first(["tau=0,1", "-m", "factor=2"]) == ["-m", "tau=0,1", "factor=2"]
+    assert with_flags_first(["tau=0", "--cfg", "job", "--multirun"]) == ["--multirun", "tau=0", "--cfg", "job"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("typed", "offered"), [("layer=lin", "layer=lin1 layer=lin2 layer=lin3"), ("tau", "tau=")])
+def test_bash_completes_groups_and_keys(typed: str, offered: str) -> None:
+    script = Path(__file__).parents[1] / "edit.py"
+    line = f"python edit.py {typed}"
+    asked = subprocess.run(
+        [sys.executable, str(script), "-sc", "query=bash"],
+        env={**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(asked.stdout.split()) == set(offered.split())

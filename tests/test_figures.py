@@ -94,6 +94,18 @@ def test_noise_band_is_what_chance_flips_give() -> None:
     assert figures.noise_band(GRID[:1], 1000) == 0
 
 
+def test_full_colour_is_no_less_than_twice_the_noise_band() -> None:
+    assert figures.full_colour(GRID, 1000) == pytest.approx(0.02)
+    quiet = GRID.assign(delta=0.001)
+    assert figures.full_colour(quiet, 1000) == pytest.approx(2 * 1.96 * np.sqrt(26) / 1000)
+
+
+def test_a_narrow_grid_is_not_drawn_as_wide_blocks() -> None:
+    (axes,) = figures.grid_heatmap(GRID[GRID["factor"] == 2.0]).axes
+    assert axes.get_xlim() == (0, 5)
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["2"]
+
+
 def test_grid_heatmap_writes_points_and_marks_what_lies_outside_the_band() -> None:
     figure = figures.grid_heatmap(GRID)
     axes = figure.axes[0]

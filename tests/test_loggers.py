@@ -3,6 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import wandb
+from wandb_file import read_run
 
 from emodissect.errors import UserError
 from emodissect.loggers import logged_in_to_wandb, wandb_logger, wandb_mode, where_wandb_went
@@ -44,6 +46,43 @@ def test_online_without_login_is_told_how_to_log_in() -> None:
         wandb_mode("online")
     with pytest.raises(UserError, match="Did you mean 'offline'"):
         wandb_mode("offlin")
+
+
+@pytest.mark.usefixtures("logged_out")
+@pytest.mark.parametrize(
+    ("told", "said"), [("online", "not logged in"), ("run", "not logged in"), ("onlien", "unknown")]
+)
+def test_the_environment_never_makes_wandb_ask_for_a_key(told: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", told)
+    with pytest.raises(UserError, match=f"WANDB_MODE={told}.*{said}"):
+        wandb_mode("auto")
+    assert wandb_mode("offline") == "offline"
+
+
+def test_a_server_that_cannot_be_reached_is_told_with_a_way_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(**_: object) -> None:
+        raise wandb.errors.CommError("Run initialization has timed out")
+
+    monkeypatch.setattr("emodissect.loggers.wandb.init", refused)
+    with pytest.raises(UserError, match=r"timed out.*logger\.wandb\.mode=offline"):
+        wandb_logger(project="p", save_dir=str(tmp_path), mode="offline")
+
+
+@pytest.mark.usefixtures("logged_out")
+def test_a_disabled_run_writes_nothing(tmp_path: Path) -> None:
+    logger = wandb_logger(project="p", save_dir=str(tmp_path), mode="disabled")
+    logger.log_metrics({"a": 1.0})
+    assert where_wandb_went(logger) == "W&B is disabled."
+    logger.experiment.finish()
+    assert not list(tmp_path.rglob("*.wandb"))
+
+
+@pytest.mark.usefixtures("logged_out")
+def test_a_run_goes_on_under_its_id(tmp_path: Path) -> None:
+    for folder in ("first", "second"):
+        logger = wandb_logger(project="p", save_dir=str(tmp_path / folder), mode="offline", id="abc123")
+        logger.experiment.finish()
+        assert read_run(tmp_path / folder).run.run_id == "abc123"
 
 
 @pytest.mark.usefixtures("logged_out")

@@ -203,7 +203,11 @@ def test_an_edit_chosen_on_test_is_marked_in_red() -> None:
 
 def test_edit_page_from_the_least_that_a_run_has() -> None:
     html = edit(False, controls=None, before=None, after=None, images=None, grid=grid()[3:4]).html()
-    assert "One edit was tried" in said(html)
+    assert (
+        "One edit was tried on the validation images: 20 neurons of lin2 at τ = 0, factor 1.5 change accuracy by +1.00 "
+        "points (p = .013; chance flips alone give about ±0.73)."
+    ) in said(html)
+    assert "<svg" not in html[: html.index('id="change"')]  # a single cell is said, not drawn
 
 
 def test_number_of_images_behind_the_grid_follows_from_the_deltas() -> None:

@@ -46,9 +46,16 @@ def test_the_config_is_resolved(kept: RunFile) -> None:
 def test_history_has_training_labels_and_deltas(kept: RunFile) -> None:
     assert len(kept.logged("train/loss")) >= 1
     assert 0 <= kept.logged("val/acc")[-1] <= 1
+    assert len(kept.logged("val/acc")) == len(kept.logged("train/loss"))  # the best checkpoint's are under best/
+    assert kept.logged("best/val/acc") == [max(kept.logged("val/acc"))]
     assert kept.logged("dissect/lin2/interpretable")[0] >= 0
     assert abs(kept.logged("edit/test/delta")[-1]) <= 1
     assert kept.logged("edit/test/p_value")
+
+
+def test_training_is_drawn_over_epochs(kept: RunFile) -> None:
+    assert {name: step for name, step in kept.steps.items() if step} == {"train/*": "epoch", "val/*": "epoch"}
+    assert all("epoch" in row for row in kept.history if "val/acc" in row)
 
 
 def test_the_summary_has_what_one_sorts_by(kept: RunFile) -> None:

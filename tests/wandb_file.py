@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,7 @@ class RunFile:
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     artifacts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    steps: dict[str, str] = field(default_factory=dict)
     exit_code: int | None = None
 
     def logged(self, name: str) -> list[Any]:
@@ -50,9 +52,19 @@ class RunFile:
         return [row[name] for row in self.history if name in row]
 
 
-def read_run(folder: Path) -> RunFile:
-    """The one W&B run kept under a run folder."""
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+def read_run(folder: Path, patience: float = 30.0) -> RunFile:
+    """The one W&B run kept under a run folder; W&B's own process may end a little after the run."""
+    deadline = time.monotonic() + patience
+    while True:
+        paths = list(folder.glob("wandb/offline-run-*/run-*.wandb"))
+        found = _read(paths[0]) if len(paths) == 1 else RunFile()
+        if found.exit_code is not None or time.monotonic() > deadline:
+            assert len(paths) == 1, f"{len(paths)} runs under {folder}"
+            return found
+        time.sleep(0.2)
+
+
+def _read(path: Path) -> RunFile:
     found = RunFile()
     for record in records(path):
         kind = record.WhichOneof("record_type")
@@ -71,6 +83,8 @@ def read_run(folder: Path) -> RunFile:
                 "metadata": json.loads(record.artifact.metadata or "{}"),
                 "files": [entry.path for entry in record.artifact.manifest.contents],
             }
+        elif kind == "metric":
+            found.steps[record.metric.glob_name or record.metric.name] = record.metric.step_metric
         elif kind == "exit":
             found.exit_code = record.exit.exit_code
     return found

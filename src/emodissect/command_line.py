@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ from emodissect.provenance import write_json
 log = logging.getLogger(__name__)
 
 ERROR_FILE = "error.json"
+SUMMARY_FILE = "summary.json"
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,6 +97,12 @@ def with_null_groups(arguments: Sequence[str], conf: Path) -> list[str]:
     return words
 
 
+def with_flags_first(arguments: Sequence[str]) -> list[str]:
+    """The same with ``-m`` in front: between overrides Python's parser of arguments would refuse those behind it."""
+    flags = ("-m", "--multirun")
+    return [word for word in arguments if word in flags] + [word for word in arguments if word not in flags]
+
+
 def launch(main: Callable[[], Any], conf: Path) -> None:
     """Starts a Hydra application: readies ``sys.argv`` and the resolvers, and tells mistakes in a few lines.
 
@@ -105,7 +113,7 @@ def launch(main: Callable[[], Any], conf: Path) -> None:
         conf: the folder of config groups.
     """
     register_resolvers()
-    sys.argv[1:] = with_null_groups(with_layer_words(sys.argv[1:], conf), conf)
+    sys.argv[1:] = with_flags_first(with_null_groups(with_layer_words(sys.argv[1:], conf), conf))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come through as they are
     # the workers of hydra/launcher=ray take this environment as it is; by `uv run` Ray would build one of its own
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -151,10 +159,13 @@ def run(task: Callable[[DictConfig], dict[str, float]], cfg: DictConfig) -> floa
     In a multirun the error is written to the job's folder instead, and the other jobs go on.
 
     Returns:
-        the figure that a sweeper optimises: the task's ``objective``, NaN for a failed job of a multirun.
+        the figure that a sweeper optimises: the task's ``objective``; for a failed job of a multirun, or one without
+        the figure, the worst there is.
     """
+    _forget_earlier_results()
     try:
-        return task(cfg).get("objective")
+        objective = task(cfg).get("objective")
+        return worst_objective() if objective is None or math.isnan(objective) else objective
     except KeyboardInterrupt:
         Console(stderr=True).print("\nInterrupted. The same command goes on from the last good state.", style="yellow")
         sys.exit(130)
@@ -170,7 +181,25 @@ def run(task: Callable[[DictConfig], dict[str, float]], cfg: DictConfig) -> floa
             sys.exit(1)
         folder = Path(HydraConfig.get().runtime.output_dir)
         write_json(folder / ERROR_FILE, {"error": message, "overrides": list(HydraConfig.get().overrides.task)})
-        return float("nan")
+        return worst_objective()
+
+
+def worst_objective() -> float:
+    """What a sweeper is told where there is no figure: infinitely bad in its direction, NaN where it has none.
+
+    Optuna's plugin ends the whole sweep over a NaN.
+    """
+    if not _in_multirun():
+        return math.nan
+    direction = str(HydraConfig.get().sweeper.get("direction", "")).rpartition(".")[2]
+    return {"maximize": -math.inf, "minimize": math.inf}.get(direction, math.nan)
+
+
+def _forget_earlier_results() -> None:
+    """A run in the folder of an earlier one must not pass for it, should it fail."""
+    if HydraConfig.initialized():
+        for name in (ERROR_FILE, SUMMARY_FILE):
+            (Path(HydraConfig.get().runtime.output_dir) / name).unlink(missing_ok=True)
 
 
 def users_mistake(error: BaseException) -> str | None:

@@ -16,6 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
 from emodissect.cache import file_hash
 
 if TYPE_CHECKING:
@@ -66,9 +69,20 @@ def _source_of(kind: type) -> str | None:
         return None
 
 
-def command() -> str:
+def typed_command() -> str:
     """The command line as it was typed, ready to be pasted."""
-    return shlex.join([Path(sys.executable).name, *sys.argv])
+    return shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])
+
+
+def command() -> str:
+    """What makes this run again: the command as it was typed; for a job of a multirun, the one that runs it alone.
+
+    A job may run in a worker of a launcher, whose own command line says nothing.
+    """
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        told = HydraConfig.get()
+        return shlex.join([Path(sys.executable).name, f"{told.job.name}.py", *told.overrides.task])
+    return typed_command()
 
 
 def git_commit(root: Path) -> str | None:

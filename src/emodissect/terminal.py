@@ -94,6 +94,19 @@ def figures_table(figures: Mapping[str, Any], title: str) -> Table:
     return table
 
 
+def matrix_table(
+    title: str, corner: str, rows: Sequence[str], columns: Sequence[str], cells: Mapping[tuple[str, str], str]
+) -> Table:
+    """A small matrix of cells, by row and column; a missing one is a dash."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
+    table.add_column(corner, style="dim", justify="right", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row, *(cells.get((row, column), "–") for column in columns))
+    return table
+
+
 def figure(value: Any) -> str:
     """A number with as many digits as one reads, a dash for a missing one."""
     if value is None or (isinstance(value, float) and value != value):

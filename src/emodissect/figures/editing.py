@@ -26,6 +26,8 @@ from emodissect.figures.style import (
     signed_cells,
 )
 
+#: Room for at least so many cells in a row, so that a narrow grid is not drawn as wide blocks.
+FEWEST_COLUMNS = 5
 #: Words for the controls' names.
 CONTROL_NAMES = {
     "random": "random neurons",
@@ -46,6 +48,14 @@ def noise_band(grid: pd.DataFrame, images: int) -> float:
     return float(np.median(1.96 * np.sqrt(changed)) / images) if changed.size else 0.0
 
 
+def full_colour(grid: pd.DataFrame, images: int) -> float:
+    """The change (a fraction) that is drawn in full colour, the same for all layers of a grid.
+
+    It is the largest change, but at least twice the noise band, so that a grid of noise stays pale.
+    """
+    return max(float(grid["delta"].abs().max()), 2 * noise_band(grid, images))
+
+
 def grid_heatmap(grid: pd.DataFrame, title: str = "", level: float = 0.05, limit: float | None = None) -> Figure:
     """Change of accuracy in points, by tau (rows) and factor (columns), of one layer and rule.
 
@@ -58,8 +68,8 @@ def grid_heatmap(grid: pd.DataFrame, title: str = "", level: float = 0.05, limit
         grid: columns tau, factor, delta, and where given level, p_value, p_holm, chosen; one row a cell.
         title: of the figure.
         level: of the marks.
-        limit: the change (a fraction) that gets the full colour, so that several figures compare; by default the
-            largest of this grid.
+        limit: the change (a fraction) that gets the full colour, so that several figures compare (see
+            :func:`full_colour`); by default the largest of this grid.
     """
     with drawn():
         figure, axes, cells = _by_tau_and_factor(grid, 100 * grid["delta"], 2, limit=limit)
@@ -267,7 +277,8 @@ def _by_tau_and_factor(
         cells[row, column] = cell
     known = np.abs(table[np.isfinite(table)])
     full = 100 * limit if limit else float(known.max(initial=0)) or 1.0
-    figure = new(max(NARROW, 1.2 + 0.52 * len(factors)), 1.15 + 0.27 * max(len(cutoffs), 2))
+    columns = max(len(factors), FEWEST_COLUMNS)
+    figure = new(max(NARROW, 1.2 + 0.52 * columns), 1.15 + 0.27 * max(len(cutoffs), 2))
     axes = figure.subplots()
     signed_cells(axes, better * table, full)
     for (row, column), cell in cells.items():
@@ -278,7 +289,8 @@ def _by_tau_and_factor(
             axes.add_patch(Rectangle((column + 0.03, row + 0.03), 0.94, 0.94, fill=False, edgecolor=INK, linewidth=1.8,
                                      clip_on=False))  # fmt: skip
     cell_ticks(axes, [_plain(cutoff) for cutoff in cutoffs], [_plain(factor) for factor in factors])
-    axes.set_xlabel("factor")
+    axes.set_xlim(0, columns)  # a few cells stay cells
+    axes.set_xlabel("factor", x=len(factors) / columns / 2)
     if rows_by == "tau":
         axes.set_ylabel("τ", rotation=0, labelpad=8)
     else:

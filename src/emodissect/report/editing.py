@@ -181,7 +181,7 @@ class EditPage:
         kept = int((self.grid["p_holm"] < self.alpha).sum()) if "p_holm" in self.grid else 0
         where = "the test images" if self.optimistic else "the validation images"
         if tried == 1:
-            text = f"One edit was tried on {where}."
+            text = f"One edit was tried on {where}: {self._only_cell()}"
         else:
             text = (
                 f"{words.count(tried, 'edit')} were tried on {where}. {outside} lie outside the band that chance "
@@ -191,12 +191,16 @@ class EditPage:
             )
         by = [name for name in ("layer", "selection", "rule") if name in self.grid]
         drawings = Markup("")
+        limit = (
+            figures.full_colour(self.grid, images) if (images := self.grid_images or _images_of(self.grid)) else None
+        )
         for key, cells in self.grid.groupby(by, sort=False, dropna=False):
-            if cells.duplicated([name for name in ("tau", "level", "factor") if name in cells]).any():
-                continue
+            axes = [name for name in ("tau", "level", "factor") if name in cells]
+            if len(cells) == 1 or cells.duplicated(axes).any():
+                continue  # the table below says it
             names = [str(part) for part in (key if isinstance(key, tuple) else (key,))]
             name = " · ".join(names)
-            heat_map = figures.grid_heatmap(cells, f"{name}: accuracy", self.alpha)
+            heat_map = figures.grid_heatmap(cells, f"{name}: accuracy", self.alpha, limit)
             drawings += content.figure(heat_map, self._cell_caption(cells))
             if {"nll_before", "nll_after"} <= set(cells):
                 worse = int((cells["nll_after"] > cells["nll_before"] + 1e-6).sum())
@@ -217,6 +221,17 @@ class EditPage:
             ),
         )
         return Markup("<p>{}</p>").format(words.unbroken(text)) + wrapped + details
+
+    def _only_cell(self) -> str:
+        """What the only cell of a grid gave, in words."""
+        cell = self.grid.iloc[0]
+        text = (
+            f"{words.count(int(cell['selected']), 'neuron')} of {cell['layer']} at {setting(cell)} change accuracy by "
+            f"{words.points(cell['delta'])} points ({words.p_sentence(cell['p_value'])}"
+        )
+        images = self.grid_images or _images_of(self.grid)
+        band = f"; chance flips alone give about ±{100 * figures.noise_band(self.grid, images):.2f}" if images else ""
+        return f"{text}{band}). Lists such as 'tau=[-0.5,0,0.5]' and 'factor=[1.25,1.5,2]' make a grid."
 
     def _cell_caption(self, cells: pd.DataFrame) -> str:
         best = cells.iloc[int(cells["delta"].to_numpy().argmax())]

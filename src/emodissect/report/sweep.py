@@ -14,6 +14,7 @@ from markupsafe import Markup
 from emodissect import figures
 from emodissect.report import page, words
 from emodissect.report.page import Column, Content, Extra, Fact, Section
+from emodissect.report.words import DASH
 
 KNOWN = {
     "job": Column("job", "job"),
@@ -36,6 +37,8 @@ KNOWN = {
     "seconds": Column("seconds", "seconds", 1),
     "error": Column("error", "error", "long"),
 }
+#: What says how a job differs from another.
+SETTINGS = ("layer", "selection", "rule", "tau", "factor", "seed")
 HIDDEN = {"folder", "task", "chosen"}
 FIGURE_NAMES = {
     "delta_val": "change on validation (points)",
@@ -124,7 +127,7 @@ class SweepPage:
         best = self.best
         if best is None:
             return text + f"No job has a figure called {self.value}."
-        text += f"Best by {self._ranking}: {self._name(best)} ({self._figure(best[self.value])})"
+        text += f"Best by {self._ranking}: {self.name(best)} ({self._figure(best[self.value])})"
         if self.value != "delta" and "delta" in best and not words.missing(best["delta"]):
             text += f"; on test it gives {words.points(best['delta'])} points"
             if "p_value" in best and not words.missing(best["p_value"]):
@@ -144,7 +147,7 @@ class SweepPage:
         ]
         best = self.best
         if best is not None:
-            facts.append(Fact(self._figure(best[self.value]), f"best by {self._ranking}", self._name(best)))
+            facts.append(Fact(self._figure(best[self.value]), f"best by {self._ranking}", self.name(best)))
             if "delta" in best and not words.missing(best["delta"]):
                 note = words.p_sentence(best["p_value"]) if "p_value" in best else ""
                 facts.append(Fact(f"{words.points(best['delta'])} points", "the same job on test", note))
@@ -161,7 +164,8 @@ class SweepPage:
             return f"{words.points(value)} points"
         return words.percent(value) if self.value.endswith("acc") else words.number(float(value), 4)
 
-    def _name(self, row: pd.Series) -> str:
+    def name(self, row: pd.Series) -> str:
+        """A job in words: what tells it apart."""
         parts = [
             f"{'τ =' if name == 'tau' else name} {words.plain(row[name])}" if _is_number(row[name]) else str(row[name])
             for name in self.swept
@@ -170,32 +174,47 @@ class SweepPage:
         job = row.get("job", row.name)
         return ", ".join(parts) or f"job {words.plain(job) if _is_number(job) else job}"
 
-    def _maps(self, content: Content) -> Markup:
-        needed = {"tau", "factor", self.value}
-        if not needed <= set(self.done) or "delta" not in self.value:
-            return Markup("")
+    def grids(self) -> dict[str, pd.DataFrame]:
+        """The cells of each layer (and of each other word that was swept) by tau and factor, where there are several.
+
+        Columns tau, factor, delta (on validation), chosen, jobs, and p_value where each cell is one job. Jobs that
+        differ in their seed alone are one cell, their mean.
+        """
+        needed = ["tau", "factor", self.value]
+        if not set(needed) <= set(self.done) or "delta" not in self.value:
+            return {}
         cells = self.done.copy()
         for name in ("tau", "factor"):
             cells[name] = pd.to_numeric(cells[name], errors="coerce")
-        cells = cells.dropna(subset=list(needed))
-        best = self.best
-        cells["chosen"] = [best is not None and index == best.name for index in cells.index]
-        limit = float(cells[self.value].abs().max())
+        cells = cells.dropna(subset=needed)
+        cells["chosen"] = [self.best is not None and index == self.best.name for index in cells.index]
+        by = [n for n in ("layer", "selection", "rule") if n in cells and (n == "layer" or len(set(cells[n])) > 1)]
+        by += [name for name in self.swept if name in cells and name not in {*SETTINGS, "edit"}]
+        found = {}
+        for name, group in cells.groupby(_joined(cells, by), sort=False):
+            columns = {"delta": (self.value, "mean"), "chosen": ("chosen", "any"), "jobs": ("chosen", "size")}
+            if "p_val" in group and not group.duplicated(["tau", "factor"]).any():
+                columns["p_value"] = ("p_val", "first")
+            grid = group.groupby(["tau", "factor"], as_index=False).agg(**columns)
+            if len(grid) > 1:
+                found[str(name)] = grid
+        return found
+
+    def full_colour(self) -> float:
+        """The change that gets the full colour, the same in all heat maps."""
+        return float(self.done[self.value].astype(float).abs().max())
+
+    def _maps(self, content: Content) -> Markup:
         drawings = Markup("")
-        by = [name for name in ("layer", "selection", "rule") if name in cells]
-        groups = cells.groupby(by, sort=False, dropna=False) if by else [("", cells)]
-        for key, group in groups:
-            by_cell = group.groupby(["tau", "factor"], as_index=False)
-            plain = by_cell.agg(delta=(self.value, "mean"), chosen=("chosen", "any"))
-            names = " · ".join(str(part) for part in (key if isinstance(key, tuple) else (key,)))
-            top = plain.iloc[int(plain["delta"].to_numpy().argmax())]
-            several = ", the mean of jobs alike" if len(plain) < len(group) else ""
+        for names, grid in self.grids().items():
+            top = grid.iloc[int(grid["delta"].to_numpy().argmax())]
+            several = ", the mean of jobs alike" if (grid["jobs"] > 1).any() else ""
             caption = (
                 f"{names}: change on validation in points{several}; best {words.points(top['delta'])} at τ = "
                 f"{words.plain(top['tau'])}, factor {words.plain(top['factor'])}."
             )
-            caption += " The best job of all is in the framed cell." if plain["chosen"].any() else ""
-            drawings += content.figure(figures.grid_heatmap(plain, names, limit=limit), caption)
+            caption += " The best job of all is in the framed cell." if grid["chosen"].any() else ""
+            drawings += content.figure(figures.grid_heatmap(grid, names, limit=self.full_colour()), caption)
         return Markup('<div class="figures">{}</div>').format(drawings) if drawings else Markup("")
 
     def _test(self, content: Content) -> Markup:
@@ -208,7 +227,7 @@ class SweepPage:
         if "p_value" in rows:
             sure = int((rows["p_value"] < 0.05).sum())
             caption += f" p < .05 in {sure} of them; {words.expected(len(rows))} would be by chance alone."
-        return content.figure(figures.deltas(shown, [self._name(row) for _, row in shown.iterrows()]), caption)
+        return content.figure(figures.deltas(shown, [self.name(row) for _, row in shown.iterrows()]), caption)
 
     def _over_seeds(self, content: Content) -> Markup:
         columns = [str(name) for name in self.replicates]
@@ -263,6 +282,12 @@ def readable(replicates: pd.DataFrame) -> pd.DataFrame:
     """Figures over seeds as people read them: fractions in per cent or points, under names in words."""
     percent = {name: 100 * replicates[name] for name in ("mean", "sd", "low", "high")}
     return replicates.assign(**percent, figure=replicates["figure"].map(FIGURE_NAMES))
+
+
+def _joined(rows: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
+    """The values of several columns as one text a row, to group by."""
+    texts = [rows[name].map(lambda value: DASH if words.missing(value) else str(value)) for name in columns]
+    return pd.Series([" · ".join(row) for row in zip(*texts, strict=True)] if texts else "", index=rows.index)
 
 
 def _is_number(value: Any) -> bool:

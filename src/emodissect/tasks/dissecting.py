@@ -61,8 +61,24 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
         write_page(run, page)
         log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=figures)
         log_artifact(run.loggers, labels_made(run), [as_made(trained.checkpoint, trained.weights)])
-        run.summary({"layers": found.dissection.layers.to_dict("records")})
-        return {"objective": float(found.dissection.layers["accuracy"].max())}
+        summary = dissection_summary(found.dissection)
+        run.summary({**summary, "layers": found.dissection.layers.to_dict("records")})
+        return {**summary, "objective": summary["neuron_accuracy"]}
+
+
+def dissection_summary(dissection: Dissection) -> dict[str, Any]:
+    """The figures that one sorts dissections by: counts over all layers, and the layer whose labels fit best."""
+    layers = dissection.layers
+    counts = {name: int(layers[name].sum()) for name in ("neurons", "dead", "interpretable", "significant")}
+    if not layers["accuracy"].notna().any():
+        return {**counts, "layer": str(layers["layer"].iloc[0]), "neuron_accuracy": float("nan")}
+    best = layers.iloc[int(layers["accuracy"].fillna(-1).to_numpy().argmax())]
+    return {
+        "layer": str(best["layer"]),
+        **counts,
+        "neuron_accuracy": float(best["accuracy"]),
+        "neuron_accuracy_chance": float(best["accuracy_chance"]),
+    }
 
 
 def labels_made(run: Session) -> Made:

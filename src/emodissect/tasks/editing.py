@@ -156,9 +156,11 @@ def bake_checkpoint(run: Session, trained: Trained, study: EditStudy) -> Path:
 def study_figures(run: Session, study: EditStudy) -> dict[str, Any]:
     """By name: the grid of each layer, the controls, confusion and recall before and after."""
     names = list(run.data.splits.class_names)
+    limit = figures.full_colour(study.grid, (study.test if study.optimistic else study.val).images)
     drawn = {
-        f"grid_{layer}": figures.grid_heatmap(cells, title=str(layer), level=study.alpha)
+        f"grid_{layer}": figures.grid_heatmap(cells, title=str(layer), level=study.alpha, limit=limit)
         for layer, cells in study.grid.groupby("layer", sort=False)
+        if len(cells) > 1
     }
     drawn["controls"] = figures.control_distribution(study.controls, study.test.delta)
     drawn["confusion"] = figures.confusion_change(study.before.confusion(), study.after.confusion(), names)

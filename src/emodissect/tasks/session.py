@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from emodissect.cache import Cache, disk_is_full
+from emodissect.command_line import SUMMARY_FILE
 from emodissect.config_values import check_values
 from emodissect.data.datamodule import FaceDataModule
 from emodissect.errors import UserError
@@ -96,11 +97,12 @@ class Session:
 
     def trainer(self, callbacks: Sequence[Callback], **changes: Any) -> Trainer:
         """A Trainer from the ``trainer`` group with this run's loggers."""
-        return instantiate(self.cfg.trainer, callbacks=list(callbacks), logger=self.loggers or False, **changes)
+        changes = {"logger": self.loggers or False, **changes}
+        return instantiate(self.cfg.trainer, callbacks=list(callbacks), **changes)
 
-    def evaluating_trainer(self, callbacks: Sequence[Callback] = ()) -> Trainer:
+    def evaluating_trainer(self, callbacks: Sequence[Callback] = (), **changes: Any) -> Trainer:
         """A Trainer that only runs a network forward: no checkpoints, a progress bar."""
-        return self.trainer([*callbacks, RichProgressBar(leave=False)], enable_checkpointing=False)
+        return self.trainer([*callbacks, RichProgressBar(leave=False)], enable_checkpointing=False, **changes)
 
     def made(self, kind: str, key: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
         """The cache entry for ``key``, made where it does not stand or where ``reuse=false``.
@@ -130,9 +132,15 @@ class Session:
         """Writes summary.json and manifest.json."""
         if not first_rank():
             return
-        write_json(self.folder / "summary.json", {"task": self.cfg.task_name, **figures})
-        write_json(self.folder / "manifest.json", self.manifest())
-        self.wrote("summary", self.folder / "summary.json")
+        seconds = round(time.monotonic() - self.started, 2)
+        write_json(self.folder / SUMMARY_FILE, {"task": self.cfg.task_name, **figures, "seconds": seconds})
+        self.write_manifest()
+        self.wrote("summary", self.folder / SUMMARY_FILE)
+
+    def write_manifest(self) -> None:
+        """Writes manifest.json: at the start, so that a run that fails has one, and with all inputs at the end."""
+        if first_rank():
+            write_json(self.folder / "manifest.json", self.manifest())
 
     def manifest(self) -> dict[str, Any]:
         """Everything this run came from."""
@@ -163,6 +171,7 @@ def session(cfg: DictConfig) -> Iterator[Session]:
         run.console.print(config_tree(cfg))
     failed = True
     try:
+        run.write_manifest()
         run.loggers  # noqa: B018  made now, so that a logger's fault comes before the work
         yield run
         failed = False

@@ -1,4 +1,4 @@
-"""What a multirun leaves: its table in the terminal, as CSV, as a page, and as one W&B run."""
+"""What a multirun leaves: its table and heat maps in the terminal, as CSV, as a page, and as one W&B run."""
 
 from __future__ import annotations
 
@@ -11,54 +11,66 @@ import wandb
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.columns import Columns
 from rich.console import Console
+from rich.table import Table
 
-from emodissect.provenance import command, manifest
+from emodissect import figures
+from emodissect.provenance import manifest, typed_command
 from emodissect.replication import over_seeds
 from emodissect.report import SweepPage
 from emodissect.report.sweep import readable
+from emodissect.report.words import p_value, percent, plain, points
 from emodissect.sweep import TABLE
-from emodissect.terminal import figures_table, frame_table
+from emodissect.terminal import Column, frame_table, matrix_table
 from emodissect.tracking import log_metrics
 
 SEEDS = "seeds.csv"
 """Means and intervals over the seeds of a sweep, in its folder."""
 
-RANKED_BY = ("delta_val", "val/acc")
-"""What a sweep's jobs are ranked by, always on validation: the first that its jobs have."""
+RANKED_BY = ("delta_val", "val/acc", "neuron_accuracy")
+"""What a sweep's jobs are ranked by, on validation where there is a choice: the first that its jobs have."""
 
-SHOWN = ("job", "layer", "tau", "factor", "seed", "delta_val", "delta", "p_value", "val/acc", "test/acc", "error")
+SETTINGS = {"layer": Column("layer"), "tau": Column("tau", plain), "factor": Column("factor", plain)}
+
+FIGURES = {
+    "delta_val": Column("on val", points),
+    "delta": Column("on test", points),
+    "p_value": Column("p", p_value),
+    "val/acc": Column("val acc", percent),
+    "test/acc": Column("test acc", percent),
+    "significant": Column("q < level"),
+    "neuron_accuracy": Column("accuracy", percent),
+    "neuron_accuracy_chance": Column("chance", percent),
+}
+"""What the terminal shows of a job beside its settings; changes of accuracy in points."""
 
 
 def conclude(jobs: pd.DataFrame, swept: Sequence[str], folder: Path, config: DictConfig) -> None:
     """Writes ``sweep.csv`` and ``sweep.html``, prints the table and the best job, and logs them as one W&B run.
 
     Where seeds were swept, ``seeds.csv`` holds each figure's mean and interval over them.
+
+    Args:
+        jobs: one row a job, see :func:`emodissect.sweep.sweep_table`.
+        swept: the overrides in which the jobs differ.
+        folder: of the multirun.
+        config: as it was composed for the multirun.
     """
     _write(jobs, folder / TABLE)
     replicates = over_seeds(jobs, swept)
+    value = next((name for name in RANKED_BY if name in jobs and jobs[name].notna().any()), RANKED_BY[0])
+    made_by = manifest(Path(config.paths.root_dir), folder=str(folder))
+    page = SweepPage(jobs, value, typed_command(), made_by, swept=swept, replicates=replicates)
+    page.write(folder / "sweep.html")
     console = Console()
-    shown = [name for name in SHOWN if name in jobs and jobs[name].notna().any()]
-    named = (*SHOWN, "folder", "task", "verdict")
-    varied = [str(name) for name in jobs if name not in named and len(set(jobs[name].astype(str))) > 1]
-    console.print(frame_table(jobs, "The sweep", [*shown, *varied[:3]], rows=60))
-    value = next((name for name in RANKED_BY if name in jobs and jobs[name].notna().any()), None)
-    if value is not None:
-        best = best_job(jobs, value)
-        figures = {name: best[name] for name in shown if name != "error"}
-        console.print(figures_table(figures, "Best by validation, with its figure on test"))
-        if isinstance(best.get("verdict"), str):
-            console.print(best["verdict"])
-        source = manifest(Path(config.paths.root_dir), folder=str(folder))
-        page = SweepPage(jobs, value, command(), source, swept=swept, replicates=replicates)
-        page.write(folder / "sweep.html")
-        console.print(f"[dim]report:[/] {folder / 'sweep.html'}", soft_wrap=True)
-    console.print(f"[dim]table:[/] {folder / TABLE}", soft_wrap=True)
+    show(page, console)
+    console.print(f"[dim]report:[/] {folder / 'sweep.html'}", soft_wrap=True, highlight=False)
+    console.print(f"[dim]table:[/] {folder / TABLE}", soft_wrap=True, highlight=False)
     if len(replicates):
         _write(replicates, folder / SEEDS)
-        console.print(frame_table(readable(replicates), "Over seeds, in per cent or points"))
-        console.print(f"[dim]seeds:[/] {folder / SEEDS}", soft_wrap=True)
-    _log(jobs, replicates, folder, config, value)
+        console.print(f"[dim]seeds:[/] {folder / SEEDS}", soft_wrap=True, highlight=False)
+    _log(page, folder, config)
 
 
 def _write(frame: pd.DataFrame, path: Path) -> None:
@@ -67,13 +79,57 @@ def _write(frame: pd.DataFrame, path: Path) -> None:
     unfinished.replace(path)
 
 
-def best_job(jobs: pd.DataFrame, value: str) -> dict[str, Any]:
-    """The row of the highest value; of equals the first."""
-    place = int(jobs[value].astype(float).fillna(float("-inf")).to_numpy().argmax())
-    return {str(name): column for name, column in jobs.iloc[place].to_dict().items()}
+def show(page: SweepPage, console: Console) -> None:
+    """The table of jobs, the heat maps, what failed, and the best job by validation."""
+    jobs = page.jobs
+    varied = {name: Column(name) for name in page.swept if name in jobs and name not in SETTINGS}
+    columns = {"job": Column("job"), **SETTINGS, **varied, **FIGURES}
+    shown = {name: column for name, column in columns.items() if name in jobs and jobs[name].notna().any()}
+    console.print(fitting_table(jobs, "The sweep", shown, console))
+    if maps := [heat_map(grid, name) for name, grid in page.grids().items()]:
+        console.print("[bold]Change on validation in points, by tau (down) and factor (across)[/]")
+        console.print(Columns(maps, padding=(0, 3)))
+    if len(page.replicates):
+        console.print(frame_table(readable(page.replicates), "Over seeds, in per cent or points"))
+    for row in page.failed.to_dict("records"):
+        console.print(f"[red]job {row['job']} failed:[/] {row['error']}", highlight=False)
+    if page.best is not None:
+        console.print(f"\n{page.summary()}", highlight=False)
+        if isinstance(page.best.get("verdict"), str):
+            console.print(f"[bold]{page.best['verdict']}[/]", highlight=False)
 
 
-def _log(jobs: pd.DataFrame, replicates: pd.DataFrame, folder: Path, config: DictConfig, value: str | None) -> None:
+def fitting_table(jobs: pd.DataFrame, title: str, columns: dict[str, Column], console: Console) -> Table:
+    """The jobs with as many columns as the terminal is wide for; the others stand in the file."""
+    names = list(columns)
+    while True:
+        table = frame_table(jobs, title, {name: columns[name] for name in names}, rows=60)
+        if len(names) <= 2 or table.__rich_measure__(console, console.options).minimum <= console.width:
+            break
+        spare = [name for name in names if name in FIGURES and name not in RANKED_BY[:2]] or names
+        names.remove(spare[-1])
+    if len(names) < len(columns):
+        table.caption = " ".join(filter(None, [str(table.caption or ""), f"{TABLE} has further columns."]))
+    return table
+
+
+def heat_map(grid: pd.DataFrame, title: str) -> Table:
+    """A layer's cells by tau and factor: green above zero, red below, the best of the sweep reversed.
+
+    Args:
+        grid: columns tau, factor, delta (a fraction), chosen.
+        title: above it.
+    """
+    cells: dict[tuple[str, str], str] = {}
+    for cell in grid.to_dict("records"):
+        style = ("green" if cell["delta"] > 0 else "red" if cell["delta"] < 0 else "") + " reverse" * cell["chosen"]
+        text = points(cell["delta"])
+        cells[plain(cell["tau"]), plain(cell["factor"])] = f"[{style}]{text}[/]" if style else text
+    rows, across = ([plain(v) for v in sorted(grid[name].unique())] for name in ("tau", "factor"))
+    return matrix_table(title, "tau \\ factor", rows, across, cells)
+
+
+def _log(page: SweepPage, folder: Path, config: DictConfig) -> None:
     """One W&B run of the sweep's group, where the jobs logged to W&B."""
     entry = (config.get("logger") or {}).get("wandb")
     if entry is None:
@@ -85,17 +141,20 @@ def _log(jobs: pd.DataFrame, replicates: pd.DataFrame, folder: Path, config: Dic
     logger: Any = instantiate(entry)
     assert isinstance(logger, WandbLogger)
     run = logger.experiment
-    failed = int(jobs["error"].notna().sum()) if "error" in jobs else 0
     try:
-        run.log({"sweep/jobs": wandb.Table(dataframe=jobs.astype(str))})
-        if len(replicates):
-            run.log({"sweep/seeds": wandb.Table(dataframe=replicates)})
-        figures: dict[str, float] = {"sweep/count": len(jobs), "sweep/failed": failed}
-        if value is not None:
-            best = best_job(jobs, value)
-            numbers = [c for c in SHOWN if c in jobs and isinstance(best[c], int | float)]
-            figures |= {f"sweep/best/{name}": float(best[name]) for name in numbers}
-        log_metrics([logger], figures)
-        run.summary.update(figures)
+        run.log({"sweep/jobs": wandb.Table(dataframe=page.jobs.astype(str))})
+        if len(page.replicates):
+            run.log({"sweep/seeds": wandb.Table(dataframe=page.replicates)})
+        limit = page.full_colour()
+        for name, grid in page.grids().items():
+            drawing = figures.grid_heatmap(grid, f"{name}: change on validation", limit=limit)
+            run.log({f"sweep/grid_{name.replace(' · ', '_')}": wandb.Image(drawing)})
+        numbers: dict[str, float] = {"sweep/count": len(page.jobs), "sweep/failed": len(page.failed)}
+        if (best := page.best) is not None:
+            wanted = [name for name in (*SETTINGS, "seed", *FIGURES) if isinstance(best.get(name), int | float)]
+            numbers |= {f"sweep/best/{name}": float(best[name]) for name in wanted}
+            run.summary["sweep/best/job"] = f"{best['job']}: {page.name(best)}"
+        log_metrics([logger], numbers)
+        run.summary.update(numbers)
     finally:
         wandb.finish()

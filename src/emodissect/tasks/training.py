@@ -135,6 +135,7 @@ def trained_classifier(run: Session, fit: bool = True) -> Trained:
         for name, value in torch.load(folder / "metrics.pt", weights_only=True).items()
         if name.startswith("val/")
     }
+    log_metrics(run.loggers if first_rank() else (), {f"best/{name}": value for name, value in metrics.items()})
     return _finished(run, classifier, folder / CHECKPOINT, metrics)
 
 
@@ -241,14 +242,14 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if best:
         load_weights(classifier.network, Path(best))
-        checked = run.evaluating_trainer().validate(classifier, datamodule=run.data, verbose=False)
+        # not logged: a new trainer counts from epoch 0, and its figures would stand among the first epoch's
+        checked = run.evaluating_trainer(logger=False).validate(classifier, datamodule=run.data, verbose=False)
         metrics |= {name: float(value) for name, value in checked[0].items()}
     trainer.save_checkpoint(folder / CHECKPOINT, weights_only=True) if not best else _copy(best, folder / CHECKPOINT)
     torch.save(metrics, folder / "metrics.pt")
     write_json(folder / "key.json", key)
     keep_history(run, folder)
     if first_rank():
-        log_metrics(run.loggers, {f"best/{k}": v for k, v in metrics.items() if k.startswith("val/")})
         log_artifact(run.loggers, as_made(folder / CHECKPOINT, weights_hash(classifier.network)))
     resume.done()
 
