@@ -72,7 +72,7 @@ def grid_heatmap(grid: pd.DataFrame, title: str = "", level: float = 0.05, limit
             :func:`full_colour`); by default the largest of this grid.
     """
     with drawn():
-        figure, axes, cells = _by_tau_and_factor(grid, 100 * grid["delta"], 2, limit=limit)
+        figure, axes, cells = _by_tau_and_factor(grid, 100 * grid["delta"], 2, limit=limit and 100 * limit)
         for (row, column), cell in cells.items():
             if _number(cell, "p_value") < level:
                 sure = _number(cell, "p_holm") < level
@@ -83,14 +83,16 @@ def grid_heatmap(grid: pd.DataFrame, title: str = "", level: float = 0.05, limit
     return figure
 
 
-def nll_heatmap(grid: pd.DataFrame, title: str = "") -> Figure:
+def nll_heatmap(grid: pd.DataFrame, title: str = "", limit: float | None = None) -> Figure:
     """Change of the negative log-likelihood by tau and factor. Orange is worse, as in :func:`grid_heatmap`.
 
     Args:
         grid: columns tau, factor, nll_before, nll_after, and where given chosen; one row a cell.
+        title: of the figure.
+        limit: the change that gets the full colour; by default the largest of this grid.
     """
     with drawn():
-        figure, axes, _ = _by_tau_and_factor(grid, grid["nll_after"] - grid["nll_before"], 3, better=-1)
+        figure, axes, _ = _by_tau_and_factor(grid, grid["nll_after"] - grid["nll_before"], 3, -1, limit)
         _marks(figure, grid[[name for name in ("chosen",) if name in grid]], 0)
         axes.set_title(title)
     return figure
@@ -276,7 +278,7 @@ def _by_tau_and_factor(
         table[row, column] = value
         cells[row, column] = cell
     known = np.abs(table[np.isfinite(table)])
-    full = 100 * limit if limit else float(known.max(initial=0)) or 1.0
+    full = limit or float(known.max(initial=0)) or 1.0
     columns = max(len(factors), FEWEST_COLUMNS)
     figure = new(max(NARROW, 1.2 + 0.52 * columns), 1.15 + 0.27 * max(len(cutoffs), 2))
     axes = figure.subplots()

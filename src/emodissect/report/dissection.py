@@ -206,10 +206,13 @@ class DissectionPage:
             if "accuracy_chance" in layers:
                 caption += f" ({words.percent(highest['accuracy_chance'])} by chance)"
             caption += ". "
-        caption += (
-            f"Most neurons beyond chance: {sharpest['layer']}, {int(sharpest['significant']):,} of "
-            f"{int(sharpest['neurons']):,}."
-        )
+        if layers["significant"].sum() > 0:
+            caption += (
+                f"Most neurons beyond chance: {sharpest['layer']}, {int(sharpest['significant']):,} of "
+                f"{int(sharpest['neurons']):,}."
+            )
+        else:
+            caption += f"No neuron is labelled beyond chance (q < {self.level:g})."
         null = self._null_share()
         if null is not None and null > 0.5:
             caption += (

@@ -189,11 +189,14 @@ class EditPage:
                 f"anything), "
                 f"{kept} after Holm's correction for {tried} tries."
             )
-        by = [name for name in ("layer", "selection", "rule") if name in self.grid]
+        told = [name for name in ("layer", "selection", "rule") if name in self.grid]
+        by = [name for name in told if name == "layer" or len(set(self.grid[name])) > 1] or told
         drawings = Markup("")
-        limit = (
-            figures.full_colour(self.grid, images) if (images := self.grid_images or _images_of(self.grid)) else None
-        )
+        images = self.grid_images or _images_of(self.grid)
+        limit = figures.full_colour(self.grid, images) if images else None
+        worst_nll = None
+        if {"nll_before", "nll_after"} <= set(self.grid):
+            worst_nll = float((self.grid["nll_after"] - self.grid["nll_before"]).abs().max())
         for key, cells in self.grid.groupby(by, sort=False, dropna=False):
             axes = [name for name in ("tau", "level", "factor") if name in cells]
             if len(cells) == 1 or cells.duplicated(axes).any():
@@ -205,7 +208,7 @@ class EditPage:
             if {"nll_before", "nll_after"} <= set(cells):
                 worse = int((cells["nll_after"] > cells["nll_before"] + 1e-6).sum())
                 drawings += content.figure(
-                    figures.nll_heatmap(cells, f"{name}: negative log-likelihood"),
+                    figures.nll_heatmap(cells, f"{name}: negative log-likelihood", worst_nll),
                     f"The probabilities get worse (orange: NLL rises) in {worse} of {len(cells)} cells. A gain in "
                     "accuracy with worse probabilities is not a better classifier.",
                 )
@@ -298,8 +301,8 @@ class EditPage:
 
     def _change(self, content: Content) -> Markup:
         row = self.comparison
-        parts = [page.table(_measures(row), (Column("measure", "on test"), Column("before", "before", 2),
-                                             Column("after", "after", 2), Column("change", "change", 2)))]  # fmt: skip
+        parts = [page.table(_measures(row), (Column("measure", "on test"), Column("before", "before", 3),
+                                             Column("after", "after", 3), Column("change", "change", 3)))]  # fmt: skip
         drawings = Markup("")
         if row.get("recall_before") is not None and row.get("recall_after") is not None:
             first = np.array([np.nan if v is None else v for v in row["recall_before"]], dtype=float)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def _told(
         before=study.before,
         after=study.after,
         images=judged["judge_on"],
-        dissection=dissection_page(run, plan, trained, found),
+        dissection=replace(dissection_page(run, plan, trained, found), main_layer=study.edit.layer),
         command=run.manifest()["command"],
         manifest=run.manifest(),
         optimistic=study.optimistic,
