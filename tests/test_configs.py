@@ -56,6 +56,11 @@ def test_every_verb_composes_and_resolves(verb: str, tmp_path: Path) -> None:
     assert cfg.task_name == verb
 
 
+@pytest.mark.parametrize("words", [["model=timm"], ["model=yours", "model.target=a.py:B"]])
+def test_a_networks_own_arguments_are_taken_from_the_command_line(words: list[str], tmp_path: Path) -> None:
+    assert composed("dissect", *words, "model.arguments={size: 96}", run_dir=tmp_path).model.arguments == {"size": 96}
+
+
 def verb_of(entry: str) -> str:
     """The verb that a file's first command line uses."""
     head = "\n".join(entry.splitlines()[:3])

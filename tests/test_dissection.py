@@ -24,7 +24,7 @@ from emodissect.dissection import (
 from emodissect.errors import UserError
 from emodissect.recording import LayerActivations
 from emodissect.scorers import ConceptScores
-from emodissect.similarity import Pearson
+from emodissect.similarity import Pearson, SoftWPMI
 
 CLASSES = ("angry", "happy", "sad")
 CONCEPTS = ConceptSet(("frown", "smile", "tears"), {"frown": ("angry", "sad"), "smile": ("happy",), "tears": ("sad",)})
@@ -185,3 +185,28 @@ def test_noise_is_called_significant_at_most_nominally() -> None:
     share = (found.neurons["p_value"] < 0.05).mean()
     assert share <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / neurons)
     assert found.neurons["significant"].mean() <= 0.02
+
+
+def test_one_detector_in_a_wide_layer_is_found() -> None:
+    """With 100 draws no p-value is below 1/101, so one of 300 neurons could not pass at .05 without more draws."""
+    generator = torch.Generator().manual_seed(4)
+    ids, neurons = torch.arange(1000), 300
+    presence = 0.2 + 0.06 * torch.randn(1000, 3, generator=generator)  # as CLIP's cosines
+    values = torch.randn(1000, neurons, generator=generator)
+    values[:, 0] = presence[:, 1]
+    layer = LayerActivations.of("lin", ids, values, top_k=50)
+    probe = ImageSet(torch.zeros(1000, 1, 2, 2, dtype=torch.uint8), ids % 3, ids)
+    found = dissect(
+        {"lin": layer}, ConceptScores(ids, CONCEPTS.names, presence), SoftWPMI(top_k=50), probe, CONCEPTS, CLASSES,
+        Interpretation(draws=100),
+    )  # fmt: skip
+    assert found.neurons["p_value"][0] == pytest.approx(1 / 6001)
+    assert list(found.neurons.index[found.neurons["significant"]]) == [0]
+
+
+def test_draws_too_dear_to_make_are_asked_for(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    values = torch.randn(30, 300, generator=torch.Generator().manual_seed(5))
+    values[:, 0] = world.scores.values[:, 1]
+    layer = LayerActivations.of("lin", world.layer.ids, values, top_k=10)
+    dissect({"lin": layer}, world.scores, Pearson(), world.probe, CONCEPTS, CLASSES, Interpretation(draws=100))
+    assert "probe.null_draws=6000 is fine enough" in caplog.text

@@ -86,15 +86,37 @@ def test_permuted_cosines_are_the_cosines_of_permuted_scores():
             assert_close(null[draw], measure(scores[order], activations).amax(1), rtol=1e-4, atol=1e-6)
 
 
-def test_random_sets_are_scored_like_a_neuron_of_the_layer():
-    scores, activations = torch.rand(200, 3), torch.randn(200, 6)
-    measure, layer = sim.SoftWPMI(top_k=10), recorded(activations)
+@pytest.mark.parametrize("measure", [sim.SoftWPMI(top_k=10), sim.WPMI(top_k=10)], ids=["soft", "hard"])
+def test_a_random_set_is_scored_as_the_neuron_whose_place_it_takes(measure):
+    """Against a layer in which that neuron's images really are the set's."""
+    generator = torch.Generator().manual_seed(2)
+    scores, activations = torch.rand(200, 3, generator=generator), torch.randn(200, 6, generator=generator)
+    activations[:, 2] = scores[:, 1]  # one neuron stands for nearly all of a concept's sum
+    activations[:, 5] = 0.5  # dead
+    layer = recorded(activations)
     null = sim.best_similarity_null(measure, scores, layer, draws=4, seed=3)
-    rows = torch.from_numpy(np.random.default_rng(3).choice(200, 10, replace=False))[:, None]
-    own = measure.log_likelihood(scores, layer.top_ids[:10])
-    expected = measure.log_likelihood(scores, rows)[0] - (own.logsumexp(0) - np.log(6))
-    assert null.shape == (4, 1)
-    assert_close(null[0, 0], expected.max())
+    assert null.shape == (4, 6)
+    sets = np.random.default_rng(3)
+    for draw in range(4):
+        images = torch.from_numpy(sets.choice(200, 10, replace=False))
+        for neuron in range(5):
+            placed = activations.clone()
+            placed[:, neuron] = 0.0
+            placed[images, neuron] = torch.arange(10.0, 0, -1)
+            expected = measure(scores, placed)[neuron].max()
+            assert expected - 1e-4 <= null[draw, neuron] <= expected + 0.01 * measure.lam + 1e-4
+
+
+@pytest.mark.parametrize("neurons", [32, 300])
+def test_a_lone_detector_is_found_in_a_layer_of_noise(neurons):
+    """Its score is bounded by log M, which sets outside the layer exceed; in its place they fall short."""
+    generator = torch.Generator().manual_seed(0)
+    scores = 0.2 + 0.06 * torch.randn(3000, 25, generator=generator)  # as CLIP's cosines
+    activations = torch.randn(3000, neurons, generator=generator)
+    activations[:, 0] += 3 * (scores[:, 0] - 0.2) / 0.06
+    p = p_values(sim.SoftWPMI(), scores, recorded(activations))
+    assert p[0] <= 2.1 / 1001
+    assert (p[1:] <= 0.01).float().mean() <= 0.04
 
 
 def test_rank_reorder_has_a_null_too():
@@ -109,14 +131,12 @@ def test_rank_reorder_has_a_null_too():
 
 @pytest.mark.parametrize("concepts", [1, 5000])
 def test_blocks_of_draws_and_concepts_cover_everything(concepts):
-    scores, activations = torch.rand(30, concepts), torch.randn(30, 2)
-    for measure in (sim.SoftWPMI(top_k=5), sim.Pearson()):
-        layer = recorded(activations)
-        whole = torch.full((7, 2 if measure.needs_values else 1, concepts), torch.nan)
-        for block in measure.null_blocks(scores, layer, 7, 0):
-            whole[block.draws, :, block.concepts] = block.similarity
-        assert whole.isfinite().all()
-        assert_close(sim.best_similarity_null(measure, scores, layer, 7, 0), whole.amax(2))
+    scores, layer, measure = torch.rand(30, concepts), recorded(torch.randn(30, 2)), sim.Pearson()
+    whole = torch.full((7, 2, concepts), torch.nan)
+    for block in measure.null_blocks(scores, layer, 7, 0):
+        whole[block.draws, :, block.concepts] = block.similarity
+    assert whole.isfinite().all()
+    assert_close(sim.best_similarity_null(measure, scores, layer, 7, 0), whole.amax(2))
 
 
 def test_p_values_and_distances_by_hand():
@@ -127,6 +147,35 @@ def test_p_values_and_distances_by_hand():
     assert_close(sim.permutation_p(best, null.expand(-1, 4)), expected)
     assert_close(sim.standardised(best, null), (best - 2.5) / np.sqrt(5 / 3))
     assert (sim.standardised(best, torch.ones(4, 1)) == 0).all()
+
+
+def test_ties_that_rounding_tears_apart_are_ties():
+    """Neurons that one image activates, and classes as scores: a correlation takes one of seven values."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.nn.functional.one_hot(torch.randint(7, (1500,), generator=generator)).float()
+    activations = torch.zeros(1500, 300)
+    activations[torch.randint(1500, (300,), generator=generator), torch.arange(300)] = torch.rand(300) * 10 + 0.1
+    for measure in (sim.Pearson(), sim.CosSimilarity(), sim.CosSimilarityCubed()):
+        p = p_values(measure, scores, recorded(activations))
+        assert p.min() > 0.05, measure  # the rarest class has a share of an eighth
+
+
+def test_a_null_of_one_value_finds_nothing():
+    flat = torch.full((200, 1), 1e-6) + torch.tensor([0.0, 1e-13]).repeat(100)[:, None]
+    best = torch.tensor([1e-6, 1e-6 + 1e-13])
+    assert (sim.permutation_p(best, flat) == 1).all()
+    assert (sim.standardised(best, flat) == 0).all()
+
+
+def test_few_detectors_in_a_wide_layer_need_finer_p_values():
+    p = torch.cat([torch.full((10,), 1 / 1001), torch.linspace(0.01, 1, 4086)])
+    assert multipletests(p.numpy(), 0.05, method="fdr_bh")[0].sum() == 0
+    needed = sim.draws_to_pass(p, 1000, 0.05)
+    assert needed == 81_920
+    p[0] = 1 / (1 + needed)
+    assert multipletests(p.numpy(), 0.05, method="fdr_bh")[0].sum() == 1
+    assert sim.draws_to_pass(torch.cat([torch.full((90,), 1 / 1001), p[90:]]), 1000, 0.05) == 1000
+    assert sim.draws_to_pass(p[10:], 1000, 0.05) == 1000
 
 
 def test_too_few_draws_are_refused():

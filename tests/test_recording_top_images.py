@@ -11,6 +11,16 @@ from hypothesis import strategies as st
 
 from emodissect.errors import UserError
 from emodissect.recording import Moments, TopImages
+from emodissect.recording.top_images import ids_of, tickets
+
+
+def ticket(image: int) -> int:
+    """MurmurHash3's last step, in plain integers."""
+    mixed = image ^ (image >> 16)
+    mixed = mixed * 0x85EBCA6B % 2**32
+    mixed ^= mixed >> 13
+    mixed = mixed * 0xC2B2AE35 % 2**32
+    return mixed ^ (mixed >> 16)
 
 
 def by_full_sort(values: torch.Tensor, ids: torch.Tensor, k: int) -> tuple[list[list[float]], list[list[int]]]:
@@ -20,18 +30,37 @@ def by_full_sort(values: torch.Tensor, ids: torch.Tensor, k: int) -> tuple[list[
         largest: dict[int, float] = {}
         for image, value in zip(ids.tolist(), values[:, neuron].tolist(), strict=True):
             largest[image] = max(value, largest.get(image, value))
-        ranked = sorted(((-value, image) for image, value in largest.items()))[:k]
-        top_values.append([-value + 0.0 for value, _ in ranked])
-        top_ids.append([image for _, image in ranked])
+        ranked = sorted((-value, ticket(image), image) for image, value in largest.items())[:k]
+        top_values.append([-value + 0.0 for value, _, _ in ranked])
+        top_ids.append([image for _, _, image in ranked])
     return [list(row) for row in zip(*top_values, strict=True)], [list(row) for row in zip(*top_ids, strict=True)]
 
 
 def test_hand_worked_with_ties() -> None:
+    assert sorted((4, 7, 9), key=ticket) == [7, 4, 9]
     top = TopImages(2)
     top.update(torch.tensor([[1.0, 0.0], [3.0, 0.0]]), torch.tensor([7, 9]))
     top.update(torch.tensor([[3.0, 0.0], [2.0, -1.0]]), torch.tensor([4, 1]))
-    assert top.ids.tolist() == [[4, 4], [9, 7]]  # 3.0 twice: image 4 before 9; 0.0 three times: the two lowest ids
+    assert top.ids.tolist() == [[4, 7], [9, 4]]  # 3.0 twice: image 4 before 9; 0.0 three times: the lowest tickets
     assert top.values.tolist() == [[3.0, 0.0], [3.0, 0.0]]
+
+
+def test_tickets_are_taken_back() -> None:
+    ids = torch.cat([torch.arange(70_000), torch.tensor([2**31, 2**32 - 1])])
+    assert torch.equal(ids_of(tickets(ids)), ids)
+    assert tickets(ids[:1000]).tolist() == [ticket(image) for image in range(1000)]
+
+
+def test_silent_neurons_are_not_filled_up_with_one_class() -> None:
+    """1,000 images in folders of one class each: of what a neuron does not see, its top images hold every class."""
+    labels = torch.arange(1000) // 200
+    values = torch.zeros(1000, 1)
+    values[500:510] = 1.0
+    top = TopImages(110)
+    top.update(values, torch.arange(1000))
+    assert sorted(top.ids[:10, 0].tolist()) == list(range(500, 510))
+    counts = torch.bincount(labels[top.ids[10:, 0]], minlength=5)
+    assert counts.min() >= 10  # 20 each by chance; by id all hundred would be of the first class
 
 
 def test_fewer_images_than_k_and_none() -> None:
@@ -83,7 +112,7 @@ def test_a_larger_case_equals_topk(order: str) -> None:
     assert torch.equal(top.values, expected.values)
     distinct = [n for n in range(37) if n not in (5, 6)]
     assert torch.equal(top.ids[:, distinct], ids[expected.indices][:, distinct])
-    assert top.ids[:, 5].tolist() == list(range(100))
+    assert top.ids[:, 5].tolist() == sorted(range(3000), key=ticket)[:100]
     assert by_full_sort(values[:, 6:7], ids, 100)[1] == top.ids[:, 6:7].tolist()
 
 
@@ -91,7 +120,7 @@ def test_the_largest_ids_and_ids_that_cannot_be_ranked() -> None:
     top = TopImages(3)
     top.update(torch.tensor([[1.0], [1.0]]), torch.tensor([2**32 - 1, 0]))
     top.update(torch.tensor([[2.0]]), torch.tensor([2**32 - 1]))
-    assert top.ids.tolist() == [[2**32 - 1], [0]]
+    assert top.ids.tolist() == [[2**32 - 1], [0]]  # the repeat counts with its larger activation
     assert top.values.tolist() == [[2.0], [1.0]]
     for bad in (-1, 2**32):
         with pytest.raises(UserError, match="0 to 4294967295 can be ranked"):

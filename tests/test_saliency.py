@@ -118,3 +118,24 @@ def test_maps_of_top_images_run_from_the_lowest_to_the_highest_value(faces: Imag
     torch.testing.assert_close(maps["conv", 0], (pixels - pixels.min()) / (pixels.max() - pixels.min()))
     pixels = -as_float(faces.images[[0, 1], 0])
     torch.testing.assert_close(maps["conv", 1], (pixels - pixels.min()) / (pixels.max() - pixels.min()))
+
+
+def test_maps_of_a_channels_last_layer_are_of_its_neurons(faces: ImageSet) -> None:
+    class Last(nn.Module):
+        """As ConvNeXt's blocks: a linear layer over (image height width neuron)."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp = nn.Linear(1, 9)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.mlp(x.movedim(1, -1)).mean((1, 2))
+
+    network = Last()
+    maps = activation_maps(network, as_float, faces.images, "mlp")
+    assert maps is not None
+    weight, bias = network.mlp.weight[7, 0].item(), network.mlp.bias[7].item()
+    torch.testing.assert_close(maps[:, 7], weight * as_float(faces.images)[:, 0] + bias)
+    labels = pd.DataFrame({"layer": ["mlp"], "neuron": [8], "top_ids": [[50, 0]]})
+    assert top_image_maps(network, as_float, faces, labels)["mlp", 8].shape == (2, 4, 4)
+    assert activation_maps(network, as_float, faces.images, "mlp", channels_last=False).shape[1] == 4  # type: ignore[union-attr]

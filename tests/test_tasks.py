@@ -71,6 +71,21 @@ def test_dissect_labels_and_a_second_concept_set_runs_no_network(verb: Verb, mon
     assert set(Dissection.load(folder).neurons["concept"].str.lower().dropna()) <= words
 
 
+def test_what_changes_the_numbers_changes_what_is_taken_from_the_cache(verb: Verb, home: Path) -> None:
+    folder, _ = verb("dissect", "layer=conv2a")
+    assert len(Dissection.load(folder).neurons) == 6
+    folder, _ = verb("dissect", "layer=conv2a", "layer.channels_last=true")
+    assert len(Dissection.load(folder).neurons) == 20  # columns of the map, taken for neurons
+    checkpoint = next((home / "training").glob("*/classifier.ckpt"))
+    logits = []
+    for order in ("[angry,disgust,fear,happy,sad,surprise,neutral]", "[disgust,angry,fear,happy,sad,surprise,neutral]"):
+        before = set((home / "predictions").glob("*/predictions.safetensors"))
+        verb("dissect", "layer=conv2a", f"ckpt_path={checkpoint}", f"model.class_order={order}")
+        (made,) = set((home / "predictions").glob("*/predictions.safetensors")) - before
+        logits.append(load_file(made)["logits"])
+    torch.testing.assert_close(logits[0][:, [1, 0, 2, 3, 4, 5, 6]], logits[1])
+
+
 def test_edit_judges_a_grid_and_its_checkpoint_is_what_it_says(verb: Verb) -> None:
     folder, result = verb("edit", "tau=[-1,0]", "factor=[1.5,2]", "study.ablate_concepts=true")
     assert {"edited.ckpt", "report.html", "study/grid.csv", "figures/grid_lin2.png"} <= written(folder)

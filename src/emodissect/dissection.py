@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +21,14 @@ from emodissect.data.images import ImageSet
 from emodissect.errors import UserError, nearest
 from emodissect.recording import LayerActivations
 from emodissect.scorers import ConceptScores
-from emodissect.similarity import Similarity, best_similarity_null, permutation_p, standardised
+from emodissect.similarity import Similarity, best_similarity_null, draws_to_pass, permutation_p, reached, standardised
 from emodissect.statistics import benjamini_hochberg, wilson
+
+log = logging.getLogger(__name__)
 
 RUNNERS_UP = 4
 NO_CONCEPT = ""
+_CHEAP = 2**23  # (draw, concept) pairs that are scored in seconds
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Interpretation:
     Attributes:
         tau: a neuron is interpretable when its similarity is above this (the study's cutoff).
         level: false discovery rate at which a label counts as significant.
-        draws: random image sets behind each p-value.
+        draws: random image sets behind each p-value; more where a wide layer needs them, see ``draws_to_pass``.
         top_images: images whose classes decide a neuron's accuracy.
         seed: of the random image sets.
     """
@@ -150,11 +155,11 @@ def label_layer(
     """
     presence = scores.at(layer.ids)
     similarity = measure.of_layer(presence, layer)
-    null = best_similarity_null(measure, presence, layer, interpretation.draws, interpretation.seed)
     shown = min(RUNNERS_UP + 1, similarity.shape[1])
     best, concept = similarity.topk(shown, dim=1)
     dead = layer.dead
-    p_value = permutation_p(best[:, 0], null)
+    null = best_similarity_null(measure, presence, layer, interpretation.draws, interpretation.seed)
+    p_value = _p_values(best[:, 0], null, measure, presence, layer, interpretation)
     z = standardised(best[:, 0], null)
     q_value = torch.full_like(p_value, float("nan"))
     if (~dead).any():
@@ -199,6 +204,36 @@ def label_layer(
         }
     )
     return frame, pooled(null)
+
+
+def _p_values(
+    best: Float[Tensor, " neuron"],
+    null: Float[Tensor, "draw neuron"],
+    measure: Similarity,
+    presence: Float[Tensor, "image concept"],
+    layer: LayerActivations,
+    interpretation: Interpretation,
+) -> Float[Tensor, " neuron"]:
+    """p-values from the null, and from further draws where a wide layer's few clear neurons could not pass otherwise.
+
+    Where further draws are dear a warning says how many it would take.
+    """
+    draws, seed = len(null), interpretation.seed
+    p_value = permutation_p(best, null)
+    needed = draws_to_pass(p_value[~layer.dead], draws, interpretation.level)
+    if needed == draws:
+        return p_value
+    if measure.needs_values or needed * presence.shape[1] > _CHEAP:
+        log.warning(
+            "Layer %s: some neurons lie beyond all %s draws of the null, too few to pass a false discovery rate of %g "
+            "among %s neurons: p-values are no finer than 1/%s. probe.null_draws=%d is fine enough.",
+            *(layer.layer, f"{draws:,}", interpretation.level, f"{layer.neurons:,}", f"{draws + 1:,}", needed),
+        )
+        return p_value
+    counts, rounds = reached(best, null), math.ceil(needed / draws)
+    for further in range(1, rounds):
+        counts += reached(best, best_similarity_null(measure, presence, layer, draws, seed + further))
+    return (1 + counts) / (1 + rounds * draws)
 
 
 def pooled(null: Float[Tensor, "draw neuron"], kept: int = 20_000) -> np.ndarray:

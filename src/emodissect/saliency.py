@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from emodissect.data.images import ImageSet
 from emodissect.errors import UserError, nearest
+from emodissect.recording.pooling import ChannelsLast, first_tensor, neuron_axis
 
 #: uint8 images -> the network's input, one view an image.
 Preprocessing = Callable[[Tensor], Tensor]
@@ -89,6 +90,7 @@ def activation_maps(
     preprocess: Preprocessing,
     images: UInt8[Tensor, "image channel height width"],
     layer: str,
+    channels_last: ChannelsLast = "auto",
 ) -> Float[Tensor, "image neuron height width"] | None:
     """The output of a layer before pooling, at the module's own output; None where it is not a map over the image.
 
@@ -97,6 +99,8 @@ def activation_maps(
         preprocess: uint8 images -> the network's input.
         images: one batch.
         layer: a module path, e.g. ``conv4b``.
+        channels_last: where the neurons are in the module's output, see
+            :func:`emodissect.recording.pooling.neuron_axis`.
 
     Raises:
         UserError: the network has no such layer.
@@ -107,8 +111,10 @@ def activation_maps(
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-        first = output[0] if isinstance(output, (tuple, list)) else output
-        if isinstance(first, Tensor) and first.ndim == 4:
+        first = first_tensor(output)
+        if first is not None and first.ndim == 4:
+            if neuron_axis(network, layer, first.shape, channels_last) == -1:
+                first = first.movedim(-1, 1)
             seen.append(first.detach().clone())  # a copy: an in-place ReLU behind would overwrite it
 
     training = [module for module in network.modules() if module.training]
@@ -130,6 +136,7 @@ def top_image_maps(
     images: ImageSet,
     neurons: pd.DataFrame,
     batch_size: int = 128,
+    channels_last: ChannelsLast = "auto",
 ) -> dict[tuple[str, int], Float[Tensor, "rank height width"]]:
     """The activation map of each neuron over each of its top images, for the neuron cards.
 
@@ -142,6 +149,7 @@ def top_image_maps(
         neurons: rows of the neuron labels (columns layer, neuron, top_ids); choose those worth showing, e.g. the 200 of
             highest z, since each takes ten maps. Layers without maps over the image are left out.
         batch_size: images at a time.
+        channels_last: as in :func:`activation_maps`.
     """
     found: dict[tuple[str, int], Tensor] = {}
     for layer, rows in neurons.groupby("layer", sort=False):
@@ -152,7 +160,8 @@ def top_image_maps(
         ranks = {int(neuron): len(top) for neuron, top in zip(rows["neuron"], rows["top_ids"], strict=True)}
         maps: Mapping[int, Tensor] = {}
         for ids in _batches(sorted(wanted), batch_size):
-            output = activation_maps(network, preprocess, images.images[images.rows_of(torch.tensor(ids))], str(layer))
+            pixels = images.images[images.rows_of(torch.tensor(ids))]
+            output = activation_maps(network, preprocess, pixels, str(layer), channels_last)
             if output is None or output.shape[-2:] == (1, 1):
                 break
             if not maps:

@@ -9,19 +9,21 @@ from torch import Tensor
 
 from emodissect.errors import UserError
 
-# An activation and its image's id in one integer that sorts as the ranking does: the float's bits, made monotone, in
-# the upper half, and below it the id's complement, so that of equal activations the lower id is the larger key.
+# An activation and its image's ticket in one integer that sorts as the ranking does: the float's bits, made monotone,
+# in the upper half, below it the ticket's complement, so that of equal activations the lower ticket is the larger key.
 _LOW = 0xFFFFFFFF
 _EMPTY = torch.iinfo(torch.int64).min
+_MIX = (0x85EBCA6B, 0xC2B2AE35)
+_UNMIX = tuple(pow(factor, -1, _LOW + 1) for factor in _MIX)
 
 
 class TopImages:
     """Each neuron's ``k`` largest activations and the ids of their images; the image x neuron matrix never exists.
 
     Exact, and independent of the order and size of batches: images are ranked by activation, descending, and among
-    equal activations by id, ascending; an id met again counts once, with its largest activation. From a batch only
-    what beats a neuron's k-th image so far is kept; the survivors wait in a buffer that is merged when it is full.
-    State: (k + buffer) x neurons integers of 8 bytes.
+    equal activations by :func:`tickets` of their ids; an id met again counts once, with its largest activation. From a
+    batch only what beats a neuron's k-th image so far is kept; the survivors wait in a buffer that is merged when it is
+    full. State: (k + buffer) x neurons integers of 8 bytes.
 
     Args:
         k: how many images to keep.
@@ -38,7 +40,7 @@ class TopImages:
         self._waiting = torch.empty(0, dtype=torch.int64)
         # The k-th image so far: what a newcomer has to beat.
         self._worst = torch.empty(0)
-        self._worst_id = torch.empty(0, dtype=torch.int64)
+        self._worst_ticket = torch.empty(0, dtype=torch.int64)
 
     @property
     def values(self) -> Float[Tensor, "rank neuron"]:
@@ -48,7 +50,7 @@ class TopImages:
     @property
     def ids(self) -> Int64[Tensor, "rank neuron"]:
         """The images' ids, in the order of :attr:`values`."""
-        return _ids(self._ranked())
+        return ids_of(_tickets(self._ranked()))
 
     def update(self, values: Float[Tensor, "image neuron"], ids: Int64[Tensor, " image"]) -> None:
         """Offer images; their activations must be finite.
@@ -63,9 +65,9 @@ class TopImages:
             raise UserError(f"Image ids run from {int(ids.min())} to {int(ids.max())}; 0 to {_LOW} can be ranked.")
         with torch.inference_mode(False), torch.no_grad():
             self._prepare(values.shape[1], values.device)
-            values, ids = values.to(torch.float32), ids.to(values.device)
+            values, drawn = values.to(torch.float32), tickets(ids.to(values.device))
             for start in range(0, len(values), self.buffer):
-                self._offer(values[start : start + self.buffer], ids[start : start + self.buffer])
+                self._offer(values[start : start + self.buffer], drawn[start : start + self.buffer])
 
     def merge(self, other: TopImages) -> None:
         """Take in what another of the same k has kept, e.g. on another process."""
@@ -83,14 +85,14 @@ class TopImages:
         """From ranks kept earlier."""
         top = cls(k)
         top._prepare(values.shape[1], values.device)
-        top._keep_best(torch.cat([top._keys[:, :k], _key(values.float(), ids).T], 1))
+        top._keep_best(torch.cat([top._keys[:, :k], _key(values.float(), tickets(ids)).T], 1))
         return top
 
     def cpu(self) -> TopImages:
         """The same, merged and in main memory: what travels between processes."""
         copy = TopImages(self.k, self.buffer)
         copy.merge(self)
-        for name in ("_keys", "_waiting", "_worst", "_worst_id"):
+        for name in ("_keys", "_waiting", "_worst", "_worst_ticket"):
             setattr(copy, name, getattr(copy, name).cpu())
         return copy
 
@@ -99,23 +101,23 @@ class TopImages:
             self._keys = torch.full((neurons, self.k + self.buffer), _EMPTY, device=device)
             self._waiting = torch.zeros(neurons, dtype=torch.int64, device=device)
             self._worst = torch.full((neurons,), -torch.inf, device=device)
-            self._worst_id = torch.full((neurons,), -1, device=device)
+            self._worst_ticket = torch.full((neurons,), -1, device=device)
         elif neurons != len(self._keys):
             raise ValueError(f"{neurons} neurons after {len(self._keys)}")
 
-    def _offer(self, values: Tensor, ids: Tensor) -> None:
+    def _offer(self, values: Tensor, drawn: Tensor) -> None:
         beats = values > self._worst
-        if bool((self._worst_id > ids.min()).any()):  # an equal activation wins by its lower id
-            beats |= (values == self._worst) & (ids[:, None] < self._worst_id)
+        if bool((self._worst_ticket > drawn.min()).any()):  # an equal activation wins by its lower ticket
+            beats |= (values == self._worst) & (drawn[:, None] < self._worst_ticket)
         neuron, row = beats.T.contiguous().nonzero(as_tuple=True)
         counts = torch.bincount(neuron, minlength=len(self._waiting))
         if int((self._waiting + counts).max()) > self.buffer:
             self._merge_waiting()
-            self._offer(values, ids)  # against the new k-th; a batch always fits an empty buffer
+            self._offer(values, drawn)  # against the new k-th; a batch always fits an empty buffer
             return
         before = counts.cumsum(0) - counts
         slot = torch.arange(len(neuron), device=neuron.device) + (self.k + self._waiting - before)[neuron]
-        self._keys[neuron, slot] = _key(values[row, neuron], ids[row])
+        self._keys[neuron, slot] = _key(values[row, neuron], drawn[row])
         self._waiting += counts
 
     def _merge_waiting(self) -> None:
@@ -128,15 +130,15 @@ class TopImages:
         best = _largest(keys, self.k)
         twice = _repeats(best)
         if bool(twice.any()):
-            # Each id once, with its larger key: sorted by id and then by key, the last of a run stays.
+            # Each image once, with its larger key: sorted by ticket and then by key, the last of a run stays.
             rows = keys[twice].sort(dim=1).values
-            rows = rows.gather(1, _ids(rows).sort(dim=1, stable=True).indices)
-            rows[:, :-1][(_ids(rows)[:, :-1] == _ids(rows)[:, 1:]) & (rows[:, 1:] != _EMPTY)] = _EMPTY
+            rows = rows.gather(1, _tickets(rows).sort(dim=1, stable=True).indices)
+            rows[:, :-1][(_tickets(rows)[:, :-1] == _tickets(rows)[:, 1:]) & (rows[:, 1:] != _EMPTY)] = _EMPTY
             best[twice] = _largest(rows, self.k)
         self._keys[:, : self.k] = best
         worst = best.amin(1)
         self._worst = torch.where(worst == _EMPTY, -torch.inf, _values(worst))
-        self._worst_id = torch.where(worst == _EMPTY, -1, _ids(worst))
+        self._worst_ticket = torch.where(worst == _EMPTY, -1, _tickets(worst))
 
     def _ranked(self) -> Int64[Tensor, "rank neuron"]:
         with torch.inference_mode(False), torch.no_grad():
@@ -147,10 +149,34 @@ class TopImages:
             return keys[:, :ranks].T.contiguous()
 
 
-def _key(values: Float[Tensor, " kept"], ids: Int64[Tensor, " kept"]) -> Int64[Tensor, " kept"]:
+def tickets(ids: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
+    """A number for each id, no two alike, in an order that has nothing to do with the ids'.
+
+    By it equal activations are ranked. Ids often follow the classes (one folder after another), and a ReLU leaves most
+    neurons many zeros: filled up by id, the top images of every sparse neuron would be of the first class.
+
+    Source: the last step of MurmurHash3 (32 bits), which can be taken back.
+    """
+    mixed = ids ^ (ids >> 16)
+    mixed = (mixed * _MIX[0]) & _LOW
+    mixed = mixed ^ (mixed >> 13)
+    mixed = (mixed * _MIX[1]) & _LOW
+    return mixed ^ (mixed >> 16)
+
+
+def ids_of(drawn: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
+    """The ids of :func:`tickets`."""
+    ids = drawn ^ (drawn >> 16)
+    ids = (ids * _UNMIX[1]) & _LOW
+    ids = ids ^ (ids >> 13) ^ (ids >> 26)
+    ids = (ids * _UNMIX[0]) & _LOW
+    return ids ^ (ids >> 16)
+
+
+def _key(values: Float[Tensor, " kept"], drawn: Int64[Tensor, " kept"]) -> Int64[Tensor, " kept"]:
     bits = (values + 0.0).view(torch.int32)  # + 0.0: -0 ranks as 0
     monotone = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)
-    return monotone.long() * (_LOW + 1) + (_LOW - ids)
+    return monotone.long() * (_LOW + 1) + (_LOW - drawn)
 
 
 def _values(keys: Int64[Tensor, "*any"]) -> Float[Tensor, "*any"]:
@@ -158,7 +184,7 @@ def _values(keys: Int64[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     return torch.where(monotone >= 0, monotone, monotone ^ 0x7FFFFFFF).view(torch.float32)
 
 
-def _ids(keys: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
+def _tickets(keys: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
     return _LOW - (keys & _LOW)
 
 
@@ -170,13 +196,13 @@ def _largest(keys: Int64[Tensor, "neuron slot"], k: int) -> Int64[Tensor, "neuro
 
 
 def _repeats(keys: Int64[Tensor, "neuron slot"]) -> Tensor:
-    """Which neurons hold an id twice."""
+    """Which neurons hold an image twice."""
     if keys.device.type == "cpu":
         low = np.sort((keys & _LOW).numpy().astype(np.uint32), axis=1)
-        # The complement of an empty slot's id is 0, as is that of the largest id: empty slots are told by the key.
+        # An empty slot has the complement 0, as has the largest ticket: empty slots are told by the key.
         empty = (keys == _EMPTY).sum(1).numpy()
         same = (low[:, 1:] == low[:, :-1]).sum(1)
         return torch.from_numpy(same > np.maximum(empty - 1, 0))
-    ids = torch.where(keys == _EMPTY, -torch.arange(1, keys.shape[1] + 1, device=keys.device), _ids(keys))
-    ids = ids.sort(dim=1).values
-    return (ids[:, 1:] == ids[:, :-1]).any(1)
+    drawn = torch.where(keys == _EMPTY, -torch.arange(1, keys.shape[1] + 1, device=keys.device), _tickets(keys))
+    drawn = drawn.sort(dim=1).values
+    return (drawn[:, 1:] == drawn[:, :-1]).any(1)

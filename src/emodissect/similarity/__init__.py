@@ -14,7 +14,9 @@ from emodissect.similarity.measures import (
 )
 from emodissect.similarity.null import (
     best_similarity_null,
+    draws_to_pass,
     permutation_p,
+    reached,
     standardised,
 )
 from emodissect.similarity.ranks import rank_reorder
@@ -33,9 +35,11 @@ __all__ = [
     "constant_neurons",
     "cos_similarity",
     "cos_similarity_cubed",
+    "draws_to_pass",
     "pearson",
     "permutation_p",
     "rank_reorder",
+    "reached",
     "soft_wpmi",
     "soft_wpmi_from_top",
     "standardised",

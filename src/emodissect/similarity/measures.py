@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import log
 from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from emodissect.similarity.ranks import random_error, rank_reorder, scaled, top_
 from emodissect.similarity.top import constant_neurons, top_rows
 
 _PRODUCTS = 2**12  # permuted concepts multiplied at a time
+_WEIGHTY = 0.01  # share of a concept's sum over the layer above which a neuron's own part is taken out exactly
 
 
 class Layer(Protocol):
@@ -35,7 +37,7 @@ class Layer(Protocol):
 
 
 class NullBlock(NamedTuple):
-    """Similarities of some null draws with some concepts; one neuron stands for all where the null is theirs alike."""
+    """Similarities of some null draws with some concepts."""
 
     draws: slice
     concepts: slice
@@ -58,10 +60,10 @@ class Similarity(ABC):
         """The same of a recorded layer; the scores' rows are in the order of ``layer.ids``."""
 
     @abstractmethod
-    def null_blocks(
+    def null_best(
         self, concept_scores: Float[Tensor, "image concept"], layer: Layer, draws: int, seed: int
-    ) -> Iterator[NullBlock]:
-        """Similarities under the null, block by block; the same seed gives the same draws again."""
+    ) -> Float[Tensor, "draw neuron"]:
+        """Each neuron's best similarity over the concepts under the null; the same seed gives the same draws again."""
 
 
 class _FromTop(Similarity):
@@ -95,18 +97,49 @@ class _FromTop(Similarity):
         _aligned(concept_scores, len(layer.ids))
         return self.from_top(concept_scores, self._rows(layer), layer.dead)
 
-    def null_blocks(self, concept_scores: Tensor, layer: Layer, draws: int, seed: int) -> Iterator[NullBlock]:
+    def null_best(self, concept_scores: Tensor, layer: Layer, draws: int, seed: int) -> Tensor:
+        """Of random image sets, each put in the place of each neuron among the layer's others.
+
+        With the neuron itself left in the layer's average, a set would be measured against what the neuron is not: a
+        concept that one neuron stands for would be out of every set's reach, and any other concept within it.
+        """
         _aligned(concept_scores, len(layer.ids))
         rows = self._rows(layer)
-        average = layer_average(self.log_likelihood(concept_scores, rows), layer.dead)
         generator = np.random.default_rng(seed)
         sets = np.stack([generator.choice(len(layer.ids), len(rows), replace=False) for _ in range(draws)], axis=1)
-        concepts = concept_scores.shape[1]
-        step = max(2**24 // concepts, 1)
-        for start in range(0, draws, step):
-            random_sets = torch.from_numpy(sets[:, start : start + step]).to(rows.device)
-            similarity = self.log_likelihood(concept_scores, random_sets) - self.lam * average
-            yield NullBlock(slice(start, start + len(similarity)), slice(0, concepts), similarity[:, None])
+        drawn = self.log_likelihood(concept_scores, torch.from_numpy(sets).to(rows.device))
+        null = drawn.new_zeros(draws, len(layer.dead))
+        live = (~layer.dead).nonzero()[:, 0]
+        if len(live):
+            null[:, live] = self._in_place(drawn, self.log_likelihood(concept_scores, rows[:, live])).t()
+        return null
+
+    def _in_place(
+        self, drawn: Float[Tensor, "draw concept"], own: Float[Tensor, "neuron concept"]
+    ) -> Float[Tensor, "neuron draw"]:
+        """max_c L_rc - lam (log(sum_(j != m) exp L_jc + exp L_rc) - log M), for every neuron m and draw r.
+
+        A neuron with less than a hundredth of a concept's sum hardly changes it by going: it is given the sum less a
+        hundredth, which makes the null larger by at most lam / 100. So only few neurons a concept need their own sum.
+        """
+        neurons = len(own)
+        best = own.new_full((neurons, len(drawn)), -torch.inf)
+        of_all = own.new_full((len(drawn),), -torch.inf)
+        for concept in range(own.shape[1]):
+            ours, theirs = own[:, concept].double(), drawn[:, concept].double()
+
+            def placed(others: Tensor, theirs: Tensor = theirs) -> Tensor:
+                return (theirs - self.lam * (torch.logaddexp(others, theirs) - log(neurons))).float()
+
+            total = ours.logsumexp(0)
+            share = (ours - total).exp()
+            of_all = torch.maximum(of_all, placed(total + log(1 - _WEIGHTY)))
+            weighty = (share > _WEIGHTY).nonzero()[:, 0]
+            others = total + torch.log1p(-share[weighty])
+            first = ours.argmax()  # what is left beside a share near 1 is summed, not subtracted
+            others[weighty == first] = torch.cat([ours[:first], ours[first + 1 :]]).logsumexp(0)
+            best[weighty] = torch.maximum(best[weighty], placed(others[:, None]))
+        return torch.maximum(best, of_all)
 
     def _rows(self, layer: Layer) -> Int64[Tensor, "rank neuron"]:
         needed = min(self.top_k, len(layer.ids))
@@ -163,6 +196,19 @@ class _OfValues(Similarity):
     def of_layer(self, concept_scores: Tensor, layer: Layer) -> Tensor:
         _aligned(concept_scores, len(layer.ids))
         return self(concept_scores, _values(layer, self))
+
+    def null_best(self, concept_scores: Tensor, layer: Layer, draws: int, seed: int) -> Tensor:
+        """Of activations that are paired with the images anew in each draw, the same way for all neurons."""
+        best = torch.full((draws, len(layer.dead)), -torch.inf)
+        for block in self.null_blocks(concept_scores, layer, draws, seed):
+            best[block.draws] = torch.maximum(best[block.draws], block.similarity.amax(2))
+        return best
+
+    @abstractmethod
+    def null_blocks(
+        self, concept_scores: Float[Tensor, "image concept"], layer: Layer, draws: int, seed: int
+    ) -> Iterator[NullBlock]:
+        """Similarities under the null, block by block."""
 
 
 class _Cosine(_OfValues):

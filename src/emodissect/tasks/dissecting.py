@@ -230,7 +230,7 @@ def pictured(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Di
     wanted = run.cfg.pictures
     return replace(
         found,
-        heat=neuron_maps(trained.classifier, found.dissection, plan.probe, wanted),
+        heat=neuron_maps(trained.classifier, found.dissection, plan.probe, wanted, run.cfg.layer.channels_last),
         saliency=saliency_maps(trained.classifier, plan.probe, wanted, run.cfg.seed),
     )
 
@@ -269,6 +269,7 @@ def recording_settings(run: Session, plan: Plan) -> dict[str, Any]:
         "pool": plan.pool,
         "channels_last": str(run.cfg.layer.channels_last),
         "precision": str(run.cfg.trainer.get("precision", "32-true")),
+        "ties": "by ticket",
     }
 
 

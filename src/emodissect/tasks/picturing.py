@@ -15,12 +15,17 @@ from emodissect.data.images import ImageSet
 from emodissect.dissection import Dissection
 from emodissect.errors import UserError
 from emodissect.models.classifier import Classifier, Outputs
+from emodissect.recording.pooling import ChannelsLast
 from emodissect.report import Extra
 from emodissect.statistics import wilson
 
 
 def neuron_maps(
-    classifier: Classifier, dissection: Dissection, probe: ImageSet, pictures: DictConfig
+    classifier: Classifier,
+    dissection: Dissection,
+    probe: ImageSet,
+    pictures: DictConfig,
+    channels_last: ChannelsLast = "auto",
 ) -> Mapping[tuple[str, int], Tensor]:
     """Activation maps of the ``pictures.maps`` clearest neurons of each layer over their top images.
 
@@ -32,7 +37,7 @@ def neuron_maps(
         return {}
     live = dissection.neurons[~dissection.neurons["dead"]]
     clearest = live.sort_values("z", ascending=False).groupby("layer", sort=False).head(int(pictures.maps))
-    return top_image_maps(classifier.cpu().network, classifier.preprocess, probe, clearest)
+    return top_image_maps(classifier.cpu().network, classifier.preprocess, probe, clearest, channels_last=channels_last)
 
 
 def chosen_ids(images: ImageSet, pictures: DictConfig) -> list[int]:
