@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
+from torchvision.transforms import v2
 
 from emodissect.errors import UserError
 from emodissect.models.augmentation import Augmentation, FlipShift, Khaireddin2021, Warp
@@ -105,3 +107,132 @@ def test_chances_out_of_range_are_refused() -> None:
         FlipShift(flip=2)
     with pytest.raises(UserError, match="scale=1"):
         Warp(scale=1)
+
+
+# -- how often and how far: the draws themselves ---------------------------------------------------------------------
+
+
+def ramps(count: int, size: int = 48) -> Tensor:
+    """Images whose three channels hold x, y (pixels from the middle, scaled into [0, 1]) and ones."""
+    place = (torch.arange(size) - (size - 1) / 2) / size + 0.5
+    return torch.stack([place.expand(size, size), place[:, None].expand(size, size), torch.ones(size, size)]).repeat(
+        count, 1, 1, 1
+    )
+
+
+def maps_of(changed: Tensor) -> tuple[Tensor, Tensor]:
+    """The affine map of each changed ramp, in pixels: where its point (x, y) came from, (2, 2) and (2,).
+
+    Least squares over the points whose surroundings came from inside the image, where bilinear reading is exact.
+    """
+    size = changed.shape[-1]
+    place = torch.arange(size) - (size - 1) / 2
+    here = torch.stack([place.expand(size, size), place[:, None].expand(size, size), torch.ones(size, size)])
+    points = here.flatten(1).T
+    linear, offset = [], []
+    for image in changed:
+        whole = image[2].flatten() > 0.9999
+        x, y = image[0].flatten(), image[1].flatten()
+        inside = whole & (x > 0.02) & (x < 0.98) & (y > 0.02) & (y < 0.98)
+        from_where = (image[:2].flatten(1).T - 0.5) * size
+        found = torch.linalg.lstsq(points[inside], from_where[inside]).solution
+        linear.append(found[:2].T)
+        offset.append(found[2])
+    return torch.stack(linear), torch.stack(offset)
+
+
+def uniform_p(values: Tensor, low: float, high: float) -> float:
+    """The p-value of a Kolmogorov-Smirnov test that values are uniform over an interval."""
+    return float(stats.kstest(values.numpy(), stats.uniform(low, high - low).cdf).pvalue)
+
+
+def near(share: float, chance: float, count: int) -> bool:
+    """Whether a share of ``count`` draws is within four standard errors of its chance."""
+    return abs(share - chance) <= 4 * (chance * (1 - chance) / count) ** 0.5
+
+
+def test_flip_shift_draws_each_shift_as_often_and_mirrors_half() -> None:
+    torch.manual_seed(0)
+    size = 24
+    columns = torch.arange(size, dtype=torch.uint8).expand(size, size)
+    images = torch.stack([columns, columns.T]).repeat(8000, 1, 1, 1)
+    changed = FlipShift(shift=4, flip=0.3)(images)
+    middle = changed[:, 0, size // 2, :].int()
+    mirrored = middle[:, size // 2] < middle[:, size // 2 - 1]
+    assert near(float(mirrored.float().mean()), 0.3, len(images))
+    across = torch.where(mirrored, middle[:, size // 2 - 1], middle[:, size // 2]) - size // 2
+    down = changed[:, 1, size // 2, size // 2].int() - size // 2
+    for shifts in (across, down):
+        counts = torch.bincount(shifts + 4, minlength=9)
+        assert len(counts) == 9
+        assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+    assert abs(float(torch.corrcoef(torch.stack([across, down]).float())[0, 1])) < 0.04
+
+
+def test_warp_draws_angle_zoom_and_shift_evenly() -> None:
+    torch.manual_seed(0)
+    changed = Warp(degrees=10, scale=0.1, shift=0.1, flip=0.3)(ramps(1500))
+    linear, offset = maps_of(changed)
+    assert near(float((torch.linalg.det(linear) < 0).float().mean()), 0.3, 1500)
+    zoom = torch.linalg.det(linear).abs().sqrt()
+    assert uniform_p(zoom, 0.9, 1.1) > 1e-3
+    angle = torch.atan2(-linear[:, 0, 1], linear[:, 1, 1]).rad2deg()
+    assert uniform_p(angle, -10, 10) > 1e-3
+    for axis in range(2):
+        assert uniform_p(offset[:, axis], -4.8, 4.8) > 1e-3
+
+
+def test_the_published_resized_crop_is_torchvisions() -> None:
+    torch.manual_seed(0)
+    changed = Khaireddin2021(shift_p=0, flip=0, rotate_p=0)(ramps(2000))
+    linear, offset = maps_of(changed)
+    # Width, height and place of each crop in whole pixels; kornia lays the corners of the crop on the image's corners.
+    ours = torch.stack([linear[:, 0, 0] * 47 + 1, linear[:, 1, 1] * 47 + 1, offset[:, 0], offset[:, 1]])
+    assert float((ours[:2] - ours[:2].round()).abs().max()) < 0.05
+    crop = v2.RandomResizedCrop(48, scale=(0.8, 1.2))
+    drawn = [crop.make_params([torch.zeros(1, 48, 48)]) for _ in range(2000)]
+    theirs = torch.tensor(
+        [(d["width"], d["height"], d["left"] + (d["width"] - 48) / 2, d["top"] + (d["height"] - 48) / 2) for d in drawn]
+    ).T
+    for mine, reference in zip(ours, theirs, strict=True):
+        assert float(mine.mean()) == pytest.approx(float(reference.mean()), abs=0.3)
+        assert float(mine.std()) == pytest.approx(float(reference.std()), rel=0.1)
+    area = ours[0] * ours[1] / 48**2
+    assert 0.77 < float(area.min()) < 0.82  # whole pixels: a little under 0.8
+    assert float(area.max()) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("chance", [0.5, 1.0])
+def test_the_published_shift_and_rotation_come_as_often_and_as_far_as_said(chance: float) -> None:
+    torch.manual_seed(0)
+    alone = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "flip": 0.0}
+    _, offset = maps_of(Khaireddin2021(**alone, shift=0.2, shift_p=chance, rotate_p=0)(ramps(1000)))
+    moved = offset.abs().amax(dim=1) > 1e-3
+    assert near(float(moved.float().mean()), chance, 1000)
+    for axis in range(2):
+        assert uniform_p(offset[moved, axis], -9.6, 9.6) > 1e-3
+    linear, _ = maps_of(Khaireddin2021(**alone, shift_p=0, degrees=10, rotate_p=chance)(ramps(1000)))
+    angle = torch.atan2(linear[:, 0, 1], linear[:, 0, 0]).rad2deg()
+    turned = angle.abs() > 1e-2
+    assert near(float(turned.float().mean()), chance, 1000)
+    assert uniform_p(angle[turned], -10, 10) > 1e-3
+
+
+def test_the_published_mirror_comes_half_the_time() -> None:
+    torch.manual_seed(0)
+    recipe = Khaireddin2021(scale=(1.0, 1.0), ratio=(1.0, 1.0), shift_p=0, rotate_p=0)
+    changed = recipe(ramps(1000))
+    assert near(float((changed[:, 0, 24, 40] < 0.5).float().mean()), 0.5, 1000)
+
+
+def test_erased_rectangles_are_as_large_and_as_wide_as_torchvisions() -> None:
+    torch.manual_seed(0)
+    ours = (Khaireddin2021(erase=1.0).after_crop(torch.ones(2000, 1, 40, 40)) == 0)[:, 0]
+    erasing = v2.RandomErasing(p=1.0)
+    theirs = torch.stack([erasing(torch.ones(1, 40, 40))[0] == 0 for _ in range(2000)])
+    for found in (ours, theirs):
+        assert (found.flatten(1).any(dim=1)).all()
+    sizes = [torch.stack([e.any(dim=2).sum(1), e.any(dim=1).sum(1), e.sum((1, 2))]).float() for e in (ours, theirs)]
+    for mine, reference in zip(*sizes, strict=True):  # height, width, area
+        assert float(mine.mean()) == pytest.approx(float(reference.mean()), rel=0.1)
+        assert float(mine.std()) == pytest.approx(float(reference.std()), rel=0.1)

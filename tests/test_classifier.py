@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.pytorch.callbacks import ModelCheckpoint
 from sklearn.metrics import confusion_matrix, f1_score, log_loss, recall_score, top_k_accuracy_score
 from torch import Tensor, nn, optim
 from torch.nn import functional as F
@@ -397,6 +398,16 @@ def test_plateau_follows_validation_accuracy(tmp_path: Path) -> None:
     run.fit(classifier, image_loader(faces(), 10), image_loader(faces(), 20))
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.25e-12)
     assert run.lr_scheduler_configs[0].monitor == "val/acc"
+
+
+def test_a_checkpoint_of_an_epoch_holds_what_the_plateau_made_of_it(tmp_path: Path) -> None:
+    plateau = functools.partial(lr_scheduler.ReduceLROnPlateau, mode="max", factor=0.5, patience=0)
+    classifier = small(Pixels(), optimizer=functools.partial(optim.SGD, lr=1e-12), scheduler=plateau)
+    last = ModelCheckpoint(dirpath=tmp_path, filename="last", every_n_epochs=1, save_on_train_epoch_end=True)
+    run = trainer(tmp_path, max_epochs=3, callbacks=[last])
+    run.fit(classifier, image_loader(faces(), 10), image_loader(faces(), 20))
+    held = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert held["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.25e-12)
 
 
 def test_a_schedule_over_an_endless_training_is_refused(tmp_path: Path) -> None:

@@ -75,6 +75,12 @@ def test_fit_on_train_and_val(make):
     assert sorted(ids.tolist()) == [*range(20), *range(100, 107)]
 
 
+def test_what_is_trained_on_is_clean_in_each_of_its_splits(make):
+    data = make(fit_on="train+val", clean=True)
+    assert data.fitted().ids.tolist() == [*(i for i in range(20) if i not in (3, 4, 5)), *range(100, 106)]
+    assert len(data.splits.val) == 7  # and judged on whole
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     counts=st.lists(st.integers(1, 200), min_size=1, max_size=7),

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import TenCrop
 
 from emodissect.errors import UserError
 from emodissect.models.preprocessing import Preprocess
@@ -97,6 +98,13 @@ def test_ten_crops_are_the_corners_the_middle_and_their_mirror_images() -> None:
         expected += [whole[:, :, top : top + 40, left : left + 40] for top, left in corners]
     for crop in expected:
         assert any(torch.allclose(crop, ours) for ours in crops)
+
+
+def test_ten_crops_of_a_batch_are_torchvisions_of_each_image() -> None:
+    images = random_images()
+    ours = Preprocess(40, views="ten_crop").crops(images)
+    one_by_one = [torch.stack(TenCrop(40)(image)) for image in images.float() / 255]
+    assert torch.equal(ours, torch.stack(one_by_one, dim=1))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pandas as pd
 from composing import composed
 
-from emodissect.tasks.publishing import beside_shares, grid_beside, published, published_layers
+from emodissect.tasks.publishing import beside_shares, beside_training, grid_beside, published, published_layers
 
 
 def test_the_published_grid_stands_beside_this_runs(tmp_path: Path) -> None:
@@ -36,3 +36,11 @@ def test_published_shares(tmp_path: Path) -> None:
     assert extra.frame.to_dict("records") == [
         {"concept": "Wide Open Eyes", "published": "19.4 %", "this run": "25.0 %"}
     ]
+
+
+def test_a_trainings_published_accuracy_stands_beside_its_own(tmp_path: Path) -> None:
+    cfg = composed("train", "experiment=khaireddin2021", "data.path=x", run_dir=tmp_path)
+    (extra,) = beside_training(cfg, {"test/acc": 0.7, "val/acc": 0.6})
+    assert extra.frame is not None
+    assert extra.frame.to_dict("records") == [{"figure": "test/acc", "published": "73.06 %", "this run": "70.00 %"}]
+    assert beside_training(cfg, {"val/acc": 0.6}) == []

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -18,6 +19,10 @@ from safetensors.torch import load_file
 
 from emodissect.dissection import Dissection
 from emodissect.errors import UserError
+from emodissect.models.classifier import Classifier
+from emodissect.models.vgg import VGG
+from emodissect.models.weights import load_weights
+from emodissect.provenance import weights_hash
 from emodissect.study import EditStudy
 
 Verb = Callable[..., tuple[Path, dict[str, Any]]]
@@ -258,8 +263,17 @@ def test_two_processes_label_as_one(verb: Verb, home: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_and_ends_as_an_unbroken_one(verb: Verb, tmp_path: Path, home: Path) -> None:
-    words = ["seed=7", "trainer.max_epochs=4"]
+@pytest.mark.parametrize(
+    "further",
+    [
+        [],
+        # the published recipe's schedule; at this rate validation stands still, so the rate falls in each epoch
+        ["scheduler=plateau", "scheduler.patience=0", "optimizer.lr=0.00001", "callbacks=ema", "augment=warp"],
+    ],
+    ids=["one cycle", "plateau and moving average"],
+)
+def test_a_killed_training_goes_on_and_ends_as_an_unbroken_one(further: list[str], verb: Verb, tmp_path: Path) -> None:
+    words = ["seed=7", "trainer.max_epochs=4", *further]
     unbroken, _ = verb("train", *words)
     script = f"""
 import sys, os, signal
@@ -289,8 +303,108 @@ train(composed("train", *SMALL, *{words!r}, *further, run_dir=folder))
     assert killed.returncode == -9, killed.stderr.decode()[-2000:]
     assert not list((tmp_path / "cache3" / "training").glob("*/classifier.ckpt"))
     resumed, _ = verb("train", *words, f"paths.cache_dir={tmp_path / 'cache3'}")
-    weights = [load_weights_of(folder) for folder in (unbroken, resumed)]
-    assert weights[0] == weights[1]
+    assert load_weights_of(unbroken) == load_weights_of(resumed)
+    assert_same_end(unbroken, tmp_path / "killed")
+
+
+def last_of(folder: Path) -> dict[str, Any]:
+    """The last state of a run's training."""
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    """Weights, optimizer and schedule of two trainings are the same to the bit."""
+    first, second = last_of(one), last_of(other)
+    assert first["epoch"] == second["epoch"]
+    for name, value in first["state_dict"].items():
+        assert torch.equal(value, second["state_dict"][name]), name
+    assert str(first["optimizer_states"]) == str(second["optimizer_states"])
+    assert str(first["lr_schedulers"]) == str(second["lr_schedulers"])
+
+
+def test_resume_goes_on_with_a_training_and_starting_from_its_weights_does_not(verb: Verb) -> None:
+    words = ["data.train=200", "scheduler=plateau", "scheduler.patience=0", "optimizer.lr=0.0001"]
+    whole, _ = verb("train", *words, "trainer.max_epochs=4")
+    half, _ = verb("train", *words, "trainer.max_epochs=2")
+    last = f"ckpt_path={half / 'checkpoints' / 'last.ckpt'}"
+    resumed, _ = verb("train", *words, "trainer.max_epochs=4", "resume=true", last)
+    assert_same_end(whole, resumed)
+    anew, _ = verb("train", *words, "trainer.max_epochs=4", last)
+    assert last_of(anew)["epoch"] == 3
+    assert last_of(anew)["global_step"] == 16
+    assert not torch.equal(
+        last_of(anew)["state_dict"]["network.lin3.weight"], last_of(whole)["state_dict"]["network.lin3.weight"]
+    )
+    with pytest.raises(UserError, match=r"2 epochs behind it, and trainer\.max_epochs=2"):
+        verb("train", *words, "trainer.max_epochs=2", "resume=true", last)
+    with pytest.raises(UserError, match="ckpt_path is null"):
+        verb("train", *words, "resume=true")
+    weights = half / "weights.pt"
+    torch.save(last_of(half)["state_dict"], weights)
+    with pytest.raises(UserError, match=r"lacks epoch.*resume=false starts a new training from its weights"):
+        verb("train", *words, "resume=true", f"ckpt_path={weights}")
+    cycle, _ = verb("train", "data.train=200", "trainer.max_epochs=2", "seed=3")
+    with pytest.raises(UserError, match=r"laid out for 2 epochs, and trainer\.max_epochs=3"):
+        verb(
+            "train",
+            *("data.train=200", "trainer.max_epochs=3", "seed=3", "resume=true"),
+            f"ckpt_path={cycle / 'checkpoints' / 'last.ckpt'}",
+        )
+
+
+def test_a_moving_average_is_what_is_validated_kept_and_tested(verb: Verb) -> None:
+    words = ["data.train=300", "trainer.max_epochs=3", "callbacks=ema", "callbacks.ema.decay=0.5"]
+    folder, result = verb("train", *words)
+    assert "current_model_state" in last_of(folder)
+    logged = pd.read_csv(folder / "csv" / "metrics.csv")["val/acc"].dropna()
+    assert len(logged) == 3  # the best checkpoint's own validation is not logged beside the first epoch's
+    assert result["val/acc"] == pytest.approx(logged.max(), abs=1e-6)
+    best = f"ckpt_path={folder / 'checkpoints' / 'best.ckpt'}"
+    _, again = verb("train", "data.train=300", "fit=false", best)
+    assert again["test/acc"] == result["test/acc"]
+
+
+def test_soft_labels_are_those_of_all_images_trained_on_and_other_votes_train_anew(
+    verb: Verb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[torch.Tensor] = []
+    plain = Classifier.set_soft_labels
+
+    def noted(self: Classifier, ids: torch.Tensor, distributions: torch.Tensor | None) -> None:
+        given.append(ids)
+        plain(self, ids, distributions)
+
+    monkeypatch.setattr(Classifier, "set_soft_labels", noted)
+    generator = np.random.default_rng(0)
+    held = {"pixels": generator.integers(0, 256, (98, 48, 48), dtype=np.uint8), "labels": np.arange(98) % 7}
+    weights = []
+    for turn in range(2):
+        path = tmp_path / f"{turn}.npz"
+        votes = generator.multinomial(10, np.full(10, 0.1), size=98).astype(np.uint8)
+        np.savez(path, **held, usage=np.repeat([0, 1, 2], [70, 14, 14]), ferplus_votes=votes)
+        words = ["data=fer2013", f"data.path={path}", "soft_labels=true", "data.fit_on=train+val"]
+        folder, _ = verb("train", *words, "trainer.max_epochs=1")
+        weights.append(load_weights_of(folder))
+    assert given[0].tolist() == list(range(84))
+    assert weights[0] != weights[1]
+
+
+def test_early_stopping_stops(verb: Verb) -> None:
+    still = ["optimizer.lr=1e-9", "scheduler=constant", "callbacks.early_stopping.patience=1"]
+    folder, _ = verb("train", "data.train=200", "trainer.max_epochs=9", "callbacks=early_stopping", *still)
+    assert last_of(folder)["epoch"] < 8
+
+
+def test_a_fit_on_validation_images_keeps_the_last_weights_and_says_so(
+    verb: Verb, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, _ = verb("train", "data.train=200", "trainer.max_epochs=3", "data.fit_on=train+val", "data.audit=true")
+    assert "weights of the last epoch are kept" in caplog.text
+    kept = json.loads((folder / "manifest.json").read_text())["inputs"]["weights"]
+    cfg = composed("train", *SMALL, run_dir=folder)
+    network = VGG(width=cfg.model.width)
+    load_weights(network, folder / "checkpoints" / "last.ckpt")
+    assert weights_hash(network) == kept
 
 
 def load_weights_of(folder: Path) -> str:

@@ -127,9 +127,7 @@ class FaceDataModule(LightningDataModule):
             UserError: an unknown split, or a limit below 1.
         """
         names = _split_names(split, "the probe split")
-        _ = self.splits
-        parts = [self._without_faults(name) if self.clean else getattr(self.splits, name) for name in names]
-        images = joined(parts)
+        images = self._learnt_from(names)
         if limit is not None and limit < 1:
             raise UserError(f"probe.limit={limit}: a probe set holds at least one image; null takes all of them.")
         if limit is None or limit >= len(images):
@@ -146,14 +144,22 @@ class FaceDataModule(LightningDataModule):
         """
         return joined([getattr(self.splits, name) for name in _split_names(split, "images to judge on")])
 
+    @property
+    def fitted_splits(self) -> tuple[str, ...]:
+        """Names of the splits that training sees."""
+        return tuple(_split_names(self.fit_on, "data.fit_on"))
+
+    def fitted(self) -> ImageSet:
+        """The images that training sees: those of ``fit_on``, where ``clean`` is set without the faulty ones."""
+        return self._learnt_from(self.fitted_splits)
+
     def setup(self, stage: str | None = None) -> None:
         """Read the images, so that a mistake in the source shows before the first epoch."""
         _ = self.splits
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches of the images that training sees."""
-        names = _split_names(self.fit_on, "data.fit_on")
-        return self._loader(joined([getattr(self.splits, name) for name in names]), self.batch_size, shuffle=True)
+        return self._loader(self.fitted(), self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The validation split in order."""
@@ -179,6 +185,10 @@ class FaceDataModule(LightningDataModule):
             held = ImageSet(images.images.to(device), images.labels.to(device), images.ids.to(device))
             return image_loader(held, batch_size, shuffle=shuffle)
         return image_loader(images, batch_size, shuffle, self.num_workers, pin_memory=device.type == "cuda")
+
+    def _learnt_from(self, names: Sequence[str]) -> ImageSet:
+        _ = self.splits
+        return joined([self._without_faults(name) if self.clean else getattr(self.splits, name) for name in names])
 
     def _without_faults(self, split: str) -> ImageSet:
         images: ImageSet = getattr(self.splits_as_read, split)

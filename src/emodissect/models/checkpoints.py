@@ -30,7 +30,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         UserError: no such file, a damaged one, none with weights, or one that would run code.
     """
     path = Path(path)
-    content = _read(path)
+    content = read_checkpoint(path)
     state = _weights_in(content)
     if state is None:
         held = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
@@ -47,7 +47,7 @@ def checkpoint_arguments(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, a damaged one, or one that would run code.
     """
-    content = _read(Path(path))
+    content = read_checkpoint(Path(path))
     held = content.get("hyper_parameters") if isinstance(content, Mapping) else None
     return dict(held) if isinstance(held, Mapping) and "class_names" in held else {}
 
@@ -74,7 +74,12 @@ def _weights_in(content: Any) -> dict[str, Tensor] | None:
     return None
 
 
-def _read(path: Path) -> Any:
+def read_checkpoint(path: Path) -> Any:
+    """What a checkpoint file holds: a state dict, or a dict of more than that.
+
+    Raises:
+        UserError: no such file, a damaged one, or one that would run code.
+    """
     if not path.is_file():
         what = "a folder" if path.is_dir() else "no file"
         raise UserError(f"ckpt_path={path} is {what}. Give a .ckpt, .pt, .pth or .safetensors file.")

@@ -22,7 +22,8 @@ def schedule(
 
     An argument that is left out or null is filled in: `total_steps` (all optimisation steps, then the schedule moves by
     step), `T_max` (all epochs), `max_lr` (the optimizer's), `cycle_momentum` (where there is a momentum).
-    ReduceLROnPlateau follows `monitor`.
+    ReduceLROnPlateau follows `monitor`, and moves at an epoch's last step, once validation is done: Lightning moves it
+    by epochs only after the epoch's checkpoint is written, and a training resumed from that would miss the move.
 
     Raises:
         UserError: a schedule over the whole training in a training without end.
@@ -52,5 +53,6 @@ def schedule(
     made = scheduler(optimizer, **filled)
     entry: dict[str, Any] = {"scheduler": made, "interval": "step" if isinstance(made, OneCycleLR) else "epoch"}
     if isinstance(made, ReduceLROnPlateau):
-        entry["monitor"] = monitor
+        trainer.fit_loop.setup_data()  # else the steps of an epoch are not known yet
+        entry |= {"monitor": monitor, "interval": "step", "frequency": max(int(trainer.num_training_batches), 1)}
     return entry

@@ -75,12 +75,14 @@ def surest_mistakes(outputs: Outputs, most: int) -> list[int]:
 
 
 def leaked_accuracy(data: FaceDataModule, outputs: Outputs, split: str = "test") -> pd.DataFrame:
-    """Accuracy on a split with and without the images whose pixels also stand in the training images.
+    """Accuracy on a split with and without the images whose pixels also stand in the splits that training sees.
 
     Returns:
         columns images, count, accuracy, low, high (Wilson, 95 %); empty where none leaked.
     """
-    leaked = torch.isin(outputs.ids, data.audit_report().leaked_into(split))
+    sources = [source for source in data.fitted_splits if source != split]
+    found = [data.audit_report().leaked_into(split, source) for source in sources]
+    leaked = torch.isin(outputs.ids, torch.cat(found)) if found else torch.zeros_like(outputs.ids, dtype=torch.bool)
     if not bool(leaked.any()):
         return pd.DataFrame()
     right = outputs.logits.argmax(dim=1) == outputs.labels
@@ -103,9 +105,12 @@ def audit_extras(data: FaceDataModule, outputs: Outputs | None) -> list[Extra]:
     faults = pd.DataFrame([{"fault": name.replace("_", " "), "images": n} for name, n in report.counts.items()])
     extras = [Extra("Audit of the images", report.summary(), frame=faults)]
     if outputs is not None and len(frame := leaked_accuracy(data, outputs)):
+        where = " and ".join(data.fitted_splits)
         caption = (
-            "Test images whose exact pixels the classifier was trained on say nothing about new faces: the figure "
-            "without them is the honest one."
+            f"Test images whose exact pixels also stand in {where} say little about new faces: the figure without them "
+            "is the honest one."
         )
+        if data.clean:
+            caption += f" With data.clean=true their copies in {where} are left out of a training."
         extras.append(Extra("With and without leaked images", caption, frame=frame))
     return extras

@@ -28,6 +28,17 @@ def published_layers(cfg: DictConfig) -> pd.DataFrame | None:
     return pd.DataFrame(found["layers"]) if "layers" in found else None
 
 
+def beside_training(cfg: DictConfig, metrics: Mapping[str, float]) -> list[Extra]:
+    """Figures of a training (``test/acc``, ...), published and here."""
+    rows = [
+        {"figure": name, "published": percent(value, 2), "this run": percent(metrics[name], 2)}
+        for name, value in published(cfg).items()
+        if name in metrics
+    ]
+    said = "The published figure is that of the publication's own training and splits; this run's is its own."
+    return [Extra("Beside the published figures", said, frame=pd.DataFrame(rows))] if rows else []
+
+
 def beside_shares(cfg: DictConfig, dissection: Dissection) -> list[Extra]:
     """Concept shares among correctly labelled neurons, published and here."""
     rows = [

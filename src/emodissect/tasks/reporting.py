@@ -16,7 +16,7 @@ from emodissect.provenance import command
 from emodissect.ranks import first_rank
 from emodissect.report import DissectionPage, TrainPage
 from emodissect.tasks.picturing import audit_extras, saliency_maps, surest_mistakes
-from emodissect.tasks.publishing import beside_shares, published_layers
+from emodissect.tasks.publishing import beside_shares, beside_training, published_layers
 
 if TYPE_CHECKING:
     from emodissect.tasks.dissecting import Dissected, Plan
@@ -91,7 +91,7 @@ def train_page(run: Session, trained: Trained, metrics: Mapping[str, float]) -> 
         predictions=outputs,
         images=tested if outputs is not None else None,
         saliency=saliency_maps(classifier, tested, wanted, run.cfg.seed, mistakes) if mistakes else {},
-        extras=audit_extras(run.data, outputs),
+        extras=[*beside_training(run.cfg, metrics), *audit_extras(run.data, outputs)],
         command=command(),
         manifest=run.manifest(),
     )

@@ -15,11 +15,13 @@ from lightning import seed_everything
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
+from torch import Tensor
 
 from emodissect.cache import content_key, file_hash
 from emodissect.data.datamodule import FaceDataModule
 from emodissect.data.ferplus import soft_labels
 from emodissect.errors import UserError
+from emodissect.models.checkpoints import read_checkpoint
 from emodissect.models.classifier import Classifier
 from emodissect.models.weights import checkpoint_arguments, load_weights, read_state_dict
 from emodissect.provenance import architecture_hash, versions, weights_hash, write_json
@@ -77,6 +79,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         return instantiate(cfg.task, cfg, _recursive_=False) or {}
     if not cfg.fit and cfg.ckpt_path is None:
         raise UserError("fit=false evaluates a checkpoint, and ckpt_path is null. Give ckpt_path=<file>.")
+    if cfg.resume and cfg.ckpt_path is None:
+        raise UserError(
+            "resume=true goes on with the training that ckpt_path holds, and ckpt_path is null. Give "
+            "ckpt_path=<run folder>/checkpoints/last.ckpt. (A training that was cut off goes on by itself when the "
+            "same command is given again.)"
+        )
     with session(cfg) as run:
         trained = trained_classifier(run, fit=cfg.fit)
         figures: dict[str, Any] = dict(trained.metrics)
@@ -117,7 +125,7 @@ def trained_classifier(run: Session, fit: bool = True) -> Trained:
 
     Weights come from ``ckpt_path`` where it is given (and are trained on where ``fit`` asks for it), else from the
     cache where the same training was done before, else from a training now. A training that was cut off goes on from
-    its last epoch.
+    its last epoch; ``resume`` goes on with the one in ``ckpt_path``, with its optimizer, schedule and epoch.
     """
     cfg = run.cfg
     given = Path(cfg.ckpt_path).expanduser() if cfg.ckpt_path else None
@@ -154,18 +162,25 @@ def training_key(run: Session, given: Path | None) -> dict[str, Any]:
         "model": groups["model"],
         "architecture": architecture_hash(_build(run, given).network),
         "training": groups.get("training"),
-        "soft_labels": run.data.splits.train.annotations_fingerprint() if cfg.soft_labels else None,
+        "soft_labels": run.data.fitted().annotations_fingerprint() if cfg.soft_labels else None,
         "augment": groups.get("augment"),
         "optimizer": groups.get("optimizer"),
         "scheduler": groups.get("scheduler"),
         "trainer": _without(groups["trainer"], ("default_root_dir", "log_every_n_steps", "dirpath")),
         "callbacks": _without(groups.get("callbacks") or {}, ("dirpath", "cache_dir")),
         "data": _without(groups["data"], WHERE_THE_DATA_LIES),
-        "images": [run.data.splits.train.fingerprint(), run.data.splits.val.fingerprint()],
+        "images": [run.data.fitted().fingerprint(), run.data.splits.val.fingerprint()],
         "from": file_hash(given) if given else None,
+        "resume": bool(cfg.get("resume")),
         "seed": cfg.seed,
         "versions": {name: versions()[name] for name in ("torch", "lightning", "emodissect")},
     }
+
+
+def _soft_labels(run: Session) -> tuple[Tensor, Tensor]:
+    """Ids and distributions over the classes of the images that training sees."""
+    seen = run.data.fitted()
+    return seen.ids, soft_labels(seen, run.data.splits.class_names)
 
 
 def _without(node: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -230,15 +245,25 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
     if given is not None:
         load_weights(classifier.network, given)
     if run.cfg.soft_labels:
-        train = run.data.splits.train
-        classifier.set_soft_labels(train.ids, soft_labels(train, run.data.splits.class_names))
+        classifier.set_soft_labels(*_soft_labels(run))
     callbacks = _callbacks(run)
     trainer = run.trainer(callbacks)
     resume = _Resume(run, key)
-    trainer.fit(classifier, datamodule=run.data, ckpt_path=resume.point_to(callbacks), weights_only=True)
+    begun = str(given) if given is not None and run.cfg.get("resume") else None
+    if begun:
+        require_resumable(Path(begun), trainer.max_epochs)
+    trainer.fit(classifier, datamodule=run.data, ckpt_path=resume.point_to(callbacks) or begun, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
+    keep_history(run, folder)
     best = next((c.best_model_path for c in callbacks if isinstance(c, ModelCheckpoint) and c.monitor), "")
+    if "val" in run.data.fitted_splits:
+        log.warning(
+            "data.fit_on=%s: the validation images are trained on, so val/* says nothing about new faces, and the "
+            "weights of the last epoch are kept instead of the best by validation.",
+            run.data.fit_on,
+        )
+        best = ""
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if best:
         load_weights(classifier.network, Path(best))
@@ -248,10 +273,31 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
     trainer.save_checkpoint(folder / CHECKPOINT, weights_only=True) if not best else _copy(best, folder / CHECKPOINT)
     torch.save(metrics, folder / "metrics.pt")
     write_json(folder / "key.json", key)
-    keep_history(run, folder)
     if first_rank():
         log_artifact(run.loggers, as_made(folder / CHECKPOINT, weights_hash(classifier.network)))
     resume.done()
+
+
+def require_resumable(path: Path, max_epochs: int | None) -> None:
+    """Raises UserError for a file that a training to ``max_epochs`` cannot go on with."""
+    held = read_checkpoint(path)
+    needed = ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "loops")
+    if missing := [name for name in needed if name not in held]:
+        raise UserError(
+            f"resume=true needs a Lightning checkpoint of a training, and {path} lacks {', '.join(missing)}. "
+            "resume=false starts a new training from its weights."
+        )
+    done = int(held["epoch"]) + 1
+    if max_epochs is not None and 0 <= max_epochs <= done:
+        raise UserError(f"{path} has {done} epochs behind it, and trainer.max_epochs={max_epochs}: give a larger one.")
+    by_epoch = max(int(held["global_step"]) // done, 1)
+    ends = [int(s["T_max"]) for s in held["lr_schedulers"] if "T_max" in s]
+    ends += [int(s["total_steps"]) // by_epoch for s in held["lr_schedulers"] if "total_steps" in s]
+    if ends and (max_epochs is None or max_epochs == -1 or max_epochs > min(ends)):
+        raise UserError(
+            f"the schedule in {path} is laid out for {min(ends)} epochs, and trainer.max_epochs={max_epochs}. Go on to "
+            "the end it was laid out for, or take resume=false: a new training from its weights."
+        )
 
 
 def as_made(checkpoint: Path, weights: str) -> Made:
