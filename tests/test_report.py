@@ -355,3 +355,20 @@ def test_the_same_result_gives_the_same_page(dissected: str) -> None:
 )
 def test_numbers_as_people_read_them(made: str, expected: str) -> None:
     assert made == expected
+
+
+def test_cards_say_whether_a_label_holds_on_held_out_images() -> None:
+    sample = dissection()
+    rows = sample.neurons[["layer", "neuron", "concept"]].iloc[::-1].reset_index(drop=True)  # any order
+    found = rows.assign(pearson=0.43, pearson_low=0.4, pearson_high=0.46, pearson_q=0.001)
+    found.loc[found["concept"] == "", ["pearson", "pearson_low", "pearson_high", "pearson_q"]] = np.nan
+    found.loc[found["neuron"] == 3, "concept"] = "Nothing like it"
+    assert "held" not in payload(sample.html())["neurons"]
+    sample.held_out = found
+    data = payload(sample.html())
+    got, names = data["neurons"], sample.neurons["concept"]
+    labels = [data["concepts"][i] if i >= 0 else "" for i in got["heldConcept"]]
+    assert labels == ["Nothing like it" if n == 3 else c for n, c in zip(got["neuron"], names, strict=True)]
+    assert (got["held"][0], got["held"][1], got["heldLow"][1], got["heldHigh"][1]) == (None, 0.43, 0.4, 0.46)
+    assert (got["heldQ"][1], data["level"]) == (0.001, 0.05)
+    assert "holds on images that did not choose it" in said(sample.html())

@@ -176,17 +176,67 @@ def test_null_studies_are_counted(verb: Verb) -> None:
     assert "of 6 claim a gain" in (folder / "report.html").read_text()
 
 
+def judged(folder: Path) -> dict[str, pd.DataFrame]:
+    """The tables that ``evaluate=true`` wrote."""
+    return {path.stem[len("label_quality_") :]: pd.read_csv(path) for path in folder.glob("label_quality_*.csv")}
+
+
 def test_evaluate_writes_label_quality(verb: Verb) -> None:
-    folder, _ = verb("dissect", "evaluate=true", "layer=lin3")
-    frames = {name: pd.read_csv(folder / f"label_quality_{name}.csv") for name in ("neurons", "recovery", "stability")}
-    assert len(frames["neurons"]) == 7
-    assert frames["neurons"]["clarity"].between(-1, 1).all()
-    assert frames["neurons"]["scattered"].dtype == bool
-    assert set(frames["recovery"]["similarity"]) >= {"soft_wpmi", "pearson"}
-    assert set(frames["recovery"]["layer"]) == {"lin3", "planted neurons", "class logits"}
-    logits = frames["recovery"].query("layer == 'class logits'")
+    folder, _ = verb("dissect", "evaluate=true", "layer=lin3", "clip@quality.another_clip=tiny")
+    found = judged(folder)
+    assert set(found) == {"neurons", "sanity", "recovery", "planted", "stability"}
+    neurons = found["neurons"]
+    assert len(neurons) == 7
+    assert neurons["clarity"].between(-1, 1).all()
+    assert neurons["scattered"].dtype == bool
+    for score in ("pearson", "cosine", "auprc", "f1", "iou", "simulation", "inverse_auc", "mad"):
+        assert neurons[f"{score}_p"].between(0, 1).all()
+    recovery = found["recovery"]
+    assert set(recovery["similarity"]) >= {"soft_wpmi", "pearson"}
+    assert set(recovery["layer"]) == {"lin3", "planted neurons", "planted network", "class logits"}
+    assert set(recovery.query("layer == 'lin3'")["truth"]) == {"correlation", "top images"}
+    assert set(recovery["source"]) == {"scorer", "annotations", "another template", "another CLIP"}
+    logits = recovery.query("layer == 'class logits'")
     assert (logits["neurons"] == 7).all()
     assert (logits["top1_chance"] - 1 / 7).abs().max() < 1e-9
+    planted = found["planted"].query("similarity == 'pearson'").set_index(["layer", "kind"])
+    assert (planted["labelled"].xs("single", level="kind") > 0.9).all()
+    assert (planted["labelled"].xs("dead", level="kind") == 0).all()
+    stable = found["stability"].set_index("change")["share"]
+    assert stable["another CLIP"] == 1  # the same one here
+    assert {"the other half of the images", "noise on the images", "another template", "top_k 50"} <= set(stable.index)
+    assert set(found["sanity"]["layer"]) >= {"class logits"}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["held_out/lin3/pearson"] == pytest.approx(neurons["pearson"].mean())
+    page = (folder / "report.html").read_text()
+    assert '"heldConcept"' in page
+    assert "Do the labels hold?" in page
+
+
+def test_evaluate_without_clip_and_with_classes_as_concepts(verb: Verb) -> None:
+    folder, _ = verb("dissect", "evaluate=true", "layer=lin3", "concepts=fer7", "scorer=annotations")
+    found = judged(folder)
+    assert "clarity" not in found["neurons"]
+    assert "another template" not in set(found["stability"]["change"])
+    scorer = found["recovery"].query("source == 'scorer'").set_index(["layer", "similarity", "truth"])["top1"]
+    ceiling = found["recovery"].query("source == 'annotations'").set_index(["layer", "similarity", "truth"])["top1"]
+    assert (scorer == ceiling).all()  # the labels are the truth
+
+
+def test_evaluate_with_one_concept_and_dead_neurons(verb: Verb, home: Path, tmp_path: Path) -> None:
+    words = tmp_path / "one.txt"
+    words.write_text("Smile\n")
+    checkpoint = tmp_path / "dead.pt"
+    verb("dissect")
+    state = torch.load(next((home / "training").glob("*/classifier.ckpt")), weights_only=True)["state_dict"]
+    state = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
+    state["lin2.weight"][:3], state["lin2.bias"][:3] = 0.0, 0.0
+    torch.save(state, checkpoint)
+    folder, _ = verb("dissect", "evaluate=true", "concepts=file", f"concepts.path={words}", f"ckpt_path={checkpoint}")
+    neurons = judged(folder)["neurons"].set_index("neuron")
+    assert neurons["pearson"][:3].isna().all()
+    assert neurons["concept"][:3].isna().all()
+    assert set(neurons["concept"][3:].dropna()) == {"Smile"}
 
 
 def test_the_audit_is_a_file_and_a_section(verb: Verb) -> None:
@@ -212,6 +262,9 @@ def test_the_audit_is_a_file_and_a_section(verb: Verb) -> None:
         ("edit", ["selection=accuracy", "selection.level=[0.5,0.7]"], "One value is taken here"),
         ("edit", ["layer=bn4b"], "Did you mean 'conv4b'"),
         ("edit", ["layer=lin3", "edit.parameters=outgoing"], "layer behind 'lin3'"),
+        ("dissect", ["evaluate=true", "probe.limit=12"], "12 are too few"),
+        ("dissect", ["evaluate=true", "quality.alphas=[2]"], "quality.alphas"),
+        ("dissect", ["evaluate=true", "scorer=annotations", "clip@quality.another_clip=tiny"], "needs scorer=clip"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_trained(

@@ -1,8 +1,9 @@
-"""More than one word: concepts that join a label where held-out images agree; how alike exemplars are."""
+"""More than one word: concepts that join a label where other images agree, and how alike a neuron's exemplars are."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -20,53 +21,64 @@ class CompositeLabel:
     held_out: tuple[float, ...]
 
 
+class Part(NamedTuple):
+    """Some of the images."""
+
+    activations: Float[Tensor, "image neuron"]
+    scores: Float[Tensor, "image concept"]
+
+
 def composite_labels(
-    activations: Float[Tensor, "image neuron"],
-    scores: Float[Tensor, "image concept"],
-    held_out_activations: Float[Tensor, "held neuron"],
-    held_out_scores: Float[Tensor, "held concept"],
+    proposing: Part,
+    deciding: Part,
+    held_out: Part,
     labels: Int64[Tensor, " neuron"],
     most: int = 3,
     least_gain: float = 0.02,
 ) -> list[CompositeLabel]:
     """Greedy labels of up to ``most`` concepts.
 
-    Scores are standardised with the first images' moments; a label of several concepts scores an image by the largest
-    of theirs. The concept that raises Pearson most on the first images is tried; it stays where it adds at least
-    ``least_gain`` to the Pearson of the held-out images, else the label ends. Memory: one image x concept matrix.
+    Scores are standardised with the proposing images' moments; a label of several concepts scores an image by the
+    largest of theirs. The concept that raises Pearson most on the proposing images is tried; it stays where it adds at
+    least ``least_gain`` to the Pearson of the deciding images, which did not propose it, else the label ends. The
+    held-out images choose nothing, so what they score is not flattered. Memory: one image x concept matrix.
     """
-    if most < 1 or len(labels) != activations.shape[1] or scores.shape[1] != held_out_scores.shape[1]:
+    parts = (proposing, deciding, held_out)
+    neurons, concepts = proposing.activations.shape[1], proposing.scores.shape[1]
+    alike = all(part.activations.shape[1] == neurons and part.scores.shape[1] == concepts for part in parts)
+    if most < 1 or len(labels) != neurons or not alike:
         raise UserError(
-            f"most={most}, {len(labels)} labels, activations {tuple(activations.shape)}: each neuron needs one label "
-            "to start from, both sets of images the same neurons and concepts, and most is at least 1."
+            f"most={most}, {len(labels)} labels of {neurons} neurons: each neuron needs one label to start from, all "
+            "sets of images the same neurons and concepts, and most is at least 1."
         )
-    mean, spread = scores.mean(0), scores.std(0)
+    mean, spread = proposing.scores.mean(0), proposing.scores.std(0)
     spread = torch.where(spread > 0, spread, 1.0)
-    fit, held = (scores - mean) / spread, (held_out_scores - mean) / spread
+    standard = [Part(part.activations, (part.scores - mean) / spread) for part in parts]
     return [
-        _grown(activations[:, [m]], fit, held_out_activations[:, [m]], held, int(labels[m]), most, least_gain)
-        for m in range(len(labels))
+        _grown([Part(part.activations[:, [m]], part.scores) for part in standard], int(labels[m]), most, least_gain)
+        for m in range(neurons)
     ]
 
 
-def _grown(
-    a: Tensor, scores: Tensor, held_a: Tensor, held_scores: Tensor, label: int, most: int, least_gain: float
-) -> CompositeLabel:
+def _grown(parts: list[Part], label: int, most: int, least_gain: float) -> CompositeLabel:
+    (a, scores), deciding, held = parts
     concepts = [label]
-    joined, held_joined = scores[:, [label]], held_scores[:, [label]]
-    reached = [float(pearson(held_a, held_joined))]
+    decided, reached = _correlation(deciding, concepts), [_correlation(held, concepts)]
     while len(concepts) < min(most, scores.shape[1]):
+        joined = scores[:, concepts].amax(1, keepdim=True)
         gains = pearson(a.expand(-1, scores.shape[1]), torch.maximum(joined, scores))
         gains[concepts] = -torch.inf
-        candidate = int(gains.argmax())
-        wider = torch.maximum(held_joined, held_scores[:, [candidate]])
-        score = float(pearson(held_a, wider))
-        if score < reached[-1] + least_gain:
+        wider = [*concepts, int(gains.argmax())]
+        score = _correlation(deciding, wider)
+        if score < decided + least_gain:
             break
-        concepts.append(candidate)
-        reached.append(score)
-        joined, held_joined = torch.maximum(joined, scores[:, [candidate]]), wider
+        concepts, decided = wider, score
+        reached.append(_correlation(held, concepts))
     return CompositeLabel(tuple(concepts), tuple(reached))
+
+
+def _correlation(part: Part, concepts: list[int]) -> float:
+    return float(pearson(part.activations, part.scores[:, concepts].amax(1, keepdim=True)))
 
 
 def clarity(

@@ -10,6 +10,7 @@ says nothing: 0, or 0.5 for the inverse AUC.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import ceil
 from types import MappingProxyType
 
@@ -67,7 +68,7 @@ def inverse_auc(activations: Float[Tensor, "image neuron"], presence: Float[Tens
     present = presence >= 0.5
     positives = present.sum(0).double()
     negatives = len(present) - positives
-    ranks = _mid_ranks(activations)
+    ranks = mid_ranks(activations)
     above = (ranks * present).sum(0) - positives * (positives + 1) / 2
     return torch.where((positives > 0) & (negatives > 0), above / (positives * negatives).clamp(min=1), 0.5)
 
@@ -96,8 +97,21 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 )
 """All metrics, the trusted first."""
 
+OF_TOP = frozenset({"auprc", "f1", "iou"})
+"""Metrics that look at the top ``alpha`` fraction of the activations."""
+
 COMPARISON_ONLY = frozenset({"inverse_auc", "mad"})
 """Metrics that fail one of the two sanity tests; for comparison with CoSy."""
+
+
+def at_alpha(alpha: float) -> dict[str, Metric]:
+    """All metrics, those of the top images with this share of them."""
+    of_top: dict[str, Metric] = {
+        "auprc": partial(auprc, alpha=alpha),
+        "f1": partial(f1, alpha=alpha),
+        "iou": partial(iou, alpha=alpha),
+    }
+    return {**METRICS, **of_top}
 
 
 def of_labels(
@@ -105,8 +119,9 @@ def of_labels(
     presence: Float[Tensor, "image concept"],
     labels: Int64[Tensor, " neuron"],
     names: tuple[str, ...] = tuple(METRICS),
+    alpha: float = ALPHA,
 ) -> dict[str, Float[Tensor, " neuron"]]:
-    """Each metric of each neuron with its labelled concept, over blocks of neurons.
+    """Each metric of each neuron with its labelled concept, over blocks of neurons; ``alpha``: the share called active.
 
     Raises:
         UserError: an unknown metric, or axes that do not fit.
@@ -120,12 +135,13 @@ def of_labels(
             "images must be the same and each neuron needs one label."
         )
     step = max(_BLOCK // max(len(activations), 1), 1)
+    metrics = at_alpha(alpha)
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     for start in range(0, len(labels), step):
         block = slice(start, start + step)
         a, c = activations[:, block], presence[:, labels[block]]
         for name in names:
-            parts[name].append(METRICS[name](a, c))
+            parts[name].append(metrics[name](a, c))
     return {name: torch.cat(part) for name, part in parts.items()}
 
 
@@ -143,22 +159,22 @@ def average_precision(
     """sum over thresholds of (recall gained) · precision, one threshold a distinct score; 0 with nothing relevant."""
     ordered, order = scores.sort(dim=0, descending=True)
     hits = relevant.gather(0, order).double()
-    end = _tie_ends(ordered)
+    end = tie_ends(ordered)
     precision = (hits.cumsum(0) / torch.arange(1, len(hits) + 1, device=hits.device)[:, None]).gather(0, end)
     return _ratio((hits * precision).sum(0), hits.sum(0))
 
 
-def _mid_ranks(values: Tensor) -> Tensor:
+def mid_ranks(values: Tensor) -> Tensor:
     """Ranks from 1 upward, tied values sharing their mean rank."""
     ordered, order = values.sort(dim=0)
-    last = _tie_ends(ordered)
-    first = len(values) - 1 - _tie_ends(ordered.flip(0)).flip(0)
+    last = tie_ends(ordered)
+    first = len(values) - 1 - tie_ends(ordered.flip(0)).flip(0)
     return torch.empty(values.shape, dtype=torch.float64, device=values.device).scatter_(
         0, order, (first + last).double() / 2 + 1
     )
 
 
-def _tie_ends(ordered: Tensor) -> Tensor:
+def tie_ends(ordered: Tensor) -> Tensor:
     """For each place of sorted columns, the last place with the same value."""
     places = torch.arange(len(ordered), device=ordered.device)[:, None].expand(ordered.shape)
     last = torch.ones_like(ordered, dtype=torch.bool)

@@ -11,6 +11,11 @@ from torch import Tensor, nn
 
 from emodissect.errors import UserError
 
+_FILTERS, _FILTER, _POOL = 32, 7, 4  # how many random filters, their width, and the width of an averaged cell
+
+KINDS = ("single", "either_or", "noise", "dead")
+"""What is planted."""
+
 
 @dataclass(frozen=True)
 class Planted:
@@ -69,26 +74,70 @@ def planted_neurons(
     return Planted(activations.float(), truth, kind)
 
 
-def planted_network(
-    images: Float[Tensor, "image ..."], presence: Float[Tensor, "image concept"], ridge: float = 1.0
-) -> nn.Sequential:
-    """A network of one hidden layer whose neuron c is the best linear detector of concept c on these images.
+class PlantedNetwork(nn.Module):
+    """A network whose layer ``neurons`` detects given concepts in images.
 
-    ``flatten -> detectors (Linear) -> relu``; the weights are the ridge regression of presence on the standardised
-    pixels, ``ridge`` times the number of pixels being the penalty. Layer ``detectors`` is what one dissects.
+    ``features`` (fixed random filters, ReLU, average pooling) -> ``detectors`` (linear, one unit a concept) ->
+    ``neurons`` (linear): a single neuron reads one detector, an either-or neuron the larger of two, a noise neuron a
+    wave over the pixels so short that no two images share its phase, a dead neuron nothing.
+
+    Takes pixels in [0, 1].
     """
-    pixels = images.flatten(1).double()
-    mean, spread = pixels.mean(0), pixels.std(0).clamp(min=1e-6)
-    x = (pixels - mean) / spread
-    y = presence.double() - presence.double().mean(0)
-    gram = x.T @ x + ridge * x.shape[1] * torch.eye(x.shape[1], dtype=torch.float64)
-    weight = torch.linalg.solve(gram, x.T @ y).T / spread
-    linear = nn.Linear(x.shape[1], presence.shape[1])
+
+    def __init__(self, planted: Planted, channels: int, pixels: int, features: int, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        filters = nn.Conv2d(channels, _FILTERS, _FILTER, stride=2, padding=_FILTER // 2, bias=False)
+        self.features = nn.Sequential(filters, nn.ReLU(), nn.AvgPool2d(_POOL, ceil_mode=True), nn.Flatten())
+        self.detectors = nn.Linear(features, planted.truth.shape[1])
+        noise = planted.of_kind("noise")
+        self.waves = nn.Linear(pixels, int(noise.sum()))
+        self.neurons = nn.Linear(len(noise), len(noise))
+        pairs = [row.nonzero()[:, 0] if row.any() else torch.zeros(1, dtype=torch.int64) for row in planted.truth]
+        self.register_buffer("concepts", torch.stack([torch.stack((pair[0], pair[-1])) for pair in pairs]))
+        self.register_buffer("noise", noise.nonzero()[:, 0])
+        with torch.no_grad():
+            weight = torch.randn(filters.weight.shape, generator=generator) / _FILTER
+            filters.weight.copy_(weight - weight.mean((1, 2, 3), keepdim=True))
+            self.waves.weight.copy_(100 * torch.randn(self.waves.weight.shape, generator=generator))
+            self.waves.bias.zero_()
+            gain = torch.randn(len(noise), generator=generator).exp()
+            self.neurons.weight.copy_(torch.diag(gain))
+            self.neurons.bias.copy_(torch.randn(len(noise), generator=generator))
+            self.neurons.weight[planted.of_kind("dead")] = 0.0
+
+    def forward(self, images: Float[Tensor, "image channel height width"]) -> Float[Tensor, "image neuron"]:
+        """The activations of the planted neurons."""
+        found = self.detectors(self.features(images))
+        read = found[:, self.concepts].amax(2)
+        read[:, self.noise] = self.waves(images.flatten(1)).sin()
+        return self.neurons(read)
+
+
+def planted_network(
+    images: Float[Tensor, "image channel height width"],
+    presence: Float[Tensor, "image concept"],
+    planted: Planted,
+    ridge: float = 1e-3,
+    seed: int = 0,
+) -> PlantedNetwork:
+    """A network with neurons of the same kinds and concepts as ``planted``, built to detect them in these images.
+
+    Its detectors are the ridge regression of the standardised presence on the standardised features, ``ridge`` times
+    the number of images being the penalty. Unlike planted activations its neurons see images, and as well as 32 random
+    filters can.
+    """
+    probed = nn.Sequential(nn.Conv2d(images.shape[1], 1, _FILTER, stride=2, padding=_FILTER // 2),
+                           nn.AvgPool2d(_POOL, ceil_mode=True))  # fmt: skip
+    cells = probed(images[:1]).numel()
+    network = PlantedNetwork(planted, images.shape[1], images[0].numel(), cells * _FILTERS, seed).eval()
     with torch.no_grad():
-        linear.weight.copy_(weight)
-        linear.bias.copy_(presence.double().mean(0) - weight @ mean)
-    network = nn.Sequential()
-    network.add_module("flatten", nn.Flatten())
-    network.add_module("detectors", linear)
-    network.add_module("relu", nn.ReLU())
+        x = torch.cat([network.features(batch) for batch in images.split(256)])
+        mean, spread = x.mean(0), x.std(0).clamp(min=1e-6)
+        x = (x - mean) / spread
+        y = (presence - presence.mean(0)) / presence.std(0).clamp(min=1e-6)
+        gram = (x.T @ x).double() + ridge * len(x) * torch.eye(x.shape[1], dtype=torch.float64)
+        weight = torch.linalg.solve(gram, (x.T @ y.float()).double()).T.float() / spread
+        network.detectors.weight.copy_(weight)
+        network.detectors.bias.copy_(-weight @ mean)
     return network

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from emodissect.errors import UserError
 from emodissect.label_quality.metrics import average_precision
+from emodissect.statistics import wilson
 
 
 @dataclass(frozen=True)
 class Share:
-    """A figure in [0, 1] with its bootstrap interval over neurons, and what guessing gives."""
+    """A figure in [0, 1] with its interval over neurons, and what guessing gives."""
 
     value: float
     low: float
@@ -46,7 +47,7 @@ class Recovery:
 def recovery(
     similarity: Float[Tensor, "neuron concept"],
     truth: Bool[Tensor, "neuron concept"],
-    draws: int = 1000,
+    draws: int = 200,
     level: float = 0.95,
     seed: int = 0,
 ) -> Recovery:
@@ -56,7 +57,8 @@ def recovery(
     - meta-AUPRC: average precision of the similarity as a score for the truth over the neuron x concept matrix of
       these neurons (it asks that similarities of different neurons compare).
 
-    Chance: a random order of the concepts (hypergeometric), and the share of true entries.
+    Intervals: Wilson's of the shares, a bootstrap over neurons of the meta-AUPRC. Chance: a random order of the
+    concepts (hypergeometric), and the share of true entries.
 
     Raises:
         UserError: shapes differ, or no neuron has a truth.
@@ -74,7 +76,7 @@ def recovery(
     per_neuron = truth.sum(1)
 
     def share(hit: Bool[Tensor, " neuron"], guesses: int) -> Share:
-        low, high = _percentiles(hit.double()[drawn].mean(1), level)
+        low, high = wilson(int(hit.sum()), neurons, level)
         missed = [comb(concepts - int(n), min(guesses, concepts)) for n in per_neuron]
         chance = 1 - float(np.mean(missed)) / comb(concepts, min(guesses, concepts))
         return Share(float(hit.double().mean()), low, high, chance)
@@ -82,7 +84,7 @@ def recovery(
     def precision(rows: Tensor) -> float:
         return float(average_precision(similarity[rows].flatten()[:, None], truth[rows].flatten()[:, None]))
 
-    low, high = _percentiles(torch.tensor([precision(rows) for rows in drawn[:200]], dtype=torch.float64), level)
+    low, high = _percentiles(torch.tensor([precision(rows) for rows in drawn], dtype=torch.float64), level)
     meta = Share(precision(torch.arange(neurons)), low, high, float(truth.double().mean()))
     return Recovery(neurons, share(ranked[:, 0], 1), share(ranked[:, :3].any(1), 3), meta)
 

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from emodissect.errors import UserError
 from emodissect.label_quality.metrics import pearson
+from emodissect.label_quality.presence import Calibration
 
 _STEEPNESS = torch.logspace(-1, 1.5, 8, dtype=torch.float64)  # in standard deviations of the score
 _THRESHOLD = torch.linspace(-2.5, 2.5, 11, dtype=torch.float64)
 _REFINEMENTS = 3
-
-
-class Calibration(NamedTuple):
-    """s = sigmoid(alpha (score + beta))."""
-
-    alpha: Float[Tensor, " neuron"]
-    beta: Float[Tensor, " neuron"]
-
-    def predict(self, scores: Float[Tensor, "image neuron"]) -> Float[Tensor, "image neuron"]:
-        """The simulated activations, up to the affine map that a correlation does not see."""
-        return torch.sigmoid(self.alpha * (scores.double() + self.beta))
+_NEURONS = 64  # fitted at a time
 
 
 def calibrate(activations: Float[Tensor, "image neuron"], scores: Float[Tensor, "image neuron"]) -> Calibration:
@@ -38,10 +27,24 @@ def calibrate(activations: Float[Tensor, "image neuron"], scores: Float[Tensor, 
             f"Activations {tuple(activations.shape)}, scores {tuple(scores.shape)}: a calibration needs at least three "
             "images and the label's score beside each neuron."
         )
-    scores = scores.double()
-    middle, spread = scores.mean(0), scores.std(0)
+    parts = zip(activations.split(_NEURONS, dim=1), scores.split(_NEURONS, dim=1), strict=True)
+    fitted = [_calibrated(a, c) for a, c in parts]
+    return Calibration(*(torch.cat(values) for values in zip(*fitted, strict=True)))
+
+
+def _calibrated(activations: Tensor, scores: Tensor) -> Calibration:
+    middle, spread = scores.double().mean(0), scores.double().std(0)
     spread = torch.where(spread > 0, spread, 1.0)
-    standard = (scores - middle) / spread
+    standard = ((scores - middle) / spread).float()
+    a = (activations - activations.mean(0)).float()
+
+    def fit(k: Tensor, t: Tensor) -> Tensor:
+        """The correlation up to the activations' norm, which is the same for every k and t."""
+        simulated = torch.sigmoid(k.float() * (standard - t.float()))
+        simulated -= simulated.mean(0)
+        length = simulated.norm(dim=0)
+        return torch.where(length > 0, (a * simulated).sum(0) / length.clamp(min=1e-30), 0.0).double()
+
     steepness = torch.ones_like(middle)
     threshold = torch.zeros_like(middle)
     best = torch.full_like(middle, -torch.inf)
@@ -51,9 +54,9 @@ def calibrate(activations: Float[Tensor, "image neuron"], scores: Float[Tensor, 
         for factor in factors:
             for shift in shifts:
                 k, t = around * factor, beside + shift
-                fit = pearson(activations, torch.sigmoid(k * (standard - t)))
-                better = fit > best + 1e-12
-                best = torch.where(better, fit, best)
+                found = fit(k, t)
+                better = found > best + 1e-12
+                best = torch.where(better, found, best)
                 steepness = torch.where(better, k, steepness)
                 threshold = torch.where(better, t, threshold)
         width = 0.25 if len(shifts) == len(_THRESHOLD) else float(shifts[-1]) / 2

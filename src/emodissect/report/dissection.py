@@ -67,6 +67,7 @@ class DissectionPage:
         published: a layer table to show beside this one.
         heat: activation maps in [0, 1] by (layer, neuron), shape (rank, height, width).
         saliency: gradient saliency in [0, 1] by image id, shape (height, width).
+        held_out: how the labels that half of the images choose do on the other half, by layer and neuron.
         main_layer: whose figures come first; by default the layer with most neurons beyond chance.
         extras: further sections.
     """
@@ -86,6 +87,7 @@ class DissectionPage:
     published: pd.DataFrame | None = None
     heat: Mapping[tuple[str, int], ArrayLike] = field(default_factory=dict)
     saliency: Mapping[int, ArrayLike] = field(default_factory=dict)
+    held_out: pd.DataFrame | None = None
     main_layer: str | None = None
     extras: Sequence[Extra] = ()
 
@@ -305,12 +307,15 @@ class DissectionPage:
 
     def _neurons(self, content: Content) -> Markup:
         predicted = predicted_classes(self.predictions)
-        payload = neuron_payload(self.neurons, self.images, content.pool, self.class_names, predicted, self.heat)
-        content.payload.update(payload)
+        payload = neuron_payload(
+            self.neurons, self.images, content.pool, self.class_names, predicted, self.heat, self.held_out
+        )
+        content.payload.update(payload | {"level": self.level})
         strongest = self.neurons.sort_values("z" if "z" in self.neurons else "similarity", ascending=False)[:50]
         text = "Each neuron with the images that excite it most, the class of each image"
         text += " and, in orange, what the classifier took it for where it was wrong. " if predicted else ". "
-        text += "A label is worth believing when q is small and the images show what it says."
+        text += "A label is worth believing when q is small and the images show what it says"
+        text += ", and when it holds on images that did not choose it." if self.held_out is not None else "."
         if self.heat:
             text += " The orange shade shows where in the image a convolutional neuron is active."
         return page._template("neurons.html.j2").render(

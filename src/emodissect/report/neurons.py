@@ -47,6 +47,7 @@ def neuron_payload(
     class_names: Sequence[str],
     predicted: Mapping[int, int],
     heat: Mapping[tuple[str, int], ArrayLike],
+    held_out: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """The neurons' labels and top images; the images are put into the pool.
 
@@ -57,6 +58,8 @@ def neuron_payload(
         class_names: in the order of ``images.labels``.
         predicted: class by image id, as far as known.
         heat: activation maps in [0, 1] by (layer, neuron), shape (rank, height, width).
+        held_out: how half of the images' labels do on the other half, by layer and neuron; see
+            :class:`emodissect.label_quality.held_out.HeldOut`.
     """
     tops = [[int(i) for i in row] for row in neurons["top_ids"]]
     dead = neurons["dead"].to_numpy(dtype=bool)
@@ -97,6 +100,7 @@ def neuron_payload(
                 if name in neurons
             },
             "flags": flags.tolist(),
+            **(_held_out(held_out, keys, concepts) if held_out is not None else {}),
             "top": [[pool.index(i) for i in row] for row in tops],
             "values": [
                 [_short(v) for v in row[: len(top)]] for row, top in zip(neurons["top_values"], tops, strict=True)
@@ -111,6 +115,19 @@ def neuron_payload(
             for row, key in enumerate(keys)
             if key in heat
         },
+    }
+
+
+def _held_out(found: pd.DataFrame, keys: list[tuple[str, int]], concepts: _Names) -> dict[str, list[Any]]:
+    """The label of half of the images (-1: none), and its correlation on the others with interval and q."""
+    rows = found.set_index(["layer", "neuron"]).reindex(pd.MultiIndex.from_tuples(keys))
+    labels = rows["concept"].fillna("").astype(str)
+    return {
+        "heldConcept": [concepts[name] if name else -1 for name in labels],
+        "held": _rounded(rows["pearson"]),
+        "heldLow": _rounded(rows["pearson_low"]),
+        "heldHigh": _rounded(rows["pearson_high"]),
+        "heldQ": _rounded(rows["pearson_q"]),
     }
 
 

@@ -30,7 +30,7 @@ from emodissect.tasks.reporting import dissection_figures, dissection_page, writ
 from emodissect.tasks.session import Session, session
 from emodissect.tasks.training import Trained, as_made, trained_classifier, untrained
 from emodissect.terminal import Column, frame_table
-from emodissect.tracking import Made, log_artifact, log_dissection
+from emodissect.tracking import Made, log_artifact, log_dissection, log_metrics
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +39,13 @@ PREDICTIONS = "predictions.safetensors"
 
 def dissect(cfg: DictConfig) -> dict[str, Any]:
     """Labels the neurons of the chosen layers, writes and logs the labels and the report."""
-    from emodissect.tasks.judging import judge  # it takes this module's plan
+    from emodissect.tasks.judging import Quality, judge  # it takes this module's plan
 
     with session(cfg) as run:
         plan = Plan(run)
         plan.check()
+        if cfg.evaluate:
+            Quality(run, plan).check()
         trained = trained_classifier(run, fit=False)
         layers = plan.layers(trained.classifier)
         found = pictured(run, plan, trained, dissected(run, plan, trained, layers))
@@ -53,16 +55,20 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
         figures = dissection_figures(found.dissection, plan.interpretation.tau)
         write_figures(run, figures)
         page = dissection_page(run, plan, trained, found)
+        judged = None
         if cfg.evaluate:
             judged = judge(run, plan, trained, found)
             judged.show(run)
             judged.save(run)
             page.extras = [*page.extras, *judged.extras()]
+            page.held_out = judged.neurons
+            log_metrics(run.loggers, judged.figures())
         write_page(run, page)
         log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=figures)
         log_artifact(run.loggers, labels_made(run), [as_made(trained.checkpoint, trained.weights)])
         summary = dissection_summary(found.dissection)
-        run.summary({**summary, "layers": found.dissection.layers.to_dict("records")})
+        held_out = judged.figures() if judged else {}
+        run.summary({**summary, **held_out, "layers": found.dissection.layers.to_dict("records")})
         return {**summary, "objective": summary["neuron_accuracy"]}
 
 

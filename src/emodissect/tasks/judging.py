@@ -2,165 +2,191 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 import torch
 from hydra.utils import instantiate
 from jaxtyping import Float, Int64
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from emodissect import figures
-from emodissect.concepts import concept_set
-from emodissect.data.images import ImageSet
+from emodissect.concepts import class_key, concept_set
+from emodissect.data.images import ImageSet, image_loader
 from emodissect.errors import UserError
-from emodissect.label_quality import agreement, clarity, planted_neurons, random_clarity
-from emodissect.label_quality.judgement import held_out, labelled, recovered
-from emodissect.recording import LayerActivations
-from emodissect.report import Extra
+from emodissect.label_quality import (
+    agreement,
+    clarity,
+    planted_network,
+    planted_neurons,
+    random_clarity,
+    sanity_metrics,
+    sanity_table,
+)
+from emodissect.label_quality.held_out import HeldOut, held_out
+from emodissect.label_quality.labelling import labelled
+from emodissect.label_quality.truth import planted_table, recovered, true_concepts
+from emodissect.recording import ActivationCollector, LayerActivations
+from emodissect.scorers import AnnotationScorer, ConceptScores, Scorer
 from emodissect.similarity import Similarity
 from emodissect.tasks.dissecting import Dissected, Plan, recorded
-from emodissect.tasks.reporting import write_figures
+from emodissect.tasks.judged import ANNOTATIONS, SCORER, Judged
 from emodissect.tasks.session import Session
 from emodissect.tasks.training import Trained
-from emodissect.terminal import frame_table
 
-TRUTH = "presence"
-"""The annotations that hold every concept's true presence, where the data knows it (drawn faces)."""
+log = logging.getLogger(__name__)
+
+LEAST_IMAGES = 20
+"""Halves of halves of fewer images correlate with anything."""
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What ``evaluate=true`` found; each frame also has the column ``layer`` where it is by layer."""
+class Quality:
+    """What labels are judged by, checked before anything is trained."""
 
-    neurons: pd.DataFrame
-    sanity: pd.DataFrame
-    recovery: pd.DataFrame
-    stability: pd.DataFrame
+    run: Session
+    plan: Plan
 
-    def save(self, run: Session) -> None:
-        """Writes label_quality_*.csv in the run folder."""
-        for name in ("neurons", "sanity", "recovery", "stability"):
-            frame: pd.DataFrame = getattr(self, name)
-            if len(frame):
-                frame.to_csv(run.folder / f"label_quality_{name}.csv", index=False)
-        if len(self.recovery):
-            write_figures(run, {"label_quality": _bars(self.recovery[self.recovery["layer"] == self._shown_layer])})
-        run.wrote("label quality", run.folder / "label_quality_neurons.csv")
+    def check(self) -> None:
+        """Tries everything that a person could have misspelt. Raises UserError."""
+        images = len(self.plan.probe)
+        if images < LEAST_IMAGES:
+            raise UserError(
+                f"evaluate=true labels by one half of the probe images and judges by the other; {images} are too few. "
+                f"Give {LEAST_IMAGES} or more: probe.limit, probe.split."
+            )
+        if not self.alphas or not all(0 < alpha <= 1 for alpha in self.alphas):
+            raise UserError(
+                f"quality.alphas={self.alphas}: shares of the images in (0, 1], the first is the usual 0.005."
+            )
+        if self.run.cfg.quality.another_clip is not None and not self._of_clip:
+            raise UserError("quality.another_clip needs scorer=clip: other scorers look at no CLIP.")
+        self.measures  # noqa: B018
+        for scorer in self.other_scorers.values():
+            scorer.check(self.plan.probe, self.plan.concepts, self.run.data.splits.class_names)
 
     @property
-    def _shown_layer(self) -> str:
-        """The deepest dissected layer whose truth is known, else what there is."""
-        own = [name for name in self.recovery["layer"].unique() if name not in ("planted neurons", "class logits")]
-        return str(own[-1] if own else self.recovery["layer"].iloc[0])
+    def alphas(self) -> tuple[float, ...]:
+        """The share of the images called active; the first is that of the held-out scores."""
+        return tuple(float(alpha) for alpha in self.run.cfg.quality.alphas)
 
-    def show(self, run: Session) -> None:
-        """Prints the tables."""
-        scores = ("pearson", "auprc", "f1", "iou", "simulation", "clarity", "scattered")
-        shown = [name for name in scores if name in self.neurons]
-        means = self.neurons.groupby("layer", sort=False)[shown].mean()
-        run.console.print(
-            frame_table(means.reset_index(), "Labels on images that did not choose them, mean over neurons")
-        )
-        if len(self.recovery):
-            columns = [
-                "layer",
-                "similarity",
-                "source",
-                "neurons",
-                "top1",
-                "top1_low",
-                "top1_high",
-                "top1_chance",
-                "top3",
-                "meta_auprc",
-            ]
-            run.console.print(frame_table(self.recovery, "Recovery of the truth", columns, rows=100))
-        run.console.print(frame_table(self.stability, "Labels that survive a change"))
-        if len(self.sanity):
-            columns = [
-                "layer",
-                "metric",
-                "neurons",
-                "score",
-                "missing_lowered",
-                "extra_lowered",
-                "passed",
-                "fails_in_literature",
-            ]
-            run.console.print(frame_table(self.sanity, "Sanity tests of the metrics", columns))
+    @cached_property
+    def measures(self) -> dict[str, Similarity]:
+        """The similarities whose recovery of the truth is measured."""
+        return {str(name): instantiate(entry) for name, entry in self.run.cfg.quality.similarities.items()}
 
-    def extras(self) -> list[Extra]:
-        """Sections of the report."""
-        found = [
-            Extra(
-                "Do the labels survive?",
-                "The share of neurons that keep their label when what should not matter is changed, against what two "
-                "labellings with the same concept shares would agree on by chance.",
-                frame=self.stability,
-            )
-        ]
-        if len(self.recovery):
-            shown = self.recovery[self.recovery["layer"] == self._shown_layer]
-            found.append(
-                Extra(
-                    "Is the truth found?",
-                    "The share of neurons whose label is their true concept, by similarity, from the scorer and, as a "
-                    "ceiling, from the true presences themselves.",
-                    frame=self.recovery,
-                    figure=_bars(shown),
-                )
-            )
-        if len(self.sanity):
-            found.append(
-                Extra(
-                    "Can the metrics tell?",
-                    "Half of the positives removed, or doubled at random: a metric that does not fall cannot tell good "
-                    "labels from bad ones on this data.",
-                    frame=self.sanity,
-                )
-            )
+    @property
+    def _of_clip(self) -> bool:
+        return hasattr(self.plan.scorer, "image_embeddings")
+
+    @cached_property
+    def other_scorers(self) -> dict[str, Scorer]:
+        """The run's scorer with other templates, and with another CLIP; none where it looks at no CLIP."""
+        if not self._of_clip:
+            return {}
+        cfg, quality = self.run.cfg.scorer, self.run.cfg.quality
+        found = {str(name): instantiate(cfg, templates=words) for name, words in quality.templates.items()}
+        if quality.another_clip is not None:
+            same = {name: value for name, value in cfg.items() if name != "clip"}
+            found["another CLIP"] = instantiate(same, clip=quality.another_clip)
         return found
+
+    @cached_property
+    def truth(self) -> ConceptScores | None:
+        """Each concept's true presence, where the data knows it.
+
+        Drawn faces know all concepts. Where every concept is a class, the votes on the classes or the labels are it.
+        """
+        names = self.run.data.splits.class_names
+        classes = {class_key(name) for name in names}
+        of_classes = all(class_key(name) in classes for name in self.plan.concepts.names)
+        for source in ("presence", "votes", "labels"):
+            if source == "presence" and source not in self.plan.probe.annotations:
+                continue
+            if source != "presence" and not of_classes:
+                continue
+            try:
+                return AnnotationScorer(source).score(self.plan.probe, self.plan.concepts, names)
+            except UserError:
+                continue  # other concepts than are annotated, or no votes
+        return None
 
 
 def judge(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Judged:
     """Judges the labels of every layer that was dissected."""
-    names, seed = found.scores.names, int(run.cfg.seed)
-    measures: dict[str, Similarity] = {str(k): instantiate(v) for k, v in run.cfg.quality.similarities.items()}
-    truth = plan.probe.annotations.get(TRUTH)
-    true_scores = truth.values[:, _columns(truth.names, names)] if truth and set(names) <= set(truth.names) else None
+    quality, names, seed = Quality(run, plan), found.scores.names, int(run.cfg.seed)
+    others = {
+        name: scorer.score(plan.probe, plan.concepts, run.data.splits.class_names, run.cache)
+        for name, scorer in quality.other_scorers.items()
+    }
     neurons, sanity, recovery, stability = [], [], [], []
     noisy = recorded(
         run, replace_probe(plan, noised(plan.probe, run.cfg.quality.noise, seed)), trained, list(found.activations)
     )[0]
     for name, layer in found.activations.items():
         scores = found.scores.at(layer.ids)
-        part = held_out(layer, scores, names, plan.measure, presence=plan.scorer_gives_presence, seed=seed)
+        part = held_out(
+            layer,
+            scores,
+            names,
+            plan.measure,
+            presence=plan.scorer_gives_presence and bool(((scores >= 0) & (scores <= 1)).all()),
+            truth=None if quality.truth is None else quality.truth.at(layer.ids),
+            alphas=quality.alphas,
+            seed=seed,
+        )
         neurons.append(part.neurons.assign(layer=name, **_clarity(run, plan, layer, seed)))
-        sanity.append(part.sanity.assign(layer=name) if len(part.sanity) else part.sanity)
-        changed = {
-            "the other half of the images": (part.labels, part.other),
-            "noise on the images": (
-                labels_of(layer, scores, plan.measure),
-                labels_of(noisy[name], scores, plan.measure),
-            ),
-            **_other_scores(run, plan, layer, scores),
-            **_other_top_k(plan, layer, scores),
-        }
-        for change, (before, after) in changed.items():
-            kept = agreement(before, after, ~layer.dead)
-            stability.append({"layer": name, "change": change, **vars(kept)})
-        if true_scores is not None:
-            at = plan.probe.rows_of(layer.ids)
-            recovery.append(recovered(layer, scores, true_scores[at], measures, seed=seed).assign(layer=name))
-            recovery += _other_sources(run, plan, layer, true_scores[at], seed)
-    if true_scores is not None:
-        recovery.append(_planted(plan, found, true_scores, measures, seed))
-    recovery.append(_logits(run, plan, found, measures, seed))
-    return Judged(_together(neurons), _together(sanity), _together(recovery), pd.DataFrame(stability))
+        sanity.append(part.sanity.assign(layer=name))
+        stability.append(_stability(plan, layer, noisy[name], found.scores, others, part).assign(layer=name))
+        if quality.truth is not None:
+            true = quality.truth.at(layer.ids)
+            truths = true_concepts(layer, true)
+            both = {SCORER: scores, ANNOTATIONS: true}
+            recovery.append(recovered(layer, both, quality.measures, truths, seed=seed).assign(layer=name))
+            further = {source: other.at(layer.ids) for source, other in others.items()}
+            own = {type(plan.measure).__name__: plan.measure}
+            recovery.append(recovered(layer, further, own, truths, seed=seed).assign(layer=name))
+    planted = _planted(plan, quality, found, seed)
+    recovery.append(planted[0])
+    of_logits, tested = _logits(run, plan, quality, found, seed)
+    return Judged(
+        level=plan.interpretation.level,
+        neurons=_together(neurons),
+        sanity=_together([*sanity, tested]),
+        recovery=_together([*recovery, of_logits]),
+        planted=planted[1],
+        stability=_together(stability),
+    )
+
+
+def _stability(
+    plan: Plan,
+    layer: LayerActivations,
+    noisy: LayerActivations,
+    scores: ConceptScores,
+    others: Mapping[str, ConceptScores],
+    part: HeldOut,
+) -> pd.DataFrame:
+    """One row a change that should not matter (:func:`emodissect.label_quality.agreement`); none of a dead layer."""
+    given = scores.at(layer.ids)
+    before = labels_of(layer, given, plan.measure)
+    changed = {
+        "the other half of the images": (part.labels, part.other),
+        "noise on the images": (before, labels_of(noisy, given, plan.measure)),
+        **{name: (before, labels_of(layer, other.at(layer.ids), plan.measure)) for name, other in others.items()},
+        **{
+            f"top_k {measure.top_k}": (before, labels_of(layer, given, measure))  # type: ignore[attr-defined]
+            for measure in _other_top_k(plan.measure)
+        },
+    }
+    if not part.live.any():
+        return pd.DataFrame()
+    return pd.DataFrame(
+        [{"change": change, **vars(agreement(*labels, part.live))} for change, labels in changed.items()]
+    )
 
 
 def _clarity(run: Session, plan: Plan, layer: LayerActivations, seed: int) -> dict[str, np.ndarray]:
@@ -199,90 +225,73 @@ def replace_probe(plan: Plan, probe: ImageSet) -> Plan:
     return other
 
 
-def _other_scores(
-    run: Session, plan: Plan, layer: LayerActivations, scores: Tensor
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Labels with another scorer of the config: another template, another CLIP, annotations."""
-    before = labels_of(layer, scores, plan.measure)
-    found = {}
-    for name, entry in run.cfg.quality.scorers.items():
-        other = instantiate(entry).score(plan.probe, plan.concepts, run.data.splits.class_names, run.cache)
-        found[str(name)] = (before, labels_of(layer, other.at(layer.ids), plan.measure))
-    return found
-
-
-def _other_sources(
-    run: Session, plan: Plan, layer: LayerActivations, true_scores: Tensor, seed: int
-) -> list[pd.DataFrame]:
-    """What the run's similarity recovers from each other scorer of the config; ``source`` names it."""
-    rows = []
-    for name, entry in run.cfg.quality.scorers.items():
-        scores = instantiate(entry).score(plan.probe, plan.concepts, run.data.splits.class_names, run.cache)
-        measure = {type(plan.measure).__name__: plan.measure}
-        row = recovered(layer, scores.at(layer.ids), true_scores, measure, seed=seed)
-        rows.append(row[row["source"] == "scorer"].assign(source=str(name), layer=layer.layer))
-    return rows
-
-
-def _other_top_k(plan: Plan, layer: LayerActivations, scores: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Labels from half and from twice as many top images, for similarities that have them."""
-    top_k = getattr(plan.measure, "top_k", None)
+def _other_top_k(measure: Similarity) -> list[Similarity]:
+    """The measure with half and with twice as many top images, where it has them."""
+    top_k = getattr(measure, "top_k", None)
     if top_k is None:
-        return {}
-    before = labels_of(layer, scores, plan.measure)
-    return {
-        f"top_k {other}": (before, labels_of(layer, scores, replace(plan.measure, top_k=other)))  # type: ignore[type-var]
-        for other in (top_k // 2, 2 * top_k)
-    }
+        return []
+    return [replace(measure, top_k=other) for other in (max(top_k // 2, 1), 2 * top_k)]  # type: ignore[type-var]
 
 
-def _planted(
-    plan: Plan, found: Dissected, true_scores: Tensor, measures: Mapping[str, Similarity], seed: int
-) -> pd.DataFrame:
-    """Recovery of neurons that were built to detect given concepts."""
-    planted = planted_neurons(true_scores, seed=seed)
+def _planted(plan: Plan, quality: Quality, found: Dissected, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Recovery of neurons that were built to detect given concepts, and what is made of those built to detect none.
+
+    ``planted neurons`` follow the true presence, up to noise; ``planted network`` sees the images. Empty where no truth
+    is known, or fewer than two concepts vary.
+    """
+    if quality.truth is None:
+        return pd.DataFrame(), pd.DataFrame()
     ids, order = torch.sort(plan.probe.ids)
-    layer = LayerActivations.of("planted", ids, planted.activations[order], 100)
-    scores = found.scores.at(ids)
-    return recovered(layer, scores, true_scores[order], measures, planted.truth, seed=seed).assign(
-        layer="planted neurons"
-    )
+    scores, truth = found.scores.at(ids), quality.truth.at(ids)
+    if int((truth.amax(0) > truth.amin(0)).sum()) < 2:
+        log.info("Fewer than two concepts vary over the probe images: no neurons are planted.")
+        return pd.DataFrame(), pd.DataFrame()
+    planted = planted_neurons(truth, seed=seed)
+    network = planted_network(plan.probe.images[order].float() / 255, truth, planted, seed=seed)
+    collector = ActivationCollector("neurons", top_k=100, keep_values=True)
+    with torch.inference_mode(), collector.on(network):
+        for batch in image_loader(plan.probe, plan.run.cfg.probe.batch_size):
+            network(batch.images.float() / 255)
+            collector.update(batch.ids)
+    layers = {
+        "planted neurons": LayerActivations.of("planted neurons", ids, planted.activations, 100),
+        "planted network": collector.result()["neurons"],
+    }
+    sources = {SCORER: scores, ANNOTATIONS: truth}
+    recovery, kinds = [], []
+    for name, layer in layers.items():
+        found_truth = recovered(layer, sources, quality.measures, {"built": planted.truth}, seed=seed)
+        recovery.append(found_truth.assign(layer=name))
+        level = plan.interpretation.level
+        kinds.append(planted_table(layer, scores, quality.measures, planted, level=level, seed=seed).assign(layer=name))
+    return _together(recovery), _together(kinds)
 
 
-def _logits(run: Session, plan: Plan, found: Dissected, measures: Mapping[str, Similarity], seed: int) -> pd.DataFrame:
-    """Recovery of the class logits, whose labels are known on any data: logit c stands for the name of class c.
+def _logits(
+    run: Session, plan: Plan, quality: Quality, found: Dissected, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Recovery of the class logits, whose labels are known on any data, and the sanity tests on these known labels.
 
-    Empty where the scorer cannot score the class names.
+    Logit c stands for the name of class c. No recovery where the scorer cannot score the class names.
     """
     names = run.data.splits.class_names
-    try:
-        scores = plan.scorer.score(plan.probe, concept_set(names), names, run.cache)
-    except UserError:
-        return pd.DataFrame()
     layer = LayerActivations.of("class logits", found.predictions.ids, found.predictions.logits, 100)
     labels = plan.probe.labels[plan.probe.rows_of(layer.ids)]
     shown = torch.nn.functional.one_hot(labels, len(names)).float()
+    assert layer.values is not None
+    counts = shown.sum(0)
+    tested = pd.DataFrame()
+    if bool(((counts >= 2) & (counts < len(shown))).any()):
+        tested = sanity_table(layer.values, shown, sanity_metrics(quality.alphas), seed=seed)
+        tested = tested.assign(presence="annotations", layer="class logits")
+    try:
+        scores = plan.scorer.score(plan.probe, concept_set(names), names, run.cache)
+    except UserError:
+        return pd.DataFrame(), tested
     truth = torch.eye(len(names), dtype=torch.bool)
-    return recovered(layer, scores.at(layer.ids), shown, measures, truth, seed=seed).assign(layer="class logits")
-
-
-def _bars(recovery: pd.DataFrame) -> Figure:
-    """Recovery by the scorer, with what the truth itself would give as the ceiling."""
-    scorer = recovery[recovery["source"] == "scorer"]
-    ceiling = recovery.loc[recovery["source"] == "annotations", "top1"].max()
-    return figures.label_quality(
-        list(scorer["similarity"]),
-        scorer["top1"],
-        scorer["top1_low"],
-        scorer["top1_high"],
-        chance=float(scorer["top1_chance"].mean()),
-        ceiling=float(ceiling),
-    )
-
-
-def _columns(all_names: tuple[str, ...], names: tuple[str, ...]) -> list[int]:
-    place = {name: column for column, name in enumerate(all_names)}
-    return [place[name] for name in names]
+    sources = {SCORER: scores.at(layer.ids), ANNOTATIONS: shown}
+    recovery = recovered(layer, sources, quality.measures, {"class": truth}, seed=seed)
+    return recovery.assign(layer="class logits"), tested
 
 
 def _together(frames: list[pd.DataFrame]) -> pd.DataFrame:

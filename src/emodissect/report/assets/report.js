@@ -79,8 +79,11 @@ const columns = [
   ["similarity", "similarity", i => fixed(2)(all.similarity[i]), 1], ["margin", "margin", i => fixed(2)(all.margin[i]), 1, "similarity above the second concept"],
   ["z", "z", i => fixed(1)(all.z[i]), 1, "distance from random image sets, in their standard deviations"], ["p", "p", i => chance(all.p[i]), 1], ["q", "q", i => chance(all.q[i]), 1, "false discovery rate within the layer"],
   ["accuracy", "accuracy", i => percent(all.accuracy[i]), 1, "share of its top images whose class the label stands for"], ["chance", "by chance", i => percent(all.chance[i]), 1],
+  ["held", "held-out r", i => fixed(2)(all.held[i]), 1, "correlation with the label that half of the images choose, on the other half"],
 ].filter(c => c[0] in all);
 const value = (name, i) => name === "concept" ? data.concepts[all.concept[i]].toLowerCase() || undefined : name === "layer" ? all.layer[i] : all[name][i];
+const holds = i => all.heldQ[i] !== null && all.heldQ[i] < data.level && all.heldConcept[i] === all.concept[i];
+if (!all.held) { $("show").querySelector("[value=holds]").remove(); $("order").querySelector("[value='held:1']").remove(); }
 const state = {rows: [], sort: "z", falling: true, cards: true, shown: 0, page: 0};
 const perPage = 50, perStep = 24;
 
@@ -90,7 +93,7 @@ function filter() {
   for (let i = 0; i < total; i++) {
     const f = all.flags[i];
     if (layer !== "" && all.layer[i] !== +layer) continue;
-    if (show === "dead" ? !(f & 1) : show === "interpretable" ? !(f & 2) : show === "significant" ? !(f & 4) : show === "correct" ? !(all.accuracy[i] >= .5) : show === "others" ? f & 3 : false) continue;
+    if (show === "dead" ? !(f & 1) : show === "interpretable" ? !(f & 2) : show === "significant" ? !(f & 4) : show === "correct" ? !(all.accuracy[i] >= .5) : show === "holds" ? !holds(i) : show === "others" ? f & 3 : false) continue;
     if (words.every(w => /^\d+$/.test(w) ? String(all.neuron[i]) === w || text[i].split(" ")[0] === w : text[i].includes(w))) rows.push(i);
   }
   rows.sort((a, b) => compare(value(state.sort, a), value(state.sort, b), state.falling) || a - b);
@@ -125,6 +128,11 @@ function card(i) {
     if (all.low && all.low[i] !== null) numbers.append(" (" + Math.round(100 * all.low[i]) + "–" + Math.round(100 * all.high[i]) + ")");
     if (all.chance && all.chance[i] !== null) numbers.append(", " + percent(all.chance[i]) + " by chance");
   } else numbers.append("the label stands for no class");
+  if (all.held && all.held[i] !== null) {
+    const same = all.heldConcept[i] === all.concept[i];
+    numbers.append(make("br"), same ? (holds(i) ? "holds on held-out images: " : "not beyond chance on held-out images: ") : "half of the images say “" + data.concepts[all.heldConcept[i]] + "”; on the others ");
+    say("r =", fixed(2)(all.held[i]), " (" + fixed(2)(all.heldLow[i]) + " to " + fixed(2)(all.heldHigh[i]) + ")");
+  }
   const five = make("div", "five"), heat = data.heat[i];
   all.top[i].forEach((tile, rank) => {
     const cell = make("span", "tile"), picture = make("i", "im"), truth = data.labels[tile], guess = data.predicted ? data.predicted[tile] : -1;
