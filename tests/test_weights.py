@@ -202,3 +202,13 @@ def test_arguments_of_foreign_files_are_none(state: dict[str, Tensor], tmp_path:
     torch.save({"state_dict": state, "hyper_parameters": {"lr": 0.1}}, tmp_path / "lightning.ckpt")
     for name in ("w.pt", "w.safetensors", "lightning.ckpt"):
         assert checkpoint_arguments(tmp_path / name) == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["<!DOCTYPE html>\n<html>Not found</html>", "version https://git-lfs.github.com/spec/v1"]
+)
+def test_a_text_in_place_of_weights_is_no_bomb(text: str, tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_text(text)
+    with pytest.raises(UserError, match=f"is no checkpoint.*a text: '{text[:15]}") as caught:
+        read_state_dict(tmp_path / "weights.pt")
+    assert "run code" not in str(caught.value)

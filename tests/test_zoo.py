@@ -124,3 +124,17 @@ def test_what_is_wrong_with_ones_own_network(target: str, arguments: dict, messa
     (tmp_path / "net.py").write_text(NETWORK)
     with pytest.raises(UserError, match=message):
         your_model(target.format(file=tmp_path / "net.py"), arguments)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("import layers_beside_it", r"in line 2: ModuleNotFoundError: .*PYTHONPATH=/"),
+        ("1 / 0", r"in line 2: ZeroDivisionError: division by zero\.$"),
+        ("class Net(:", r"cannot be run: SyntaxError"),
+    ],
+)
+def test_a_file_that_cannot_be_run_is_told(line: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "broken_net.py").write_text(f"import torch\n{line}\n")
+    with pytest.raises(UserError, match=message):
+        your_model(f"{tmp_path}/broken_net.py:Net")

@@ -94,6 +94,8 @@ def read_checkpoint(path: Path) -> Any:
         with torch.serialization.safe_globals(_numbers()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if begins := _text_at_the_start(path):
+            raise _damaged(path, ValueError(f"a text: {begins!r}")) from error
         if "Unsupported" in str(error) or "GLOBAL" in str(error):
             raise _code(path, error) from error
         raise _damaged(path, error) from error
@@ -103,6 +105,13 @@ def read_checkpoint(path: Path) -> Any:
         Exception
     ) as error:  # a file cut off fails in a dozen ways: EOFError, KeyError, RuntimeError, struct.error ...
         raise _damaged(path, error) from error
+
+
+def _text_at_the_start(path: Path) -> str:
+    """The first words of a file that is a text (a web page, a pointer of git-lfs); of any other nothing."""
+    with open(path, "rb") as file:
+        start = file.read(40).partition(b"\n")[0].rstrip()
+    return start.decode() if start.isascii() and start.decode().isprintable() else ""
 
 
 def _code(path: Path, error: Exception) -> UserError:

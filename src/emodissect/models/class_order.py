@@ -8,24 +8,14 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from emodissect.concepts import class_key
 from emodissect.errors import UserError, nearest
-
-_SAME = {
-    "anger": "angry",
-    "disgusted": "disgust",
-    "afraid": "fear",
-    "fearful": "fear",
-    "scared": "fear",
-    "happiness": "happy",
-    "sadness": "sad",
-    "surprised": "surprise",
-}
 
 
 def output_columns(class_names: Sequence[str], class_order: Sequence[str] | None) -> Int64[Tensor, " class"]:
     """For each class of the data, the network's output that stands for it.
 
-    Names are compared without case, spaces and punctuation, and a few everyday variants count as one
+    Names are compared without case, spaces and punctuation, and the usual forms of an emotion count as one
     (anger = angry, happiness = happy, ...). A network may know more classes than the data; those are left out.
 
     Args:
@@ -37,21 +27,17 @@ def output_columns(class_names: Sequence[str], class_order: Sequence[str] | None
     """
     if class_order is None:
         return torch.arange(len(class_names))
+    class_order = [str(name) for name in class_order]
     columns: dict[str, int] = {}
     for column, name in enumerate(class_order):
-        if _plain(name) in columns:
+        if class_key(name) in columns:
             raise UserError(f"model.class_order names '{name}' twice: {', '.join(class_order)}.")
-        columns[_plain(name)] = column
-    missing = [name for name in class_names if _plain(name) not in columns]
+        columns[class_key(name)] = column
+    missing = [name for name in class_names if class_key(name) not in columns]
     if missing:
         raise UserError(
             f"model.class_order has no output for the data's class '{missing[0]}' (the data's classes: "
             f"{', '.join(class_names)}). {nearest(missing[0], class_order)} Set model.class_order to the network's "
             "output order in the data's words, or to null where the orders agree."
         )
-    return torch.tensor([columns[_plain(name)] for name in class_names])
-
-
-def _plain(name: str) -> str:
-    letters = "".join(letter for letter in str(name).casefold() if letter.isalnum())
-    return _SAME.get(letters, letters)
+    return torch.tensor([columns[class_key(name)] for name in class_names])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,16 @@ def _found(target: str) -> Any:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules.setdefault(path.stem, module)
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # whatever the user's file does
+            frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+            where = f" in line {frames[-1]}" if frames else ""
+            beside = f" Modules beside it are found with PYTHONPATH={path.absolute().parent}."
+            raise UserError(
+                f"model.target={target}: the file cannot be run{where}: {type(error).__name__}: {error}."
+                + (beside if isinstance(error, ImportError) else "")
+            ) from error
     else:
         try:
             module = importlib.import_module(place)

@@ -244,6 +244,12 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
     classifier = _build(run, given)
     if given is not None:
         load_weights(classifier.network, given)
+    if run.cfg.task_name != "train":
+        log.info(
+            "ckpt_path is null: %s is trained first, in %s epochs on %s images, and kept. "
+            "Weights of your own are dissected with ckpt_path=<file>.",
+            *(type(classifier.network).__name__, run.cfg.trainer.max_epochs, f"{len(run.data.splits.train):,}"),
+        )
     if run.cfg.soft_labels:
         classifier.set_soft_labels(*_soft_labels(run))
     callbacks = _callbacks(run)
