@@ -362,8 +362,11 @@ def recorded_neurons(network, images, ids):
     return collector.result()["neurons"]
 
 
-@pytest.mark.parametrize("measure", [sim.SoftWPMI(), sim.WPMI(), sim.CosSimilarityCubed(), sim.Pearson()],
-                         ids=lambda m: type(m).__name__)  # fmt: skip
+@pytest.mark.parametrize(
+    "measure",
+    [sim.SoftWPMI(), sim.SoftWPMI(top_k=150), sim.WPMI(), sim.CosSimilarityCubed(), sim.Pearson()],
+    ids=lambda m: f"{type(m).__name__} {m.top_k}",
+)
 def test_a_planted_network_is_labelled_as_it_was_built(drawn, measure):
     images, presence, planted, network = drawn
     ids = torch.arange(1200) * 3 + 1

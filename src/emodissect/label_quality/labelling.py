@@ -11,19 +11,24 @@ from emodissect.recording import LayerActivations
 from emodissect.similarity import Similarity
 
 
-def labelled(
-    layer: LayerActivations, scores: Float[Tensor, "image concept"], measure: Similarity
-) -> Float[Tensor, "neuron concept"]:
-    """The similarity of a layer whose values are all kept, whatever top_k it was recorded with.
+def for_measure(layer: LayerActivations, measure: Similarity) -> LayerActivations:
+    """The layer with as many top images as the similarity needs, whatever top_k it was recorded with.
 
-    Raises UserError where they are not kept.
+    Raises UserError where not all of its values are kept.
     """
     if layer.values is None:
         raise UserError(f"Layer '{layer.layer}' kept only its top images; judging labels needs every activation.")
     wanted = getattr(measure, "top_k", None) or 0
     if len(layer.top_ids) < min(wanted, len(layer.ids)):
-        layer = LayerActivations.of(layer.layer, layer.ids, torch.as_tensor(layer.values), wanted)
-    return measure.of_layer(scores, layer)
+        return LayerActivations.of(layer.layer, layer.ids, torch.as_tensor(layer.values), wanted)
+    return layer
+
+
+def labelled(
+    layer: LayerActivations, scores: Float[Tensor, "image concept"], measure: Similarity
+) -> Float[Tensor, "neuron concept"]:
+    """The similarity of a layer whose values are all kept."""
+    return measure.of_layer(scores, for_measure(layer, measure))
 
 
 def part_of(layer: LayerActivations, kept: Bool[Tensor, " image"], top_k: int = 100) -> LayerActivations:

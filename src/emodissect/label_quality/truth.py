@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from emodissect.label_quality.labelling import labelled
+from emodissect.label_quality.labelling import for_measure, labelled
 from emodissect.label_quality.planted import KINDS, Planted
 from emodissect.label_quality.recovery import best_concepts, recovery
 from emodissect.recording import LayerActivations
@@ -90,7 +90,9 @@ def planted_table(
     rows = []
     for name, measure in measures.items():
         similarity = labelled(layer, scores, measure)
-        p = permutation_p(similarity.amax(1), best_similarity_null(measure, scores, layer, draws, seed))
+        p = permutation_p(
+            similarity.amax(1), best_similarity_null(measure, scores, for_measure(layer, measure), draws, seed)
+        )
         beyond = ~layer.dead & (p < level)
         for kind in KINDS:
             own = planted.of_kind(kind)
