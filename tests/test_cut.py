@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -161,6 +162,41 @@ def test_large_outputs_lie_on_disk_and_leave_nothing(caplog: pytest.LogCaptureFi
     folder = disk._folder
     del disk
     folder.cleanup()
+
+
+def test_outputs_that_find_no_room_are_not_kept(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    usage = SimpleNamespace(total=1e9, used=1e9, free=1000)
+    monkeypatch.setattr("emodissect.edited_logits.shutil.disk_usage", lambda _: usage)
+    full = EditedLogits(vgg(), "conv4b", faces(), memory_limit=100)
+    assert not full.is_cut
+    assert full.bytes == 0
+    assert "are free in" in full.reason
+    assert "TMPDIR" in caplog.text
+    assert EditedLogits(vgg(), "conv4b", faces()).is_cut  # in memory there is room
+
+
+class Masked(nn.Module):
+    """A mask from before the layer is read behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.lin, self.out = nn.Linear(16, 6), nn.Linear(6, 5), nn.Linear(5, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x.flatten(1))
+        bright = x.sum(1, keepdim=True) > 0
+        return self.out(torch.where(bright, self.lin(x), x[:, :5]))
+
+
+def test_masks_are_worked_out_again_behind_the_cut() -> None:
+    torch.manual_seed(0)
+    cut = EditedLogits(Inference(Preprocess(size=4), Masked().eval()), "lin", faces(), batch_size=4)
+    assert cut.is_cut, cut.reason
+    scales = torch.rand(2, 5)
+    for cell, logits in enumerate(cut.logits(scales, "weight")):
+        torch.testing.assert_close(logits, cut.exact(cut.edit(scales[cell], "weight")).logits, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("views", ["single", "ten_crop"])
