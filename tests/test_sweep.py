@@ -136,6 +136,17 @@ def test_the_command_line_of_a_wandb_agent_composes(path: Path, tmp_path: Path) 
     assert sweep["metric"]["goal"] == "maximize"
 
 
+def test_dissections_are_ranked_by_how_well_their_labels_fit_beside_chance() -> None:
+    jobs = pd.DataFrame({"job": ["0", "1"], "similarity": ["pearson", "wpmi"], "neuron_accuracy": [0.3, 0.2]})
+    jobs = jobs.assign(**{"data.train": 1500})
+    page = SweepPage(jobs, "neuron_accuracy", swept=["similarity"])
+    told = page.summary()
+    assert ">similarity<" in page.html()
+    assert "data.train" not in page.html()  # the same in every job
+    assert told.startswith("2 jobs, all finished. Best by neuron accuracy: pearson (30.0 %).")
+    assert told.endswith("beside it stands what chance gives, which differs from job to job.")
+
+
 def test_a_single_cell_is_no_heat_map() -> None:
     jobs = pd.DataFrame({"job": ["0"], "layer": ["lin2"], "tau": [0.0], "factor": [1.5], "delta_val": [0.01]})
     assert SweepPage(jobs).grids() == {}

@@ -234,7 +234,7 @@ class EditPage:
         )
         images = self.grid_images or _images_of(self.grid)
         band = f"; chance flips alone give about ±{100 * figures.noise_band(self.grid, images):.2f}" if images else ""
-        return f"{text}{band}). Lists such as 'tau=[-0.5,0,0.5]' and 'factor=[1.25,1.5,2]' make a grid."
+        return f"{text}{band}). A list of values, such as 'tau=[0,0.5,1]', makes a grid."
 
     def _cell_caption(self, cells: pd.DataFrame) -> str:
         best = cells.iloc[int(cells["delta"].to_numpy().argmax())]

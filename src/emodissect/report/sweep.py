@@ -32,6 +32,11 @@ KNOWN = {
     "lost": Column("lost", "lost", "count"),
     "val/acc": Column("val/acc", "accuracy, validation", "percent"),
     "test/acc": Column("test/acc", "accuracy, test", "percent"),
+    "neurons": Column("neurons", "neurons", "count"),
+    "interpretable": Column("interpretable", "interpretable", "count"),
+    "significant": Column("significant", "beyond chance", "count", "neurons with q below the level"),
+    "neuron_accuracy": Column("neuron_accuracy", "neuron accuracy", "percent", "of the layer whose labels fit best"),
+    "neuron_accuracy_chance": Column("neuron_accuracy_chance", "by chance", "percent"),
     "accuracy_before": Column("accuracy_before", "before", "percent"),
     "accuracy_after": Column("accuracy_after", "after", "percent"),
     "seconds": Column("seconds", "seconds", 1),
@@ -39,7 +44,7 @@ KNOWN = {
 }
 #: What says how a job differs from another.
 SETTINGS = ("layer", "selection", "rule", "tau", "factor", "seed")
-HIDDEN = {"folder", "task", "chosen"}
+HIDDEN = {"folder", "task", "chosen", "verdict"}
 FIGURE_NAMES = {
     "delta_val": "change on validation (points)",
     "delta": "change on test (points)",
@@ -57,7 +62,8 @@ class SweepPage:
     Attributes:
         jobs: one row a job: its overrides (``layer``, ``tau``, ``factor``, ...), ``delta_val`` and ``delta`` (change of
             accuracy on validation and on test, fractions), where known ``delta_low``, ``delta_high``, ``p_value``,
-            ``accuracy_before``, ``accuracy_after``; ``error`` where it failed. Other columns are shown as they are.
+            ``accuracy_before``, ``accuracy_after``; ``error`` where it failed. Of the other columns those that
+            differ between jobs are shown.
         value: the column that the jobs were ranked by; higher is better.
         command, manifest: where it comes from.
         swept: the columns that tell jobs apart; layer, tau and factor where nothing is given.
@@ -134,10 +140,12 @@ class SweepPage:
                 text += f" ({words.p_sentence(best['p_value'])})"
         elif self.value == "val/acc" and "test/acc" in best and not words.missing(best["test/acc"]):
             text += f"; on test it reaches {words.percent(best['test/acc'])}"
-        return (
-            f"{text}. The best of {words.count(len(self.done), 'try', 'tries')} looks better than it is: trust the "
-            "test figure of the job that validation chose, not the largest test figure in the table."
-        )
+        text += f". The best of {words.count(len(self.done), 'try', 'tries')} looks better than it is: "
+        if "delta" in best or "test/acc" in best:
+            return text + (
+                "trust the test figure of the job that validation chose, not the largest test figure in the table."
+            )
+        return text + "beside it stands what chance gives, which differs from job to job."
 
     def facts(self) -> list[Fact]:
         """The figures at the top."""
@@ -162,7 +170,7 @@ class SweepPage:
     def _figure(self, value: float) -> str:
         if "delta" in self.value:
             return f"{words.points(value)} points"
-        return words.percent(value) if self.value.endswith("acc") else words.number(float(value), 4)
+        return words.percent(value) if self.value.endswith(("acc", "accuracy")) else words.number(float(value), 4)
 
     def name(self, row: pd.Series) -> str:
         """A job in words: what tells it apart."""
@@ -264,7 +272,7 @@ class SweepPage:
         columns += [
             Column(str(name), str(name).replace("_", " "), 3 if pd.api.types.is_float_dtype(jobs[name]) else "text")
             for name in jobs.columns
-            if name not in KNOWN and name not in HIDDEN
+            if name not in KNOWN and name not in HIDDEN and (len(jobs) == 1 or len(set(jobs[name].astype(str))) > 1)
         ]
         columns = [
             Column(c.name, c.heading, "text", c.help)
