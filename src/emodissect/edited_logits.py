@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from rich.progress import track
 from torch import Tensor, nn
 
 from emodissect.cut import Cut, cut_behind
@@ -22,6 +21,7 @@ from emodissect.editable import columns_scale, editable_layer, next_layer_of
 from emodissect.editing import Edit, edited
 from emodissect.errors import UserError
 from emodissect.evaluation import Inference, Predictions, evaluating, predict
+from emodissect.progress import tracked
 from emodissect.tracing import CannotTrace
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class EditedLogits:
 
     def _of_distinct(self, scales: Tensor, parameters: str) -> Tensor:
         if self._parts is None:
-            rows = track(scales, description="edits, in full", transient=True) if self.progress else scales
+            rows = tracked(scales, "edits, in full") if self.progress else scales
             return torch.stack([self._full(self.edit(row, parameters)).logits for row in rows])
         values = sum(len(torch.unique(row)) for row in scales)
         linear = self._parts.linear
@@ -219,7 +219,7 @@ class EditedLogits:
     def _batches(self, description: str, batch_size: int | None = None) -> Iterator[tuple[int, Tensor]]:
         size = batch_size or self.batch_size
         starts = range(0, len(self.images), size)
-        bar = track(starts, description=description, transient=True) if self.progress else starts
+        bar = tracked(starts, description) if self.progress else starts
         for start in bar:
             yield start, self.images.images[start : start + size]
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
-from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -25,6 +24,7 @@ from torchmetrics.functional.classification import (
 
 from emodissect.data.images import Batch
 from emodissect.models.classifier import Classifier
+from emodissect.progress import tracked
 from emodissect.statistics import delta_interval, mcnemar, wilson
 
 
@@ -150,7 +150,7 @@ def predict(
         progress: what a progress bar says; None shows none.
     """
     ids, labels, logits = [], [], []
-    batches = track(loader, description=progress, transient=True) if progress else loader
+    batches = tracked(loader, progress) if progress else loader
     with evaluating(forward), torch.inference_mode():
         for batch in batches:
             logits.append(forward(batch.images.to(device)).float().cpu())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,33 +13,64 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-_HIDDEN = ("hydra", "paths", "print_config")
+_HIDDEN = ("hydra", "paths", "print_config", "task_name")
 
 
 def config_tree(cfg: DictConfig) -> Tree:
-    """The resolved config, a branch a group: the class it names, and its arguments."""
+    """What the run is asked for, a branch a group: the class it names, and its arguments.
+
+    Left out is what tells nothing: switches that are off, arguments left open, and the folders of ``paths``, which
+    the summary names. The whole config is in ``.hydra/config.yaml`` of the run folder.
+    """
     tree = Tree(f"[bold]{cfg.task_name}[/]", guide_style="dim")
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
+    folders = {str(folder) for folder in (plain.get("paths") or {}).values()}
+    run_dir = str((plain.get("paths") or {}).get("run_dir", ""))
     for name, value in plain.items():
-        if str(name) not in _HIDDEN and value is not None:
-            tree.add(Text.assemble((f"{name!s}: ", "cyan"), written(value)))
+        if str(name) not in _HIDDEN and value is not False and not _tells_nothing(value):
+            tree.add(Text.assemble((f"{name!s}: ", "cyan"), written(_without_folders(value, folders, run_dir))))
     return tree
 
 
 def written(value: Any) -> str:
-    """A config value on one line: ``Class(key=value, ...)`` for a node with a target, plain YAML words otherwise."""
+    """A config value on one line: ``Class(key=value, ...)`` for a node with a target, plain YAML words otherwise.
+
+    Of several nodes with targets, their names; of more than eight words, the first and how many.
+    """
     if isinstance(value, Mapping):
-        arguments = {k: v for k, v in value.items() if not str(k).startswith("_")}
+        arguments = {k: v for k, v in value.items() if not str(k).startswith("_") and not _tells_nothing(v)}
         target = str(value.get("_target_", "")).rpartition(".")[2]
+        inside = ", ".join(f"{k}={_nested(v)}" for k, v in arguments.items())
         if target:
-            return f"{target}({', '.join(f'{k}={written(v)}' for k, v in arguments.items())})"
-        if all(isinstance(v, list) for v in arguments.values()) and len(arguments) > 8:
-            return f"{len(arguments)}: {', '.join(arguments)}"
-        return ", ".join(f"{k}={written(v)}" for k, v in arguments.items())
+            return f"{target}({inside})" if inside else target
+        if arguments and all(isinstance(v, Mapping) and "_target_" in v for v in arguments.values()):
+            return ", ".join(map(str, arguments))
+        if all(isinstance(v, list) for v in value.values()) and len(value) > 8:
+            return f"{len(value)}: {', '.join(list(value)[:3])}, …"
+        return inside
     if isinstance(value, list):
         return f"[{', '.join(written(item) for item in value)}]"
     return "null" if value is None else str(value)
+
+
+def _nested(value: Any) -> str:
+    return f"{{{written(value)}}}" if isinstance(value, Mapping) and "_target_" not in value else written(value)
+
+
+def _tells_nothing(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, Mapping | list) and not value)
+
+
+def _without_folders(value: Any, folders: Set[str], run_dir: str) -> Any:
+    """The value without the arguments that are one of the folders, or lie in the run's."""
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key: _without_folders(item, folders, run_dir)
+        for key, item in value.items()
+        if not (isinstance(item, str) and (item in folders or (run_dir and item.startswith(f"{run_dir}/"))))
+    }
 
 
 @dataclass(frozen=True)

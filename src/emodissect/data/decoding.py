@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import psutil
 import torch
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageOps
-from rich.console import Console
-from rich.errors import LiveError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image, read_file
 from torchvision.transforms.v2 import functional as transforms
 
 from emodissect.errors import UserError
+from emodissect.progress import tracked
 
 log = logging.getLogger(__name__)
 
-Item = TypeVar("Item")
 FITS = ("crop", "stretch")
 _MODES = {1: (ImageReadMode.GRAY, "L"), 3: (ImageReadMode.RGB, "RGB")}
 
@@ -66,7 +62,7 @@ def read_images(
     faults: list[str] = []
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
         decoded = threads.map(partial(_read_or_fault, size=size, channels=channels, fit=fit), files)
-        for row, image in enumerate(tracked(decoded, len(files), what)):
+        for row, image in enumerate(tracked(decoded, what, len(files))):
             if isinstance(image, Tensor):
                 images[row] = image
             else:
@@ -113,22 +109,6 @@ def fitted(
     shorter = min(height, width)
     scaled = [max(size, round(height * size / shorter)), max(size, round(width * size / shorter))]
     return transforms.center_crop(transforms.resize(image, scaled, antialias=True), [size, size])
-
-
-def tracked(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """The items, with a progress bar on a terminal (on stderr) while they are taken."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    try:
-        progress.start()
-    except LiveError:  # another bar is on the screen
-        yield from items
-        return
-    try:
-        yield from progress.track(items, total=total, description=what)
-    finally:
-        progress.stop()
 
 
 def _read_or_fault(path: Path, size: int, channels: int, fit: str) -> Tensor | str:

@@ -14,9 +14,10 @@ import torch
 from jaxtyping import UInt8
 
 from emodissect.data.class_folders import find_images, stratified_parts
-from emodissect.data.decoding import read_images, tracked
+from emodissect.data.decoding import read_images
 from emodissect.data.ferplus import VOTED_ON
 from emodissect.errors import UserError, nearest
+from emodissect.progress import tracked
 
 CLASS_NAMES = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")
 USAGES = ("Training", "PublicTest", "PrivateTest")
@@ -200,7 +201,7 @@ def _in_pieces(path: Path) -> Iterator[pd.DataFrame]:
         encoding="utf-8-sig",
         encoding_errors="replace",
     )
-    yield from tracked(pieces, max(1, round(size / 8390 / _ROWS_AT_A_TIME)), "Reading FER2013")
+    yield from tracked(pieces, "Reading FER2013", max(1, round(size / 8390 / _ROWS_AT_A_TIME)))
 
 
 def _parsed(texts: list[str]) -> UInt8[np.ndarray, "image 48 48"]:

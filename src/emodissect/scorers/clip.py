@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +19,7 @@ from emodissect.cache import Cache
 from emodissect.concepts import ConceptSet
 from emodissect.data.images import ImageSet
 from emodissect.errors import UserError, nearest
+from emodissect.progress import progress_bar
 from emodissect.scorers.open_clip_model import OpenClip
 from emodissect.scorers.scores import ConceptScores
 from emodissect.scorers.templates import prompts, resolve_templates
@@ -171,10 +171,8 @@ class ClipScorer:
         if not (self.progress and total):
             yield lambda count: None
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), transient=True) as bar:
-            task = bar.add_task(f"CLIP: {what}", total=total)
-            yield lambda count: bar.advance(task, count)
+        with progress_bar(f"CLIP: {what}", total) as advance:
+            yield advance
 
     def _warn_of_unknown_words(self, concepts: Sequence[str]) -> None:
         unknown = {name: words for name in concepts if (words := self.clip.unknown_words(name))}

@@ -1,0 +1,47 @@
+"""A bar on a terminal while something takes its time; nothing where output goes to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from operator import length_hint
+from typing import TypeVar
+
+from rich.console import Console
+from rich.errors import LiveError
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Item = TypeVar("Item")
+
+
+@contextmanager
+def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr that is gone afterwards; gives the function that moves it.
+
+    Args:
+        what: the words beside it.
+        total: how far it goes; None where that is not known.
+    """
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    timed = (*columns, TimeElapsedColumn(), TimeRemainingColumn())
+    # a bar that is no live one would leave an empty line behind in a log
+    progress = Progress(*timed, console=console, transient=True, disable=not console.is_terminal)
+    try:
+        progress.start()
+    except LiveError:  # another bar is on the screen
+        yield lambda count: None
+        return
+    try:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)
+    finally:
+        progress.stop()
+
+
+def tracked(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
+    """The items, with a bar while they are taken; ``total`` is how many, where the items themselves do not know."""
+    with progress_bar(what, total if total is not None else length_hint(items) or None) as advance:
+        for item in items:
+            yield item
+            advance(1)

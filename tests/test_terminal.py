@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from composing import composed
+from rich.console import Console
+from rich.progress import Progress
+
+from emodissect.progress import progress_bar, tracked
+from emodissect.terminal import config_tree, written
+
+
+def test_config_values_on_one_line() -> None:
+    scale = {"_target_": "emodissect.editing.Scale", "factor": 1.5, "label": None, "further": {}}
+    assert written(scale) == "Scale(factor=1.5)"
+    assert written({"_target_": "emodissect.scorers.TinyClip", "weights": None}) == "TinyClip"
+    assert written({"limit": None, "split": "train", "names": ["a", "b"]}) == "split=train, names=[a, b]"
+    assert written({"best": scale, "last": scale}) == "best, last"
+    nested = {"noise": 1, "more": {"least": 0.1}, "edits": {"one": scale}}
+    assert written(nested) == "noise=1, more={least=0.1}, edits={one}"
+    assert written({f"concept {n}": [] for n in range(9)}) == "9: concept 0, concept 1, concept 2, …"
+
+
+def test_the_config_tree_leaves_out_what_tells_nothing(tmp_path: Path) -> None:
+    run_dir = tmp_path / "logs" / "run"
+    cfg = composed("edit", f"paths.cache_dir={tmp_path}/cache", "tags=[first]", run_dir=run_dir)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(config_tree(cfg))
+    lines = console.export_text().splitlines()
+    assert len(lines) < 55
+    assert lines[0] == "edit"
+    shown = "\n".join(lines)
+    assert str(tmp_path) not in shown
+    assert "null" not in shown.replace("null_draws", "").replace("null_studies", "")
+    assert "soft_labels" not in shown
+    for told in ("tags: [first]", "factor: 1.5", "model: VGG(", "callbacks: best, last", "train=7000"):
+        assert told in shown
+
+
+def test_bars_say_nothing_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    assert list(tracked([1, 2, 3], "counting")) == [1, 2, 3]
+    assert list(tracked(iter("ab"), "letters", total=2)) == ["a", "b"]
+    with progress_bar("moving", None) as advance:
+        advance(1)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_bar_within_a_bar_passes_the_items_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
+    with Progress():
+        assert list(tracked(range(3), "inner")) == [0, 1, 2]
