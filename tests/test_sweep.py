@@ -136,6 +136,16 @@ def test_the_command_line_of_a_wandb_agent_composes(path: Path, tmp_path: Path) 
     assert sweep["metric"]["goal"] == "maximize"
 
 
+def test_a_best_job_that_changed_nothing_and_errors_with_brackets_are_printed() -> None:
+    jobs = pd.DataFrame({"job": ["0", "1", "2"], "layer": ["lin2"] * 3, "tau": [0.0, 0.5, 1.0], "factor": [1.5] * 3})
+    jobs = jobs.assign(delta_val=[0.0, -0.01, None], error=[None, None, "tau=[/] is no [list]"])
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    show(SweepPage(jobs, swept=["tau"]), console)
+    text = console.export_text()
+    assert "job 2 failed: tau=[/] is no [list]" in text
+    assert "−1.00" in text
+
+
 def test_dissections_are_ranked_by_how_well_their_labels_fit_beside_chance() -> None:
     jobs = pd.DataFrame({"job": ["0", "1"], "similarity": ["pearson", "wpmi"], "neuron_accuracy": [0.3, 0.2]})
     jobs = jobs.assign(**{"data.train": 1500})

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.columns import Columns
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from emodissect import figures
@@ -92,11 +93,11 @@ def show(page: SweepPage, console: Console) -> None:
     if len(page.replicates):
         console.print(frame_table(readable(page.replicates), "Over seeds, in per cent or points"))
     for row in page.failed.to_dict("records"):
-        console.print(f"[red]job {row['job']} failed:[/] {row['error']}", highlight=False)
+        console.print(f"[red]job {row['job']} failed:[/] {escape(row['error'])}", highlight=False)
     if page.best is not None:
-        console.print(f"\n{page.summary()}", highlight=False)
+        console.print(f"\n{page.summary()}", highlight=False, markup=False)
         if isinstance(page.best.get("verdict"), str):
-            console.print(f"[bold]{page.best['verdict']}[/]", highlight=False)
+            console.print(page.best["verdict"], style="bold", highlight=False, markup=False)
 
 
 def fitting_table(jobs: pd.DataFrame, title: str, columns: dict[str, Column], console: Console) -> Table:
@@ -122,7 +123,8 @@ def heat_map(grid: pd.DataFrame, title: str) -> Table:
     """
     cells: dict[tuple[str, str], str] = {}
     for cell in grid.to_dict("records"):
-        style = ("green" if cell["delta"] > 0 else "red" if cell["delta"] < 0 else "") + " reverse" * cell["chosen"]
+        colour = "green" if cell["delta"] > 0 else "red" if cell["delta"] < 0 else ""
+        style = " ".join(filter(None, (colour, "reverse" if cell["chosen"] else "")))
         text = points(cell["delta"])
         cells[plain(cell["tau"]), plain(cell["factor"])] = f"[{style}]{text}[/]" if style else text
     rows, across = ([plain(v) for v in sorted(grid[name].unique())] for name in ("tau", "factor"))
