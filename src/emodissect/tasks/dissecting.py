@@ -151,12 +151,8 @@ class Plan:
             return named
         with torch.inference_mode():
             inputs = classifier.inputs(self.probe.images[:2])
-        reached = reached_layers(
-            classifier.network, named, inputs, self.pool, channels_last=self.run.cfg.layer.channels_last
-        )
-        if left_out := [name for name in named if name not in reached]:
-            log.info("No forward pass calls %s: left out.", ", ".join(left_out))
-        return reached
+        channels_last = self.run.cfg.layer.channels_last
+        return reached_layers(classifier.network, named, inputs, self.pool, channels_last=channels_last)
 
     def check(self) -> None:
         """Tries everything that a person could have misspelt. Raises UserError."""
