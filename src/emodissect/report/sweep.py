@@ -196,8 +196,9 @@ class SweepPage:
             cells[name] = pd.to_numeric(cells[name], errors="coerce")
         cells = cells.dropna(subset=needed)
         cells["chosen"] = [self.best is not None and index == self.best.name for index in cells.index]
-        by = [n for n in ("layer", "selection", "rule") if n in cells and (n == "layer" or len(set(cells[n])) > 1)]
-        by += [name for name in self.swept if name in cells and name not in {*SETTINGS, "edit"}]
+        others = [name for name in self.swept if name not in {*SETTINGS, "edit"}]
+        told = [name for name in ("layer", "selection", "rule", *others) if name in cells]
+        by = [name for name in told if name == "layer" or len(set(cells[name].astype(str))) > 1]
         found = {}
         for name, group in cells.groupby(_joined(cells, by), sort=False):
             columns = {"delta": (self.value, "mean"), "chosen": ("chosen", "any"), "jobs": ("chosen", "size")}
