@@ -17,6 +17,7 @@ import torch
 from composing import CONF, SMALL
 from safetensors.torch import load_file
 
+from emodissect.data.sketches.source import BLOCK
 from emodissect.dissection import Dissection
 from emodissect.errors import UserError
 from emodissect.models.classifier import Classifier
@@ -440,6 +441,17 @@ def test_soft_labels_are_those_of_all_images_trained_on_and_other_votes_train_an
         weights.append(load_weights_of(folder))
     assert given[0].tolist() == list(range(84))
     assert weights[0] != weights[1]
+
+
+def test_the_saliency_of_named_test_images_is_shown_whether_they_are_mistaken_or_not(verb: Verb) -> None:
+    with pytest.raises(UserError, match=r"pictures\.ids names images that are not there: -1"):
+        verb("train", "pictures.ids=[-1]")
+    folder, _ = verb("train")
+    assert "Where the classifier looked" not in (folder / "report.html").read_text()
+    # all of test, more than the mistakes shown
+    ids = "[" + ",".join(str(2 * BLOCK + place) for place in range(150)) + "]"
+    folder, _ = verb("train", f"pictures.ids={ids}")
+    assert "Where the classifier looked" in (folder / "report.html").read_text()
 
 
 def test_early_stopping_stops(verb: Verb) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from emodissect import figures
 from emodissect.data.images import ImageSet
 from emodissect.report import page, words
-from emodissect.report.neurons import Predicted, neuron_payload, predicted_classes
+from emodissect.report.neurons import Predicted, neuron_payload, predicted_classes, saliency_tiles
 from emodissect.report.page import Column, Content, Extra, Fact, Section
 
 LAYER_COLUMNS = (
@@ -323,16 +323,5 @@ class DissectionPage:
         )
 
     def _saliency(self, content: Content) -> Markup:
-        ids = list(self.saliency)
-        content.pool.add(self.images, ids)
-        predicted = predicted_classes(self.predictions)
-        tiles = Markup("")
-        for image_id in ids:
-            truth, guess = content.pool.label(image_id), predicted.get(image_id)
-            note = "" if guess is None or guess == truth else f"→ {self.class_names[guess]}"
-            tiles += content.image(image_id, self.class_names[truth], note, self.saliency[image_id])
-        text = Markup(
-            "<p>Gradient saliency: where a small change of a pixel would change the score of the predicted class most. "
-            "If the shade lies beside the face, the classifier uses something else than the expression.</p>"
-        )
-        return text + Markup('<div class="tiles">{}</div>').format(tiles)
+        content.pool.add(self.images, list(self.saliency))
+        return saliency_tiles(content, self.saliency, self.class_names, self.predictions)

@@ -8,12 +8,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from emodissect.data.images import ImageSet
 from emodissect.report.images import ImagePool
-from emodissect.report.page import pack_heat
+from emodissect.report.page import Content, pack_heat
 
 #: Distinct images shown at most; beyond it each neuron shows fewer of its top images.
 MOST_IMAGES = 24_000
@@ -38,6 +39,23 @@ def predicted_classes(predictions: Predicted | None) -> dict[int, int]:
     if predictions is None:
         return {}
     return dict(zip(predictions.ids.tolist(), predictions.logits.argmax(dim=1).tolist(), strict=True))
+
+
+def saliency_tiles(
+    content: Content, saliency: Mapping[int, ArrayLike], class_names: Sequence[str], predictions: Predicted | None
+) -> Markup:
+    """Images of the pool under their gradient saliency, with the predicted class where it is wrong."""
+    predicted = predicted_classes(predictions)
+    tiles = Markup("")
+    for image_id, heat in saliency.items():
+        truth, guess = content.pool.label(image_id), predicted.get(image_id)
+        note = "" if guess is None or guess == truth else f"→ {class_names[guess]}"
+        tiles += content.image(image_id, class_names[truth], note, heat)
+    text = Markup(
+        "<p>Gradient saliency: where a small change of a pixel would change the score of the predicted class most. "
+        "If the shade lies beside the face, the classifier uses something else than the expression.</p>"
+    )
+    return text + Markup('<div class="tiles">{}</div>').format(tiles)
 
 
 def neuron_payload(

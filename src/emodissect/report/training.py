@@ -15,7 +15,7 @@ from emodissect import figures
 from emodissect.data.images import ImageSet
 from emodissect.report import page, words
 from emodissect.report.editing import confusion_counts
-from emodissect.report.neurons import Predicted
+from emodissect.report.neurons import Predicted, saliency_tiles
 from emodissect.report.page import Content, Extra, Fact, Section
 
 NAMES = {
@@ -73,6 +73,10 @@ class TrainPage:
             sections.append(Section("curves", "Training", self._curves(content)))
         if self.predictions is not None and self.images is not None:
             sections.append(Section("mistakes", "Surest mistakes", self._mistakes(content)))
+            if others := {i: heat for i, heat in self.saliency.items() if i not in self._surest_mistakes()}:
+                content.pool.add(self.images, list(others))
+                tiles = saliency_tiles(content, others, self.class_names, self.predictions)
+                sections.append(Section("saliency", "Where the classifier looked", tiles, "Saliency"))
         sections += page.extra_sections(content, self.extras)
         return page.compose(
             content,
@@ -159,14 +163,20 @@ class TrainPage:
             )
         return Markup('<div class="figures">{}</div>').format(drawings)
 
-    def _mistakes(self, content: Content, most: int = 48) -> Markup:
+    def _surest_mistakes(self, most: int = 48) -> dict[int, int]:
+        """Ids of the wrong answers that the classifier was surest of, and the row of each."""
         assert self.predictions is not None
-        assert self.images is not None
         sure, guess = self.predictions.logits.softmax(dim=1).max(dim=1)
         wrong = (guess != self.predictions.labels).nonzero().flatten()
         order = wrong[sure[wrong].argsort(descending=True)][:most].tolist()
-        ids = [int(self.predictions.ids[row]) for row in order]
-        content.pool.add(self.images, ids)
+        return {int(self.predictions.ids[row]): row for row in order}
+
+    def _mistakes(self, content: Content) -> Markup:
+        assert self.predictions is not None
+        assert self.images is not None
+        sure, guess = self.predictions.logits.softmax(dim=1).max(dim=1)
+        rows = self._surest_mistakes()
+        content.pool.add(self.images, list(rows))
         tiles = Markup("").join(
             content.image(
                 image_id,
@@ -174,12 +184,12 @@ class TrainPage:
                 f"→ {self.class_names[int(guess[row])]} {100 * float(sure[row]):.0f}\u00a0%",
                 self.saliency.get(image_id),
             )
-            for image_id, row in zip(ids, order, strict=True)
+            for image_id, row in rows.items()
         )
         text = (
             "The wrong answers that the classifier was surest of: true class, and its own answer with its probability."
         )
-        if self.saliency:
+        if any(image_id in self.saliency for image_id in rows):
             text += " The orange shade shows the pixels that the answer hangs on most."
         return Markup('<p>{}</p><div class="tiles">{}</div>').format(text, tiles)
 

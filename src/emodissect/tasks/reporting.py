@@ -90,7 +90,7 @@ def train_page(run: Session, trained: Trained, metrics: Mapping[str, float]) -> 
         history=history(run, trained),
         predictions=outputs,
         images=tested if outputs is not None else None,
-        saliency=saliency_maps(classifier, tested, wanted, run.cfg.seed, mistakes) if mistakes else {},
+        saliency=saliency_maps(classifier, tested, wanted, run.cfg.seed, mistakes) if outputs is not None else {},
         extras=[*beside_training(run.cfg, metrics), *audit_extras(run.data, outputs)],
         command=command(),
         manifest=run.manifest(),

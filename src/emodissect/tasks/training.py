@@ -27,6 +27,7 @@ from emodissect.models.weights import checkpoint_arguments, load_weights, read_s
 from emodissect.provenance import architecture_hash, versions, weights_hash, write_json
 from emodissect.ranks import first_rank
 from emodissect.statistics import wilson
+from emodissect.tasks.picturing import chosen_ids
 from emodissect.tasks.reporting import keep_history, train_page, write_page
 from emodissect.tasks.session import Session, resolved, session
 from emodissect.terminal import figures_table
@@ -86,6 +87,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             "same command is given again.)"
         )
     with session(cfg) as run:
+        if cfg.test:
+            chosen_ids(run.data.splits.test, cfg.pictures)  # told before the training
         trained = trained_classifier(run, fit=cfg.fit)
         figures: dict[str, Any] = dict(trained.metrics)
         if cfg.test:
