@@ -156,10 +156,11 @@ class Plan:
 
     def check(self) -> None:
         """Tries everything that a person could have misspelt. Raises UserError."""
-        if len(self.concepts) == 1 and not self.measure.needs_values:
+        measure = self.measure  # made here, so that a wrong parameter of it is told
+        if len(self.concepts) == 1 and not measure.needs_values:
             log.warning(
                 "A single concept (%s) tells %s nothing: a softmax over one is 1. Take similarity=pearson.",
-                *(self.concepts.names[0], type(self.measure).__name__),
+                *(self.concepts.names[0], type(measure).__name__),
             )
         names = self.run.data.splits.class_names
         self.concepts.class_mask(names)
