@@ -211,6 +211,7 @@ def test_the_trusted_metrics_pass_both_sanity_tests_and_the_others_fail_one(rare
         quality.sanity_table(rare[0], torch.zeros(5000, 60))
 
 
+@pytest.mark.slow
 def test_an_offset_makes_the_cosine_fail_and_nothing_else(rare):
     """Oikarinen et al., appendix E.2: the cosine is not centred."""
     activations, presence = rare
@@ -221,6 +222,7 @@ def test_an_offset_makes_the_cosine_fail_and_nothing_else(rare):
         assert (moved.passed.drop("cosine") == plain.passed.drop("cosine")).all()
 
 
+@pytest.mark.slow
 def test_rectified_activations_are_what_the_cosine_was_made_for(rare):
     activations, presence = rare
     table = quality.sanity_table(activations - 1, presence, quality.sanity_metrics([0.005])).set_index("metric")

@@ -15,6 +15,8 @@ from emodissect.data.ferplus import VOTED_ON
 from emodissect.data.sketches import CLASS_NAMES
 from emodissect.dissection import Dissection
 
+pytestmark = pytest.mark.slow  # every test runs whole verbs
+
 Verb = Callable[..., tuple[Path, dict[str, Any]]]
 
 SMALL_NET = '''
