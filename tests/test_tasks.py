@@ -24,6 +24,7 @@ from emodissect.models.classifier import Classifier
 from emodissect.models.vgg import VGG
 from emodissect.models.weights import load_weights
 from emodissect.provenance import weights_hash
+from emodissect.statistics import wilson
 from emodissect.study import EditStudy
 
 Verb = Callable[..., tuple[Path, dict[str, Any]]]
@@ -442,6 +443,12 @@ def test_the_saliency_of_named_test_images_is_shown_whether_they_are_mistaken_or
     ids = "[" + ",".join(str(2 * BLOCK + place) for place in range(150)) + "]"
     folder, _ = verb("train", f"pictures.ids={ids}")
     assert "Where the classifier looked" in (folder / "report.html").read_text()
+
+
+def test_the_interval_is_that_of_the_images_that_were_tested(verb: Verb) -> None:
+    _, result = verb("train", "+trainer.limit_test_batches=1", "data.eval_batch_size=50")
+    low, high = wilson(round(result["test/acc"] * 50), 50)
+    assert (result["test/acc_low"], result["test/acc_high"]) == pytest.approx((float(low), float(high)))
 
 
 def test_early_stopping_stops(verb: Verb) -> None:

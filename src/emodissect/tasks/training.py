@@ -104,7 +104,7 @@ def evaluate(run: Session, classifier: Classifier) -> dict[str, float]:
     """Accuracy and the rest on the test split, with a Wilson interval; logged as ``test/*``."""
     results = run.evaluating_trainer().test(classifier, datamodule=run.data, verbose=False)
     figures = {name: float(value) for name, value in results[0].items()}
-    images = len(run.data.splits.test)
+    images = len(classifier.results["test"].ids)  # fewer than the split where trainer.limit_test_batches says so
     low, high = wilson(round(figures["test/acc"] * images), images)
     return {**figures, "test/acc_low": float(low), "test/acc_high": float(high)}
 
@@ -114,6 +114,7 @@ def _readable(figures: Mapping[str, float], data: FaceDataModule) -> dict[str, A
     for split, images in (("val", data.splits.val), ("test", data.splits.test)):
         if f"{split}/acc" in figures:
             low, high = wilson(round(figures[f"{split}/acc"] * len(images)), len(images))
+            low, high = figures.get(f"{split}/acc_low", low), figures.get(f"{split}/acc_high", high)
             shown[f"{split} accuracy"] = f"{figures[f'{split}/acc']:.2%}  (95 % {float(low):.2%} to {float(high):.2%})"
             shown |= {
                 f"{split} {name}": figures[f"{split}/{key}"]
