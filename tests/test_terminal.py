@@ -3,13 +3,14 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from composing import composed
 from rich.console import Console
 from rich.progress import Progress
 
 from emodissect.progress import progress_bar, tracked
-from emodissect.terminal import config_tree, written
+from emodissect.terminal import config_tree, frame_table, written
 
 
 def test_config_values_on_one_line() -> None:
@@ -51,3 +52,24 @@ def test_a_bar_within_a_bar_passes_the_items_on(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
     with Progress():
         assert list(tracked(range(3), "inner")) == [0, 1, 2]
+
+
+def test_no_column_is_lost_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    names = (
+        "layer",
+        "neurons",
+        "dead",
+        "similar",
+        "share",
+        "chance",
+        "q below",
+        "accuracy",
+        "of those",
+        "others",
+        "last",
+    )
+    frame = pd.DataFrame([[1000.0 + place for place in range(len(names))]], columns=names)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(frame_table(frame, "layers"))
+    assert console.export_text().split()[-len(names) :] == [f"{value:,.0f}" for value in frame.iloc[0]]

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
@@ -99,15 +100,16 @@ def frame_table(
     shown = [(name, looks.get(name) or Column(name.replace("_", " "))) for name in chosen]
     records = frame.head(rows).to_dict("records")
     cells = [[(column.written or figure)(record[name]) for record in records] for name, column in shown]
+    widths = []
     for (name, column), written_cells in zip(shown, cells, strict=True):
         numeric = pd.api.types.is_numeric_dtype(frame[name])
         words = (
             [*written_cells, *column.heading.split()] if numeric else " ".join([*written_cells, column.heading]).split()
         )
-        widest = max(map(len, words), default=1)
-        table.add_column(
-            column.heading, justify="right" if numeric else "left", overflow="fold", min_width=min(widest, 40)
-        )
+        widths.append(min(max(map(len, words), default=1), 40))
+        table.add_column(column.heading, justify="right" if numeric else "left", overflow="fold", min_width=widths[-1])
+    if sum(widths) + 2 * len(widths) > Console().width:  # rich would leave out the last column
+        table.padding = (0, 0)
     for row in zip(*cells, strict=True):
         table.add_row(*row)
     if len(frame) > rows:
