@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from similarity import PeakMemory
 
 from emodissect.models.vgg import VGG
 from emodissect.recording import ActivationCollector
@@ -99,7 +99,7 @@ def measure_time(args: argparse.Namespace) -> None:
 
 
 def peak(values: bool, stored: bool, args: argparse.Namespace, answer: multiprocessing.Queue) -> None:
-    """Feeds the collector made-up activations of the real sizes; reports how far the process's peak rose."""
+    """Feeds the collector made-up activations of the real sizes; reports how far resident memory rose."""
     torch.set_num_threads(1)
     with torch.device("meta"):  # real weights would raise the peak before the measurement
         model = VGG(width=args.width)
@@ -109,14 +109,15 @@ def peak(values: bool, stored: bool, args: argparse.Namespace, answer: multiproc
             LAYERS, top_k=args.top_k, keep_values=values, store_dir=Path(folder) if stored else None
         )
         batch = {name: torch.rand(args.batch, neurons) for name, neurons in sizes.items()}
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        for ids in torch.arange(args.images).split(args.batch):
-            for values_of in batch.values():
-                values_of.add_(0.618).frac_()
-            collector._names = LAYERS
-            collector._take(ids, {name: values_of[: len(ids)] for name, values_of in batch.items()})
-        collector.result()
-        answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        # sampled: getrusage's peak is inherited from the process that started this one
+        with PeakMemory() as memory:
+            for ids in torch.arange(args.images).split(args.batch):
+                for values_of in batch.values():
+                    values_of.add_(0.618).frac_()
+                collector._names = LAYERS
+                collector._take(ids, {name: values_of[: len(ids)] for name, values_of in batch.items()})
+            collector.result()
+        answer.put(memory.mebibytes)
 
 
 def measure_memory(args: argparse.Namespace) -> None:
