@@ -10,7 +10,8 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -115,8 +116,15 @@ def manifest(root: Path, **inputs: Any) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes JSON to a temporary name and renames it, so that a reader never sees half of it."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary name to write to, renamed to ``path`` at the end, so that a reader never sees half a file."""
     unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(value, indent=2, default=str) + "\n")
+    yield unfinished
     unfinished.replace(path)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes JSON, whole or not at all."""
+    with written_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(value, indent=2, default=str) + "\n")

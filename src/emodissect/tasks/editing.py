@@ -17,6 +17,7 @@ from emodissect.data.images import ImageSet
 from emodissect.editing import bake
 from emodissect.errors import UserError
 from emodissect.models.classifier import Classifier
+from emodissect.provenance import written_whole
 from emodissect.ranks import first_rank
 from emodissect.report import EditPage
 from emodissect.study import ConceptAblation, EditStudy, check_apart, check_words, warn_of_few_draws
@@ -141,16 +142,13 @@ def bake_checkpoint(run: Session, trained: Trained, study: EditStudy) -> Path:
     network = trained.classifier.network
     state = {f"network.{name}": value.cpu() for name, value in bake(network, study.edit).items()}
     path = run.folder / EDITED
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    torch.save(
-        {
-            "state_dict": state,
-            "hyper_parameters": dict(trained.classifier.hparams),
-            "edit": {"layer": study.edit.layer, "from": trained.weights, "verdict": study.verdict},
-        },
-        unfinished,
-    )
-    unfinished.replace(path)
+    made = {
+        "state_dict": state,
+        "hyper_parameters": dict(trained.classifier.hparams),
+        "edit": {"layer": study.edit.layer, "from": trained.weights, "verdict": study.verdict},
+    }
+    with written_whole(path) as unfinished:
+        torch.save(made, unfinished)
     return path
 
 

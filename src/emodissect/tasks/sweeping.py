@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from emodissect import figures
-from emodissect.provenance import manifest, typed_command
+from emodissect.provenance import manifest, typed_command, written_whole
 from emodissect.replication import over_seeds
 from emodissect.report import SweepPage
 from emodissect.report.sweep import readable
@@ -75,9 +75,8 @@ def conclude(jobs: pd.DataFrame, swept: Sequence[str], folder: Path, config: Dic
 
 
 def _write(frame: pd.DataFrame, path: Path) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    frame.to_csv(unfinished, index=False)
-    unfinished.replace(path)
+    with written_whole(path) as unfinished:
+        frame.to_csv(unfinished, index=False)
 
 
 def show(page: SweepPage, console: Console) -> None:
