@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import socket
 from pathlib import Path
 
@@ -67,6 +68,9 @@ def work(rank: int, port: int, folder: str) -> None:
         torch.save(plain, Path(folder) / f"rank{rank}.pt")
     finally:
         dist.destroy_process_group()
+    # DistributedDataParallel keeps gloo's threads alive past the group's end, and now and then one of them aborts the
+    # interpreter's own: the results stand, so the process ends without one
+    os._exit(0)
 
 
 @pytest.mark.slow

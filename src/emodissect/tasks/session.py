@@ -31,7 +31,7 @@ from emodissect.data.datamodule import FaceDataModule
 from emodissect.errors import UserError
 from emodissect.loggers import where_wandb_went
 from emodissect.provenance import manifest, write_json
-from emodissect.ranks import first_rank
+from emodissect.ranks import first_rank, leave_group
 from emodissect.terminal import config_tree
 
 log = logging.getLogger(__name__)
@@ -189,6 +189,7 @@ def session(cfg: DictConfig) -> Iterator[Session]:
             logger.finalize("failed" if failed else "success")
         if wandb.run is not None:
             wandb.finish(exit_code=1 if failed else 0)
+    leave_group()
     if first_rank():
         seconds = time.monotonic() - run.started
         for what, path in run.written.items():
