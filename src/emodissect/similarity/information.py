@@ -13,8 +13,8 @@ from torch import Tensor
 from emodissect.errors import UserError
 from emodissect.similarity.top import constant_neurons, top_rows
 
-_PROBABILITIES = 2**24  # elements of the softmax held at a time: 64 MiB
-_IN_CACHE = 2**19  # elements of a block of (neuron, concept) products: 2 MiB
+_PROBABILITIES = 2**21  # elements of the softmax held at a time: 8 MiB, which the last cache holds beside the products
+_IN_CACHE = 2**20  # elements of a block of (neuron, concept) products: 4 MiB
 _LARGEST = 1e30  # a product of ranks is turned into a log before it could leave float32
 
 
@@ -45,7 +45,7 @@ def soft_wpmi(
     ``constant`` are left out of the sum and of M (what ``SoftWPMI`` does).
 
     Shapes: concept_scores P ``[image concept]`` (cosines, no logit scale), activations ``[image neuron]`` -> S
-    ``[neuron concept]`` in nats. Extra memory: 64 MiB of probabilities and the blocks of ``top_rows``.
+    ``[neuron concept]`` in nats. Extra memory: 8 MiB of probabilities, 12 of products and the blocks of ``top_rows``.
 
     Raises:
         UserError: image counts differ, a score or activation is not finite, or a parameter is out of its range.
@@ -275,6 +275,6 @@ def _same_images(concept_scores: Tensor, activations: Tensor) -> None:
 
 
 def _finite(result: Tensor) -> Tensor:
-    if not result.isfinite().all():
+    if result.numel() and not torch.stack(result.aminmax()).isfinite().all():  # NaN comes through minimum and maximum
         raise UserError("The concept scores hold NaN or infinite values; each must be a finite number.")
     return result
