@@ -350,6 +350,8 @@ train(composed("train", *SMALL, *{words!r}, *further, run_dir=folder))
     resumed, _ = verb("train", *words, f"paths.cache_dir={tmp_path / 'cache3'}")
     assert load_weights_of(unbroken) == load_weights_of(resumed)
     assert_same_end(unbroken, tmp_path / "killed")
+    (curves,) = (tmp_path / "cache3" / "training").glob("*/history.csv")
+    assert list(pd.read_csv(curves)["epoch"]) == [0, 1, 2, 3]  # those before the kill as well
 
 
 def last_of(folder: Path) -> dict[str, Any]:
@@ -374,6 +376,9 @@ def test_resume_goes_on_with_a_training_and_starting_from_its_weights_does_not(v
     last = f"ckpt_path={half / 'checkpoints' / 'last.ckpt'}"
     resumed, _ = verb("train", *words, "trainer.max_epochs=4", "resume=true", last)
     assert_same_end(whole, resumed)
+    histories = [last_of(folder)["callbacks"]["EpochHistory"]["epochs"] for folder in (whole, resumed)]
+    assert histories[0] == histories[1]  # the curves of all four epochs
+    assert list(histories[0]) == [0, 1, 2, 3]
     anew, _ = verb("train", *words, "trainer.max_epochs=4", last)
     assert last_of(anew)["epoch"] == 3
     assert last_of(anew)["global_step"] == 16

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from emodissect.progress import progress_bar, tracked
-from emodissect.terminal import config_tree, frame_table, written
+from emodissect.terminal import config_tree, figure, frame_table, too_wide, written
 
 
 def test_config_values_on_one_line() -> None:
@@ -54,22 +54,30 @@ def test_a_bar_within_a_bar_passes_the_items_on(monkeypatch: pytest.MonkeyPatch)
         assert list(tracked(range(3), "inner")) == [0, 1, 2]
 
 
-def test_no_column_is_lost_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+@pytest.mark.parametrize("width", [78, 80, 120])
+def test_no_column_is_lost_on_a_narrow_terminal(width: int) -> None:
     names = (
-        "layer",
-        "neurons",
-        "dead",
-        "similar",
-        "share",
-        "chance",
-        "q below",
-        "accuracy",
-        "of those",
-        "others",
-        "last",
+        *("layer", "neurons", "dead", "similar", "share", "chance"),
+        *("q below", "accuracy", "of those", "others", "last"),
     )
     frame = pd.DataFrame([[1000.0 + place for place in range(len(names))]], columns=names)
-    console = Console(width=80, record=True, file=io.StringIO())
-    console.print(frame_table(frame, "layers"))
+    console = Console(width=width, record=True, file=io.StringIO())
+    table = frame_table(frame, "layers", console=console)
+    assert table.padding == ((0, 0, 0, 0) if width < 100 else (0, 1, 0, 1))
+    assert not too_wide(table, console)
+    console.print(table)
     assert console.export_text().split()[-len(names) :] == [f"{value:,.0f}" for value in frame.iloc[0]]
+
+
+def test_a_console_too_narrow_for_all_columns_is_spared_those_least_needed() -> None:
+    frame = pd.DataFrame([[123456.0, 234567.0, 345678.0]], columns=["a", "b", "c"])
+    for width, expected in ((25, "a b c"), (24, "a c"), (17, "a c"), (16, "c"), (9, "c")):
+        console = Console(width=width, record=True, file=io.StringIO())
+        console.print(frame_table(frame, "", spare=["a", "b"], console=console))
+        said = console.export_text()
+        assert [name for name in "abc" if f"{frame[name][0]:,.0f}" in said] == expected.split(), width
+        assert ("The files have further" in " ".join(said.split())) == (expected != "a b c") or width < 20
+
+
+def test_negative_numbers_have_true_minus_signs_as_in_the_report() -> None:
+    assert [figure(value) for value in (-0.25, -12, -1234.5, float("nan"))] == ["−0.2500", "−12", "−1234.50", "–"]

@@ -119,7 +119,7 @@ def where_wandb_went(logger: WandbLogger) -> str:
     """One line for the summary: the run's address, or how to sync an offline run."""
     run = logger.experiment
     if getattr(run, "disabled", False):
-        return "W&B is disabled."
+        return "disabled"
     if run.offline:
-        return f"W&B run kept offline; upload it with: wandb sync {Path(run.dir).parent}"
-    return f"W&B run: {run.url}"
+        return f"kept offline; upload it with: wandb sync {Path(run.dir).parent}"
+    return str(run.url)

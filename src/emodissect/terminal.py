@@ -10,9 +10,12 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
+
+MINUS = "−"  # as in the report
 
 _HIDDEN = ("hydra", "paths", "print_config", "task_name")
 
@@ -83,38 +86,65 @@ class Column:
 
 
 def frame_table(
-    frame: pd.DataFrame, title: str, columns: Sequence[str] | Mapping[str, Column] | None = None, rows: int = 30
+    frame: pd.DataFrame,
+    title: str,
+    columns: Sequence[str] | Mapping[str, Column] | None = None,
+    rows: int = 30,
+    spare: Sequence[str] = (),
+    console: Console | None = None,
 ) -> Table:
     """A data frame as a rich table; numbers are never cut, missing ones are a dash.
+
+    Where the console is too narrow, the columns stand closer; where that is not enough, spare ones are left out, and
+    the caption says so.
 
     Args:
         frame: a row a line.
         title: above it.
         columns: which to show, in this order; a mapping says how. Those that the frame lacks are left out.
         rows: shown at most.
+        spare: columns that can be done without, the least needed last.
+        console: where it will be printed; None is the terminal.
     """
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
-    table.pad_edge, table.collapse_padding = False, True
+    console = console or Console()
     chosen = [str(name) for name in (frame.columns if columns is None else columns) if name in frame]
     looks = columns if isinstance(columns, Mapping) else {}
-    shown = [(name, looks.get(name) or Column(name.replace("_", " "))) for name in chosen]
-    records = frame.head(rows).to_dict("records")
-    cells = [[(column.written or figure)(record[name]) for record in records] for name, column in shown]
-    widths = []
-    for (name, column), written_cells in zip(shown, cells, strict=True):
-        numeric = pd.api.types.is_numeric_dtype(frame[name])
-        words = (
-            [*written_cells, *column.heading.split()] if numeric else " ".join([*written_cells, column.heading]).split()
-        )
-        widths.append(min(max(map(len, words), default=1), 40))
-        table.add_column(column.heading, justify="right" if numeric else "left", overflow="fold", min_width=widths[-1])
-    if sum(widths) + 2 * len(widths) > Console().width:  # rich would leave out the last column
-        table.padding = (0, 0)
-    for row in zip(*cells, strict=True):
-        table.add_row(*row)
-    if len(frame) > rows:
-        table.caption = f"{len(frame) - rows} more rows in the files."
+    shown = {name: looks.get(name) or Column(name.replace("_", " ")) for name in chosen}
+    spared = [name for name in spare if name in shown]
+    table = _laid_out(frame.head(rows), title, shown)
+    further = [f"{len(frame) - rows} more rows in the files."] if len(frame) > rows else []
+    while too_wide(table, console):
+        if table.padding != (0, 0, 0, 0):
+            table.padding = (0, 0)
+        elif spared:
+            del shown[spared.pop()]
+            table = _laid_out(frame.head(rows), title, shown)
+        else:
+            break
+    if len(shown) < len(chosen):
+        further.append("The files have further columns.")
+    table.caption = " ".join(further) or None
     return table
+
+
+def _laid_out(frame: pd.DataFrame, title: str, columns: Mapping[str, Column]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
+    table.pad_edge, table.collapse_padding = False, True
+    cells = {name: [(column.written or figure)(value) for value in frame[name]] for name, column in columns.items()}
+    for name, column in columns.items():
+        numeric = pd.api.types.is_numeric_dtype(frame[name])
+        words = [*(cells[name] if numeric else " ".join(cells[name]).split()), *column.heading.split()]
+        width = min(max(map(len, words), default=1), 40)  # rich would fold within a number or a word
+        table.add_column(column.heading, justify="right" if numeric else "left", overflow="fold", min_width=width)
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*row)
+    return table
+
+
+def too_wide(table: Table, console: Console) -> bool:
+    """Whether rich would cut numbers or leave out columns to print the table there."""
+    unbounded = console.options.update_width(10_000)
+    return Measurement.get(console, unbounded, table).minimum > console.width
 
 
 def figures_table(figures: Mapping[str, Any], title: str) -> Table:
@@ -147,5 +177,7 @@ def figure(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 10):
-        return f"{int(value):,}"
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
+        text = f"{int(value):,}"
+    else:
+        text = f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
+    return text.replace("-", MINUS)

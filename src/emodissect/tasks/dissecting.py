@@ -21,7 +21,7 @@ from emodissect.dissection import dissect as label_neurons
 from emodissect.evaluation import Predictions
 from emodissect.models.classifier import Classifier
 from emodissect.recording import LayerActivations, reached_layers, resolve_layers
-from emodissect.report.words import percent
+from emodissect.report.words import percent, plain
 from emodissect.scorers import AnnotationScorer, ConceptScores, Scorer
 from emodissect.similarity import Similarity
 from emodissect.tasks.given_labels import given_labels
@@ -317,13 +317,14 @@ def layer_summary(dissection: Dissection, interpretation: Interpretation) -> Any
         "layer": Column("layer"),
         "neurons": Column("neurons"),
         "dead": Column("dead"),
-        "interpretable": Column(f"sim > {interpretation.tau:g}"),
+        "interpretable": Column(f"sim > {plain(interpretation.tau)}"),
         "proportion": Column("share", percent),
         "proportion_null": Column("by chance", percent),
         "significant": Column(f"q < {interpretation.level:g}"),
         "accuracy": Column("accuracy", percent),
-        "accuracy_interpretable": Column(f"of > {interpretation.tau:g}", percent),
+        "accuracy_interpretable": Column(f"of > {plain(interpretation.tau)}", percent),
         "accuracy_others": Column("of others", percent),
         "accuracy_chance": Column("chance", percent),
     }
-    return frame_table(dissection.layers, "Neuron labels by layer", columns)
+    spare = ("accuracy_chance", "significant", "accuracy_others", "accuracy_interpretable", "dead")
+    return frame_table(dissection.layers, "Neuron labels by layer", columns, spare=spare)

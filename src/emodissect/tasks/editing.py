@@ -20,6 +20,7 @@ from emodissect.models.classifier import Classifier
 from emodissect.provenance import written_whole
 from emodissect.ranks import first_rank
 from emodissect.report import EditPage
+from emodissect.report.words import unbroken
 from emodissect.study import ConceptAblation, EditStudy, check_apart, check_words, warn_of_few_draws
 from emodissect.tasks.dissecting import Dissected, Plan, dissected, labels_made, layer_summary, pictured
 from emodissect.tasks.publishing import beside_shares, beside_study
@@ -121,7 +122,7 @@ def _told(
         log_metrics(run.loggers, {"edit/null_claims": summary["null_claims"]})
     run.console.print(best_cells(study))
     run.console.print(figures_table(readable_study(study, null), f"The chosen edit of {study.edit.layer}, on test"))
-    run.console.print(f"\n[bold]{study.verdict}[/]\n", highlight=False)
+    run.console.print(f"\n{unbroken(study.verdict)}\n", style="bold", highlight=False, markup=False)
     log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names)
     log_study(run.loggers, study, {name: drawn[name] for name in drawn if name.startswith(("grid", "control"))})
     log_artifact(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from lightning.pytorch.loggers import CSVLogger
 from matplotlib.figure import Figure
 
 from emodissect import figures
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
     from emodissect.tasks.dissecting import Dissected, Plan
     from emodissect.tasks.session import Session
     from emodissect.tasks.training import Trained
+
+HISTORY = "history.csv"
+"""The figures of a training by epoch, beside its checkpoint."""
 
 
 def dissection_figures(dissection: Dissection, tau: float | None) -> dict[str, Figure]:
@@ -87,7 +89,7 @@ def train_page(run: Session, trained: Trained, metrics: Mapping[str, float]) -> 
     return TrainPage(
         metrics=metrics,
         class_names=run.data.splits.class_names,
-        history=history(run, trained),
+        history=history(trained),
         predictions=outputs,
         images=tested if outputs is not None else None,
         saliency=saliency_maps(classifier, tested, wanted, run.cfg.seed, mistakes) if outputs is not None else {},
@@ -97,17 +99,7 @@ def train_page(run: Session, trained: Trained, metrics: Mapping[str, float]) -> 
     )
 
 
-def history(run: Session, trained: Trained) -> pd.DataFrame | None:
+def history(trained: Trained) -> pd.DataFrame | None:
     """What was logged by epoch, kept beside the checkpoint of a training that this project did."""
-    path = trained.checkpoint.parent / "history.csv"
+    path = trained.checkpoint.parent / HISTORY
     return pd.read_csv(path) if path.exists() else None
-
-
-def keep_history(run: Session, folder: Path) -> None:
-    """Copies the CSV logger's figures beside the checkpoint, so that a later run's page shows the curves too."""
-    for logger in run.loggers:
-        if isinstance(logger, CSVLogger) and first_rank():
-            logger.save()
-            metrics = Path(logger.log_dir) / "metrics.csv"
-            if metrics.exists():
-                (folder / "history.csv").write_bytes(metrics.read_bytes())

@@ -12,6 +12,9 @@ from emodissect.statistics import clopper_pearson
 from emodissect.study import EditStudy
 from emodissect.terminal import Column, frame_table
 
+SPARE = ("accuracy_after", "gained", "lost", "p_holm", "selected")
+"""Columns of the grid that a narrow terminal is spared, the last first."""
+
 
 def edit_summary(study: EditStudy) -> dict[str, Any]:
     """The figures that one sorts runs by."""
@@ -62,16 +65,16 @@ def best_cells(study: EditStudy) -> Any:
     }
     ordered = study.grid.sort_values(["chosen", "delta"], ascending=False).dropna(axis=1, how="all")
     where = "the test images" if study.optimistic else "validation"
-    return frame_table(ordered, f"The grid, on {where}; the chosen cell first", columns, rows=12)
+    return frame_table(ordered, f"The grid, on {where}; the chosen cell first", columns, rows=12, spare=SPARE)
 
 
 def readable_study(study: EditStudy, null: pd.DataFrame | None) -> dict[str, Any]:
     """The chosen edit on test for the terminal."""
     test = study.test
     found = {
-        "accuracy before": f"{test.accuracy_before:.3%}",
-        "accuracy after": f"{test.accuracy_after:.3%}",
-        "change": f"{100 * test.delta:+.3f} points (95 % {100 * test.delta_low:+.3f} to {100 * test.delta_high:+.3f})",
+        "accuracy before": percent(test.accuracy_before, 3),
+        "accuracy after": percent(test.accuracy_after, 3),
+        "change": f"{points(test.delta, 3)} points (95 % {points(test.delta_low, 3)} to {points(test.delta_high, 3)})",
         "images gained, lost": f"{test.gained}, {test.lost}",
         "exact McNemar p": p_value(test.p_value),
         "p against random neurons": p_value(study.p_random),
@@ -115,4 +118,4 @@ def null_rate(null: pd.DataFrame) -> str:
     """How many of the null studies claim a gain, with its exact interval."""
     claims, studies = int(null["claims_gain"].sum()), len(null)
     low, high = clopper_pearson(claims, studies)
-    return f"{claims} of {studies} claim a gain: {claims / studies:.1%} (95 % {low:.1%} to {high:.1%})"
+    return f"{claims} of {studies} claim a gain: {percent(claims / studies)} (95 % {percent(low)} to {percent(high)})"

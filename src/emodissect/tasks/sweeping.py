@@ -21,7 +21,7 @@ from emodissect.provenance import manifest, typed_command, written_whole
 from emodissect.replication import over_seeds
 from emodissect.report import SweepPage
 from emodissect.report.sweep import readable
-from emodissect.report.words import p_value, percent, plain, points
+from emodissect.report.words import p_value, percent, plain, points, unbroken
 from emodissect.sweep import TABLE
 from emodissect.terminal import Column, frame_table, matrix_table
 from emodissect.tracking import log_metrics
@@ -85,32 +85,19 @@ def show(page: SweepPage, console: Console) -> None:
     varied = {name: Column(name) for name in page.swept if name in jobs and name not in SETTINGS}
     columns = {"job": Column("job"), **SETTINGS, **varied, **FIGURES}
     shown = {name: column for name, column in columns.items() if name in jobs and jobs[name].notna().any()}
-    console.print(fitting_table(jobs, "The sweep", shown, console))
+    spare = [name for name in shown if name in FIGURES and name not in RANKED_BY[:2]]
+    console.print(frame_table(jobs, "The sweep", shown, rows=60, spare=spare, console=console))
     if maps := [heat_map(grid, name) for name, grid in page.grids().items()]:
         console.print("[bold]Change on validation in points, by tau (down) and factor (across)[/]")
         console.print(Columns(maps, padding=(0, 3)))
     if len(page.replicates):
-        console.print(frame_table(readable(page.replicates), "Over seeds, in per cent or points"))
+        console.print(frame_table(readable(page.replicates), "Over seeds, in per cent or points", console=console))
     for row in page.failed.to_dict("records"):
         console.print(f"[red]job {row['job']} failed:[/] {escape(row['error'])}", highlight=False)
     if page.best is not None:
         console.print(f"\n{page.summary()}", highlight=False, markup=False)
         if isinstance(page.best.get("verdict"), str):
-            console.print(page.best["verdict"], style="bold", highlight=False, markup=False)
-
-
-def fitting_table(jobs: pd.DataFrame, title: str, columns: dict[str, Column], console: Console) -> Table:
-    """The jobs with as many columns as the terminal is wide for; the others stand in the file."""
-    names = list(columns)
-    while True:
-        table = frame_table(jobs, title, {name: columns[name] for name in names}, rows=60)
-        if len(names) <= 2 or table.__rich_measure__(console, console.options).minimum <= console.width:
-            break
-        spare = [name for name in names if name in FIGURES and name not in RANKED_BY[:2]] or names
-        names.remove(spare[-1])
-    if len(names) < len(columns):
-        table.caption = " ".join(filter(None, [str(table.caption or ""), f"{TABLE} has further columns."]))
-    return table
+            console.print(unbroken(page.best["verdict"]), style="bold", highlight=False, markup=False)
 
 
 def heat_map(grid: pd.DataFrame, title: str) -> Table:

@@ -20,15 +20,17 @@ from torch import Tensor
 from emodissect.cache import content_key, file_hash
 from emodissect.data.datamodule import FaceDataModule
 from emodissect.data.ferplus import soft_labels
+from emodissect.epoch_history import EpochHistory
 from emodissect.errors import UserError
 from emodissect.models.checkpoints import read_checkpoint
 from emodissect.models.classifier import Classifier
 from emodissect.models.weights import checkpoint_arguments, load_weights, read_state_dict
 from emodissect.provenance import architecture_hash, versions, weights_hash, write_json
 from emodissect.ranks import first_rank
+from emodissect.report.words import percent
 from emodissect.statistics import wilson
 from emodissect.tasks.picturing import chosen_ids
-from emodissect.tasks.reporting import keep_history, train_page, write_page
+from emodissect.tasks.reporting import HISTORY, train_page, write_page
 from emodissect.tasks.session import Session, resolved, session
 from emodissect.terminal import figures_table
 from emodissect.tracking import Made, log_artifact, log_metrics
@@ -115,7 +117,8 @@ def _readable(figures: Mapping[str, float], data: FaceDataModule) -> dict[str, A
         if f"{split}/acc" in figures:
             low, high = wilson(round(figures[f"{split}/acc"] * len(images)), len(images))
             low, high = figures.get(f"{split}/acc_low", low), figures.get(f"{split}/acc_high", high)
-            shown[f"{split} accuracy"] = f"{figures[f'{split}/acc']:.2%}  (95 % {float(low):.2%} to {float(high):.2%})"
+            interval = f"95 % {percent(low, 2)} to {percent(high, 2)}"
+            shown[f"{split} accuracy"] = f"{percent(figures[f'{split}/acc'], 2)} ({interval})"
             shown |= {
                 f"{split} {name}": figures[f"{split}/{key}"]
                 for name, key in (("top-2", "acc_top2"), ("macro F1", "f1"), ("NLL", "nll"), ("ECE", "ece"))
@@ -256,8 +259,9 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
         )
     if run.cfg.soft_labels:
         classifier.set_soft_labels(*_soft_labels(run))
-    callbacks = _callbacks(run)
-    trainer = run.trainer(callbacks)
+    history = EpochHistory()
+    callbacks = [*_callbacks(run), history]
+    trainer = run.trainer(callbacks, logger=[*run.loggers, history.logger])
     resume = _Resume(run, key)
     begun = str(given) if given is not None and run.cfg.get("resume") else None
     if begun:
@@ -265,7 +269,7 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
     trainer.fit(classifier, datamodule=run.data, ckpt_path=resume.point_to(callbacks) or begun, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    keep_history(run, folder)
+    history.frame().to_csv(folder / HISTORY, index=False)
     best = next((c.best_model_path for c in callbacks if isinstance(c, ModelCheckpoint) and c.monitor), "")
     if "val" in run.data.fitted_splits:
         log.warning(
