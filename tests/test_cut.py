@@ -131,14 +131,64 @@ def test_the_cut_gives_what_edited_weights_give(make: Callable[[], Inference], l
 
 
 @pytest.mark.parametrize("parameters", PARAMETERS)
-def test_one_product_gives_what_cell_by_cell_gives(parameters: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    cut = EditedLogits(vgg(), "lin2", faces(), batch_size=4)
+@pytest.mark.parametrize("layer", ["conv4b", "lin1", "lin2"])
+@pytest.mark.parametrize("widest", [0, 128], ids=["differences", "one product"])
+def test_many_cells_at_once_give_what_cell_by_cell_gives(
+    widest: int, layer: str, parameters: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = EditedLogits(vgg(), layer, faces(), batch_size=4)
     assert cut._parts is not None
     assert cut._parts.linear is not None
-    scales = torch.where(torch.rand(9, cut.neurons) < 0.5, 2.0, torch.tensor([0.0, 0.5, 1.0]).repeat(3)[:, None])
-    monkeypatch.setattr("emodissect.edited_logits._PRODUCT_BYTES", 7 * cut.neurons * 4 * 5)  # two cells at once
-    together, apart = cut.logits(scales, parameters), cut._by_cell(cut._parts, scales, parameters)
-    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-4)
+    scales = torch.where(torch.rand(9, cut.neurons) < 0.4, 2.0, torch.tensor([0.0, 0.5, 1.0]).repeat(3)[:, None])
+    scales[8] = torch.tensor([0.5, 1.0, 3.0])[torch.arange(cut.neurons) % 3]
+    monkeypatch.setattr("emodissect.edited_logits._WIDEST_PRODUCT", widest)
+    size = cut._parts.linear.reader.weight.numel()
+    monkeypatch.setattr("emodissect.edited_logits._PRODUCT_BYTES", 2 * size * 4 * 2.5)  # two cells at once
+    apart = cut._by_cell(cut._parts, scales, parameters)
+    monkeypatch.setattr(EditedLogits, "_by_cell", None)
+    torch.testing.assert_close(cut.logits(scales, parameters), apart, atol=1e-5, rtol=1e-4)
+
+
+def test_scales_of_many_values_go_cell_by_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = EditedLogits(vgg(), "lin2", faces(), batch_size=4)
+    scales = torch.rand(2, cut.neurons)
+    expected = torch.stack([cut.exact(cut.edit(row, "weight")).logits for row in scales])
+    for way in ("_by_product", "_by_difference"):
+        monkeypatch.setattr(EditedLogits, way, None)
+    torch.testing.assert_close(cut.logits(scales, "weight"), expected, atol=1e-5, rtol=1e-4)
+
+
+class Tokens(nn.Module):
+    """The linear layer's neurons are the last axis; flattened, they are no longer side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(8, 4), nn.Linear(8 * 4, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.first(x[:, 0]).relu().flatten(1))
+
+
+class Mixing(nn.Module):
+    """Pooling over neurons, not over positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.pool, self.out = nn.Linear(64, 8), nn.MaxPool1d(3, 1, 1), nn.Linear(8, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.pool(self.first(x.flatten(1))))
+
+
+@pytest.mark.parametrize("network", [Tokens, Mixing])
+def test_neurons_that_are_not_alone_in_their_columns_go_cell_by_cell(network: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    cut = EditedLogits(Inference(Preprocess(size=8), network().eval()), "first", faces(), batch_size=4)
+    assert cut._parts is not None
+    assert cut._parts.linear is None
+    scales = torch.where(torch.rand(3, cut.neurons) < 0.5, 2.0, 0.5)
+    expected = torch.stack([cut.exact(cut.edit(row, "weight")).logits for row in scales])
+    torch.testing.assert_close(cut.logits(scales, "weight"), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_rows_are_ascending_by_id() -> None:

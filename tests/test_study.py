@@ -16,6 +16,7 @@ from torchmetrics.functional.classification import multiclass_f1_score
 
 from emodissect.data.datamodule import joined
 from emodissect.data.images import ImageSet
+from emodissect.edited_logits import EditedLogits
 from emodissect.editing import Ablate, Proportional, Scale, ScaleChosen, edited
 from emodissect.errors import UserError
 from emodissect.evaluation import Inference
@@ -157,6 +158,23 @@ def test_controls(found: EditStudy) -> None:
         after = net(flat(images.images)).argmax(1) == images.labels
         delta = found.controls.set_index("control").loc[control, "delta_test"]
         assert delta == pytest.approx(float(after.double().mean() - before.double().mean()))
+
+
+def test_one_cell_has_one_set_of_random_edits(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[int] = []
+    really = EditedLogits._of_distinct
+
+    def counted(logits: EditedLogits, scales: Tensor, parameters: str) -> Tensor:
+        evaluated.append(len(scales))
+        return really(logits, scales, parameters)
+
+    monkeypatch.setattr(EditedLogits, "_of_distinct", counted)
+    single = study(selections=[Tau(0.0)], rules=[Scale(factor=3.0)])
+    deltas = {name: part["delta_test"].tolist() for name, part in single.controls.groupby("control")}
+    assert deltas["random"] == deltas["shuffled"]
+    assert len(set(deltas["random"])) > 10
+    assert single.p_random == single.p_shuffled
+    assert evaluated == [1, 63, 1, 1]  # validation; the edit, 60 draws, all, inverse; the edit's logits on both
 
 
 def test_weights_are_left_to_the_bit_and_the_study_repeats() -> None:

@@ -30,7 +30,7 @@ class Cut:
     Attributes:
         head: input -> the layer's output z, and every other tensor that the tail reads (skip connections).
         tail: those -> the network's output.
-        linear: the tail in three parts, where z is (image, neuron) and what reads it is linear.
+        linear: the tail in three parts, where what reads z, or its flattened maps, is linear.
     """
 
     layer: str
@@ -135,23 +135,28 @@ def _linear_tail(
         return None
     module = network.get_submodule(str(reader.target))
     last = between[-1] if between else start
-    flat = all(values[node].ndim == 2 and values[node].shape == values[start].shape for node in (start, *between))
-    mixes = any(isinstance(_module(network, node), nn.modules.instancenorm._InstanceNorm) for node in between)
-    if not isinstance(module, nn.Linear) or not flat or mixes:
+    outputs, inputs = values[start], values[last]
+    of_tokens = isinstance(network.get_submodule(str(start.target)), nn.Linear) and outputs.ndim != 2
+    if not isinstance(module, nn.Linear) or of_tokens or inputs.ndim != 2 or inputs.shape[1] % outputs.shape[1]:
         return None
     after = _behind(graph, reader)
     if _read_from_before(graph, after, reader, values, len(values[start])):
         return None
-    return LinearTail(
-        _part(network, graph, [start], set(between), [last]),
-        module,
-        _part(network, graph, [reader], after, None),
-        str(reader.target),
-    )
+    alone = _part(network, graph, [start], set(between), [last])
+    if not _treats_neurons_alone(alone, outputs):
+        return None
+    return LinearTail(alone, module, _part(network, graph, [reader], after, None), str(reader.target))
 
 
-def _module(network: nn.Module, node: Node) -> nn.Module | None:
-    return network.get_submodule(str(node.target)) if node.op == "call_module" else None
+@torch.no_grad()
+def _treats_neurons_alone(between: GraphModule, outputs: Tensor) -> bool:
+    """Whether every other neuron's columns stay, to the bit, as they were where half of the neurons are changed."""
+    changed = torch.arange(outputs.shape[1], device=outputs.device) % 2 == 0
+    mask = changed.reshape(-1, *[1] * (outputs.ndim - 2))
+    (before,), (twice,) = between(outputs.clone()), between(outputs * 2)
+    (mixed,) = between(torch.where(mask, outputs * 2, outputs))
+    columns = changed.repeat_interleave(before.shape[1] // len(changed))
+    return torch.equal(mixed, torch.where(columns, twice, before))
 
 
 @torch.no_grad()

@@ -103,8 +103,8 @@ def path_to_reader(network: nn.Module, node: Node) -> list[Node]:
 
 
 def columns_scale(
-    reader: nn.Module, scale: Float[Tensor, " neuron"], layer: str, name: str
-) -> Float[Tensor, " column"]:
+    reader: nn.Module, scale: Float[Tensor, "*cell neuron"], layer: str, name: str
+) -> Float[Tensor, "*cell column"]:
     """The scale of each input of the layer that reads the neurons; flattened maps repeat it over their positions.
 
     Raises:
@@ -113,14 +113,15 @@ def columns_scale(
     linear = isinstance(reader, nn.Linear)
     weight = reader._parameters["weight"]
     assert weight is not None
-    inputs, positions = weight.shape[1], weight.shape[1] // len(scale)
+    neurons = scale.shape[-1]
+    inputs, positions = weight.shape[1], weight.shape[1] // neurons
     grouped = getattr(reader, "groups", 1) != 1
-    if grouped or positions * len(scale) != inputs or (positions != 1 and not linear):
+    if grouped or positions * neurons != inputs or (positions != 1 and not linear):
         raise UserError(
-            f"'{name}' takes {inputs} inputs{' in groups' if grouped else ''}, which do not fit the {len(scale)} "
+            f"'{name}' takes {inputs} inputs{' in groups' if grouped else ''}, which do not fit the {neurons} "
             f"neurons of '{layer}'. Give another Edit.next_layer, or edit.parameters=weight."
         )
-    return scale.repeat_interleave(positions)
+    return scale.repeat_interleave(positions, -1)
 
 
 def _has_rows(module: nn.Module) -> bool:

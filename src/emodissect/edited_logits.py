@@ -15,12 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from emodissect.cut import Cut, cut_behind
+from emodissect.cut import Cut, LinearTail, cut_behind
 from emodissect.data.images import ImageSet, image_loader
 from emodissect.editable import columns_scale, editable_layer, next_layer_of
 from emodissect.editing import Edit, edited
 from emodissect.errors import UserError
 from emodissect.evaluation import Inference, Predictions, evaluating, predict
+from emodissect.linear_reads import Between, Differences, in_one_product
 from emodissect.progress import tracked
 from emodissect.tracing import CannotTrace
 
@@ -139,19 +140,17 @@ class EditedLogits:
         if self._parts is None:
             rows = tracked(scales, "edits, in full") if self.progress else scales
             return torch.stack([self._full(self.edit(row, parameters)).logits for row in rows])
-        values = sum(len(torch.unique(row)) for row in scales)
         linear = self._parts.linear
-        one_product = (
-            linear is not None
-            and linear.reader.out_features <= _WIDEST_PRODUCT
-            and (linear.name == self._reader() if parameters == "outgoing" else values <= _VALUES_A_CELL * len(scales))
-        )
-        if not one_product:
+        if linear is None or (parameters == "outgoing" and linear.name != self._reader()):
             return self._by_cell(self._parts, scales, parameters)
-        assert linear is not None
-        a_cell = values / len(scales) * linear.reader.weight.numel() * 4
-        at_once = max(1, int(_PRODUCT_BYTES / a_cell))
-        return torch.cat([self._by_product(self._parts, part, parameters) for part in scales.split(at_once)])
+        values = sum(len(row.unique()) for row in scales) / len(scales)
+        if values > _VALUES_A_CELL:
+            return self._by_cell(self._parts, scales, parameters)
+        columns = columns_scale(linear.reader, scales.to(self._device), self.layer, linear.name)
+        if linear.reader.out_features > _WIDEST_PRODUCT:
+            return self._by_difference(linear, columns, parameters)
+        at_once = max(1, int(_PRODUCT_BYTES / (4 * values * linear.reader.weight.numel())))
+        return torch.cat([self._by_product(linear, part, parameters) for part in columns.split(at_once)])
 
     def _full(self, edit: Edit | None) -> Predictions:
         loader = image_loader(self.images, min(self.batch_size, 64))
@@ -260,36 +259,30 @@ class EditedLogits:
         assert weight is not None
         return reader, columns.reshape(-1, *[1] * (weight.ndim - 2))
 
-    def _by_product(self, parts: Cut, scales: Tensor, parameters: str) -> Float[Tensor, "cell image class"]:
-        """Many cells in one matrix product: the reader's weight is split by the scale that each neuron has.
+    def _between(self, tail: LinearTail, outputs: Tensor, parameters: str) -> Between:
+        """What the reader is given where all neurons have one scale."""
+        if parameters == "outgoing":  # the reader's own columns are scaled, which is the same as scaling its input
+            unscaled = tail.between(outputs.clone())[0]
+            return lambda value: unscaled * value
+        ones = torch.ones(self.neurons)
+        return lambda value: tail.between(self._rescaled(outputs, value * ones, parameters))[0]
 
-        reader(between(z_cell)) = bias + sum over distinct scales v of between(z scaled by v) (W * [s_cell = v])^T.
-        """
-        tail = parts.linear
-        assert tail is not None
-        scales, weight = scales.to(self._device), tail.reader.weight
-        cells, outputs_of_reader = len(scales), tail.reader.out_features
-        products: list[tuple[Tensor | None, Tensor, Tensor]] = []
-        if parameters == "outgoing":
-            products.append((None, torch.arange(cells), weight * scales[:, None]))
-        else:
-            for value in torch.unique(scales):
-                at_value = scales == value
-                having = at_value.any(1).nonzero().flatten()
-                products.append((value.expand(self.neurons), having, weight * at_value[having][:, None]))
-        found = torch.empty(cells, len(self.images), self.before.logits.shape[1])
+    def _by_product(self, tail: LinearTail, columns: Tensor, parameters: str) -> Float[Tensor, "cell image class"]:
+        found = torch.empty(len(columns), len(self.images), self.before.logits.shape[1])
         with evaluating(self.inference), torch.inference_mode():
             for place, (outputs,) in self._kept_batches("behind the layer, in one product"):
-                read = torch.zeros(len(outputs), cells, outputs_of_reader, device=self._device)
-                for value, having, weights in products:
-                    scaled = outputs.clone() if value is None else self._rescaled(outputs, value, parameters)
-                    (between,) = tail.between(scaled)
-                    product = between @ weights.flatten(0, 1).T
-                    read.index_add_(1, having.to(self._device), product.unflatten(1, (len(having), -1)))
-                if tail.reader.bias is not None:
-                    read += tail.reader.bias
+                read = in_one_product(tail.reader, columns, self._between(tail, outputs, parameters))
                 logits = tail.rest(read.transpose(0, 1).flatten(0, 1))  # rows: cell by cell, an image's views together
-                found[:, place] = self.inference.finish(logits).float().cpu().unflatten(0, (cells, -1))
+                found[:, place] = self.inference.finish(logits).float().cpu().unflatten(0, (len(columns), -1))
+        return found
+
+    def _by_difference(self, tail: LinearTail, columns: Tensor, parameters: str) -> Float[Tensor, "cell image class"]:
+        found = torch.empty(len(columns), len(self.images), self.before.logits.shape[1])
+        reads = Differences(tail.reader, columns)
+        with evaluating(self.inference), torch.inference_mode():
+            for place, (outputs,) in self._kept_batches("behind the layer"):
+                for cell, read in enumerate(reads(self._between(tail, outputs, parameters))):
+                    found[cell, place] = self.inference.finish(tail.rest(read)).float().cpu()
         return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from emodissect.edited_logits import EditedLogits
 from emodissect.editing import Rule
 from emodissect.selection import Selection, exchanged, similarities
 from emodissect.statistics import exceedance_p
-from emodissect.study.cells import Cell, Judged, choose, grid, judge, judge_cells, labels_of, shuffled
+from emodissect.study.cells import Cell, Judged, choose, grid, judge_cells, labels_of, shuffled
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,35 +69,38 @@ def decide(question: Question, neurons: pd.DataFrame, every_control: bool = True
     judged = judge_cells(cells, question.val)
     chosen = choose(cells, judged, question.metric)
     cell = cells[chosen]
-    generator = np.random.default_rng([question.seed, 1])
     labels = labels_of(neurons, cell.layer)
-    similarity = similarities(labels)
-    names, scales = ["chosen"], [cell.scale]
+    generator = np.random.default_rng([question.seed, 1])
     # The chosen scales on living neurons at random: for rules of two values, random neurons of the same number.
-    for _ in range(question.random_draws):
-        names.append("random")
-        scales.append(cell.scale[exchanged(labels, generator)])
+    drawn = [("random", cell.scale[exchanged(labels, generator)]) for _ in range(question.random_draws)]
     if every_control:
-        names += ["all", "inverse"]
-        scales += [cell.rule(torch.ones_like(cell.selected), similarity), cell.rule(~cell.selected, similarity)]
-    on_test = judge(question.test[cell.layer], scales, cell.rule.parameters).delta
-    frame = pd.DataFrame({"control": names, "delta_test": on_test})[1:]
+        similarity = similarities(labels)
+        drawn += [
+            ("all", cell.rule(torch.ones_like(cell.selected), similarity)),
+            ("inverse", cell.rule(~cell.selected, similarity)),
+        ]
+    controls = [(name, replace(cell, scale=scale)) for name, scale in drawn]
     if cell.uses_labels and question.shuffled_draws:
-        frame = pd.concat([frame, _shuffled_studies(question, neurons)], ignore_index=True)
+        controls += [("shuffled", pick) for pick in _shuffled_studies(question, neurons, alone=len(cells) == 1)]
+    on_test = judge_cells([cell, *(control for _, control in controls)], question.test).delta
+    frame = pd.DataFrame({"control": [name for name, _ in controls], "delta_test": on_test[1:]})
     frame.insert(1, "draw", frame.groupby("control").cumcount())
-    return Decision(cells, judged, chosen, frame.reset_index(drop=True), float(on_test[0]))
+    return Decision(cells, judged, chosen, frame, float(on_test[0]))
 
 
-def _shuffled_studies(question: Question, neurons: pd.DataFrame) -> pd.DataFrame:
-    """The same study with labels that say nothing: every draw judges the grid on validation and chooses its own."""
-    generator = np.random.default_rng([question.seed, 2])
+def _shuffled_studies(question: Question, neurons: pd.DataFrame, alone: bool) -> list[Cell]:
+    """What the same study chooses with labels that say nothing: every draw judges the grid on validation.
+
+    A cell ``alone`` in its grid leaves nothing to choose, and shuffled labels make random neurons of it: drawn from
+    the random controls' stream they are those very edits, which are evaluated once.
+    """
+    generator = np.random.default_rng([question.seed, 1 if alone else 2])
     layers = {layer: labels_of(neurons, layer) for layer in question.layers}
     draws = [
         question.cells(pd.concat([shuffled(labels, generator) for labels in layers.values()]))
         for _ in range(question.shuffled_draws)
     ]
-    picks = [cells[0] for cells in draws] if len(draws[0]) == 1 else _choices(question, draws)
-    return pd.DataFrame({"control": "shuffled", "delta_test": judge_cells(picks, question.test).delta})
+    return [cells[0] for cells in draws] if alone else _choices(question, draws)
 
 
 def _choices(question: Question, draws: Sequence[list[Cell]]) -> list[Cell]:

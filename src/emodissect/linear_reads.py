@@ -1,0 +1,95 @@
+"""What the linear layer behind an edited one reads, under many edits at once. Pure.
+
+Between the two layers every neuron is treated alone, so ``between(z scaled by s)`` has, in the columns of a neuron,
+what ``between(z scaled by that neuron's value of s)`` has there: it is enough to run it once for each distinct value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+Between = Callable[[float], Float[Tensor, "image column"]]
+"""``between(z)`` where every neuron is scaled by one value."""
+
+
+def in_one_product(
+    reader: nn.Linear, columns: Float[Tensor, "cell column"], between: Between
+) -> Float[Tensor, "image cell output"]:
+    """The reader's outputs of all cells as one matrix product for each distinct scale v::
+
+        reader(between(z_cell)) = bias + sum_v between(v z) (W * [s_cell = v])^T
+
+    Args:
+        columns: the scale of each of the reader's inputs under each edit.
+    """
+    weight, cells, outputs = reader.weight, len(columns), reader.out_features
+    read: Tensor | None = None
+    for value in columns.unique():
+        at_value = columns == value
+        having = at_value.any(1).nonzero().flatten()
+        inputs = between(float(value))
+        product = inputs @ (weight * at_value[having][:, None]).flatten(0, 1).T
+        if read is None:
+            read = torch.zeros(len(inputs), cells, outputs, device=inputs.device)
+        read.index_add_(1, having, product.unflatten(1, (len(having), -1)))
+    assert read is not None
+    return read if reader.bias is None else read + reader.bias
+
+
+class _Plan(NamedTuple):
+    """An edit as one value, and the columns that have another."""
+
+    common: float
+    others: Sequence[tuple[float, Int64[Tensor, " column"]]]
+
+
+class Differences:
+    """The reader's outputs, cell by cell, as a difference from an edit that scales every neuron alike::
+
+        reader(between(z_cell)) = reader(between(v0 z)) + sum_v (between(v z) - between(v0 z))[:, s = v] W[:, s = v]^T
+
+    with v0 the commonest scale of the cell: the product is over the fewer neurons, at most half of them where a cell
+    has two scales.
+
+    Args:
+        columns: as for `in_one_product`.
+    """
+
+    def __init__(self, reader: nn.Linear, columns: Float[Tensor, "cell column"]) -> None:
+        self._reader = reader
+        self._by_column = reader.weight.detach().T.contiguous()
+        self._plans = [_planned(row) for row in columns]
+
+    def __call__(self, between: Between) -> Iterator[Float[Tensor, "image output"]]:
+        """Each cell's outputs on a batch, as a new tensor."""
+        inputs: dict[float, Tensor] = {}
+        reads: dict[float, Tensor] = {}
+        steps: dict[tuple[float, float], Tensor] = {}  # with a row a column, as rows are gathered fastest
+
+        def at(value: float) -> Tensor:
+            if value not in inputs:
+                inputs[value] = between(value)
+            return inputs[value]
+
+        for common, others in self._plans:
+            if common not in reads:
+                reads[common] = self._reader(at(common))
+            read = reads[common].clone()
+            for value, columns in others:
+                if (value, common) not in steps:
+                    steps[value, common] = (at(value) - at(common)).T.contiguous()
+                read.addmm_(steps[value, common][columns].T, self._by_column[columns])
+            yield read
+
+
+def _planned(columns: Float[Tensor, " column"]) -> _Plan:
+    values, counts = columns.unique(return_counts=True)
+    common = values[counts.argmax()]
+    return _Plan(
+        float(common), [(float(value), (columns == value).nonzero().flatten()) for value in values if value != common]
+    )
