@@ -26,6 +26,15 @@ from emodissect.errors import UserError
         ({"study": {"alpha": 1}}, "study.alpha=1: give a number above 0 below 1."),
         ({"reuse": "abc"}, "reuse=abc: give true or false."),
         ({"tags": "abc"}, "tags=abc: give a list"),
+        ({"training": {"foo": 1}}, "training.foo is unknown. Known: ten_crop, channels_last"),
+        ({"study": {"control": 3}}, "study.control is unknown. Did you mean 'controls'?"),
+        ({"data": {"path": "???"}}, "data.path has no default: give data.path=…"),
+        ({"data": {"names": "${upper:${data.path}}", "path": "???"}}, "data.path has no default: give data.path=…"),
+        ({"quality": {"templates": "foo"}}, "quality.templates=foo: give entries by name"),
+        ({"pictures": {"ids": "abc"}}, "pictures.ids=abc: give a whole number from 0 or a list of such or null."),
+        ({"similarity": {"a": "abc"}}, "similarity.a=abc: give a number."),
+        ({"quality": {"alphas": "abc"}}, "quality.alphas=abc: give a number above 0 to 1 or a list of such."),
+        ({"selection": {"of": "fdr"}}, "selection.of=fdr: give a class by _target_ and its keys."),
     ],
 )
 def test_a_value_that_is_none_is_told_with_what_may_be(given: dict[str, object], told: str) -> None:
@@ -49,6 +58,9 @@ def test_values_that_may_be_pass() -> None:
 def test_the_verbs_have_every_key_and_their_defaults_pass(tmp_path: Path) -> None:
     configs = [composed(verb, run_dir=tmp_path) for verb in VERBS]
     configs.append(composed("train", "data=fer2013", run_dir=tmp_path))
+    for similarity, selection in (("rank_reorder", "inverse"), ("cos_similarity_cubed", "random")):
+        words = (f"similarity={similarity}", f"selection={selection}")
+        configs.append(composed("edit", *words, run_dir=tmp_path))
     for cfg in configs:
         check_values(cfg)
     missing = object()

@@ -175,6 +175,10 @@ def test_label_quality_and_deltas_and_curves() -> None:
     assert list(loss.lines[0].get_ydata()) == [1.5, 1.0]
     assert list(accuracy.lines[0].get_ydata()) == [50, 75]
     figures.training_curves(history[:0])
+    close = pd.DataFrame({"epoch": [0, 1], "train/loss": [2.0, 1.0], "val/nll": [2.0, 1.01]})
+    (loss,) = figures.training_curves(close).axes
+    assert [list(line.get_ydata()) for line in loss.lines] == [[2.0, 1.0], [2.0, 1.01]]  # both curves of the loss
+    assert {text.get_text(): text.get_va() for text in loss.texts} == {"train": "top", "val": "bottom"}
     shares = pd.DataFrame({"epoch": [0, 1], "dissect/lin2/proportion": [0.2, 0.4]})
     assert list(figures.concepts_over_epochs(shares, ["lin2"]).axes[0].lines[0].get_ydata()) == pytest.approx([20, 40])
 

@@ -274,7 +274,7 @@ def test_train_page() -> None:
     assert "80.0 % of 30 test images are recognised (33.3 % by always naming" in text
     assert "highest in epoch 1: 60.0 %; the last is epoch 2." in text
     assert html.count('class="tile"') == 6
-    assert "2 angry images (20 % of them) are taken for happy" in text
+    assert "Per cent of each true class. Most frequent confusion: 2 angry images (20 % of them) are taken for" in text
 
 
 def test_sweep_page_names_the_job_that_validation_chose_and_shows_errors() -> None:

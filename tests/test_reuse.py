@@ -138,3 +138,24 @@ def test_where_the_data_lies_trains_nothing_anew(verb: Verb, home: Path, tmp_pat
     before = entries(home, "training")
     verb("train", "data=fer2013", "data.path=fer2013.npz", f"paths.data_dir={tmp_path / 'there'}")
     assert entries(home, "training") == before
+
+
+def test_reuse_false_makes_what_depends_on_a_network_anew_and_nothing_else(verb: Verb, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+
+    def made() -> dict[str, int]:
+        """By kind, when its only entry, or the last of several, was sealed."""
+        kinds: dict[str, int] = {}
+        for seal in cache.glob("*/*/entry.json"):
+            kinds[seal.parts[-3]] = max(kinds.get(seal.parts[-3], 0), seal.stat().st_mtime_ns)
+        return kinds
+
+    words = ("edit", f"paths.cache_dir={cache}")
+    verb(*words)
+    first = made()
+    verb(*words)
+    assert made() == first
+    verb(*words, "reuse=false")
+    again = {kind for kind, when in made().items() if when > first[kind]}
+    assert again == {"training", "activations", "predictions", "labels", "studies"}
+    assert set(first) - again == {"sketches", "clip_images", "clip_texts"}

@@ -16,11 +16,14 @@ import pytest
 import torch
 from composing import CONF, SMALL
 from safetensors.torch import load_file
+from torch import nn
 
+from emodissect.data.sketches import CLASS_NAMES
 from emodissect.data.sketches.source import BLOCK
 from emodissect.dissection import Dissection
 from emodissect.errors import UserError
 from emodissect.models.classifier import Classifier
+from emodissect.models.preprocessing import Preprocess
 from emodissect.models.vgg import VGG
 from emodissect.models.weights import load_weights
 from emodissect.provenance import weights_hash
@@ -454,6 +457,32 @@ def test_the_interval_is_that_of_the_images_that_were_tested(verb: Verb) -> None
     _, result = verb("train", "+trainer.limit_test_batches=1", "data.eval_batch_size=50")
     low, high = wilson(round(result["test/acc"] * 50), 50)
     assert (result["test/acc_low"], result["test/acc_high"]) == pytest.approx((float(low), float(high)))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/nll2"],
+        ["callbacks.best.monitor=val/nll2"],
+        ["+training.monitor=val/nll2", "scheduler=plateau"],
+    ],
+)
+def test_a_figure_that_nobody_logs_is_told_before_the_first_epoch(words: list[str], verb: Verb) -> None:
+    with pytest.raises(UserError, match=r"follows monitor=val/nll2, which no epoch logs\. Did you mean 'val/nll'"):
+        verb("train", *words, "seed=11")
+
+
+def test_every_figure_that_can_be_followed_is_logged(verb: Verb) -> None:
+    folder, _ = verb("train", "seed=12")
+    (epoch,) = last_of(folder)["callbacks"]["EpochHistory"]["epochs"].values()
+    assert set(Classifier(nn.Identity(), Preprocess(8), CLASS_NAMES).logged) == set(epoch) - {"train/lr"}
+
+
+def test_a_missing_accelerator_is_told_with_what_runs_everywhere(verb: Verb) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match=r"trainer\.accelerator=gpu, trainer\.devices=1\. trainer=cpu runs everywhere"):
+        verb("train", "trainer=gpu", "seed=11")
 
 
 def test_early_stopping_stops(verb: Verb) -> None:

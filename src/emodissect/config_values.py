@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError
 
-from emodissect.errors import UserError
+from emodissect.errors import UserError, nearest
 
 _ABSENT = object()
 
@@ -94,6 +95,36 @@ class Words:
         return "a list, e.g. [first,second]"
 
 
+@dataclass(frozen=True)
+class Nodes:
+    """Several entries by name, as a mapping."""
+
+    def takes(self, value: Any) -> bool:
+        """Whether the value is one of them."""
+        return isinstance(value, DictConfig)
+
+    def __str__(self) -> str:
+        return "entries by name, as in conf/base.yaml"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A class with its arguments, as a group's file gives it.
+
+    Attributes:
+        also: further values.
+    """
+
+    also: tuple[Any, ...] = ()
+
+    def takes(self, value: Any) -> bool:
+        """Whether the value is one of them."""
+        return value in self.also or (isinstance(value, DictConfig) and "_target_" in value)
+
+    def __str__(self) -> str:
+        return " or ".join(["a class by _target_ and its keys", *("null" if v is None else str(v) for v in self.also)])
+
+
 _COUNT, _PRESENT = Number(least=0, whole=True), Number(least=1, whole=True)
 
 ACCEPTED: Mapping[str, Accepted] = {
@@ -108,11 +139,20 @@ ACCEPTED: Mapping[str, Accepted] = {
     "probe.limit": Number(least=1, whole=True, also=(None,)),
     **dict.fromkeys(("probe.top_images", "probe.null_draws", "probe.batch_size"), _PRESENT),
     "quality.noise": Number(least=0),
+    **dict.fromkeys(("quality.similarities", "quality.templates"), Nodes()),
+    "quality.alphas": Number(above=0, most=1, several=True),
+    **dict.fromkeys(("similarity.a", "similarity.lam", "similarity.p", "similarity.scale_p"), Number()),
+    **dict.fromkeys(("similarity.min_prob", "similarity.min_norm"), Number(least=0)),
+    **dict.fromkeys(("similarity.p_start", "similarity.p_end", "similarity.top_fraction"), Number(least=0, most=1)),
+    "similarity.top_k": _PRESENT,
+    "selection.of": Arguments(),
+    "selection.like": Arguments(also=(None,)),
     "study.alpha": Number(above=0, below=1),
     **dict.fromkeys(("study.controls", "study.null_studies"), _COUNT),
     "study.bootstrap": _PRESENT,
     "study.ablate_concepts": Flag(),
     **dict.fromkeys(("pictures.maps", "pictures.saliency", "pictures.samples"), _COUNT),
+    "pictures.ids": Number(least=0, whole=True, several=True, also=(None,)),
     "trainer.max_epochs": Number(least=1, whole=True, also=(-1, None)),
     "optimizer.lr": Number(above=0),
     **dict.fromkeys(("data.batch_size", "data.eval_batch_size"), _PRESENT),
@@ -123,9 +163,30 @@ ACCEPTED: Mapping[str, Accepted] = {
 }
 """By key; a key that a chosen group does not have is passed over."""
 
+TOLD_BY_THEIR_STAGE = (
+    *("probe.split", "study.metric", "study.choose_on", "study.judge_on", "study.select_on"),
+    "training.monitor",
+)
+"""Further keys of conf/base.yaml's sections, whose values are looked at where the images or the network are known."""
+
+SECTIONS = ("training", "probe", "study", "pictures")
+"""Parts of conf/base.yaml that are no class's arguments, so that nobody else would notice a key too many."""
+
 
 def check_values(cfg: DictConfig) -> None:
-    """Raises UserError for the first value that its key does not take: what was given, and what may be."""
+    """Raises UserError for a value left open, a key that nobody reads, or a value that its key does not take."""
+    try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+    except InterpolationToMissingValueError as error:  # a key that refers to the one left open
+        missing = [str(error).partition("Missing mandatory value: ")[2].split()[0]]
+    for key in missing:
+        raise UserError(f"{key} has no default: give {key}=…. What it takes is said beside it in conf/.")
+    known = (*ACCEPTED, *TOLD_BY_THEIR_STAGE)
+    for section in SECTIONS:
+        for name in cfg.get(section) or {}:
+            if f"{section}.{name}" not in known:
+                names = [key.partition(".")[2] for key in known if key.startswith(f"{section}.")]
+                raise UserError(f"{section}.{name} is unknown. {nearest(str(name), names)}")
     for key, accepted in ACCEPTED.items():
         value = OmegaConf.select(cfg, key, default=_ABSENT)
         if value is not _ABSENT and not accepted.takes(value):

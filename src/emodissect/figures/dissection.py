@@ -114,7 +114,7 @@ def layer_proportions(layers: pd.DataFrame, title: str = "") -> Figure:
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlim(0, 103)
-        axes.set_xlabel("per cent of the layer's neurons")
+        axes.set_xlabel("per cent of neurons; accuracy: of their top images")
         axes.grid(axis="x")
         figure.legend(loc="outside upper left", ncols=3, columnspacing=1.0, handletextpad=0.3, borderaxespad=0.1)
         axes.set_title(title)

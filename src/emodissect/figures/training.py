@@ -16,23 +16,27 @@ def training_curves(history: pd.DataFrame, title: str = "") -> Figure:
     """Loss (above) and accuracy (below) by epoch; each panel is drawn where its columns are there.
 
     Args:
-        history: column ``epoch`` and any of ``train/loss``, ``val/loss``, ``train/acc``, ``val/acc``; several rows an
-            epoch (as Lightning's CSV logger writes them) are merged.
+        history: column ``epoch`` and any of ``train/loss``, ``val/loss`` (else ``val/nll``), ``train/acc``,
+            ``val/acc``; several rows an epoch are merged.
     """
     by_epoch = history.groupby("epoch").mean(numeric_only=True) if len(history) else history
+    if "val/loss" not in by_epoch and "val/nll" in by_epoch:
+        by_epoch = by_epoch.rename(columns={"val/nll": "val/loss"})
     panels = [(word, [c for c in (f"train/{word}", f"val/{word}") if c in by_epoch]) for word in ("loss", "acc")]
     panels = [(word, columns) for word, columns in panels if columns]
     with drawn():
         figure = new(NARROW, 0.5 + 1.7 * max(len(panels), 1))
         rows = figure.subplots(max(len(panels), 1), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (word, columns) in zip(rows, panels, strict=False):
-            for column in columns:
-                line = by_epoch[column].dropna() * (100 if word == "acc" else 1)
-                if line.empty:
-                    continue
+            lines = {c: by_epoch[c].dropna() * (100 if word == "acc" else 1) for c in columns}
+            lines = {c: line for c, line in lines.items() if len(line)}
+            ends = sorted(lines, key=lambda c: float(lines[c].iloc[-1]))
+            for column, line in lines.items():
                 colour = GREY if column.startswith("train") else BLUE
                 axes.plot(line.index, line, color=colour, marker="o" if len(line) < 3 else None, markersize=4)
-                axes.annotate(column.split("/")[0], (line.index[-1], line.iloc[-1]), (4, 0), va="center", fontsize=9,
+                # the upper name above its line's end and the lower one below: lines that meet keep both names legible
+                above = "center" if len(ends) == 1 else "bottom" if column == ends[-1] else "top"
+                axes.annotate(column.split("/")[0], (line.index[-1], line.iloc[-1]), (4, 0), va=above, fontsize=9,
                               textcoords="offset points", color=colour, weight="bold")  # fmt: skip
             axes.set_ylabel("accuracy (%)" if word == "acc" else "loss")
             axes.grid(axis="y")

@@ -95,6 +95,13 @@ class Classifier(LightningModule):
         self.results: dict[str, Outputs] = {}
         self.confusion: dict[str, Int64[Tensor, "class predicted"]] = {}
 
+    @property
+    def logged(self) -> tuple[str, ...]:
+        """The names of the figures that a fit logs, which callbacks and schedules can follow."""
+        recalls = [f"recall/{name}" for name in self.class_names]
+        validated = [f"val/{name}" for name in ("acc", "acc_top2", "f1", "nll", "ece", *recalls)]
+        return ("train/loss", "train/acc", *validated)
+
     # -- from images to logits ---------------------------------------------------------------------------------------
 
     def forward(self, images: UInt8[Tensor, "image c h w"]) -> Float[Tensor, "image class"]:

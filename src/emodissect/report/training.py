@@ -39,7 +39,7 @@ class TrainPage:
     Attributes:
         metrics: name -> value, e.g. ``test/acc``; those of val and test are shown at the top.
         class_names: in the order of the labels.
-        history: column epoch and what was logged, as Lightning's CSV logger writes it.
+        history: column epoch and what was logged, as :meth:`EpochHistory.frame` gives it.
         predictions: on the test images.
         images: the test images.
         command, manifest: where it comes from.
@@ -127,9 +127,17 @@ class TrainPage:
         row, column = words.place(wrong)
         share = wrong[row, column] / max(counts[row].sum(), 1)
         confused = (
-            f"Most frequent confusion: {int(wrong[row, column]):,} {self.class_names[row]} images "
-            f"({words.percent(share, 0)} of them) are taken for {self.class_names[column]}."
+            f"Per cent of each true class. Most frequent confusion: {int(wrong[row, column]):,} "
+            f"{self.class_names[row]} images ({words.percent(share, 0)} of them) are taken for "
+            f"{self.class_names[column]}."
         )
+        shares = wrong / counts.sum(axis=1, keepdims=True).clip(min=1)
+        likely, instead = words.place(shares)
+        if (likely, instead) != (row, column):
+            confused += (
+                f" Likeliest within a class: {words.percent(shares[likely, instead], 0)} of {self.class_names[likely]} "
+                f"are taken for {self.class_names[instead]}."
+            )
         recall = _recall(counts)
         spread = (
             f"Recall runs from {words.percent(np.nanmin(recall), 0)} to {words.percent(np.nanmax(recall), 0)}; the "
@@ -189,8 +197,9 @@ class TrainPage:
         text = (
             "The wrong answers that the classifier was surest of: true class, and its own answer with its probability."
         )
-        if any(image_id in self.saliency for image_id in rows):
-            text += " The orange shade shows the pixels that the answer hangs on most."
+        if shaded := sum(image_id in self.saliency for image_id in rows):
+            of = "" if shaded == len(rows) else f", in {words.count(shaded, 'image')}"
+            text += f" The orange shade shows the pixels that the answer hangs on most{of}."
         return Markup('<p>{}</p><div class="tiles">{}</div>').format(text, tiles)
 
 

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 import wandb
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -98,7 +100,13 @@ class Session:
     def trainer(self, callbacks: Sequence[Callback], **changes: Any) -> Trainer:
         """A Trainer from the ``trainer`` group with this run's loggers."""
         changes = {"logger": self.loggers or False, **changes}
-        return instantiate(self.cfg.trainer, callbacks=list(callbacks), **changes)
+        try:
+            return instantiate(self.cfg.trainer, callbacks=list(callbacks), **changes)
+        except InstantiationException as error:
+            if not isinstance(error.__cause__, MisconfigurationException):
+                raise
+            asked = ", ".join(f"trainer.{name}={self.cfg.trainer.get(name)}" for name in ("accelerator", "devices"))
+            raise UserError(f"{error.__cause__} Asked for: {asked}. trainer=cpu runs everywhere.") from error
 
     def evaluating_trainer(self, callbacks: Sequence[Callback] = (), **changes: Any) -> Trainer:
         """A Trainer that only runs a network forward: no checkpoints, a progress bar."""

@@ -21,7 +21,7 @@ from emodissect.cache import content_key, file_hash
 from emodissect.data.datamodule import FaceDataModule
 from emodissect.data.ferplus import soft_labels
 from emodissect.epoch_history import EpochHistory
-from emodissect.errors import UserError
+from emodissect.errors import UserError, nearest
 from emodissect.models.checkpoints import read_checkpoint
 from emodissect.models.classifier import Classifier
 from emodissect.models.weights import checkpoint_arguments, load_weights, read_state_dict
@@ -261,6 +261,7 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
         classifier.set_soft_labels(*_soft_labels(run))
     history = EpochHistory()
     callbacks = [*_callbacks(run), history]
+    check_monitors(callbacks, classifier)
     trainer = run.trainer(callbacks, logger=[*run.loggers, history.logger])
     resume = _Resume(run, key)
     begun = str(given) if given is not None and run.cfg.get("resume") else None
@@ -290,6 +291,20 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
     if first_rank():
         log_artifact(run.loggers, as_made(folder / CHECKPOINT, weights_hash(classifier.network)))
     resume.done()
+
+
+def check_monitors(callbacks: Sequence[Callback], classifier: Classifier) -> None:
+    """Raises UserError for a figure that is followed and that no epoch will give, before the first one.
+
+    With a callback of the user's own nothing is refused: it may log what it likes.
+    """
+    if any(type(callback).__module__.split(".")[0] not in ("lightning", "emodissect") for callback in callbacks):
+        return
+    logged = (*classifier.logged, "train/lr")
+    followers = [(type(callback).__name__, getattr(callback, "monitor", None)) for callback in callbacks]
+    for follower, monitor in (*followers, ("The schedule", classifier.monitor)):
+        if monitor is not None and monitor not in logged:
+            raise UserError(f"{follower} follows monitor={monitor}, which no epoch logs. {nearest(monitor, logged)}")
 
 
 def require_resumable(path: Path, max_epochs: int | None) -> None:
