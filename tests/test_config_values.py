@@ -22,7 +22,10 @@ from emodissect.errors import UserError
         ({"tau": [0, float("nan")]}, "give a number"),
         ({"level": [0.05, 2]}, "give a number above 0 to 1"),
         ({"probe": {"limit": 0}}, "probe.limit=0: give a whole number from 1 or null."),
-        ({"trainer": {"max_epochs": 0}}, "trainer.max_epochs=0: give a whole number from 1 or -1 or null."),
+        (
+            {"trainer": {"max_epochs": 0}},
+            "trainer.max_epochs=0: give a whole number from 1 or -1 or null (dissect.py fit",
+        ),
         ({"study": {"alpha": 1}}, "study.alpha=1: give a number above 0 below 1."),
         ({"reuse": "abc"}, "reuse=abc: give true or false."),
         ({"tags": "abc"}, "tags=abc: give a list"),

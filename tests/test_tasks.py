@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from composing import CONF, SMALL
 from safetensors.torch import load_file
@@ -257,6 +258,9 @@ def test_the_audit_is_a_file_and_a_section(verb: Verb) -> None:
         ("edit", ["selection=accuracy", "selection.level=[0.5,0.7]"], "One value is taken here"),
         ("edit", ["layer=bn4b"], "Did you mean 'conv4b'"),
         ("edit", ["layer=lin3", "edit.parameters=outgoing"], "layer behind 'lin3'"),
+        ("dissect", ["model=timm", "model.name=vit_tiny_patch16_224", "layer=all"], "cannot take the images, 3x64x64"),
+        ("train", ["model=timm", "model.name=vit_tiny_patch16_224"], "img_size:64"),
+        ("dissect", ["model=timm", "model.num_classes=10", "layer=all"], "10 logits for 7 classes"),
         ("dissect", ["evaluate=true", "probe.limit=12"], "12 are too few"),
         ("dissect", ["evaluate=true", "quality.alphas=[2]"], "quality.alphas"),
         ("dissect", ["evaluate=true", "scorer=annotations", "clip@quality.another_clip=tiny"], "needs scorer=clip"),
@@ -284,6 +288,30 @@ def test_dissecting_while_training_leaves_the_weights_to_the_bit(verb: Verb, hom
     logged = pd.read_csv(watched / "csv" / "metrics.csv")
     assert len(logged["dissect/lin2/interpretable"].dropna()) >= 2
     assert logged["dissect/lin2/accuracy"].dropna().between(0, 1).all()
+
+
+def test_a_network_is_dissected_as_it_is_made(verb: Verb, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emodissect.tasks.training._fit", lambda *_: pytest.fail("trained"))
+    words = ["model=timm", "model.name=test_vit", "model.arguments={img_size:64}", "model.num_classes=12"]
+    words += ["layer=[blocks.0.attn.qkv,head]", "layer.pool=token_mean", "data.train=120"]
+    folder, result = verb("dissect", "fit=false", *words)
+    labels = Dissection.load(folder)
+    assert (labels.of("blocks.0.attn.qkv")["similarity"].notna().all(), len(labels.of("head"))) == (True, 12)
+    page = (folder / "report.html").read_text()
+    assert "what the classifier took it for" not in page
+    assert "Where the classifier looked" not in page
+    _, again = verb("dissect", "fit=false", *words)
+    assert again == result  # random weights are those of the seed
+
+    torch.manual_seed(1)
+    network = timm.create_model("test_vit", num_classes=12, img_size=64)
+    torch.save(network.state_dict(), folder / "twelve.pt")
+    given, _ = verb("dissect", f"ckpt_path={folder / 'twelve.pt'}", *words)
+    manifest = json.loads((given / "manifest.json").read_text())
+    assert manifest["inputs"]["weights"] == weights_hash(network)
+    assert Dissection.load(given).fingerprint() != labels.fingerprint()
+    with pytest.raises(UserError, match="12 logits for 7 classes"):
+        verb("edit", f"ckpt_path={folder / 'twelve.pt'}", *words[:4], "layer=head")
 
 
 @pytest.mark.slow

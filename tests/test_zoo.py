@@ -54,6 +54,13 @@ def test_the_new_head_stands_where_the_old_one_stood(name: str) -> None:
     assert sum(before[n] != after[n] for n in before) == 2
 
 
+def test_a_published_head_of_the_asked_size_keeps_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = torchvision.models.resnet18()
+    head = whole.fc.weight.detach().clone()
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: whole)
+    assert torch.equal(torchvision_model("resnet18", 1000, pretrained=True).fc.weight, head)
+
+
 def test_unknown_torchvision_name() -> None:
     with pytest.raises(UserError, match=r"model\.name=resnet81 is no torchvision classifier\. Did you mean 'resnet18'"):
         torchvision_model("resnet81", 7)

@@ -32,6 +32,7 @@ class Number:
         whole: no fractions.
         several: a list of them as well, for a grid.
         also: further values.
+        instead: what else to do, told beside what is taken.
     """
 
     least: float = -math.inf
@@ -41,6 +42,7 @@ class Number:
     whole: bool = False
     several: bool = False
     also: tuple[Any, ...] = ()
+    instead: str = ""
 
     def takes(self, value: Any) -> bool:
         """Whether the value is one of them."""
@@ -64,7 +66,7 @@ class Number:
         ]
         words = " ".join([f"a {'whole ' if self.whole else ''}number", *bounds])
         further = ["a list of such", *self._further] if self.several else self._further
-        return " or ".join([words, *further])
+        return " or ".join([words, *further]) + (f" ({self.instead})" if self.instead else "")
 
     @property
     def _further(self) -> list[str]:
@@ -153,7 +155,9 @@ ACCEPTED: Mapping[str, Accepted] = {
     "study.ablate_concepts": Flag(),
     **dict.fromkeys(("pictures.maps", "pictures.saliency", "pictures.samples"), _COUNT),
     "pictures.ids": Number(least=0, whole=True, several=True, also=(None,)),
-    "trainer.max_epochs": Number(least=1, whole=True, also=(-1, None)),
+    "trainer.max_epochs": Number(
+        least=1, whole=True, also=(-1, None), instead="dissect.py fit=false takes a network as it is made"
+    ),
     "optimizer.lr": Number(above=0),
     **dict.fromkeys(("data.batch_size", "data.eval_batch_size"), _PRESENT),
     **dict.fromkeys(("data.num_workers", "data.seed", "data.split_seed"), _COUNT),

@@ -46,6 +46,10 @@ class Classifier(LightningModule):
         compile: train and evaluate through torch.compile (a minute at the start); dissection never does.
         monitor: what a plateau schedule follows.
         model_config: plain values that the network was made from; kept in checkpoints.
+
+    Attributes:
+        knows_classes: whether the network's outputs are logits of the data's classes. Where it is set to False (a
+            published network taken as it is), the network can be recorded, and a prediction has no logits (image 0).
     """
 
     columns: Int64[Tensor, " class"]
@@ -89,6 +93,7 @@ class Classifier(LightningModule):
         self.channels_last, self.compiled = channels_last, compile
         self.register_buffer("columns", output_columns(self.class_names, class_order), persistent=False)
         self._as_is = class_order is None or self.columns.tolist() == list(range(len(class_order)))
+        self.knows_classes = True
         self._soft: tuple[Tensor, Tensor] | None = None
         self._fast: list[Callable[[Tensor], Tensor]] = []  # in a list: no submodule, so no second copy of the weights
         self.outputs = nn.ModuleDict({"val": EpochOutputs(), "test": EpochOutputs()})
@@ -137,18 +142,45 @@ class Classifier(LightningModule):
         return self._fast[0](inputs) if self._fast else self.network(inputs)
 
     def _in_data_order(self, logits: Any) -> Float[Tensor, "view class"]:
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise UserError(f"{type(self.network).__name__} gave {shape}, not logits of shape (image, class).")
+        if misfit := self.misfit(logits):
+            raise UserError(misfit)
+        return logits if self._as_is else logits[:, self.columns]
+
+    def tried(self, images: UInt8[Tensor, "image c h w"]) -> Any:
+        """The network's output for a few images, so that what it cannot take is told before any work.
+
+        Raises:
+            UserError: the network fails on such images; names their shape and the keys that change it.
+        """
+        inputs = self.inputs(images)
+        try:
+            with torch.inference_mode():
+                return self._run(inputs)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a network of others raises
+            channels, height, width = inputs.shape[1:]
+            said = " ".join(str(error).split())[:300] or type(error).__name__
+            raise UserError(
+                f"{type(self.network).__name__} cannot take the images, {channels}x{height}x{width} (channel x height "
+                f"x width): {said} Set model.preprocess.size and model.channels (or model.preprocess.channels) to what "
+                f"it takes, or make it for this size: many of timm's take 'model.arguments={{img_size:{height}}}'."
+            ) from error
+
+    def misfit(self, output: Any) -> str | None:
+        """Why the network's output is no row of logits of the known classes; None where it is."""
+        if not isinstance(output, Tensor) or output.ndim != 2:
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            return f"{type(self.network).__name__} gave {shape}, not logits of shape (image, class)."
         order = self.hparams["class_order"]
         known = len(self.class_names) if order is None else len(order)
-        if logits.shape[1] != known:
-            raise UserError(
-                f"{type(self.network).__name__} gives {logits.shape[1]} logits for {known} classes "
+        if output.shape[1] != known:
+            return (
+                f"{type(self.network).__name__} gives {output.shape[1]} logits for {known} classes "
                 f"({', '.join(order or self.class_names)}). Set model.num_classes={known}, or name the network's "
                 "outputs in model.class_order."
             )
-        return logits if self._as_is else logits[:, self.columns]
+        return None
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -240,8 +272,11 @@ class Classifier(LightningModule):
     # -- evaluation --------------------------------------------------------------------------------------------------
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Outputs:
-        """Ids, labels and logits of a batch."""
+        """Ids, labels and logits of a batch; no logits (image 0) where `knows_classes` is False."""
         batch = Batch(*batch)
+        if not self.knows_classes:
+            self._run(self.inputs(batch.images))  # for whoever records it
+            return Outputs(batch.ids, batch.labels, torch.empty(len(batch.ids), 0))
         return Outputs(batch.ids, batch.labels, self(batch.images).float())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

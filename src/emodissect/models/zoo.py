@@ -24,7 +24,7 @@ def torchvision_model(name: str, num_classes: int, pretrained: bool = False, cha
     Args:
         name: as in `torchvision.models.list_models()`.
         num_classes: length of the logits.
-        pretrained: begin with torchvision's default weights; the head is new.
+        pretrained: begin with torchvision's default weights; the head is new unless it has `num_classes` already.
         channels: input channels; other than 3 gets a new first convolution (pretrained: the old one's sum for grey).
 
     Raises:
@@ -63,7 +63,7 @@ def timm_model(
     Args:
         name: as in `timm.list_models()`, with or without the tag of the weights.
         num_classes: length of the logits.
-        pretrained: begin with published weights; the head is new.
+        pretrained: begin with published weights; the head is new unless it has `num_classes` already.
         channels: input channels.
         arguments: more for `timm.create_model`, e.g. `{"img_size": 96}`.
 
@@ -108,10 +108,15 @@ def your_model(target: str, arguments: Mapping[str, Any] | None = None) -> nn.Mo
 
 
 def replace_head(network: nn.Module, num_classes: int) -> None:
-    """Puts a new last layer (linear, or a 1x1 convolution where there is no linear one) in the old one's place."""
+    """Puts a new last layer (linear, or a 1x1 convolution where there is no linear one) in the old one's place.
+
+    One that gives `num_classes` already stays, with its weights.
+    """
     heads = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Linear)]
     heads = heads or [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d)]  # type: ignore[misc]
     name, old = heads[-1]
+    if num_classes == (old.out_features if isinstance(old, nn.Linear) else old.out_channels):
+        return
     new: nn.Module
     if isinstance(old, nn.Linear):
         new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)

@@ -28,7 +28,7 @@ from emodissect.tasks.given_labels import given_labels
 from emodissect.tasks.picturing import chosen_ids, neuron_maps, saliency_maps
 from emodissect.tasks.reporting import dissection_figures, dissection_page, write_figures, write_page
 from emodissect.tasks.session import Session, session
-from emodissect.tasks.training import Trained, as_made, trained_classifier, untrained
+from emodissect.tasks.training import Trained, trained_classifier, untrained
 from emodissect.terminal import Column, frame_table
 from emodissect.tracking import Made, log_artifact, log_dissection, log_metrics
 
@@ -42,11 +42,16 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
     from emodissect.tasks.judging import Quality, judge  # it takes this module's plan
 
     with session(cfg) as run:
-        plan = Plan(run)
+        plan = Plan(run, needs_classes=False)
         plan.check()
         if cfg.evaluate:
             Quality(run, plan).check()
-        trained = trained_classifier(run, fit=False)
+        trained = trained_classifier(run, fit=False, needs_classes=False)
+        if not trained.classifier.knows_classes:
+            log.info(
+                "%s is dissected as it is. Its outputs are not taken for the classes %s: no predictions are shown.",
+                *(type(trained.classifier.network).__name__, ", ".join(run.data.class_names)),
+            )
         layers = plan.layers(trained.classifier)
         found = pictured(run, plan, trained, dissected(run, plan, trained, layers))
         found.dissection.save(run.folder)
@@ -65,7 +70,7 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
             log_metrics(run.loggers, judged.figures())
         write_page(run, page)
         log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=figures)
-        log_artifact(run.loggers, labels_made(run), [as_made(trained.checkpoint, trained.weights)])
+        log_artifact(run.loggers, labels_made(run), trained.kept)
         summary = dissection_summary(found.dissection)
         held_out = judged.figures() if judged else {}
         run.summary({**summary, **held_out, "layers": found.dissection.layers.to_dict("records")})
@@ -95,12 +100,17 @@ def labels_made(run: Session) -> Made:
 class Plan:
     """What a dissection is asked for, checked before anything is trained.
 
+    Args:
+        run: the session.
+        needs_classes: whether the network must give logits of the data's classes.
+
     Attributes:
         layer_words: a module path, a glob, a list of these, or ``all``.
     """
 
-    def __init__(self, run: Session) -> None:
+    def __init__(self, run: Session, needs_classes: bool = True) -> None:
         self.run = run
+        self.needs_classes = needs_classes
         words = run.cfg.layer.names
         self.layer_words: str | list[str] = list(words) if isinstance(words, ListConfig) else str(words)
         self.pool = str(run.cfg.layer.pool)
@@ -168,7 +178,7 @@ class Plan:
         if self.run.cfg.labels:
             Dissection.load(self.run.cfg.labels)
         # a network's layers are known without training it, so a misspelt one costs nothing
-        resolve_layers(untrained(self.run).network, self.layer_words)
+        resolve_layers(untrained(self.run, self.needs_classes).network, self.layer_words)
         self.scorer.check(self.probe, self.concepts, names)
 
 
@@ -178,7 +188,7 @@ class Dissected:
 
     Attributes:
         dissection: the labels.
-        predictions: the classifier's, of the probe images.
+        predictions: the classifier's, of the probe images; without logits where it does not know their classes.
         activations: by layer.
         key: what the labels came from, for the caches behind.
         heat: activation maps of conv neurons over their top images, by (layer, neuron).
@@ -238,7 +248,9 @@ def pictured(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Di
     return replace(
         found,
         heat=neuron_maps(trained.classifier, found.dissection, plan.probe, wanted, run.cfg.layer.channels_last),
-        saliency=saliency_maps(trained.classifier, plan.probe, wanted, run.cfg.seed),
+        saliency=saliency_maps(trained.classifier, plan.probe, wanted, run.cfg.seed)
+        if trained.classifier.knows_classes
+        else {},
     )
 
 

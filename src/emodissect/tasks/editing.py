@@ -28,7 +28,7 @@ from emodissect.tasks.reporting import dissection_figures, dissection_page, writ
 from emodissect.tasks.session import Session, session
 from emodissect.tasks.study_words import best_cells, edit_summary, readable_study, study_checks
 from emodissect.tasks.studying import Asked, check_editable, grid_of
-from emodissect.tasks.training import Trained, as_made, trained_classifier
+from emodissect.tasks.training import Trained, trained_classifier
 from emodissect.terminal import figures_table
 from emodissect.tracking import Made, log_artifact, log_dissection, log_metrics, log_study
 
@@ -128,7 +128,7 @@ def _told(
     log_artifact(
         run.loggers,
         Made("edited-classifier", "edited-checkpoint", [checkpoint], {"weights": trained.weights, **found.key}),
-        [as_made(trained.checkpoint, trained.weights), labels_made(run)],
+        [*trained.kept, labels_made(run)],
     )
     run.wrote("labels", run.folder / "neurons.csv")
     run.wrote("grid", run.folder / "study" / "grid.csv")

@@ -151,7 +151,9 @@ def judge(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Judge
             recovery.append(recovered(layer, further, own, truths, seed=seed).assign(layer=name))
     planted = _planted(plan, quality, found, seed)
     recovery.append(planted[0])
-    of_logits, tested = _logits(run, plan, quality, found, seed)
+    of_logits, tested = pd.DataFrame(), pd.DataFrame()
+    if trained.classifier.knows_classes:
+        of_logits, tested = _logits(run, plan, quality, found, seed)
     return Judged(
         level=plan.interpretation.level,
         neurons=_together(neurons),

@@ -60,7 +60,7 @@ def dissection_page(run: Session, plan: Plan, trained: Trained, found: Dissected
         class_names=run.data.splits.class_names,
         command=command(),
         manifest=run.manifest(),
-        predictions=found.predictions,
+        predictions=found.predictions if trained.classifier.knows_classes else None,
         null=found.dissection.null,
         tau=plan.interpretation.tau,
         level=plan.interpretation.level,
@@ -101,5 +101,5 @@ def train_page(run: Session, trained: Trained, metrics: Mapping[str, float]) -> 
 
 def history(trained: Trained) -> pd.DataFrame | None:
     """What was logged by epoch, kept beside the checkpoint of a training that this project did."""
-    path = trained.checkpoint.parent / HISTORY
-    return pd.read_csv(path) if path.exists() else None
+    path = trained.checkpoint.parent / HISTORY if trained.checkpoint else None
+    return pd.read_csv(path) if path and path.exists() else None

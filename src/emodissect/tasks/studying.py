@@ -45,7 +45,7 @@ def check_editable(run: Session, plan: Plan, rules: Sequence[Any]) -> None:
     """Tries the layers of an untrained network. Raises UserError for one that cannot be edited as asked."""
     if run.cfg.layer.get("keep"):
         return  # which one is not known yet
-    classifier = untrained(run).eval()
+    classifier = untrained(run)
     network = classifier.network
     for layer in resolve_layers(network, plan.layer_words):
         editable_layer(network, layer)

@@ -52,15 +52,20 @@ class Trained:
 
     Attributes:
         classifier: with its weights, on the CPU.
-        checkpoint: the file.
+        checkpoint: the file; None of a network that was taken as made.
         weights: SHA-256 of the network's state.
         metrics: of the training, empty for a checkpoint that was given.
     """
 
     classifier: Classifier
-    checkpoint: Path
+    checkpoint: Path | None
     weights: str
     metrics: Mapping[str, float]
+
+    @property
+    def kept(self) -> list[Made]:
+        """The checkpoint as W&B keeps it."""
+        return [as_made(self.checkpoint, self.weights)] if self.checkpoint else []
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -69,7 +74,7 @@ class Trained:
             "weights": self.weights,
             "architecture": architecture_hash(self.classifier.network),
             "model": dict(self.classifier.hparams["model"]),
-            "class_names": list(self.classifier.class_names),
+            "class_names": list(self.classifier.class_names) if self.classifier.knows_classes else None,
         }
 
 
@@ -97,7 +102,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             figures |= evaluate(run, trained.classifier)
         run.console.print(figures_table(_readable(figures, run.data), f"{type(trained.classifier.network).__name__}"))
         write_page(run, train_page(run, trained, figures))
-        run.wrote("checkpoint", trained.checkpoint)
+        if trained.checkpoint:
+            run.wrote("checkpoint", trained.checkpoint)
         run.summary(figures)
         return {**figures, "objective": figures.get("val/acc")}
 
@@ -127,21 +133,31 @@ def _readable(figures: Mapping[str, float], data: FaceDataModule) -> dict[str, A
     return shown
 
 
-def trained_classifier(run: Session, fit: bool = True) -> Trained:
+def trained_classifier(run: Session, fit: bool = True, needs_classes: bool = True) -> Trained:
     """The classifier that the config asks for.
 
     Weights come from ``ckpt_path`` where it is given (and are trained on where ``fit`` asks for it), else from the
     cache where the same training was done before, else from a training now. A training that was cut off goes on from
-    its last epoch; ``resume`` goes on with the one in ``ckpt_path``, with its optimizer, schedule and epoch.
+    its last epoch; ``resume`` goes on with the one in ``ckpt_path``, with its optimizer, schedule and epoch. With the
+    config's ``fit=false`` and no checkpoint it is the network as made: published weights, or random ones of the seed.
+
+    Args:
+        run: the session.
+        fit: train on what ``ckpt_path`` holds.
+        needs_classes: whether the network must give logits of the data's classes.
     """
     cfg = run.cfg
     given = Path(cfg.ckpt_path).expanduser() if cfg.ckpt_path else None
     if given is not None and not (fit and cfg.task_name == "train"):
-        classifier = _build(run, given)
+        classifier = untrained(run, needs_classes)
         load_weights(classifier.network, given)
         run.inputs["checkpoint"] = {"path": str(given), "sha256": file_hash(given)}
         return _finished(run, classifier, given, {})
+    if given is None and not cfg.get("fit", True):
+        seed_everything(cfg.seed, workers=True, verbose=False)
+        return _finished(run, untrained(run, needs_classes), None, {})
     key = training_key(run, given)
+    run.inputs["training"] = key
     folder = run.made("training", key, lambda out: _fit(run, given, key, out))
     classifier = _build(run, folder / CHECKPOINT)
     load_weights(classifier.network, folder / CHECKPOINT)
@@ -154,7 +170,7 @@ def trained_classifier(run: Session, fit: bool = True) -> Trained:
     return _finished(run, classifier, folder / CHECKPOINT, metrics)
 
 
-def _finished(run: Session, classifier: Classifier, checkpoint: Path, metrics: Mapping[str, float]) -> Trained:
+def _finished(run: Session, classifier: Classifier, checkpoint: Path | None, metrics: Mapping[str, float]) -> Trained:
     trained = Trained(classifier.eval(), checkpoint, weights_hash(classifier.network), metrics)
     run.inputs["weights"] = trained.weights
     run.inputs["data"] = {name: getattr(run.data.splits, name).fingerprint() for name in ("train", "val", "test")}
@@ -167,7 +183,7 @@ def training_key(run: Session, given: Path | None) -> dict[str, Any]:
     groups = resolved(cfg)
     return {
         "model": groups["model"],
-        "architecture": architecture_hash(_build(run, given).network),
+        "architecture": architecture_hash(untrained(run).network),
         "training": groups.get("training"),
         "soft_labels": run.data.fitted().annotations_fingerprint() if cfg.soft_labels else None,
         "augment": groups.get("augment"),
@@ -198,12 +214,29 @@ def _without(node: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def untrained(run: Session) -> Classifier:
-    """The classifier that the config describes, without its weights. Raises UserError for a missing ``ckpt_path``."""
+def untrained(run: Session, needs_classes: bool = True) -> Classifier:
+    """The classifier that the config describes, as made, without a checkpoint's weights, once two images went through.
+
+    Args:
+        run: the session.
+        needs_classes: whether the network must give logits of the data's classes. Where it need not, and does not or
+            was never taught them (the config's ``fit=false`` without a checkpoint), ``knows_classes`` is False.
+
+    Raises:
+        UserError: no file at ``ckpt_path``, a network that cannot take the images, or other logits than are needed.
+    """
     given = Path(run.cfg.ckpt_path).expanduser() if run.cfg.ckpt_path else None
     if given is not None and not given.exists():
         raise UserError(f"ckpt_path={given} does not exist. Give a checkpoint file, or null to train one.")
-    return _build(run, given)
+    classifier = _build(run, given).eval()
+    splits = run.data.splits
+    images = next(split.images[:2] for split in (splits.train, splits.val, splits.test) if len(split))
+    misfit = classifier.misfit(classifier.tried(images))
+    taught = given is not None or run.cfg.get("fit", True)
+    if misfit and (needs_classes or (given is None and taught)):
+        raise UserError(misfit)
+    classifier.knows_classes = taught and not misfit
+    return classifier
 
 
 def _build(run: Session, checkpoint: Path | None = None) -> Classifier:
@@ -254,7 +287,7 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
     if run.cfg.task_name != "train":
         log.info(
             "ckpt_path is null: %s is trained first, in %s epochs on %s images, and kept. "
-            "Weights of your own are dissected with ckpt_path=<file>.",
+            "ckpt_path=<file> dissects weights of your own, dissect.py fit=false the network as it is made.",
             *(type(classifier.network).__name__, run.cfg.trainer.max_epochs, f"{len(run.data.splits.train):,}"),
         )
     if run.cfg.soft_labels:
