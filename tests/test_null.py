@@ -11,6 +11,7 @@ from statsmodels.stats.multitest import multipletests
 
 import emodissect.similarity as sim
 from emodissect.errors import UserError
+from emodissect.similarity import top_measures, value_measures
 
 MEASURES = [sim.SoftWPMI(top_k=20), sim.WPMI(top_k=20), sim.Pearson(), sim.CosSimilarity(), sim.CosSimilarityCubed()]
 every = pytest.mark.parametrize("measure", MEASURES, ids=lambda m: type(m).__name__)
@@ -76,8 +77,9 @@ def test_planted_detectors_are_found(measure):
     assert (p[8:] <= 0.05).float().mean() <= 0.2
 
 
-def test_permuted_cosines_are_the_cosines_of_permuted_scores():
-    scores, activations = torch.rand(40, 3), torch.randn(40, 4)
+@pytest.mark.parametrize("concepts", [1, 3, 1500, 5000])  # many draws a block, two, and several blocks a draw
+def test_permuted_cosines_are_the_cosines_of_permuted_scores(concepts):
+    scores, activations = torch.rand(40, concepts), torch.randn(40, 4)
     for measure in (sim.Pearson(), sim.CosSimilarity(), sim.CosSimilarityCubed()):
         null = sim.best_similarity_null(measure, scores, recorded(activations), draws=5, seed=9)
         generator = np.random.default_rng(9)
@@ -129,14 +131,40 @@ def test_rank_reorder_has_a_null_too():
     assert (p[1:] <= 0.05).float().mean() <= 0.16
 
 
-@pytest.mark.parametrize("concepts", [1, 5000])
-def test_blocks_of_draws_and_concepts_cover_everything(concepts):
-    scores, layer, measure = torch.rand(30, concepts), recorded(torch.randn(30, 2)), sim.Pearson()
-    whole = torch.full((7, 2, concepts), torch.nan)
-    for block in measure.null_blocks(scores, layer, 7, 0):
-        whole[block.draws, :, block.concepts] = block.similarity
-    assert whole.isfinite().all()
-    assert_close(sim.best_similarity_null(measure, scores, layer, 7, 0), whole.amax(2))
+@pytest.mark.parametrize("held", [2**19, 64], ids=["one block", "many blocks"])
+def test_rank_reorders_null_equals_a_loop_over_draws_concepts_and_neurons(held, monkeypatch):
+    monkeypatch.setattr(value_measures, "_REORDERED", held)
+    monkeypatch.setattr(value_measures, "_SORTED", held)
+    scores, activations = concept_scores(100, 7) + 0.05, torch.randn(100, 40).round(decimals=1)
+    measure = sim.RankReorder(top_fraction=0.1, p=3, scale_p=0.5)
+    null = sim.best_similarity_null(measure, scores, recorded(activations), draws=4, seed=2)
+    draws, orders = np.random.default_rng(2), torch.Generator().manual_seed(measure.seed)
+    baselines = [torch.randperm(10, generator=orders).numpy() for _ in range(5)]
+    for draw in range(4):
+        P = scores[draws.choice(100, 10, replace=False)].double().numpy()
+        for neuron in range(40):
+            top = np.sort(activations[:, neuron].double().numpy())[::-1][:10]
+            ascending = top[::-1]
+            baseline = np.mean([np.mean(np.abs(ascending[order] - ascending) ** 3) for order in baselines])
+            errors = [np.mean(np.abs(top[np.argsort(p, kind="stable")] - ascending) ** 3) for p in P.T]
+            best = max(-error / baseline / p.mean() ** 0.5 for error, p in zip(errors, P.T, strict=True))
+            assert float(null[draw, neuron]) == pytest.approx(best, rel=1e-5)
+
+
+def test_a_null_may_show_a_bar(monkeypatch):
+    seen = []
+
+    def bar(items, what):
+        seen.append((len(items), what))
+        return items
+
+    monkeypatch.setattr(value_measures, "tracked", bar)
+    monkeypatch.setattr(top_measures, "tracked", bar)
+    scores, layer = torch.rand(50, 3), recorded(torch.randn(50, 4))
+    for measure in (sim.Pearson(), sim.RankReorder(), sim.SoftWPMI(top_k=5)):
+        plain = sim.best_similarity_null(measure, scores, layer, 20)
+        assert torch.equal(sim.best_similarity_null(measure, scores, layer, 20, progress="null of lin2"), plain)
+    assert seen == [(1, "null of lin2"), (20, "null of lin2"), (3, "null of lin2")]
 
 
 def test_p_values_and_distances_by_hand():

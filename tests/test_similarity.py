@@ -306,6 +306,25 @@ def test_scores_that_are_not_numbers_are_refused(name):
         FUNCTIONS[name](scores, torch.rand(50, 2))
 
 
+@every
+@pytest.mark.parametrize("images", [50, 5000])
+@pytest.mark.parametrize("bits", [0x7FC00000, -0x400000, 0x7F800000], ids=["nan", "the nan of 0/0 on x86", "inf"])
+def test_activations_that_are_not_numbers_are_refused(name, images, bits):
+    activations = torch.rand(images, 2)
+    activations[images // 2, 1] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    with pytest.raises(UserError, match="NaN or infinite"):
+        FUNCTIONS[name](torch.rand(images, 3), activations)
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_scored_in_float32(name, dtype):
+    scores, activations = torch.rand(300, 4).to(dtype), torch.randn(300, 5).to(dtype)
+    found = FUNCTIONS[name](scores, activations)
+    assert found.dtype == torch.float32
+    assert_close(found, FUNCTIONS[name](scores.float(), activations.float()))
+
+
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [({"top_k": 0}, "top_k=0"), ({"p_start": 1.5}, "p_start=1.5"), ({"a": 0.0}, "a=0.0"), ({"p_end": -1}, "p_end=-1")],

@@ -158,7 +158,7 @@ def label_layer(
     shown = min(RUNNERS_UP + 1, similarity.shape[1])
     best, concept = similarity.topk(shown, dim=1)
     dead = layer.dead
-    null = best_similarity_null(measure, presence, layer, interpretation.draws, interpretation.seed)
+    null = best_similarity_null(measure, presence, layer, interpretation.draws, interpretation.seed, _null_of(layer))
     p_value = _p_values(best[:, 0], null, measure, presence, layer, interpretation)
     z = standardised(best[:, 0], null)
     q_value = torch.full_like(p_value, float("nan"))
@@ -232,8 +232,12 @@ def _p_values(
         return p_value
     counts, rounds = reached(best, null), math.ceil(needed / draws)
     for further in range(1, rounds):
-        counts += reached(best, best_similarity_null(measure, presence, layer, draws, seed + further))
+        counts += reached(best, best_similarity_null(measure, presence, layer, draws, seed + further, _null_of(layer)))
     return (1 + counts) / (1 + rounds * draws)
+
+
+def _null_of(layer: LayerActivations) -> str:
+    return f"null of {layer.layer}"
 
 
 def pooled(null: Float[Tensor, "draw neuron"], kept: int = 20_000) -> np.ndarray:

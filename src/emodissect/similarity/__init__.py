@@ -2,16 +2,7 @@
 
 from emodissect.similarity.cosines import cos_similarity, cos_similarity_cubed, pearson
 from emodissect.similarity.information import soft_wpmi, soft_wpmi_from_top, wpmi, wpmi_from_top
-from emodissect.similarity.measures import (
-    WPMI,
-    CosSimilarity,
-    CosSimilarityCubed,
-    Layer,
-    Pearson,
-    RankReorder,
-    Similarity,
-    SoftWPMI,
-)
+from emodissect.similarity.measures import Layer, Similarity
 from emodissect.similarity.null import (
     best_similarity_null,
     draws_to_pass,
@@ -21,6 +12,8 @@ from emodissect.similarity.null import (
 )
 from emodissect.similarity.ranks import rank_reorder
 from emodissect.similarity.top import constant_neurons, top_rows
+from emodissect.similarity.top_measures import WPMI, SoftWPMI
+from emodissect.similarity.value_measures import CosSimilarity, CosSimilarityCubed, Pearson, RankReorder
 
 __all__ = [
     "WPMI",

@@ -15,17 +15,23 @@ _LAST_DIGITS = 1e-6  # of a float32, relative
 
 
 def best_similarity_null(
-    measure: Similarity, scores: Float[Tensor, "image concept"], layer: Layer, draws: int = 1000, seed: int = 0
+    measure: Similarity,
+    scores: Float[Tensor, "image concept"],
+    layer: Layer,
+    draws: int = 1000,
+    seed: int = 0,
+    progress: str = "",
 ) -> Float[Tensor, "draw neuron"]:
     """The best similarity over the concepts that each neuron would have if chance had chosen its images.
 
     Similarities from top images (``soft_wpmi``, ``wpmi``): each draw is an ordered set of top_k images drawn without
     replacement, put in the neuron's place among the layer's others, so that it is scored exactly as the neuron is.
     Similarities from all values: each draw pairs activations and images anew, the same permutation for all neurons.
-    Memory: the result and blocks of tens of MiB.
+    ``progress``: words beside a bar with the time left; no bar without. Memory: the result and blocks of tens of MiB;
+    the cosines also take a copy of the scores.
     """
     _enough(draws)
-    return measure.null_best(scores, layer, draws, seed)
+    return measure.null_best(scores, layer, draws, seed, progress)
 
 
 def permutation_p(best: Float[Tensor, " neuron"], null: Float[Tensor, "draw neuron"]) -> Float[Tensor, " neuron"]:

@@ -46,6 +46,8 @@ def rank_reorder(
         raise UserError(f"Concept scores of {len(concept_scores)} images, activations of {images}: both must be equal.")
     if not 0 < top_fraction <= 1 or p <= 0:
         raise UserError(f"top_fraction={top_fraction} must be in (0, 1] and p={p} above 0; the reference: 0.05 and 3.")
+    if not concept_scores.isfinite().all():
+        raise UserError("The concept scores hold NaN or infinite values; each must be a finite number.")
     n = top_count(images, top_fraction)
     rows = top_rows(activations, n).sort(dim=0).values  # image order, so that tied scores say nothing about rank
     top = activations.gather(0, rows).float().t().contiguous()

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from emodissect.errors import UserError
+
 _GROUP = 8  # images a group: N/8 maxima and 8k members a neuron are looked at instead of N
 _COLUMNS = 256  # neurons whose group maxima are held at a time
 _BLOCK = 128  # neurons sorted at a time; stays in cache
@@ -22,6 +24,9 @@ def top_rows(activations: Float[Tensor, "image neuron"], k: int) -> Int64[Tensor
 
     Shapes: activations ``[image neuron]`` (any float type, compared as float32; may be a memory map) -> rows
     ``[rank neuron]``. Extra memory: 256 · N/7 floats and 128 · 8k keys, whatever the number of neurons.
+
+    Raises:
+        UserError: an activation is NaN or +infinite, which would be no top image or all of them.
     """
     images, neurons = activations.shape
     k = min(k, images)
@@ -31,6 +36,10 @@ def top_rows(activations: Float[Tensor, "image neuron"], k: int) -> Int64[Tensor
         levels = [activations[:, left : left + _COLUMNS]]
         while len(levels[-1]) > 2 * _GROUP * k:
             levels.append(_group_maxima(levels[-1]))
+        if not (levels[-1] < torch.inf).all():  # a maximum is NaN where any of its values is
+            raise UserError(
+                "The activations hold NaN or infinite values; each must be a finite number. Did the training go astray?"
+            )
         for start in range(0, levels[0].shape[1], _BLOCK):
             columns = slice(start, start + _BLOCK)
             top = levels[-1][:, columns].t()

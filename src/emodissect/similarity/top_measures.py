@@ -1,0 +1,148 @@
+"""The similarities that read each neuron's top images and nothing else, and their null."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from math import log
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from emodissect.errors import UserError
+from emodissect.progress import tracked
+from emodissect.similarity.information import hard_log_likelihood, layer_average, relative_to_layer, soft_log_likelihood
+from emodissect.similarity.measures import Layer, Similarity, require_aligned
+from emodissect.similarity.top import constant_neurons, top_rows
+
+_WEIGHTY = 0.01  # share of a concept's sum over the layer above which a neuron's own part is taken out exactly
+
+
+class _FromTop(Similarity):
+    """Similarities that need each neuron's top images and nothing else."""
+
+    needs_values: ClassVar[bool] = False
+    top_k: int
+    lam: float
+
+    @abstractmethod
+    def log_likelihood(
+        self, concept_scores: Float[Tensor, "image concept"], rows: Int64[Tensor, "rank set"]
+    ) -> Float[Tensor, "set concept"]:
+        """L of ordered sets of images, before the layer's average is taken off."""
+
+    def __call__(self, concept_scores: Tensor, activations: Tensor) -> Tensor:
+        require_aligned(concept_scores, len(activations))
+        return self.from_top(concept_scores, top_rows(activations, self.top_k), constant_neurons(activations))
+
+    def from_top(
+        self,
+        concept_scores: Float[Tensor, "image concept"],
+        top_rows: Int64[Tensor, "rank neuron"],
+        constant: Bool[Tensor, " neuron"] | None = None,
+    ) -> Float[Tensor, "neuron concept"]:
+        """Similarity from the rows of the top images, most activating first; the first ``top_k`` ranks are read."""
+        likelihood = self.log_likelihood(concept_scores, top_rows[: self.top_k])
+        return relative_to_layer(likelihood, layer_average(likelihood, constant), self.lam, constant)
+
+    def of_layer(self, concept_scores: Tensor, layer: Layer) -> Tensor:
+        require_aligned(concept_scores, len(layer.ids))
+        return self.from_top(concept_scores, self._rows(layer), layer.dead)
+
+    def null_best(self, concept_scores: Tensor, layer: Layer, draws: int, seed: int, progress: str = "") -> Tensor:
+        """Of random image sets, each put in the place of each neuron among the layer's others.
+
+        With the neuron itself left in the layer's average, a set would be measured against what the neuron is not: a
+        concept that one neuron stands for would be out of every set's reach, and any other concept within it.
+        """
+        require_aligned(concept_scores, len(layer.ids))
+        rows = self._rows(layer)
+        generator = np.random.default_rng(seed)
+        sets = np.stack([generator.choice(len(layer.ids), len(rows), replace=False) for _ in range(draws)], axis=1)
+        drawn = self.log_likelihood(concept_scores, torch.from_numpy(sets).to(rows.device))
+        null = drawn.new_zeros(draws, len(layer.dead))
+        live = (~layer.dead).nonzero()[:, 0]
+        if len(live):
+            null[:, live] = self._in_place(drawn, self.log_likelihood(concept_scores, rows[:, live]), progress).t()
+        return null
+
+    def _in_place(
+        self, drawn: Float[Tensor, "draw concept"], own: Float[Tensor, "neuron concept"], progress: str
+    ) -> Float[Tensor, "neuron draw"]:
+        """max_c L_rc - lam (log(sum_(j != m) exp L_jc + exp L_rc) - log M), for every neuron m and draw r.
+
+        A neuron with less than a hundredth of a concept's sum hardly changes it by going: it is given the sum less a
+        hundredth, which makes the null larger by at most lam / 100. So only few neurons a concept need their own sum.
+        """
+        neurons = len(own)
+        best = own.new_full((neurons, len(drawn)), -torch.inf)
+        of_all = own.new_full((len(drawn),), -torch.inf)
+        concepts = range(own.shape[1])
+        for concept in tracked(concepts, progress) if progress else concepts:
+            ours, theirs = own[:, concept].double(), drawn[:, concept].double()
+
+            def placed(others: Tensor, theirs: Tensor = theirs) -> Tensor:
+                return (theirs - self.lam * (torch.logaddexp(others, theirs) - log(neurons))).float()
+
+            total = ours.logsumexp(0)
+            share = (ours - total).exp()
+            of_all = torch.maximum(of_all, placed(total + log(1 - _WEIGHTY)))
+            weighty = (share > _WEIGHTY).nonzero()[:, 0]
+            others = total + torch.log1p(-share[weighty])
+            first = ours.argmax()  # what is left beside a share near 1 is summed, not subtracted
+            others[weighty == first] = torch.cat([ours[:first], ours[first + 1 :]]).logsumexp(0)
+            best[weighty] = torch.maximum(best[weighty], placed(others[:, None]))
+        return torch.maximum(best, of_all)
+
+    def _rows(self, layer: Layer) -> Int64[Tensor, "rank neuron"]:
+        needed = min(self.top_k, len(layer.ids))
+        if len(layer.top_ids) < needed:
+            raise UserError(
+                f"The layer was recorded with its top {len(layer.top_ids)} images, top_k={self.top_k} needs {needed}. "
+                f"Record it again with at least {needed}, or take a smaller similarity.top_k."
+            )
+        return torch.searchsorted(layer.ids, layer.top_ids[:needed].contiguous())
+
+
+@dataclass(frozen=True)
+class SoftWPMI(_FromTop):
+    """``soft_wpmi`` with its parameters; constant neurons are left out of the layer's average."""
+
+    top_k: int = 100
+    a: float = 10.0
+    lam: float = 1.0
+    min_prob: float = 1e-7
+    p_start: float = 0.998
+    p_end: float = 0.97
+
+    def __post_init__(self) -> None:
+        _at_least_one(self.top_k)
+
+    def log_likelihood(self, concept_scores: Tensor, rows: Tensor) -> Tensor:
+        return soft_log_likelihood(
+            concept_scores, rows, a=self.a, min_prob=self.min_prob, p_start=self.p_start, p_end=self.p_end
+        )
+
+
+@dataclass(frozen=True)
+class WPMI(_FromTop):
+    """``wpmi`` with its parameters; constant neurons are left out of the layer's average."""
+
+    top_k: int = 28
+    a: float = 2.0
+    lam: float = 0.6
+    min_prob: float = 1e-7
+
+    def __post_init__(self) -> None:
+        _at_least_one(self.top_k)
+
+    def log_likelihood(self, concept_scores: Tensor, rows: Tensor) -> Tensor:
+        return hard_log_likelihood(concept_scores, rows, a=self.a, min_prob=self.min_prob)
+
+
+def _at_least_one(top_k: int) -> None:
+    if top_k < 1:
+        raise UserError(f"top_k={top_k}: at least one image. The usual values: soft_wpmi 100, wpmi 28.")

@@ -1,0 +1,184 @@
+"""The similarities that read every activation, and their null."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from emodissect.errors import UserError
+from emodissect.progress import tracked
+from emodissect.similarity.cosines import cos_similarity, cos_similarity_cubed, pearson, row_blocks, transformed
+from emodissect.similarity.measures import Layer, Similarity, require_aligned
+from emodissect.similarity.ranks import random_error, rank_reorder, scaled, top_count
+from emodissect.similarity.top import constant_neurons, top_rows
+
+_PRODUCTS = 2**12  # permuted concepts multiplied at a time
+_SORTED = 2**22  # scores sorted at a time: 16 MiB, and 32 MiB of order
+_REORDERED = 2**19  # re-ordered activations at a time: 2 MiB, which stay in cache
+
+
+class _OfValues(Similarity):
+    """Similarities of which the null pairs activations and images anew in each draw, the same for all neurons."""
+
+    needs_values: ClassVar[bool] = True
+    top_k: ClassVar[int | None] = None
+
+    def of_layer(self, concept_scores: Tensor, layer: Layer) -> Tensor:
+        require_aligned(concept_scores, len(layer.ids))
+        return self(concept_scores, _values(layer, self))
+
+
+class _Cosine(_OfValues):
+    """Cosines of transformed columns: the null pairs each image's activations with another image's scores."""
+
+    _centred: ClassVar[bool]
+    _power: ClassVar[int]
+
+    @property
+    def _floor(self) -> float:
+        return 0.0
+
+    def null_best(self, concept_scores: Tensor, layer: Layer, draws: int, seed: int, progress: str = "") -> Tensor:
+        require_aligned(concept_scores, len(layer.ids))
+        values = _values(layer, self)
+        images, neurons = values.shape
+        constant = constant_neurons(values)
+        columns = transformed(concept_scores, self._centred, self._power, self._floor).float()
+        squares = torch.zeros(neurons, dtype=torch.float64)
+        for _, block in row_blocks(values, self._centred, self._power):
+            squares += block.double().square().sum(0)
+        norms = squares.sqrt().clamp(min=self._floor)
+        scale = torch.where(norms > 0, 1 / norms, 0.0).float()
+        if self._centred:
+            scale[constant] = 0.0
+        generator = np.random.default_rng(seed)
+        batch = max(_PRODUCTS // columns.shape[1], 1)
+        best = torch.full((draws, neurons), -torch.inf)
+        for start in _tracked(range(0, draws, batch), progress):
+            drawn = best[start : start + batch]
+            orders = torch.from_numpy(np.stack([generator.permutation(images) for _ in drawn], axis=1))
+            for part in columns.split(_PRODUCTS, dim=1):
+                product = torch.zeros(neurons, len(drawn) * part.shape[1])
+                for rows, block in row_blocks(values, self._centred, self._power):
+                    product.addmm_(block.t(), part[orders[rows]].flatten(1))
+                similarity = (product * scale[:, None]).unflatten(1, (len(drawn), -1))
+                torch.maximum(drawn, similarity.amax(2).t(), out=drawn)
+        return best
+
+
+@dataclass(frozen=True)
+class CosSimilarity(_Cosine):
+    """``cos_similarity``."""
+
+    _centred: ClassVar[bool] = False
+    _power: ClassVar[int] = 1
+
+    def __call__(self, concept_scores: Tensor, activations: Tensor) -> Tensor:
+        return cos_similarity(concept_scores, activations)
+
+
+@dataclass(frozen=True)
+class CosSimilarityCubed(_Cosine):
+    """``cos_similarity_cubed`` with its parameter."""
+
+    min_norm: float = 1e-3
+    _centred: ClassVar[bool] = True
+    _power: ClassVar[int] = 3
+
+    @property
+    def _floor(self) -> float:
+        return self.min_norm
+
+    def __call__(self, concept_scores: Tensor, activations: Tensor) -> Tensor:
+        return cos_similarity_cubed(concept_scores, activations, min_norm=self.min_norm)
+
+
+@dataclass(frozen=True)
+class Pearson(_Cosine):
+    """``pearson``."""
+
+    _centred: ClassVar[bool] = True
+    _power: ClassVar[int] = 1
+
+    def __call__(self, concept_scores: Tensor, activations: Tensor) -> Tensor:
+        return pearson(concept_scores, activations)
+
+
+@dataclass(frozen=True)
+class RankReorder(_OfValues):
+    """``rank_reorder`` with its parameters and the seed of its random baseline."""
+
+    p: float = 3.0
+    top_fraction: float = 0.05
+    scale_p: float = 0.5
+    seed: int = 0
+
+    def __call__(self, concept_scores: Tensor, activations: Tensor) -> Tensor:
+        return rank_reorder(
+            concept_scores,
+            activations,
+            p=self.p,
+            top_fraction=self.top_fraction,
+            scale_p=self.scale_p,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def null_best(self, concept_scores: Tensor, layer: Layer, draws: int, seed: int, progress: str = "") -> Tensor:
+        require_aligned(concept_scores, len(layer.ids))
+        values = _values(layer, self)
+        n = top_count(len(values), self.top_fraction)
+        top = values.gather(0, top_rows(values, n)).float()
+        baseline = random_error(top.flip(0).t().contiguous(), self.p, torch.Generator().manual_seed(self.seed))
+        generator = np.random.default_rng(seed)
+        best = torch.full((draws, top.shape[1]), -torch.inf)
+        for draw in _tracked(range(draws), progress):
+            rows = torch.from_numpy(generator.choice(len(values), n, replace=False))
+            for part in concept_scores.split(max(_SORTED // n, 1), dim=1):
+                scores = part[rows].t().float().contiguous()
+                similarity = self._best(top, baseline, scores.argsort(dim=1, stable=True), scores.mean(1))
+                torch.maximum(best[draw], similarity, out=best[draw])
+        return best
+
+    def _best(
+        self,
+        top: Float[Tensor, "rank neuron"],
+        baseline: Float[Tensor, " neuron"],
+        orders: Int64[Tensor, "concept rank"],
+        mean_scores: Float[Tensor, " concept"],
+    ) -> Float[Tensor, " neuron"]:
+        """The best similarity of neurons whose top activations, descending, come in the orders of the concepts."""
+        ranks, neurons = top.shape
+        ascending = top.flip(0)
+        best = torch.full((neurons,), -torch.inf)
+        wide = min(neurons, max(_REORDERED // ranks, 16))
+        for left in range(0, neurons, wide):
+            columns = slice(left, left + wide)
+            descending, sorted_ = top[:, columns].contiguous(), ascending[:, columns].contiguous()
+            step = max(_REORDERED // (ranks * wide), 1)
+            for start in range(0, len(orders), step):
+                some = orders[start : start + step]
+                reordered = descending.index_select(0, some.flatten()).unflatten(0, (len(some), ranks))
+                error = reordered.sub_(sorted_).abs_().pow_(self.p).mean(1)
+                mean = mean_scores[start : start + step, None]
+                similarity = scaled(error, baseline[columns], mean, self.scale_p).amax(0)
+                torch.maximum(best[columns], similarity, out=best[columns])
+        return best
+
+
+def _tracked(items: range, progress: str) -> Iterable[int]:
+    return tracked(items, progress) if progress else items
+
+
+def _values(layer: Layer, similarity: Similarity) -> Float[Tensor, "image neuron"]:
+    if layer.values is None:
+        raise UserError(
+            f"{type(similarity).__name__} reads every activation, and the layer was recorded with its top images only. "
+            "Record it with keep_values=True."
+        )
+    return layer.values
