@@ -14,14 +14,19 @@ from emodissect.dashboard import LAYERS, Panel, Part, main, parts
 from emodissect.tracking import LAYER_METRICS
 
 LOGGED = {
-    *("train/loss", "train/acc", "train/lr", "val/acc", "val/nll", "test/acc", "test/f1", "test/ece"),
-    *("edit/delta", "edit/p_value", "edit/p_random", "edit/tau", "edit/factor", "edit/layer", "edit/val/delta"),
-    *("edit/grid", "edit/control_draws", "sweep/jobs", "sweep/best/delta", "sweep/failed"),
+    *("train/loss", "train/acc", "train/lr", "val/acc", "val/nll", "test/acc", "test/f1", "test/ece", "best/val/acc"),
+    *("edit/delta", "edit/p_value", "edit/p_random", "edit/p_shuffled", "edit/tau", "edit/factor", "edit/layer"),
+    *("edit/val/delta", "edit/test/nll_before", "edit/test/nll_after", "edit/null_claims"),
+    *("edit/grid", "edit/control_draws", "edit/controls", "edit/confusion"),
+    *("sweep/jobs", "sweep/seeds", "sweep/best/delta", "sweep/failed"),
     *("dissect/neurons", "dissect/neuron_cards", "dissect/layers", "dissect/concept_shares"),
-    *(f"dissect/{layer}/{name}" for layer in LAYERS for name in LAYER_METRICS),
-    *(f"edit/grid_{layer}" for layer in LAYERS),
+    *("dissect/layer_proportions", "dissect/layer_table"),
+    *("dissect/label_quality_recovery", "dissect/label_quality_stability"),
+    *(f"dissect/{layer}/{name}" for layer in LAYERS for name in (*LAYER_METRICS, "held_out_holds")),
+    *(f"{verb}_{layer}" for layer in LAYERS for verb in ("edit/grid", "edit/concept_ablation", "sweep/grid")),
     *(f"dissect/{figure}_{layer}" for layer in LAYERS for figure in ("similarity", "concepts")),
 }
+"""What tests/test_tracking.py and tests/test_launchers.py find in the files of real runs."""
 
 
 def panels() -> list[Panel]:
@@ -48,6 +53,8 @@ def test_each_verb_has_its_section() -> None:
     ]
     heat = next(panel for panel in parts(["layer4.1"])[0].panels if panel.kind == "images")
     assert heat.metrics == ("edit/grid_layer4.1",)
+    sweep = next(panel for panel in parts(["layer4.1"])[1].panels if panel.kind == "images")
+    assert sweep.metrics == ("sweep/grid_layer4.1",)
 
 
 def test_without_the_library_the_user_is_told_the_extra(
@@ -77,14 +84,14 @@ def test_a_dry_run_prints_the_view_that_would_be_sent(capsys: pytest.CaptureFixt
     edits = sections[0]["panels"]
     assert edits[0]["viewType"] == "Bar Chart"
     assert edits[0]["config"]["metrics"] == ["edit/delta"]
-    scatter = edits[3]["config"]
+    scatter = edits[4]["config"]
     assert [scatter[axis] for axis in ("xAxis", "yAxis", "zAxis")] == [
         "summary:edit/tau",
         "summary:edit/factor",
         "summary:edit/delta",
     ]
-    assert "edit/grid" in json.dumps(edits[5])
-    assert edits[7]["config"]["mediaKeys"] == ["edit/grid_lin2"]
+    assert "edit/grid" in json.dumps(edits[6])
+    assert edits[8]["config"]["mediaKeys"] == ["edit/grid_lin2"]
     lines = sections[2]["panels"][0]["config"]
     assert (lines["metricRegex"], lines["useMetricRegex"]) == ("dissect/.*/proportion$", True)
     assert sections[4]["panels"][0]["config"]["metrics"] == ["train/loss"]

@@ -287,6 +287,8 @@ def test_sweep_page_names_the_job_that_validation_chose_and_shows_errors() -> No
     )
     assert "unknown layer <lin9>" in text
     assert html.count('<tr class="marked">') == 1
+    assert "lin2 −0.5 1.5 +0.20" in text  # settings as typed; rule and selection, the same in all jobs, left out
+    assert "lin2 tau scale −0.5 1.5 +0.20" not in text
     assert "5 jobs, all finished" in said(SweepPage(jobs[:5]).html())
     trainings = pd.DataFrame(
         {"job": [0, 1], "model.width": [0.25, 0.5], "val/acc": [0.6, 0.7], "test/acc": [0.61, 0.69]}

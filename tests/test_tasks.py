@@ -203,7 +203,7 @@ def test_evaluate_writes_label_quality(verb: Verb) -> None:
     assert {"the other half of the images", "noise on the images", "another template", "top_k 50"} <= set(stable.index)
     assert set(found["sanity"]["layer"]) >= {"class logits"}
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["held_out/lin3/pearson"] == pytest.approx(neurons["pearson"].mean())
+    assert summary["dissect/lin3/held_out_pearson"] == pytest.approx(neurons["pearson"].mean())
     page = (folder / "report.html").read_text()
     assert '"heldConcept"' in page
     assert "Do the labels hold?" in page

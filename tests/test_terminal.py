@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from emodissect.progress import progress_bar, tracked
-from emodissect.terminal import config_tree, figure, frame_table, too_wide, written
+from emodissect.report.words import percent
+from emodissect.terminal import Column, config_tree, figure, frame_table, too_wide, written
 
 
 def test_config_values_on_one_line() -> None:
@@ -67,6 +68,27 @@ def test_no_column_is_lost_on_a_narrow_terminal(width: int) -> None:
     assert not too_wide(table, console)
     console.print(table)
     assert console.export_text().split()[-len(names) :] == [f"{value:,.0f}" for value in frame.iloc[0]]
+
+
+def test_no_number_is_cut_where_headings_fold() -> None:
+    headings = [
+        "neurons",
+        "sim > −0.5",
+        "share",
+        "by chance",
+        "q < 0.05",
+        "accuracy",
+        "of > −0.5",
+        "of others",
+        "chance",
+    ]
+    frame = pd.DataFrame([["conv4b", *[0.123] * len(headings)]], columns=["layer", *headings])
+    columns = {"layer": Column("layer"), **{heading: Column(heading, percent) for heading in headings}}
+    for width in range(74, 110):
+        console = Console(width=width, record=True, file=io.StringIO())
+        console.print(frame_table(frame, "", columns, console=console))
+        row = console.export_text().rstrip().splitlines()[-1]
+        assert row.count("%") == 9, width
 
 
 def test_a_console_too_narrow_for_all_columns_is_spared_those_least_needed() -> None:

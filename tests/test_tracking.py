@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import wandb
 from composing import SMALL, composed
 from wandb_file import RunFile, read_run
 
+from emodissect.dashboard import parts
 from emodissect.errors import UserError
 from emodissect.tasks import edit, train
-from emodissect.tracking import Made, log_artifact
+from emodissect.tracking import Made, log_artifact, log_tables
 
 OFFLINE = [word for word in SMALL if not word.startswith("logger=")] + ["logger=default", "logger.wandb.mode=offline"]
+
+NULL = ["study.ablate_concepts=true", "study.null_studies=2"]
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An edit that trained, dissected and edited, logged offline."""
     home = tmp_path_factory.mktemp("offline")
-    words = [*OFFLINE, "tau=[-1,0]", "factor=[1.5,2]", "tags=[small]", f"paths.cache_dir={home / 'cache'}"]
+    words = [
+        *OFFLINE,
+        "tau=[-1,0]",
+        "factor=[1.5,2]",
+        "tags=[small]",
+        "layer=[conv4b,lin2]",
+        *NULL,
+        f"paths.cache_dir={home / 'cache'}",
+    ]
     edit(composed("edit", *words, f"paths.log_dir={home}", run_dir=home / "run"))
     return home / "run"
 
@@ -38,7 +51,7 @@ def test_the_run_says_what_it_is(kept: RunFile) -> None:
 
 
 def test_the_config_is_resolved(kept: RunFile) -> None:
-    assert kept.config["layer"]["names"] == "lin2"
+    assert kept.config["layer"]["names"] == ["conv4b", "lin2"]
     assert kept.config["selection"]["tau"] == [-1, 0]
     assert "${" not in str(kept.config)
 
@@ -58,6 +71,16 @@ def test_training_is_drawn_over_epochs(kept: RunFile) -> None:
     assert all("epoch" in row for row in kept.history if "val/acc" in row)
 
 
+def test_every_panel_of_an_edit_finds_its_figures(kept: RunFile) -> None:
+    """Panels that need a test, label quality or a sweep are compared in those runs' own tests."""
+    elsewhere = re.compile(r"test/(acc|f1|ece)|sweep/|dissect/label_quality|.*held_out|.*_lin1$")
+    logged = {name for row in kept.history for name in row} | set(kept.summary)
+    for panel in (panel for part in parts() for panel in part.panels):
+        for metric in panel.metrics:
+            if not elsewhere.match(metric):
+                assert any(re.fullmatch(metric, name) for name in logged), metric
+
+
 def test_the_summary_has_what_one_sorts_by(kept: RunFile) -> None:
     for name in ("edit/delta", "edit/p_value", "edit/tau", "edit/factor", "edit/verdict", "edit/layer"):
         assert name in kept.summary, name
@@ -65,7 +88,7 @@ def test_the_summary_has_what_one_sorts_by(kept: RunFile) -> None:
 
 def test_tables_and_images_are_there_with_their_files(kept: RunFile, run_folder: Path) -> None:
     files = next(run_folder.glob("wandb/offline-run-*/files"))
-    fewest = {"dissect/neurons": 200, "dissect/neuron_cards": 1, "edit/grid": 4, "edit/control_draws": 42}
+    fewest = {"dissect/neurons": 200, "dissect/neuron_cards": 1, "edit/grid": 8, "edit/control_draws": 42}
     for name, rows in fewest.items():
         (table,) = kept.logged(name)
         assert table["_type"] == "table-file"
@@ -134,3 +157,10 @@ def test_a_server_that_refuses_an_artifact_does_not_end_the_run(
     (tmp_path / "x").write_bytes(b"x")
     log_artifact([], Made("classifier", "checkpoint", [tmp_path / "x"]))
     assert "quota exceeded" in caplog.text
+
+
+def test_tables_are_sent_but_empty_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[str, wandb.Table] = {}
+    monkeypatch.setattr("emodissect.tracking.wandb_runs", lambda _: [SimpleNamespace(log=sent.update)])
+    log_tables([], {"dissect/full": pd.DataFrame({"a": [1, 2]}), "dissect/empty": pd.DataFrame({"a": []})})
+    assert {name: table.data for name, table in sent.items()} == {"dissect/full": [[1], [2]]}

@@ -60,6 +60,7 @@ def parts(layers: Sequence[str] = LAYERS) -> tuple[Part, ...]:
                 Panel("bar", "Change of test accuracy (fraction)", ("edit/delta",)),
                 Panel("bar", "Exact McNemar p-value", ("edit/p_value",)),
                 Panel("bar", "p against random neurons of the same number", ("edit/p_random",)),
+                Panel("bar", "p against the same study with shuffled labels", ("edit/p_shuffled",)),
                 Panel("scatter", "τ, factor and the change on test", ("edit/tau", "edit/factor", "edit/delta")),
                 Panel(
                     "scatter",
@@ -69,12 +70,23 @@ def parts(layers: Sequence[str] = LAYERS) -> tuple[Part, ...]:
                 Panel("table", "Grid: every cell on validation", ("edit/grid",)),
                 Panel("table", "Controls of the same size", ("edit/control_draws",)),
                 Panel("images", "Heat maps of the grid", tuple(f"edit/grid_{layer}" for layer in layers)),
+                Panel("images", "The edit among its controls", ("edit/controls",)),
+                Panel("images", "Confusion before and after", ("edit/confusion",)),
+                Panel("bar", "NLL on test, before and after", ("edit/test/nll_before", "edit/test/nll_after")),
+                Panel(
+                    "images",
+                    "What silencing a concept's neurons does",
+                    tuple(f"edit/concept_ablation_{layer}" for layer in layers),
+                ),
+                Panel("bar", "Share of studies that claim a gain when labels say nothing", ("edit/null_claims",)),
             ),
         ),
         Part(
             "Sweep",
             (
                 Panel("table", "All jobs", ("sweep/jobs",)),
+                Panel("images", "Heat maps of the sweep", tuple(f"sweep/grid_{layer}" for layer in layers)),
+                Panel("table", "Means over seeds", ("sweep/seeds",)),
                 Panel(
                     "parallel",
                     "Layer, τ, factor → change on test",
@@ -93,6 +105,10 @@ def parts(layers: Sequence[str] = LAYERS) -> tuple[Part, ...]:
                 Panel("lines_matching", "Neuron accuracy, by layer", ("dissect/.*/accuracy$",)),
                 Panel("images", "Similarity against chance", tuple(f"dissect/similarity_{layer}" for layer in layers)),
                 Panel("images", "Concept shares as bars", tuple(f"dissect/concepts_{layer}" for layer in layers)),
+                Panel("images", "Layers side by side", ("dissect/layer_proportions", "dissect/layer_table")),
+                Panel("lines_matching", "Labels that hold on held-out images", ("dissect/.*/held_out_holds$",)),
+                Panel("table", "How much of the truth each similarity finds", ("dissect/label_quality_recovery",)),
+                Panel("table", "Labels that survive a change", ("dissect/label_quality_stability",)),
                 Panel("table", "Neurons with their top images", ("dissect/neuron_cards",)),
                 Panel("table", "All neurons", ("dissect/neurons",)),
                 Panel("table", "Layer table", ("dissect/layers",)),
@@ -104,6 +120,7 @@ def parts(layers: Sequence[str] = LAYERS) -> tuple[Part, ...]:
             (
                 Panel("line", "Accuracy", ("val/acc",)),
                 Panel("line", "Negative log-likelihood", ("val/nll",)),
+                Panel("bar", "Validation accuracy of the checkpoint that is kept", ("best/val/acc",)),
                 Panel("bar", "Test accuracy", ("test/acc",)),
                 Panel("bar", "Test macro F1", ("test/f1",)),
                 Panel("bar", "Test calibration error", ("test/ece",)),

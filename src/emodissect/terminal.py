@@ -121,6 +121,9 @@ def frame_table(
             table = _laid_out(frame.head(rows), title, shown)
         else:
             break
+    if _measured(table, console).maximum > console.width:  # else rich may take a character from any column to fit
+        for column in table.columns:
+            column.width = column.min_width if column.justify == "right" else None
     if len(shown) < len(chosen):
         further.append("The files have further columns.")
     table.caption = " ".join(further) or None
@@ -143,8 +146,11 @@ def _laid_out(frame: pd.DataFrame, title: str, columns: Mapping[str, Column]) ->
 
 def too_wide(table: Table, console: Console) -> bool:
     """Whether rich would cut numbers or leave out columns to print the table there."""
-    unbounded = console.options.update_width(10_000)
-    return Measurement.get(console, unbounded, table).minimum > console.width
+    return _measured(table, console).minimum > console.width
+
+
+def _measured(table: Table, console: Console) -> Measurement:
+    return Measurement.get(console, console.options.update_width(10_000), table)
 
 
 def figures_table(figures: Mapping[str, Any], title: str) -> Table:

@@ -94,6 +94,14 @@ def log_dissection(
             run.summary[f"dissect/{row['layer']}/interpretable"] = row["interpretable"]
 
 
+def log_tables(loggers: Iterable[Logger], frames: Mapping[str, pd.DataFrame]) -> None:
+    """Sends data frames to W&B as tables, by name; empty ones are left out."""
+    tables = {name: wandb.Table(dataframe=frame) for name, frame in frames.items() if len(frame)}
+    for run in wandb_runs(loggers):
+        if tables:
+            run.log(tables)
+
+
 def neuron_table(neurons: pd.DataFrame) -> wandb.Table:
     """Every neuron's label as a W&B table; lists are joined with semicolons."""
     flat = neurons.drop(columns=["top_values", "runners_up_similarity"]).copy()

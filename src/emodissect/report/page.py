@@ -44,7 +44,8 @@ class Column:
     Attributes:
         name: of the frame's column.
         heading: what the reader sees.
-        form: ``text``, ``long`` (wraps), ``count``, ``percent``, ``points``, ``p``, ``flag`` or a number of digits.
+        form: ``text``, ``long`` (wraps), ``count``, ``percent``, ``points``, ``p``, ``flag``,
+            ``setting`` (a number as it was typed) or a number of digits.
         help: shown when the pointer rests on the heading.
     """
 
@@ -248,6 +249,8 @@ def _shown(value: Any, form: str | int) -> str:
             return words.number(int(value))
         case "percent":
             return words.percent(value)
+        case "setting":
+            return words.plain(value)
         case "points":
             return words.points(value)
         case "p":

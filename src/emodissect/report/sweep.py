@@ -21,8 +21,8 @@ KNOWN = {
     "layer": Column("layer", "layer"),
     "selection": Column("selection", "selection"),
     "rule": Column("rule", "rule"),
-    "tau": Column("tau", "τ", 2),
-    "factor": Column("factor", "factor", 2),
+    "tau": Column("tau", "τ", "setting"),
+    "factor": Column("factor", "factor", "setting"),
     "delta_val": Column("delta_val", "change on validation", "points"),
     "delta": Column("delta", "change on test", "points"),
     "delta_low": Column("delta_low", "from", "points", "paired bootstrap interval"),
@@ -269,7 +269,8 @@ class SweepPage:
 
     def _table(self) -> Markup:
         jobs = self.jobs.rename(columns=str)
-        columns = [column for name, column in KNOWN.items() if name in jobs and name != "error"]
+        same = {name for name in ("selection", "rule") if name in jobs and len(set(self.done[name])) == 1}
+        columns = [column for name, column in KNOWN.items() if name in jobs and name not in {"error", *same}]
         columns += [
             Column(str(name), str(name).replace("_", " "), 3 if pd.api.types.is_float_dtype(jobs[name]) else "text")
             for name in jobs.columns

@@ -30,7 +30,7 @@ from emodissect.tasks.reporting import dissection_figures, dissection_page, writ
 from emodissect.tasks.session import Session, session
 from emodissect.tasks.training import Trained, trained_classifier, untrained
 from emodissect.terminal import Column, frame_table
-from emodissect.tracking import Made, log_artifact, log_dissection, log_metrics
+from emodissect.tracking import Made, log_artifact, log_dissection
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
             judged.save(run)
             page.extras = [*page.extras, *judged.extras()]
             page.held_out = judged.neurons
-            log_metrics(run.loggers, judged.figures())
+            judged.log(run)
         write_page(run, page)
         log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=figures)
         log_artifact(run.loggers, labels_made(run), trained.kept)

@@ -89,7 +89,8 @@ def _told(
     found.dissection.save(run.folder)
     study.save(run.folder / "study")
     checkpoint = bake_checkpoint(run, trained, study)
-    drawn = {**dissection_figures(found.dissection, plan.interpretation.tau), **study_figures(run, study)}
+    of_labels = dissection_figures(found.dissection, plan.interpretation.tau)
+    of_edit = study_figures(run, study)
     page = EditPage(
         grid=study.grid,
         comparison=study.test.row(),
@@ -112,10 +113,12 @@ def _told(
     )
     for layer, result in ablations.items():
         result.frame.to_csv(run.folder / f"concept_ablation_{layer}.csv", index=False)
-        drawn[f"concept_ablation_{layer}"] = figures.concept_ablation(result.matrix("drop"), result.beyond(study.alpha))
+        of_edit[f"concept_ablation_{layer}"] = figures.concept_ablation(
+            result.matrix("drop"), result.beyond(study.alpha)
+        )
     if null is not None:
         null.to_csv(run.folder / "null_studies.csv", index=False)
-    write_figures(run, drawn)
+    write_figures(run, {**of_labels, **of_edit})
     summary = edit_summary(study)
     if null is not None:
         summary |= {"null_studies": len(null), "null_claims": float(null["claims_gain"].mean())}
@@ -123,8 +126,8 @@ def _told(
     run.console.print(best_cells(study))
     run.console.print(figures_table(readable_study(study, null), f"The chosen edit of {study.edit.layer}, on test"))
     run.console.print(f"\n{unbroken(study.verdict)}\n", style="bold", highlight=False, markup=False)
-    log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names)
-    log_study(run.loggers, study, {name: drawn[name] for name in drawn if name.startswith(("grid", "control"))})
+    log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=of_labels)
+    log_study(run.loggers, study, of_edit)
     log_artifact(
         run.loggers,
         Made("edited-classifier", "edited-checkpoint", [checkpoint], {"weights": trained.weights, **found.key}),

@@ -14,6 +14,7 @@ from emodissect.report.words import percent
 from emodissect.tasks.reporting import write_figures
 from emodissect.tasks.session import Session
 from emodissect.terminal import Column, frame_table
+from emodissect.tracking import log_metrics, log_tables
 
 SCORER, ANNOTATIONS = "scorer", "annotations"
 """Where labels come from: the run's scorer, or the true presences."""
@@ -95,9 +96,9 @@ class Judged:
         return means.reset_index()
 
     def figures(self) -> dict[str, float]:
-        """The layers' means as flat figures, for summary.json and loggers: ``held_out/lin2/pearson``."""
+        """The layers' means as flat figures, for summary.json and loggers: ``dissect/lin2/held_out_pearson``."""
         return {
-            f"held_out/{row['layer']}/{name}": float(row[name])
+            f"dissect/{row['layer']}/held_out_{name}": float(row[name])
             for row in self.layers.to_dict("records")
             for name in ("holds", "pearson", "simulation")
         }
@@ -111,6 +112,11 @@ class Judged:
         if len(self.recovery):
             write_figures(run, {"label_quality": self._bars()})
         run.wrote("label quality", run.folder / "label_quality_neurons.csv")
+
+    def log(self, run: Session) -> None:
+        """Sends the layers' means to every logger, and to W&B the tables."""
+        log_metrics(run.loggers, self.figures())
+        log_tables(run.loggers, {f"dissect/label_quality_{name}": getattr(self, name) for name in FRAMES[1:]})
 
     def show(self, run: Session) -> None:
         """Prints the tables."""

@@ -30,7 +30,7 @@ from emodissect.ranks import first_rank
 from emodissect.report.words import percent
 from emodissect.statistics import wilson
 from emodissect.tasks.picturing import chosen_ids
-from emodissect.tasks.reporting import HISTORY, train_page, write_page
+from emodissect.tasks.reporting import HISTORY, history, train_page, write_page
 from emodissect.tasks.session import Session, resolved, session
 from emodissect.terminal import figures_table
 from emodissect.tracking import Made, log_artifact, log_metrics
@@ -100,7 +100,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         figures: dict[str, Any] = dict(trained.metrics)
         if cfg.test:
             figures |= evaluate(run, trained.classifier)
-        run.console.print(figures_table(_readable(figures, run.data), f"{type(trained.classifier.network).__name__}"))
+        shown = {**_last_epoch(trained), **_readable(figures, run.data)}
+        run.console.print(figures_table(shown, f"{type(trained.classifier.network).__name__}"))
         write_page(run, train_page(run, trained, figures))
         if trained.checkpoint:
             run.wrote("checkpoint", trained.checkpoint)
@@ -131,6 +132,13 @@ def _readable(figures: Mapping[str, float], data: FaceDataModule) -> dict[str, A
                 if f"{split}/{key}" in figures
             }
     return shown
+
+
+def _last_epoch(trained: Trained) -> dict[str, Any]:
+    curves = history(trained)
+    if curves is None or "train/acc" not in curves or curves["train/acc"].isna().all():
+        return {}
+    return {"training accuracy, last epoch": percent(curves["train/acc"].dropna().iloc[-1], 2)}
 
 
 def trained_classifier(run: Session, fit: bool = True, needs_classes: bool = True) -> Trained:
@@ -292,10 +300,10 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
         )
     if run.cfg.soft_labels:
         classifier.set_soft_labels(*_soft_labels(run))
-    history = EpochHistory()
-    callbacks = [*_callbacks(run), history]
+    curves = EpochHistory()
+    callbacks = [*_callbacks(run), curves]
     check_monitors(callbacks, classifier)
-    trainer = run.trainer(callbacks, logger=[*run.loggers, history.logger])
+    trainer = run.trainer(callbacks, logger=[*run.loggers, curves.logger])
     resume = _Resume(run, key)
     begun = str(given) if given is not None and run.cfg.get("resume") else None
     if begun:
@@ -303,7 +311,7 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
     trainer.fit(classifier, datamodule=run.data, ckpt_path=resume.point_to(callbacks) or begun, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    history.frame().to_csv(folder / HISTORY, index=False)
+    curves.frame().to_csv(folder / HISTORY, index=False)
     best = next((c.best_model_path for c in callbacks if isinstance(c, ModelCheckpoint) and c.monitor), "")
     if "val" in run.data.fitted_splits:
         log.warning(
