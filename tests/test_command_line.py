@@ -103,6 +103,8 @@ def test_a_misspelt_key_is_answered_with_the_nearest() -> None:
     assert composing_mistake(error, conf).startswith("There is no key 'optimizr'. Did you mean 'optimizer'?")
     nested = HydraException("Key 'limit_val_batches' is not in struct\n    full_key: trainer.limit_val_batches")
     assert "+trainer.limit_val_batches=" in composing_mistake(nested, conf)
+    absent = HydraException("In 'hydra/launcher/slurm': Could not find 'hydra/launcher/submitit_slurm'\nOptions: …")
+    assert composing_mistake(absent, conf).endswith("It comes with an extra: uv run --extra submitit …")
     assert composing_mistake(HydraException("no such entry\nConfig search path:\n x"), conf) == "no such entry"
 
 
@@ -148,6 +150,16 @@ def test_a_run_folder_that_cannot_be_made_is_told_without_a_trace() -> None:
     )
     assert ran.returncode == 1
     assert "The run folder /proc/nowhere cannot be made" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_flags_that_exclude_each_other_are_told_without_a_trace() -> None:
+    script = Path(__file__).parents[1] / "edit.py"
+    ran = subprocess.run(
+        [sys.executable, str(script), "-m", "--cfg", "job"], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 1
+    assert "Only one of --run, --multirun, --cfg" in " ".join(ran.stderr.replace("│", " ").split())
     assert "Traceback" not in ran.stderr
 
 

@@ -23,7 +23,43 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("launchers")
 
 
-def multirun(home: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+SLURM = {
+    "sbatch": """#!/bin/bash
+# the last argument is the script; its tasks run here, as `#SBATCH --array=0-1%16` says
+script="${@: -1}"
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
+for task in $(seq 0 "$last"); do
+  SLURM_JOB_ID=7$task SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$task SLURM_JOB_NODELIST=here SLURM_JOB_NUM_NODES=1 \\
+    SLURM_NTASKS=1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0 setsid bash "$script" > /dev/null 2>&1 &
+done
+echo "Submitted batch job 7"
+""",
+    "srun": """#!/bin/bash
+while [[ $1 == --* ]]; do
+  [[ $1 == --output || $1 == --error ]] && shift
+  shift
+done
+exec "$@"
+""",
+    "sacct": """#!/bin/bash
+printf 'JobID|State|NodeList\\n7_0|RUNNING|here\\n7_1|RUNNING|here\\n'
+""",
+}
+"""Slurm's commands as submitit calls them, on this machine."""
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Path:
+    """A folder of programs that stand in for a cluster's."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, script in SLURM.items():
+        (folder / name).write_text(script)
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def multirun(home: Path, folder: Path, *words: str, commands: Path | None = None) -> subprocess.CompletedProcess[str]:
     """``python edit.py -m <words>`` on few drawn faces."""
     small = [word for word in SMALL if not word.startswith("logger=")]
     return subprocess.run(
@@ -35,7 +71,13 @@ def multirun(home: Path, folder: Path, *words: str) -> subprocess.CompletedProce
         text=True,
         timeout=500,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "WANDB_MODE": "offline"},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "100",
+            "WANDB_MODE": "offline",
+            "PATH": os.pathsep.join(filter(None, [commands and str(commands), os.environ["PATH"]])),
+        },
     )
 
 
@@ -74,18 +116,21 @@ def test_a_multirun_leaves_one_table_one_page_and_one_wandb_run(home: Path, tmp_
 @pytest.mark.parametrize(
     ("package", "words"),
     [
-        ("hydra_plugins.hydra_joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]),
-        ("hydra_plugins.hydra_submitit_launcher", ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10"]),
-        ("hydra_plugins.hydra_ray_launcher", ["hydra/launcher=ray"]),
+        ("hydra_plugins.hydra_joblib_launcher", ["hydra/launcher=processes", "hydra.launcher.n_jobs=2"]),
+        ("hydra_plugins.hydra_submitit_launcher", ["hydra/launcher=slurm_local", "hydra.launcher.timeout_min=10"]),
+        ("hydra_plugins.hydra_submitit_launcher", ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"]),
+        ("hydra_plugins.hydra_ray_launcher", ["hydra/launcher=ray_cluster"]),
     ],
 )
 def test_a_launcher_runs_every_job_and_a_failed_one_is_a_row(
-    home: Path, tmp_path: Path, package: str, words: list[str]
+    home: Path, tmp_path: Path, commands: Path, package: str, words: list[str]
 ) -> None:
     if not _installed(package):
         pytest.skip(f"{package} is not installed (an extra)")
-    ran = multirun(home, tmp_path / "sweep", "logger=csv", "study.metric=accuracy,acuracy", *words)
+    ran = multirun(home, tmp_path / "sweep", "logger=csv", "study.metric=accuracy,acuracy", *words, commands=commands)
     assert ran.returncode == 1, ran.stderr[-3000:]
+    for script in (tmp_path / "sweep" / ".submitit").rglob("submission.sh"):
+        assert "--partition=gpu" in script.read_text()
     table = pd.read_csv(tmp_path / "sweep" / "sweep.csv")
     assert table["error"].notna().tolist() == [False, True]
     assert table["delta"].notna().tolist() == [True, False]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import math
 import os
@@ -115,12 +116,17 @@ def launch(main: Callable[[], Any], conf: Path) -> None:
     register_resolvers()
     sys.argv[1:] = with_flags_first(with_null_groups(with_layer_words(sys.argv[1:], conf), conf))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come through as they are
-    # the workers of hydra/launcher=ray take this environment as it is; by `uv run` Ray would build one of its own
+    # Ray's workers take this environment as it is; by `uv run` Ray would build one of its own
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
         _tell(composing_mistake(error, conf))
+        sys.exit(1)
+    except ValueError as error:  # e.g. -m together with --cfg
+        if "hydra/_internal" not in Path(traceback.extract_tb(error.__traceback__)[-1].filename).as_posix():
+            raise
+        _tell(str(error))
         sys.exit(1)
     except OSError as error:
         if not any("hydra" in frame.filename for frame in traceback.extract_tb(error.__traceback__)[-3:-1]):
@@ -135,6 +141,10 @@ def launch(main: Callable[[], Any], conf: Path) -> None:
 def composing_mistake(error: Exception, conf: Path) -> str:
     """What Hydra says of a command line it cannot compose, with the nearest key where one is misspelt."""
     said = str(error).split("Config search path:")[0].strip()
+    plugin = re.search(r"Could not find 'hydra/(?:launcher|sweeper)/([a-z]+)", said)
+    extras = importlib.metadata.metadata("emodissect").get_all("Provides-Extra") or []
+    if plugin and plugin.group(1) in extras:
+        return f"{said}\n\nIt comes with an extra: uv run --extra {plugin.group(1)} …"
     misspelt = re.search(r"Key '([^']+)' is not in struct", f"{said} {error.__cause__}")
     if misspelt is None:
         return said

@@ -219,7 +219,7 @@ def check_surroundings(cfg: DictConfig) -> None:
         if "ddp" in strategy:
             raise UserError(
                 f"trainer.strategy={strategy} inside a multirun would start the whole sweep again in each process. "
-                "Sweep on one device per job (trainer=gpu, hydra/launcher=submitit_slurm), or run the jobs one by one."
+                "Sweep on one device per job (trainer=gpu, hydra/launcher=slurm), or run the jobs one by one."
             )
     for name, folder in (("paths.run_dir", cfg.paths.run_dir), ("paths.cache_dir", cfg.paths.cache_dir)):
         try:
