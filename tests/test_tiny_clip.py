@@ -94,14 +94,13 @@ def test_every_caption_word_is_known() -> None:
 
 def test_an_unseen_word_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     scorer = ClipScorer(TinyClip(), device="cpu", progress=False)
-    with pytest.warns(UserWarning, match=r"never saw these words: 'zebra', 'stripes' in 'Zebra stripes'\.") as caught:
-        scorer.text_embeddings(["Smile", "Zebra stripes"], Cache(tmp_path))
-    assert len(caught) == 1
-    assert caplog.text.count("zebra") == 1
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error")  # the log says it; a Python warning beside it would say it twice
+        scorer.text_embeddings(["Smile", "Zebra stripes"], Cache(tmp_path))
+        assert caplog.text.count("never saw these words: 'zebra', 'stripes' in 'Zebra stripes'.") == 1
         scorer.text_embeddings(_concepts("expressions25").names, Cache(tmp_path))
         scorer.text_embeddings(_concepts("fer7").names, Cache(tmp_path))
+    assert caplog.text.count("never saw") == 1
 
 
 def test_config_and_missing_vocabulary(tmp_path: Path) -> None:

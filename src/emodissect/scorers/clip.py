@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -180,12 +179,11 @@ class ClipScorer:
             return
         listed = "; ".join(f"{', '.join(map(repr, words))} in '{name}'" for name, words in list(unknown.items())[:8])
         more = f"; and so in {len(unknown) - 8:,} concepts more" if len(unknown) > 8 else ""
-        message = (
-            f"{self.clip.model_name} never saw these words: {listed}{more}. Labels with them mean little. "
-            "A CLIP trained on the open world knows them: clip=vit_b_16."
+        log.warning(
+            "%s never saw these words: %s. Labels with them mean little. A CLIP trained on the open world knows them: "
+            "clip=vit_b_16.",
+            *(self.clip.model_name, listed + more),
         )
-        log.warning(message)
-        warnings.warn(message, stacklevel=3)
 
 
 def resolve_device(device: str) -> torch.device:

@@ -47,15 +47,17 @@ def downloaded(model_name: str, tag: str, known: Mapping[str, Any]) -> Path:
         found = _from_url(str(known["url"]), tried)
         if found is not None:
             return found
-    raise UserError(offline_advice(f"{model_name} with the weights '{tag}'", tried))
+    repository = str(known.get("hf_hub") or "").rpartition("/")[0]
+    raise UserError(offline_advice(f"{model_name} with the weights '{tag}'", tried, repository))
 
 
-def offline_advice(what: str, tried: Sequence[str]) -> str:
-    """What to do when weights cannot be downloaded."""
+def offline_advice(what: str, tried: Sequence[str], repository: str = "") -> str:
+    """What to do when weights cannot be downloaded, from the hub's ``repository`` where that is known."""
     return (
         f"The CLIP {what} is not on this machine and cannot be downloaded. Tried: {'; '.join(tried) or 'nothing'}. "
-        "On a machine with network, `hf download <repository> open_clip_model.safetensors` puts it into the hub's "
-        f"cache ({hub.HF_HUB_CACHE}; HF_HUB_CACHE names another), which may be copied here; or give the file itself: "
+        f"On a machine with network, `hf download {repository or '<repository>'} open_clip_model.safetensors` puts it "
+        f"into the hub's cache ({hub.HF_HUB_CACHE}; HF_HUB_CACHE names another), which may be copied here; a mirror is "
+        "asked with HF_ENDPOINT=<address>; or give the file itself: "
         "clip=file clip.model_name=<architecture> clip.weights=<file>. These need no network: clip=tiny (knows drawn "
         "faces), scorer=annotations."
     )
