@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -277,3 +279,35 @@ def test_disk_space_is_checked_before_the_first_image(tmp_path: Path, monkeypatc
         ActivationStore(tmp_path / "a.npy", neurons=1024, images=2**20)
     assert list(tmp_path.iterdir()) == []
     ActivationStore(tmp_path / "a.npy", neurons=1024, images=2**17).discard()
+
+
+def test_a_passing_folder_goes_and_takes_those_of_killed_recordings_along(tmp_path: Path) -> None:
+    words = (
+        "import sys, time, pathlib\n"
+        "from emodissect.recording.store import passing_folder\n"
+        f"with passing_folder(pathlib.Path({str(tmp_path)!r}), sys.argv[1]) as folder:\n"
+        "    folder.mkdir()\n"
+        "    (folder / 'lin2.npy.unfinished').touch()\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    recordings = {}
+    for name in ("alive", "killed"):
+        recordings[name] = subprocess.Popen([sys.executable, "-c", words, name], stdout=subprocess.PIPE, text=True)
+    try:
+        for recording in recordings.values():
+            assert recording.stdout is not None
+            assert recording.stdout.readline() == "ready\n"
+        recordings["killed"].kill()
+        recordings["killed"].wait()
+        assert (tmp_path / "killed").exists()
+        with store_module.passing_folder(tmp_path, "mine") as folder:
+            assert {path.name for path in tmp_path.iterdir()} == {"alive", "alive.lock", "mine.lock"}
+            with store_module.passing_folder(tmp_path, "mine", owner=False) as shared:
+                assert shared == folder
+            folder.mkdir()
+        assert {path.name for path in tmp_path.iterdir()} == {"alive", "alive.lock"}
+    finally:
+        for recording in recordings.values():
+            recording.kill()
+            recording.communicate()

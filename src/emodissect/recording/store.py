@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -71,6 +73,35 @@ class ActivationStore:
         # numpy pads the header so that a longer first axis can be written over it later
         header: dict[str, Any] = {"descr": "<f4", "fortran_order": False, "shape": (images, self.neurons)}
         np.lib.format.write_array_header_1_0(self._file, header)
+
+
+@contextmanager
+def passing_folder(root: Path, name: str, owner: bool = True) -> Iterator[Path]:
+    """A folder for the stores of one recording, gone when the block ends; what outlives it is linked elsewhere by then.
+
+    A lock says that the recording is alive: folders whose process was killed are removed by the next recording.
+
+    Args:
+        root: where such folders lie.
+        name: of this one, no other recording's.
+        owner: False for further processes of the same recording, which leave making and removing to the first.
+    """
+    folder = root / name
+    if not owner:
+        yield folder
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    for left in root.glob("*.lock"):
+        with suppress(Timeout), FileLock(left, timeout=0):
+            shutil.rmtree(left.with_suffix(""), ignore_errors=True)
+            left.unlink(missing_ok=True)
+    lock = root / f"{name}.lock"
+    with FileLock(lock):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
 def join_stores(parts: Sequence[Path], order: Int64[Tensor, " image"], path: Path) -> Path:

@@ -13,6 +13,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
+from emodissect.cache import content_key
 from emodissect.callbacks import RecordActivations
 from emodissect.concepts import ConceptSet
 from emodissect.data.images import ImageSet, image_loader
@@ -20,7 +21,9 @@ from emodissect.dissection import Dissection, Interpretation
 from emodissect.dissection import dissect as label_neurons
 from emodissect.evaluation import Predictions
 from emodissect.models.classifier import Classifier
+from emodissect.ranks import first_rank
 from emodissect.recording import LayerActivations, reached_layers, resolve_layers
+from emodissect.recording.store import passing_folder
 from emodissect.report.words import percent, plain
 from emodissect.scorers import AnnotationScorer, ConceptScores, Scorer
 from emodissect.similarity import Similarity
@@ -274,9 +277,12 @@ def recorded(
     prediction_key = {name: key("")[name] for name in ("classifier", "probe", "precision")}
     missing = [layer for layer, (kind, k) in kinds.items() if not (run.cfg.reuse and run.cache.holds(kind, k))]
     if missing or not run.cache.holds("predictions", prediction_key):
-        fresh, predictions = _predict(run, plan, trained, missing, top_k)
-        for layer in missing:
-            run.made(*kinds[layer], fresh[layer].save)
+        # every run has a store of its own: two that record the same layer at once would write into each other's
+        mine = content_key({"run": str(run.folder.absolute())})
+        with passing_folder(run.cache.root / "stores", mine, owner=first_rank()) as store:
+            fresh, predictions = _predict(run, plan, trained, missing, top_k, store)
+            for layer in missing:
+                run.made(*kinds[layer], fresh[layer].save)
         run.made("predictions", prediction_key, lambda folder: predictions.save(folder / PREDICTIONS))
     activations = {layer: LayerActivations.load(run.cache.path(*kinds[layer])) for layer in layers}
     return activations, Predictions.load(run.cache.path("predictions", prediction_key) / PREDICTIONS)
@@ -293,15 +299,14 @@ def recording_settings(run: Session, plan: Plan) -> dict[str, Any]:
 
 
 def _predict(
-    run: Session, plan: Plan, trained: Trained, layers: list[str], top_k: int
+    run: Session, plan: Plan, trained: Trained, layers: list[str], top_k: int, store: Path
 ) -> tuple[dict[str, LayerActivations], Predictions]:
-    store = run.cache.root / "stores" / run.folder.name if plan.keeps_values else None
     recorder = RecordActivations(
         layers,
         plan.pool,
         top_k,
         plan.keeps_values,
-        store,
+        store if plan.keeps_values else None,
         images=len(plan.probe),
         channels_last=run.cfg.layer.channels_last,
     )
