@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from composing import CONF, SMALL
 from safetensors.torch import load_file
 from torch import nn
 
+from emodissect.cache import file_hash
 from emodissect.data.sketches import CLASS_NAMES
 from emodissect.data.sketches.source import BLOCK
 from emodissect.dissection import Dissection
@@ -28,8 +30,10 @@ from emodissect.models.preprocessing import Preprocess
 from emodissect.models.vgg import VGG
 from emodissect.models.weights import load_weights
 from emodissect.provenance import weights_hash
+from emodissect.similarity import SoftWPMI
 from emodissect.statistics import wilson
 from emodissect.study import EditStudy
+from emodissect.tiny_clip.model import WEIGHTS
 
 Verb = Callable[..., tuple[Path, dict[str, Any]]]
 
@@ -288,6 +292,34 @@ def test_dissecting_while_training_leaves_the_weights_to_the_bit(verb: Verb, hom
     logged = pd.read_csv(watched / "csv" / "metrics.csv")
     assert len(logged["dissect/lin2/interpretable"].dropna()) >= 2
     assert logged["dissect/lin2/accuracy"].dropna().between(0, 1).all()
+
+
+def test_a_dissections_manifest_names_everything_it_came_from(verb: Verb, home: Path, tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("Smile\nFrown\n")
+    folder, _ = verb("dissect", "concepts=file", f"concepts.path={words}", "scorer.templates=faces", "layer=lin1")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert {"command", "overrides", "commit", "seed", "machine"} <= manifest.keys()
+    assert {"timm", "torch", "open_clip_torch", "numpy", "scipy", "statsmodels"} <= manifest["versions"].keys()
+    inputs = manifest["inputs"]
+    assert inputs["concepts"] == {"from": str(words), "sha256": file_hash(words)}
+    assert inputs["data_config"]["train"] == 400
+    assert set(inputs["data"]) == {"train", "val", "test"}
+    assert {"optimizer", "scheduler", "augment", "images", "seed"} <= inputs["training"].keys()
+    found = inputs["dissection"]
+    assert found["classifier"]["weights"] == inputs["weights"]
+    assert found["probe"][0] == inputs["data"]["train"]
+    assert (found["layers"], found["recorded"]["pool"]) == (["lin1"], "avg")
+    assert (list(found["concepts"]), len(found["scorer"]["templates"]) > 1) == (["Smile", "Frown"], True)
+    assert found["scorer"]["clip"]["weights"] == file_hash(WEIGHTS)
+    assert found["similarity"] == {"class": "SoftWPMI", **asdict(SoftWPMI())}
+    assert (found["interpretation"]["draws"], found["interpretation"]["seed"]) == (100, 42)
+    checkpoint = next((home / "training").glob("*/classifier.ckpt"))
+    given, _ = verb("dissect", f"ckpt_path={checkpoint}")
+    inputs = json.loads((given / "manifest.json").read_text())["inputs"]
+    assert inputs["checkpoint"] == {"path": str(checkpoint), "sha256": file_hash(checkpoint)}
+    assert inputs["concepts"] == {"from": "expressions25"}
+    assert "training" not in inputs
 
 
 def test_a_network_is_dissected_as_it_is_made(verb: Verb, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

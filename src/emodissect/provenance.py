@@ -25,7 +25,10 @@ from emodissect.cache import file_hash
 if TYPE_CHECKING:
     from torch import nn
 
-PACKAGES = ("emodissect", "torch", "torchvision", "lightning", "open_clip_torch", "torchmetrics", "hydra-core", "numpy")
+PACKAGES = (
+    *("emodissect", "torch", "torchvision", "timm", "lightning", "open_clip_torch", "torchmetrics", "hydra-core"),
+    *("numpy", "scipy", "statsmodels", "pandas", "kornia", "opencv-python-headless", "pillow"),
+)
 
 
 def versions() -> dict[str, str]:

@@ -13,7 +13,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
-from emodissect.cache import content_key
+from emodissect.cache import content_key, file_hash
 from emodissect.callbacks import RecordActivations
 from emodissect.concepts import ConceptSet
 from emodissect.data.images import ImageSet, image_loader
@@ -21,6 +21,7 @@ from emodissect.dissection import Dissection, Interpretation
 from emodissect.dissection import dissect as label_neurons
 from emodissect.evaluation import Predictions
 from emodissect.models.classifier import Classifier
+from emodissect.provenance import versions
 from emodissect.ranks import first_rank
 from emodissect.recording import LayerActivations, reached_layers, resolve_layers
 from emodissect.recording.store import passing_folder
@@ -222,7 +223,9 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
         "scorer": plan.scorer.fingerprint(),
         "similarity": described(plan.measure),
         "interpretation": asdict(plan.interpretation),
+        "emodissect": versions()["emodissect"],
     }
+    run.inputs["concepts"] = concepts_from(plan.concepts)
     run.inputs["dissection"] = key
     if run.cfg.labels:
         dissection, given, warning = given_labels(run.cfg.labels, activations, plan.probe, trained.weights)
@@ -320,6 +323,12 @@ def _predict(
         classifier.preprocess.views = views
     assert outputs is not None
     return recorder.activations, Predictions.placed(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
+
+
+def concepts_from(concepts: ConceptSet) -> dict[str, str]:
+    """Where the words come from: a set's name, or a file and its SHA-256."""
+    path = Path(concepts.origin)
+    return {"from": concepts.origin, **({"sha256": file_hash(path)} if path.is_file() else {})}
 
 
 def described(measure: Similarity) -> dict[str, Any]:

@@ -181,6 +181,7 @@ def trained_classifier(run: Session, fit: bool = True, needs_classes: bool = Tru
 def _finished(run: Session, classifier: Classifier, checkpoint: Path | None, metrics: Mapping[str, float]) -> Trained:
     trained = Trained(classifier.eval(), checkpoint, weights_hash(classifier.network), metrics)
     run.inputs["weights"] = trained.weights
+    run.inputs["data_config"] = resolved(run.cfg.data)
     run.inputs["data"] = {name: getattr(run.data.splits, name).fingerprint() for name in ("train", "val", "test")}
     return trained
 
