@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -142,12 +143,41 @@ def test_a_job_that_fails_is_a_row_and_the_worst_for_the_sweeper(
     assert not (tmp_path / "error.json").exists()
 
 
+def interrupted_in_a_trainer(_: DictConfig) -> dict[str, float]:
+    """Lightning's answer to Ctrl-C."""
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        sys.exit(1)
+
+
+def interrupted(_: DictConfig) -> dict[str, float]:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("task", [interrupted, interrupted_in_a_trainer])
+def test_an_interrupted_run_says_how_to_go_on(
+    task: Callable[[DictConfig], dict[str, float]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(task, OmegaConf.create({}))
+    assert ended.value.code == 130
+    assert "The same command goes on from the last good state" in capsys.readouterr().err
+
+
+def test_another_exit_passes_through() -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(lambda _: sys.exit(3), OmegaConf.create({}))
+    assert ended.value.code == 3
+
+
 @pytest.mark.slow
-def test_a_run_folder_that_cannot_be_made_is_told_without_a_trace() -> None:
+@pytest.mark.parametrize(
+    "words", [["hydra.run.dir=/proc/nowhere"], ["paths.log_dir=/proc/nowhere"], ["-m", "paths.log_dir=/proc/nowhere"]]
+)
+def test_a_run_folder_that_cannot_be_made_is_told_without_a_trace(words: list[str]) -> None:
     script = Path(__file__).parents[1] / "train.py"
-    ran = subprocess.run(
-        [sys.executable, str(script), "hydra.run.dir=/proc/nowhere"], capture_output=True, text=True, check=False
-    )
+    ran = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, check=False)
     assert ran.returncode == 1
     assert "The run folder /proc/nowhere cannot be made" in ran.stderr
     assert "Traceback" not in ran.stderr

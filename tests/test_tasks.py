@@ -347,6 +347,30 @@ def test_a_network_is_dissected_as_it_is_made(verb: Verb, home: Path, monkeypatc
 
 
 @pytest.mark.slow
+def test_two_processes_train_and_label_one_network(tmp_path: Path) -> None:
+    words = [w for w in SMALL if not w.startswith("trainer=")]
+    folder = tmp_path / "two"
+    ran = subprocess.run(
+        [
+            *(sys.executable, str(CONF.parent / "dissect.py"), *words, "layer=[conv2a,lin2]", "trainer=ddp_sim"),
+            *(f"paths.cache_dir={tmp_path / 'cache'}", f"paths.log_dir={tmp_path}", f"hydra.run.dir={folder}"),
+        ],
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    (training,) = (tmp_path / "cache" / "training").glob("*/entry.json")
+    assert list(pd.read_csv(training.parent / "history.csv")["epoch"]) == [0]
+    assert {"train/loss", "val/acc"} <= set(pd.read_csv(training.parent / "history.csv"))
+    kinds = {path.parts[-3] for path in (tmp_path / "cache").glob("*/*/entry.json")}
+    assert {"training", "activations", "predictions", "labels"} <= kinds
+    assert list(Dissection.load(folder).layers["layer"]) == ["conv2a", "lin2"]
+
+
+@pytest.mark.slow
 def test_two_processes_label_as_one(verb: Verb, home: Path, tmp_path: Path) -> None:
     verb("train")
     checkpoint = next((home / "training").glob("*/classifier.ckpt"))

@@ -129,13 +129,20 @@ def launch(main: Callable[[], Any], conf: Path) -> None:
         _tell(str(error))
         sys.exit(1)
     except OSError as error:
-        if not any("hydra" in frame.filename for frame in traceback.extract_tb(error.__traceback__)[-3:-1]):
+        if error.filename is None or not _raised_by_hydra(error):
             raise
         _tell(
-            f"The run folder {error.filename} cannot be made: {error.strerror}. "
-            "Give another: paths.log_dir=<folder>, or hydra.run.dir=<folder>."
+            f"The run folder {error.filename} cannot be made: {error.strerror}. Give another: paths.log_dir=<folder>."
         )
         sys.exit(1)
+
+
+def _raised_by_hydra(error: OSError) -> bool:
+    """Whether the last frame outside Python's own library is Hydra's, which makes the run folder before the task."""
+    library = str(Path(os.__file__).parent)
+    frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    own = [name for name in frames if not name.startswith(library) or "site-packages" in name]
+    return "hydra" in Path(own[-1]).parts if own else False
 
 
 def composing_mistake(error: Exception, conf: Path) -> str:
@@ -176,7 +183,10 @@ def run(task: Callable[[DictConfig], dict[str, float]], cfg: DictConfig) -> floa
     try:
         objective = task(cfg).get("objective")
         return worst_objective() if objective is None or math.isnan(objective) else objective
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Lightning answers Ctrl-C with exit(1)
+        if isinstance(end, SystemExit) and not isinstance(end.__context__, KeyboardInterrupt):
+            raise
         Console(stderr=True).print("\nInterrupted. The same command goes on from the last good state.", style="yellow")
         sys.exit(130)
     except Exception as error:

@@ -8,7 +8,18 @@ from torch import distributed as dist
 
 def first_rank() -> bool:
     """Whether this process is the one that writes files and logs; always so outside a distributed run."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+    return rank() == 0
+
+
+def rank() -> int:
+    """Which process of a distributed run this is; 0 outside one."""
+    return int(getattr(rank_zero_only, "rank", 0) or 0)
+
+
+def wait_for_others() -> None:
+    """Goes on once every process of a distributed run has come here."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
 
 
 def leave_group() -> None:

@@ -22,7 +22,7 @@ from emodissect.dissection import dissect as label_neurons
 from emodissect.evaluation import Predictions
 from emodissect.models.classifier import Classifier
 from emodissect.provenance import versions
-from emodissect.ranks import first_rank
+from emodissect.ranks import first_rank, wait_for_others
 from emodissect.recording import LayerActivations, reached_layers, resolve_layers
 from emodissect.recording.store import passing_folder
 from emodissect.report.words import percent, plain
@@ -281,12 +281,14 @@ def recorded(
     missing = [layer for layer, (kind, k) in kinds.items() if not (run.cfg.reuse and run.cache.holds(kind, k))]
     if missing or not run.cache.holds("predictions", prediction_key):
         # every run has a store of its own: two that record the same layer at once would write into each other's
-        mine = content_key({"run": str(run.folder.absolute())})
+        mine, anew = content_key({"run": str(run.folder.absolute())}), not run.cfg.reuse
         with passing_folder(run.cache.root / "stores", mine, owner=first_rank()) as store:
             fresh, predictions = _predict(run, plan, trained, missing, top_k, store)
-            for layer in missing:
-                run.made(*kinds[layer], fresh[layer].save)
-        run.made("predictions", prediction_key, lambda folder: predictions.save(folder / PREDICTIONS))
+            if first_rank():
+                for layer in missing:
+                    run.cache.entry(*kinds[layer], fresh[layer].save, anew)
+                run.cache.entry("predictions", prediction_key, lambda out: predictions.save(out / PREDICTIONS), anew)
+            wait_for_others()
     activations = {layer: LayerActivations.load(run.cache.path(*kinds[layer])) for layer in layers}
     return activations, Predictions.load(run.cache.path("predictions", prediction_key) / PREDICTIONS)
 

@@ -33,7 +33,7 @@ from emodissect.data.datamodule import FaceDataModule
 from emodissect.errors import UserError
 from emodissect.loggers import where_wandb_went
 from emodissect.provenance import manifest, write_json
-from emodissect.ranks import first_rank, leave_group
+from emodissect.ranks import first_rank, leave_group, rank, wait_for_others
 from emodissect.terminal import config_tree
 
 log = logging.getLogger(__name__)
@@ -112,23 +112,30 @@ class Session:
         """A Trainer that only runs a network forward: no checkpoints, a progress bar."""
         return self.trainer([*callbacks, RichProgressBar(leave=False)], enable_checkpointing=False, **changes)
 
-    def made(self, kind: str, key: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+    def made(self, kind: str, key: Mapping[str, Any], write: Callable[[Path], None], jointly: bool = False) -> Path:
         """The cache entry for ``key``, made where it does not stand or where ``reuse=false``.
 
-        Between processes of one machine the entry is made once and waited for. The ranks of a distributed run make it
-        together, which a lock would forbid, and rank 0 keeps it.
+        Between processes of one machine the entry is made once and waited for. The ranks of a distributed run cannot
+        wait for one another so: rank 0 keeps what was made.
+
+        Args:
+            kind, key, write: as in :meth:`emodissect.cache.Cache.entry`.
+            jointly: ``write`` is run by all ranks of a distributed run together, and rank 0's files are everybody's
+                (a training); else each rank has files of its own.
         """
         anew = not self.cfg.reuse
         if not self.distributed or (not anew and self.cache.holds(kind, key)):
             return self.cache.entry(kind, key, write, anew)
-        together = self.folder / "distributed" / kind
-        together.mkdir(parents=True, exist_ok=True)
-        write(together)
+        folder = self.folder / "distributed" / (kind if jointly else f"{kind}-{rank()}")
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder)
+        if jointly:
+            wait_for_others()
         if not first_rank():
-            return together
+            return folder
 
-        def keep(folder: Path) -> None:
-            shutil.copytree(together, folder, dirs_exist_ok=True)
+        def keep(entry: Path) -> None:
+            shutil.copytree(folder, entry, dirs_exist_ok=True)
 
         return self.cache.entry(kind, key, keep, anew)
 

@@ -166,7 +166,7 @@ def trained_classifier(run: Session, fit: bool = True, needs_classes: bool = Tru
         return _finished(run, untrained(run, needs_classes), None, {})
     key = training_key(run, given)
     run.inputs["training"] = key
-    folder = run.made("training", key, lambda out: _fit(run, given, key, out))
+    folder = run.made("training", key, lambda out: _fit(run, given, key, out), jointly=True)
     classifier = _build(run, folder / CHECKPOINT)
     load_weights(classifier.network, folder / CHECKPOINT)
     metrics = {
@@ -310,9 +310,6 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
     if begun:
         require_resumable(Path(begun), trainer.max_epochs)
     trainer.fit(classifier, datamodule=run.data, ckpt_path=resume.point_to(callbacks) or begun, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    curves.frame().to_csv(folder / HISTORY, index=False)
     best = next((c.best_model_path for c in callbacks if isinstance(c, ModelCheckpoint) and c.monitor), "")
     if "val" in run.data.fitted_splits:
         log.warning(
@@ -328,9 +325,10 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
         checked = run.evaluating_trainer(logger=False).validate(classifier, datamodule=run.data, verbose=False)
         metrics |= {name: float(value) for name, value in checked[0].items()}
     trainer.save_checkpoint(folder / CHECKPOINT, weights_only=True) if not best else _copy(best, folder / CHECKPOINT)
-    torch.save(metrics, folder / "metrics.pt")
-    write_json(folder / "key.json", key)
     if first_rank():
+        curves.frame().to_csv(folder / HISTORY, index=False)
+        torch.save(metrics, folder / "metrics.pt")
+        write_json(folder / "key.json", key)
         log_artifact(run.loggers, as_made(folder / CHECKPOINT, weights_hash(classifier.network)))
     resume.done()
 
