@@ -24,7 +24,7 @@ from emodissect.dissection import (
 from emodissect.errors import UserError
 from emodissect.recording import LayerActivations
 from emodissect.scorers import ConceptScores
-from emodissect.similarity import Pearson, SoftWPMI
+from emodissect.similarity import Pearson, RankReorder, Similarity, SoftWPMI
 
 CLASSES = ("angry", "happy", "sad")
 CONCEPTS = ConceptSet(("frown", "smile", "tears"), {"frown": ("angry", "sad"), "smile": ("happy",), "tears": ("sad",)})
@@ -74,6 +74,24 @@ def test_planted_neurons_get_their_labels_and_the_dead_one_none(world: World) ->
     np.testing.assert_allclose(rows["q_value"][:2], [3 / 2 / 201] * 2, rtol=1e-6)
     assert np.isnan(rows["q_value"][2])
     assert list(rows["significant"]) == [True, True, False, False]
+
+
+@pytest.mark.parametrize("measure", [SoftWPMI(top_k=10), Pearson(), RankReorder(top_fraction=0.3)], ids=repr)
+def test_rows_are_placed_by_id_whatever_their_order(world: World, measure: Similarity) -> None:
+    """Ids with gaps, each part in an order of its own."""
+    ids = torch.tensor([(7919 * i) % 100_003 for i in range(30)])
+    assert world.layer.values is not None
+
+    def labels(*orders: Tensor) -> str:
+        first, second, third = orders
+        probe = ImageSet(world.probe.images[first], world.probe.labels[first], ids[first])
+        scores = ConceptScores(ids[second], CONCEPTS.names, world.scores.values[second])
+        layer = LayerActivations.of("lin", ids[third], world.layer.values[third].round(decimals=1), top_k=10)
+        return dissect({"lin": layer}, scores, measure, probe, CONCEPTS, CLASSES).fingerprint()
+
+    generator = torch.Generator().manual_seed(0)
+    plain = labels(*[torch.arange(30)] * 3)
+    assert labels(*(torch.randperm(30, generator=generator) for _ in range(3))) == plain
 
 
 def test_neuron_accuracy_by_hand(world: World) -> None:

@@ -165,6 +165,7 @@ def reached_layers(
     recording = Recording(base, layers, pool, channels_last)
     modes = {module: module.training for module in base.modules()}
     kept: set[str] = set()
+    refused: dict[str, UserError] = {}
 
     def attempt(layer: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -172,7 +173,7 @@ def reached_layers(
                 recording.keep(layer, module, output)
                 kept.add(layer)
             except UserError as error:
-                log.info("Left out: %s", error)
+                refused[layer] = error
 
         return hook
 
@@ -186,8 +187,12 @@ def reached_layers(
         base.eval()
         with torch.inference_mode():
             base(images)
-    if left_out := [layer for layer in layers if layer not in kept]:
-        log.warning("Left out, since a forward pass gives nothing to record there: %s", ", ".join(left_out))
+    refused = {layer: error for layer, error in refused.items() if layer not in kept}
+    if refused:
+        why = next(iter(refused.values()))
+        log.warning("Left out, since they cannot be recorded: %s. The first: %s", ", ".join(refused), why)
+    if uncalled := [layer for layer in layers if layer not in kept and layer not in refused]:
+        log.warning("Left out, since a forward pass never calls them: %s.", ", ".join(uncalled))
     return [layer for layer in layers if layer in kept]
 
 
