@@ -49,7 +49,9 @@ class _Cosine(_OfValues):
         values = _values(layer, self)
         images, neurons = values.shape
         constant = constant_neurons(values)
-        columns = transformed(concept_scores, self._centred, self._power, self._floor).float()
+        columns = torch.empty(concept_scores.shape)  # in blocks: twenty thousand concepts in float64 would be gigabytes
+        for part, scores in zip(columns.split(_PRODUCTS, 1), concept_scores.split(_PRODUCTS, 1), strict=True):
+            part.copy_(transformed(scores, self._centred, self._power, self._floor))
         squares = torch.zeros(neurons, dtype=torch.float64)
         for _, block in row_blocks(values, self._centred, self._power):
             squares += block.double().square().sum(0)
