@@ -577,6 +577,14 @@ def test_every_figure_that_can_be_followed_is_logged(verb: Verb) -> None:
     assert set(Classifier(nn.Identity(), Preprocess(8), CLASS_NAMES).logged) == set(epoch) - {"train/lr"}
 
 
+def test_few_validated_batches_have_no_interval(verb: Verb, capsys: pytest.CaptureFixture[str]) -> None:
+    verb("train", "+trainer.limit_val_batches=1", "data.eval_batch_size=50")
+    said = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if line.count("│") == 3}
+    assert "95 %" not in said["val accuracy"]
+    assert "95 %" in said["test accuracy"]
+    assert "training accuracy, last epoch" in said
+
+
 def test_a_missing_accelerator_is_told_with_what_runs_everywhere(verb: Verb) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

@@ -18,7 +18,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from emodissect.cache import content_key, file_hash
-from emodissect.data.datamodule import FaceDataModule
 from emodissect.data.ferplus import soft_labels
 from emodissect.epoch_history import EpochHistory
 from emodissect.errors import UserError, nearest
@@ -100,7 +99,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         figures: dict[str, Any] = dict(trained.metrics)
         if cfg.test:
             figures |= evaluate(run, trained.classifier)
-        shown = {**_last_epoch(trained), **_readable(figures, run.data)}
+        shown = {**_last_epoch(trained), **_readable(figures, run)}
         run.console.print(figures_table(shown, f"{type(trained.classifier.network).__name__}"))
         write_page(run, train_page(run, trained, figures))
         if trained.checkpoint:
@@ -118,14 +117,18 @@ def evaluate(run: Session, classifier: Classifier) -> dict[str, float]:
     return {**figures, "test/acc_low": float(low), "test/acc_high": float(high)}
 
 
-def _readable(figures: Mapping[str, float], data: FaceDataModule) -> dict[str, Any]:
+def _readable(figures: Mapping[str, float], run: Session) -> dict[str, Any]:
+    """For the terminal. Where only some batches were validated, their accuracy has no interval."""
     shown: dict[str, Any] = {}
-    for split, images in (("val", data.splits.val), ("test", data.splits.test)):
+    few = any(run.cfg.trainer.get(name) for name in ("limit_val_batches", "overfit_batches", "fast_dev_run"))
+    for split in ("val", "test"):
         if f"{split}/acc" in figures:
-            low, high = wilson(round(figures[f"{split}/acc"] * len(images)), len(images))
-            low, high = figures.get(f"{split}/acc_low", low), figures.get(f"{split}/acc_high", high)
-            interval = f"95 % {percent(low, 2)} to {percent(high, 2)}"
-            shown[f"{split} accuracy"] = f"{percent(figures[f'{split}/acc'], 2)} ({interval})"
+            low, high = figures.get(f"{split}/acc_low"), figures.get(f"{split}/acc_high")
+            if split == "val" and not few:
+                images = len(run.data.splits.val)
+                low, high = (float(bound) for bound in wilson(round(figures["val/acc"] * images), images))
+            interval = "" if low is None else f" (95 % {percent(low, 2)} to {percent(high, 2)})"
+            shown[f"{split} accuracy"] = f"{percent(figures[f'{split}/acc'], 2)}{interval}"
             shown |= {
                 f"{split} {name}": figures[f"{split}/{key}"]
                 for name, key in (("top-2", "acc_top2"), ("macro F1", "f1"), ("NLL", "nll"), ("ECE", "ece"))
