@@ -312,8 +312,12 @@ class DissectionPage:
         )
         content.payload.update(payload | {"level": self.level})
         strongest = self.neurons.sort_values("z" if "z" in self.neurons else "similarity", ascending=False)[:50]
-        text = "Each neuron with the images that excite it most, the class of each image"
-        text += " and, in orange, what the classifier took it for where it was wrong. " if predicted else ". "
+        text = "Each neuron with the images that excite it most"
+        text += (
+            ", the class of each image and, in orange, what the classifier took it for where it was wrong. "
+            if predicted
+            else " and the class of each image. "
+        )
         text += "A label is worth believing when q is small and the images show what it says"
         text += ", and when it holds on images that did not choose it." if self.held_out is not None else "."
         if self.heat:
