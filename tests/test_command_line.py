@@ -155,6 +155,13 @@ def interrupted(_: DictConfig) -> dict[str, float]:
     raise KeyboardInterrupt
 
 
+@pytest.fixture
+def without_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no config had been composed, whatever tests came before."""
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: False)
+
+
+@pytest.mark.usefixtures("without_hydra")
 @pytest.mark.parametrize("task", [interrupted, interrupted_in_a_trainer])
 def test_an_interrupted_run_says_how_to_go_on(
     task: Callable[[DictConfig], dict[str, float]], capsys: pytest.CaptureFixture[str]
@@ -165,6 +172,7 @@ def test_an_interrupted_run_says_how_to_go_on(
     assert "The same command goes on from the last good state" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_hydra")
 def test_another_exit_passes_through() -> None:
     with pytest.raises(SystemExit) as ended:
         run(lambda _: sys.exit(3), OmegaConf.create({}))
