@@ -37,6 +37,7 @@ from emodissect.errors import UserError
         ({"pictures": {"ids": "abc"}}, "pictures.ids=abc: give a whole number from 0 or a list of such or null."),
         ({"similarity": {"a": "abc"}}, "similarity.a=abc: give a number."),
         ({"quality": {"alphas": "abc"}}, "quality.alphas=abc: give a number above 0 to 1 or a list of such."),
+        ({"published": "foo"}, "published=foo: give entries by name, as in conf/experiment/seed_edit.yaml or null."),
         ({"selection": {"of": "fdr"}}, "selection.of=fdr: give a class by _target_ and its keys."),
     ],
 )

@@ -291,6 +291,23 @@ def test_an_untraceable_network_is_evaluated_in_full_and_says_so(caplog: pytest.
     assert inference.network.training  # the mode it came in
 
 
+def test_arguments_that_may_be_left_out_have_their_defaults() -> None:
+    """As timm's transformers have a mask."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin, self.out = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, mask: Tensor | None = None, *, times: float = 3.0) -> Tensor:
+            x = self.lin(x) * times
+            return self.out(x if mask is None else x * mask)
+
+    network, images = Masked().eval(), torch.rand(3, 4)
+    parts = cut_behind(network, "lin", images)
+    torch.testing.assert_close(parts.tail(*parts.head(images)), network(images))
+
+
 def test_what_cannot_be_cut() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,14 @@ def test_edit_page_tells_the_evidence(edited: str) -> None:
     assert text.count("True class; predicted before → after") == 2
     assert "Optimistic figure" not in text
     assert "Each neuron with the images that excite it most" in text
+
+
+def test_an_edit_that_flips_nothing_shows_no_empty_pictures() -> None:
+    page = edit(True)
+    text = said(replace(page, after=page.before).html())
+    assert "No image gets another predicted class." in text
+    assert "Became right" not in text
+    assert "0 images" not in text
 
 
 def test_an_edit_chosen_on_test_is_marked_in_red() -> None:

@@ -99,14 +99,22 @@ class Words:
 
 @dataclass(frozen=True)
 class Nodes:
-    """Several entries by name, as a mapping."""
+    """Several entries by name, as a mapping.
+
+    Attributes:
+        like: where some stand.
+        also: further values.
+    """
+
+    like: str = "conf/base.yaml"
+    also: tuple[Any, ...] = ()
 
     def takes(self, value: Any) -> bool:
         """Whether the value is one of them."""
-        return isinstance(value, DictConfig)
+        return value in self.also or isinstance(value, DictConfig)
 
     def __str__(self) -> str:
-        return "entries by name, as in conf/base.yaml"
+        return " or ".join([f"entries by name, as in {self.like}", *("null" for v in self.also if v is None)])
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,7 @@ ACCEPTED: Mapping[str, Accepted] = {
     **dict.fromkeys(("probe.top_images", "probe.null_draws", "probe.batch_size"), _PRESENT),
     "quality.noise": Number(least=0),
     **dict.fromkeys(("quality.similarities", "quality.templates"), Nodes()),
+    "published": Nodes("conf/experiment/seed_edit.yaml", also=(None,)),
     "quality.alphas": Number(above=0, most=1, several=True),
     **dict.fromkeys(("similarity.a", "similarity.lam", "similarity.p", "similarity.scale_p"), Number()),
     **dict.fromkeys(("similarity.min_prob", "similarity.min_norm"), Number(least=0)),

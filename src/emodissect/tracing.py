@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,15 @@ class _ExampleTracer(Tracer):
     def __init__(self, example: Tensor | None) -> None:
         super().__init__()
         self.example, self.known = example, dict[Node, Any]()
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """Arguments that may be left out (a mask, say) have their defaults: the network is given images alone."""
+        function, arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
+        for place, parameter in enumerate(inspect.signature(root_fn).parameters.values()):
+            if place > 1 and parameter.default is not parameter.empty:
+                self.graph.erase_node(arguments[place].node)
+                arguments[place] = parameter.default
+        return function, arguments
 
     def proxy(self, node: Node) -> Proxy:
         return Proxy(node, self) if self.example is None else _ExampleProxy(node, self)

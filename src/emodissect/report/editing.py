@@ -106,7 +106,7 @@ class EditPage:
         if self.controls is not None and len(self.controls):
             sections.append(Section("controls", "Controls", self._controls(content)))
         sections.append(Section("change", "What changed", self._change(content), "Change"))
-        if self.before is not None and self.after is not None and self.images is not None:
+        if self.images is not None and self._moved:
             sections.append(Section("flips", "Images that flipped", self._flips(content), "Flips"))
         if self.checks:
             sections.append(Section("judging", "How it was judged", self._judging(), "Judging"))
@@ -299,6 +299,13 @@ class EditPage:
             '<p>The same edit, its size kept, without using the labels.</p><div class="figures">{}<div>{}</div></div>'
         ).format(drawing, table)
 
+    @property
+    def _moved(self) -> int:
+        """Images whose predicted class the edit changes, where both predictions are known."""
+        if self.before is None or self.after is None:
+            return 0
+        return int((self.before.logits.argmax(1) != self.after.logits.argmax(1)).sum())
+
     def _change(self, content: Content) -> Markup:
         row = self.comparison
         parts = [page.table(_measures(row), (Column("measure", "on test"), Column("before", "before", 3),
@@ -326,8 +333,11 @@ class EditPage:
         html = Markup('<div class="figures"><div>{}</div>{}</div>').format(Markup("").join(parts), drawings)
         if self.before is not None and self.after is not None:
             first, last = (confusion_counts(p, len(self.class_names)) for p in (self.before, self.after))
-            moved = int((self.before.logits.argmax(1) != self.after.logits.argmax(1)).sum())
-            caption = f"{words.count(moved, 'image')} of {len(self.before.labels):,} get another predicted class. "
+            if not self._moved:
+                return html + Markup("<p>No image gets another predicted class.</p>")
+            caption = (
+                f"{words.count(self._moved, 'image')} of {len(self.before.labels):,} get another predicted class. "
+            )
             caption += _largest_move(last - first, self.class_names)
             html += content.figure(figures.confusion_change(first, last, self.class_names), caption)
         return html
