@@ -200,7 +200,7 @@ def test_an_edit_that_flips_nothing_shows_no_empty_pictures() -> None:
     text = said(replace(page, after=page.before).html())
     assert "No image gets another predicted class." in text
     assert "Became right" not in text
-    assert "0 images" not in text
+    assert "True class; predicted before → after" not in text
 
 
 def test_an_edit_chosen_on_test_is_marked_in_red() -> None:
