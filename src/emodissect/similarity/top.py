@@ -53,9 +53,13 @@ def top_rows(activations: Float[Tensor, "image neuron"], k: int) -> Int64[Tensor
 
 def _group_maxima(values: Float[Tensor, "row neuron"]) -> Float[Tensor, "group neuron"]:
     """The largest of each eight rows; the last group may be short."""
-    whole = len(values) // _GROUP * _GROUP
-    maxima = values[:whole].unflatten(0, (-1, _GROUP)).amax(1)
-    return maxima if whole == len(values) else torch.cat([maxima, values[whole:].amax(0, keepdim=True)])
+    groups, rest = divmod(len(values), _GROUP)
+    whole = groups * _GROUP
+    maxima = values.new_empty(groups + (rest > 0), values.shape[1])
+    torch.amax(values[:whole].unflatten(0, (-1, _GROUP)), 1, out=maxima[:groups])
+    if rest:
+        torch.amax(values[whole:], 0, out=maxima[groups])
+    return maxima
 
 
 def _best_members(
@@ -63,13 +67,12 @@ def _best_members(
 ) -> Int64[Tensor, "neuron rank"]:
     """The rows of the k largest values among the groups' members, largest first."""
     device = values.device
-    groups = groups.sort(dim=1).values  # members in row order, so that ties fall to the earlier row
     rows = (groups[:, :, None] * _GROUP + torch.arange(_GROUP, device=device)).flatten(1)
     beyond = rows >= len(values)  # the last group may be short
     rows.clamp_(max=len(values) - 1)
     neuron = torch.arange(values.shape[1], device=device)[:, None]
     flat = values.as_strided((values.stride(0) * (len(values) - 1) + values.shape[1],), (1,))
-    keys = _keys(torch.take(flat, rows * values.stride(0) + neuron), torch.arange(rows.shape[1], device=device))
+    keys = _keys(torch.take(flat, rows * values.stride(0) + neuron), rows)
     if len(values) % _GROUP:
         keys.masked_fill_(beyond, torch.iinfo(torch.int64).min)
     return rows.gather(1, keys.topk(k, dim=1).indices)
@@ -88,7 +91,7 @@ def constant_neurons(activations: Float[Tensor, "image neuron"]) -> Bool[Tensor,
 
 
 def _keys(values: Tensor, order: Tensor) -> Tensor:
-    """int64 keys that sort as (value, earlier first): float32 bits made monotone, then the place in the row.
+    """int64 keys that sort as (value, earlier first): float32 bits made monotone, less the image's row.
 
     Sorting one integer is as fast as sorting a float and, unlike it, leaves no tie to chance.
     """
