@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
-from matplotlib.figure import Figure
 
 from emodissect.data.images import ImageSet
 from emodissect.dissection import Dissection
@@ -55,7 +54,7 @@ def log_dissection(
     *,
     step: int | None = None,
     pictured: int = 100,
-    figures: Mapping[str, Figure] | None = None,
+    figures: Mapping[str, Path] | None = None,
 ) -> None:
     """Logs ``dissect/<layer>/<figure>`` to every logger; to W&B also the neuron table, with images, and histograms.
 
@@ -66,7 +65,7 @@ def log_dissection(
         class_names: for the captions.
         step: the trainer's step, or None for the logger's own.
         pictured: the neurons of highest z of each layer that get a row with their top images.
-        figures: by name, logged as images under ``dissect/``.
+        figures: PNG files by name, logged as images under ``dissect/``.
     """
     metrics = {
         f"dissect/{row['layer']}/{name}": row[name]
@@ -86,7 +85,7 @@ def log_dissection(
             if len(similarity):
                 payload[f"dissect/{layer}/similarity"] = wandb.Histogram(similarity.tolist())
         for name, figure in (figures or {}).items():
-            payload[f"dissect/{name}"] = wandb.Image(figure)
+            payload[f"dissect/{name}"] = wandb.Image(str(figure))
         if step is not None:
             payload["trainer/global_step"] = step
         run.log(payload)
@@ -192,8 +191,8 @@ def edit_metrics(comparison: Comparison, stage: str) -> dict[str, float]:
     }
 
 
-def log_study(loggers: Sequence[Logger], study: EditStudy, figures: Mapping[str, Figure] | None = None) -> None:
-    """Logs an edit study: ``edit/*`` figures to every logger; grid, controls, heat maps and the verdict to W&B."""
+def log_study(loggers: Sequence[Logger], study: EditStudy, figures: Mapping[str, Path] | None = None) -> None:
+    """Logs an edit study: ``edit/*`` to every logger; grid, controls, verdict and figures (PNG files) to W&B."""
     log_metrics(loggers, {**edit_metrics(study.val, "val"), **edit_metrics(study.test, "test")})
     summary = {
         "edit/delta": study.test.delta,
@@ -211,7 +210,7 @@ def log_study(loggers: Sequence[Logger], study: EditStudy, figures: Mapping[str,
             "edit/grid": wandb.Table(dataframe=study.grid),
             "edit/control_draws": wandb.Table(dataframe=study.controls),
         }
-        payload |= {f"edit/{name}": wandb.Image(figure) for name, figure in (figures or {}).items()}
+        payload |= {f"edit/{name}": wandb.Image(str(figure)) for name, figure in (figures or {}).items()}
         run.log(payload)
         for name, value in summary.items():
             run.summary[name] = value

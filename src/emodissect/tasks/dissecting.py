@@ -61,8 +61,7 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
         found.dissection.save(run.folder)
         run.wrote("labels", run.folder / "neurons.csv")
         run.console.print(layer_summary(found.dissection, plan.interpretation))
-        figures = dissection_figures(found.dissection, plan.interpretation.tau)
-        write_figures(run, figures)
+        drawn = write_figures(run, dissection_figures(found.dissection, plan.interpretation.tau))
         page = dissection_page(run, plan, trained, found)
         judged = None
         if cfg.evaluate:
@@ -73,7 +72,7 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
             page.held_out = judged.neurons
             judged.log(run)
         write_page(run, page)
-        log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=figures)
+        log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=drawn)
         log_artifact(run.loggers, labels_made(run), trained.kept)
         summary = dissection_summary(found.dissection)
         held_out = judged.figures() if judged else {}

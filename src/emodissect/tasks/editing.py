@@ -118,7 +118,7 @@ def _told(
         )
     if null is not None:
         null.to_csv(run.folder / "null_studies.csv", index=False)
-    write_figures(run, {**of_labels, **of_edit})
+    drawn_labels, drawn_edit = write_figures(run, of_labels), write_figures(run, of_edit)
     summary = edit_summary(study)
     if null is not None:
         summary |= {"null_studies": len(null), "null_claims": float(null["claims_gain"].mean())}
@@ -126,8 +126,8 @@ def _told(
     run.console.print(best_cells(study))
     run.console.print(figures_table(readable_study(study, null), f"The chosen edit of {study.edit.layer}, on test"))
     run.console.print(f"\n{unbroken(study.verdict)}\n", style="bold", highlight=False, markup=False)
-    log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=of_labels)
-    log_study(run.loggers, study, of_edit)
+    log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=drawn_labels)
+    log_study(run.loggers, study, drawn_edit)
     log_artifact(
         run.loggers,
         Made("edited-classifier", "edited-checkpoint", [checkpoint], {"weights": trained.weights, **found.key}),

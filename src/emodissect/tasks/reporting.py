@@ -41,13 +41,12 @@ def dissection_figures(dissection: Dissection, tau: float | None) -> dict[str, F
     return found
 
 
-def write_figures(run: Session, found: Mapping[str, Figure]) -> None:
-    """Each figure as a PNG under ``figures/``."""
+def write_figures(run: Session, found: Mapping[str, Figure]) -> dict[str, Path]:
+    """Each figure as a PNG under ``figures/``: the files by the figures' names."""
     folder = run.folder / "figures"
     folder.mkdir(exist_ok=True)
-    for name, figure in found.items():
-        figures.save_png(figure, folder / f"{name.replace('/', '_')}.png")
     run.wrote("figures", folder)
+    return {name: figures.save_png(figure, folder / f"{name.replace('/', '_')}.png") for name, figure in found.items()}
 
 
 def dissection_page(run: Session, plan: Plan, trained: Trained, found: Dissected) -> DissectionPage:
