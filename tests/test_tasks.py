@@ -403,6 +403,7 @@ def test_two_processes_label_as_one(verb: Verb, home: Path, tmp_path: Path) -> N
         capture_output=True,
         timeout=300,
     )
+    assert not [*folder.glob("distributed/*-0"), *folder.glob("distributed/training")]
     found, expected = Dissection.load(folder).neurons, Dissection.load(one).neurons
     assert list(found["concept"]) == list(expected["concept"])
     assert [list(x) for x in found["top_ids"]] == [list(x) for x in expected["top_ids"]]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ from emodissect.terminal import config_tree
 log = logging.getLogger(__name__)
 
 NEEDED_GIB = 0.5
+
+DISTRIBUTED = "distributed"
+"""Where the ranks of a distributed run make what rank 0 keeps in the cache."""
 
 
 class Session:
@@ -126,7 +130,7 @@ class Session:
         anew = not self.cfg.reuse
         if not self.distributed or (not anew and self.cache.holds(kind, key)):
             return self.cache.entry(kind, key, write, anew)
-        folder = self.folder / "distributed" / (kind if jointly else f"{kind}-{rank()}")
+        folder = self.folder / DISTRIBUTED / (kind if jointly else f"{kind}-{rank()}")
         folder.mkdir(parents=True, exist_ok=True)
         write(folder)
         if jointly:
@@ -138,6 +142,15 @@ class Session:
             shutil.copytree(folder, entry, dirs_exist_ok=True)
 
         return self.cache.entry(kind, key, keep, anew)
+
+    def tidy(self) -> None:
+        """Removes what this rank of a distributed run made outside the cache; rank 0 also what all made together."""
+        for made in (self.folder / DISTRIBUTED).glob("*"):
+            of_one = re.search(r"-(\d+)$", made.name)
+            if (int(of_one.group(1)) if of_one else 0) == rank():
+                shutil.rmtree(made, ignore_errors=True)
+        with suppress(OSError):  # there is none, or another rank still has files in it
+            (self.folder / DISTRIBUTED).rmdir()
 
     def wrote(self, what: str, path: Path | str) -> None:
         """Notes a file for the summary."""
@@ -205,6 +218,7 @@ def session(cfg: DictConfig) -> Iterator[Session]:
         if wandb.run is not None:
             wandb.finish(exit_code=1 if failed else 0)
     leave_group()
+    run.tidy()
     if first_rank():
         seconds = time.monotonic() - run.started
         for what, path in run.written.items():
