@@ -49,6 +49,15 @@ def test_bars_say_nothing_where_there_is_no_terminal(capfd: pytest.CaptureFixtur
     assert capfd.readouterr() == ("", "")
 
 
+def test_no_words_no_bar(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for what in ("", None):
+        assert list(tracked(range(3), what)) == [0, 1, 2]
+    assert capfd.readouterr() == ("", "")
+    assert list(tracked(range(3), "counting")) == [0, 1, 2]
+    assert "counting" in capfd.readouterr().err
+
+
 def test_a_bar_within_a_bar_passes_the_items_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
     with Progress():

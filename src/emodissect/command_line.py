@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
@@ -124,7 +125,7 @@ def launch(main: Callable[[], Any], conf: Path) -> None:
         _tell(composing_mistake(error, conf))
         sys.exit(1)
     except ValueError as error:  # e.g. -m together with --cfg
-        if "hydra/_internal" not in Path(traceback.extract_tb(error.__traceback__)[-1].filename).as_posix():
+        if not _raised_by_hydra(error):
             raise
         _tell(str(error))
         sys.exit(1)
@@ -137,20 +138,19 @@ def launch(main: Callable[[], Any], conf: Path) -> None:
         sys.exit(1)
 
 
-def _raised_by_hydra(error: OSError) -> bool:
-    """Whether the last frame outside Python's own library is Hydra's, which makes the run folder before the task."""
+def _raised_by_hydra(error: Exception) -> bool:
+    """Whether the last frame outside Python's own library is Hydra's, which reads flags and makes the run folder."""
     library = str(Path(os.__file__).parent)
     frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     own = [name for name in frames if not name.startswith(library) or "site-packages" in name]
-    return "hydra" in Path(own[-1]).parts if own else False
+    return bool(own) and Path(hydra.__file__).parent in Path(own[-1]).parents
 
 
 def composing_mistake(error: Exception, conf: Path) -> str:
     """What Hydra says of a command line it cannot compose, with the nearest key where one is misspelt."""
     said = str(error).split("Config search path:")[0].strip()
     plugin = re.search(r"Could not find 'hydra/(?:launcher|sweeper)/([a-z]+)", said)
-    extras = importlib.metadata.metadata("emodissect").get_all("Provides-Extra") or []
-    if plugin and plugin.group(1) in extras:
+    if plugin and plugin.group(1) in importlib.metadata.metadata("emodissect").get_all("Provides-Extra", []):
         return f"{said}\n\nIt comes with an extra: uv run --extra {plugin.group(1)} …"
     misspelt = re.search(r"Key '([^']+)' is not in struct", f"{said} {error.__cause__}")
     if misspelt is None:

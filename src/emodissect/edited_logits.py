@@ -21,7 +21,7 @@ from emodissect.editable import columns_scale, editable_layer, next_layer_of
 from emodissect.editing import Edit, edited
 from emodissect.errors import UserError
 from emodissect.evaluation import Inference, Predictions, evaluating, predict
-from emodissect.linear_reads import Between, Differences, in_one_product
+from emodissect.linear_reads import Between, Differences, OneProduct
 from emodissect.progress import tracked
 from emodissect.tracing import CannotTrace
 
@@ -138,7 +138,7 @@ class EditedLogits:
 
     def _of_distinct(self, scales: Tensor, parameters: str) -> Tensor:
         if self._parts is None:
-            rows = tracked(scales, "edits, in full") if self.progress else scales
+            rows = tracked(scales, "edits, in full" if self.progress else None)
             return torch.stack([self._full(self.edit(row, parameters)).logits for row in rows])
         linear = self._parts.linear
         if linear is None or (parameters == "outgoing" and linear.name != self._reader()):
@@ -218,8 +218,7 @@ class EditedLogits:
     def _batches(self, description: str, batch_size: int | None = None) -> Iterator[tuple[int, Tensor]]:
         size = batch_size or self.batch_size
         starts = range(0, len(self.images), size)
-        bar = tracked(starts, description) if self.progress else starts
-        for start in bar:
+        for start in tracked(starts, description if self.progress else None):
             yield start, self.images.images[start : start + size]
 
     def _kept_batches(self, description: str) -> Iterator[tuple[slice, list[Tensor]]]:
@@ -269,9 +268,10 @@ class EditedLogits:
 
     def _by_product(self, tail: LinearTail, columns: Tensor, parameters: str) -> Float[Tensor, "cell image class"]:
         found = torch.empty(len(columns), len(self.images), self.before.logits.shape[1])
+        reads = OneProduct(tail.reader, columns)
         with evaluating(self.inference), torch.inference_mode():
             for place, (outputs,) in self._kept_batches("behind the layer, in one product"):
-                read = in_one_product(tail.reader, columns, self._between(tail, outputs, parameters))
+                read = reads(self._between(tail, outputs, parameters), len(outputs))
                 logits = tail.rest(read.transpose(0, 1).flatten(0, 1))  # rows: cell by cell, an image's views together
                 found[:, place] = self.inference.finish(logits).float().cpu().unflatten(0, (len(columns), -1))
         return found

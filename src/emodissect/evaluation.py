@@ -150,9 +150,8 @@ def predict(
         progress: what a progress bar says; None shows none.
     """
     ids, labels, logits = [], [], []
-    batches = tracked(loader, progress) if progress else loader
     with evaluating(forward), torch.inference_mode():
-        for batch in batches:
+        for batch in tracked(loader, progress):
             logits.append(forward(batch.images.to(device)).float().cpu())
             ids.append(batch.ids.cpu())
             labels.append(batch.labels.cpu())

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -17,9 +16,7 @@ Between = Callable[[float], Float[Tensor, "image column"]]
 """``between(z)`` where every neuron is scaled by one value."""
 
 
-def in_one_product(
-    reader: nn.Linear, columns: Float[Tensor, "cell column"], between: Between
-) -> Float[Tensor, "image cell output"]:
+class OneProduct:
     """The reader's outputs of all cells as one matrix product for each distinct scale v::
 
         reader(between(z_cell)) = bias + sum_v between(v z) (W * [s_cell = v])^T
@@ -27,18 +24,22 @@ def in_one_product(
     Args:
         columns: the scale of each of the reader's inputs under each edit.
     """
-    weight, cells, outputs = reader.weight, len(columns), reader.out_features
-    read: Tensor | None = None
-    for value in columns.unique():
-        at_value = columns == value
-        having = at_value.any(1).nonzero().flatten()
-        inputs = between(float(value))
-        product = inputs @ (weight * at_value[having][:, None]).flatten(0, 1).T
-        if read is None:
-            read = torch.zeros(len(inputs), cells, outputs, device=inputs.device)
-        read.index_add_(1, having, product.unflatten(1, (len(having), -1)))
-    assert read is not None
-    return read if reader.bias is None else read + reader.bias
+
+    def __init__(self, reader: nn.Linear, columns: Float[Tensor, "cell column"]) -> None:
+        self._reader, self._cells = reader, len(columns)
+        self._parts: list[tuple[float, Tensor, Tensor]] = []
+        for value in columns.unique():
+            at_value = columns == value
+            having = at_value.any(1).nonzero().flatten()
+            self._parts.append((float(value), having, reader.weight.detach() * at_value[having][:, None]))
+
+    def __call__(self, between: Between, images: int) -> Float[Tensor, "image cell output"]:
+        """All cells' outputs on a batch of so many images."""
+        read = self._reader.weight.new_zeros(images, self._cells, self._reader.out_features)
+        for value, having, weights in self._parts:
+            product = between(value) @ weights.flatten(0, 1).T
+            read.index_add_(1, having, product.unflatten(1, (len(having), -1)))
+        return read if self._reader.bias is None else read.add_(self._reader.bias)
 
 
 class _Plan(NamedTuple):
@@ -57,7 +58,7 @@ class Differences:
     has two scales.
 
     Args:
-        columns: as for `in_one_product`.
+        columns: as for `OneProduct`.
     """
 
     def __init__(self, reader: nn.Linear, columns: Float[Tensor, "cell column"]) -> None:

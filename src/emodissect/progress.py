@@ -39,8 +39,17 @@ def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]
         progress.stop()
 
 
-def tracked(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
-    """The items, with a bar while they are taken; ``total`` is how many, where the items themselves do not know."""
+def tracked(items: Iterable[Item], what: str | None, total: int | None = None) -> Iterator[Item]:
+    """The items, with a bar while they are taken.
+
+    Args:
+        items: what is gone through.
+        what: the words beside the bar; no words, no bar.
+        total: how many they are, where the items themselves do not know.
+    """
+    if not what:
+        yield from items
+        return
     with progress_bar(what, total if total is not None else length_hint(items) or None) as advance:
         for item in items:
             yield item

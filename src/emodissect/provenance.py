@@ -10,8 +10,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from emodissect.cache import file_hash
+from emodissect.whole_files import written_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -117,14 +117,6 @@ def manifest(root: Path, **inputs: Any) -> dict[str, Any]:
         "versions": versions(),
         **inputs,
     }
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, renamed to ``path`` at the end, so that a reader never sees half a file."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    yield unfinished
-    unfinished.replace(path)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-MINUS = "−"  # as in the report
+from emodissect.report.words import MINUS
 
 _HIDDEN = ("hydra", "paths", "print_config", "task_name")
 

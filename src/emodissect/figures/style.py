@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
+
+from emodissect.whole_files import written_whole
 
 # The light theme's values. In an inline SVG each becomes the CSS variable of its name, so a page's theme recolours it.
 INK, MUTED, LINE, PAPER = "#1c2128", "#57606b", "#d5dbe1", "#ffffff"
@@ -74,13 +75,8 @@ def save_png(figure: Figure, path: str | Path, dpi: int = 160) -> Path:
     """Write a figure as PNG on white paper; the file appears whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with drawn():
-            figure.savefig(temporary, format="png", dpi=dpi, facecolor=PAPER)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as unfinished, drawn():
+        figure.savefig(unfinished, format="png", dpi=dpi, facecolor=PAPER)
     return path
 
 

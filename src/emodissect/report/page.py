@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -25,6 +23,7 @@ from emodissect.errors import UserError
 from emodissect.figures import style
 from emodissect.report import words
 from emodissect.report.images import ImagePool
+from emodissect.whole_files import written_whole
 
 
 @dataclass(frozen=True)
@@ -211,19 +210,15 @@ def write(path: str | Path, html: str) -> Path:
         UserError: the folder cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(html, encoding="utf-8")
-        temporary.replace(path)
+        with written_whole(path) as unfinished:
+            unfinished.write_text(html, encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"The report {path} cannot be written ({error.strerror or error}). "
             "Give a folder that can be: paths.output_dir=<folder>."
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
     return path
 
 

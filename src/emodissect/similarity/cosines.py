@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emodissect.errors import UserError
+from emodissect.similarity.aligned import require_aligned
 from emodissect.similarity.top import constant_neurons
 
 _BLOCK = 2**20  # elements of a block of activations: 4 MiB, two of which stay in cache
@@ -97,11 +98,7 @@ def row_blocks(
 def _product(
     concept_scores: Tensor, activations: Tensor, *, centred: bool, power: int, min_norm: float = 0.0
 ) -> Tensor:
-    if len(concept_scores) != len(activations):
-        raise UserError(
-            f"Concept scores of {len(concept_scores)} images, activations of {len(activations)}: both must be of the "
-            "same images in the same order."
-        )
+    require_aligned(concept_scores, len(activations))
     if not len(activations):
         raise UserError("No images: a similarity needs at least one.")
     result = _accumulated(concept_scores, activations, centred, power, min_norm, torch.float32)

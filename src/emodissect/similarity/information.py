@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from emodissect.errors import UserError
+from emodissect.similarity.aligned import require_aligned
 from emodissect.similarity.top import constant_neurons, top_rows
 
 _PROBABILITIES = 2**21  # elements of the softmax held at a time: 8 MiB, which the last cache holds beside the products
@@ -52,7 +53,7 @@ def soft_wpmi(
 
     Source: CLIP-Dissect, Oikarinen & Weng, ICLR 2023, section 3; parameters as in its code.
     """
-    _same_images(concept_scores, activations)
+    require_aligned(concept_scores, len(activations))
     rows, flat = _top(activations, top_k, constant)
     likelihood = soft_log_likelihood(concept_scores, rows, a=a, min_prob=min_prob, p_start=p_start, p_end=p_end)
     return relative_to_layer(likelihood, layer_average(likelihood, constant), lam, flat)
@@ -93,7 +94,7 @@ def wpmi(
 
     Source: CLIP-Dissect, Oikarinen & Weng, ICLR 2023, section 3.
     """
-    _same_images(concept_scores, activations)
+    require_aligned(concept_scores, len(activations))
     rows, flat = _top(activations, top_k, constant)
     likelihood = hard_log_likelihood(concept_scores, rows, a=a, min_prob=min_prob)
     return relative_to_layer(likelihood, layer_average(likelihood, constant), lam, flat)
@@ -264,14 +265,6 @@ def _flushes(ratios: list[float], largest: float) -> list[bool]:
         flushes.append(bound * growth > _LARGEST)
         bound = growth if flushes[-1] else bound * growth
     return flushes
-
-
-def _same_images(concept_scores: Tensor, activations: Tensor) -> None:
-    if len(concept_scores) != len(activations):
-        raise UserError(
-            f"Concept scores of {len(concept_scores)} images, activations of {len(activations)}: both must be of the "
-            "same images in the same order."
-        )
 
 
 def _finite(result: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from emodissect.errors import UserError
 from emodissect.progress import tracked
+from emodissect.similarity.aligned import require_aligned
 from emodissect.similarity.information import hard_log_likelihood, layer_average, relative_to_layer, soft_log_likelihood
-from emodissect.similarity.measures import Layer, Similarity, require_aligned
+from emodissect.similarity.measures import Layer, Similarity
 from emodissect.similarity.top import constant_neurons, top_rows
 
 _WEIGHTY = 0.01  # share of a concept's sum over the layer above which a neuron's own part is taken out exactly
@@ -27,6 +28,10 @@ class _FromTop(Similarity):
     needs_values: ClassVar[bool] = False
     top_k: int
     lam: float
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise UserError(f"top_k={self.top_k}: at least one image. The usual values: soft_wpmi 100, wpmi 28.")
 
     @abstractmethod
     def log_likelihood(
@@ -80,8 +85,7 @@ class _FromTop(Similarity):
         neurons = len(own)
         best = own.new_full((neurons, len(drawn)), -torch.inf)
         of_all = own.new_full((len(drawn),), -torch.inf)
-        concepts = range(own.shape[1])
-        for concept in tracked(concepts, progress) if progress else concepts:
+        for concept in tracked(range(own.shape[1]), progress):
             ours, theirs = own[:, concept].double(), drawn[:, concept].double()
 
             def placed(others: Tensor, theirs: Tensor = theirs) -> Tensor:
@@ -118,9 +122,6 @@ class SoftWPMI(_FromTop):
     p_start: float = 0.998
     p_end: float = 0.97
 
-    def __post_init__(self) -> None:
-        _at_least_one(self.top_k)
-
     def log_likelihood(self, concept_scores: Tensor, rows: Tensor) -> Tensor:
         return soft_log_likelihood(
             concept_scores, rows, a=self.a, min_prob=self.min_prob, p_start=self.p_start, p_end=self.p_end
@@ -136,13 +137,5 @@ class WPMI(_FromTop):
     lam: float = 0.6
     min_prob: float = 1e-7
 
-    def __post_init__(self) -> None:
-        _at_least_one(self.top_k)
-
     def log_likelihood(self, concept_scores: Tensor, rows: Tensor) -> Tensor:
         return hard_log_likelihood(concept_scores, rows, a=self.a, min_prob=self.min_prob)
-
-
-def _at_least_one(top_k: int) -> None:
-    if top_k < 1:
-        raise UserError(f"top_k={top_k}: at least one image. The usual values: soft_wpmi 100, wpmi 28.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,8 +12,9 @@ from torch import Tensor
 
 from emodissect.errors import UserError
 from emodissect.progress import tracked
+from emodissect.similarity.aligned import require_aligned
 from emodissect.similarity.cosines import cos_similarity, cos_similarity_cubed, pearson, row_blocks, transformed
-from emodissect.similarity.measures import Layer, Similarity, require_aligned
+from emodissect.similarity.measures import Layer, Similarity
 from emodissect.similarity.ranks import random_error, rank_reorder, scaled, top_count
 from emodissect.similarity.top import constant_neurons, top_rows
 
@@ -62,7 +62,7 @@ class _Cosine(_OfValues):
         generator = np.random.default_rng(seed)
         batch = max(_PRODUCTS // columns.shape[1], 1)
         best = torch.full((draws, neurons), -torch.inf)
-        for start in _tracked(range(0, draws, batch), progress):
+        for start in tracked(range(0, draws, batch), progress):
             drawn = best[start : start + batch]
             orders = torch.from_numpy(np.stack([generator.permutation(images) for _ in drawn], axis=1))
             for part in columns.split(_PRODUCTS, dim=1):
@@ -139,7 +139,7 @@ class RankReorder(_OfValues):
         baseline = random_error(top.flip(0).t().contiguous(), self.p, torch.Generator().manual_seed(self.seed))
         generator = np.random.default_rng(seed)
         best = torch.full((draws, top.shape[1]), -torch.inf)
-        for draw in _tracked(range(draws), progress):
+        for draw in tracked(range(draws), progress):
             rows = torch.from_numpy(generator.choice(len(values), n, replace=False))
             for part in concept_scores.split(max(_SORTED // n, 1), dim=1):
                 scores = part[rows].t().float().contiguous()
@@ -171,10 +171,6 @@ class RankReorder(_OfValues):
                 similarity = scaled(error, baseline[columns], mean, self.scale_p).amax(0)
                 torch.maximum(best[columns], similarity, out=best[columns])
         return best
-
-
-def _tracked(items: range, progress: str) -> Iterable[int]:
-    return tracked(items, progress) if progress else items
 
 
 def _values(layer: Layer, similarity: Similarity) -> Float[Tensor, "image neuron"]:

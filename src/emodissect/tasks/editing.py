@@ -17,7 +17,6 @@ from emodissect.data.images import ImageSet
 from emodissect.editing import bake
 from emodissect.errors import UserError
 from emodissect.models.classifier import Classifier
-from emodissect.provenance import written_whole
 from emodissect.ranks import first_rank
 from emodissect.report import EditPage
 from emodissect.report.words import unbroken
@@ -31,6 +30,7 @@ from emodissect.tasks.studying import Asked, check_editable, grid_of
 from emodissect.tasks.training import Trained, trained_classifier
 from emodissect.terminal import figures_table
 from emodissect.tracking import Made, log_artifact, log_dissection, log_metrics, log_study
+from emodissect.whole_files import written_whole
 
 EDITED = "edited.ckpt"
 

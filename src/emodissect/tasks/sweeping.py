@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from emodissect import figures
-from emodissect.provenance import manifest, typed_command, written_whole
+from emodissect.provenance import manifest, typed_command
 from emodissect.replication import over_seeds
 from emodissect.report import SweepPage
 from emodissect.report.sweep import readable
@@ -25,6 +25,7 @@ from emodissect.report.words import p_value, percent, plain, points, unbroken
 from emodissect.sweep import TABLE
 from emodissect.terminal import Column, frame_table, matrix_table
 from emodissect.tracking import log_metrics
+from emodissect.whole_files import written_whole
 
 SEEDS = "seeds.csv"
 """Means and intervals over the seeds of a sweep, in its folder."""
