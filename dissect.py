@@ -8,7 +8,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from emodissect.command_line import launch, run
+from emodissect.app.cli import launch, run
 
 CONF = Path(__file__).parent / "conf"
 
@@ -16,7 +16,7 @@ CONF = Path(__file__).parent / "conf"
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="dissect")
 def main(cfg: DictConfig) -> float | None:
     """Composes the config and hands it to the task."""
-    from emodissect.tasks import dissect
+    from emodissect.app.stages import dissect
 
     return run(dissect, cfg)
 

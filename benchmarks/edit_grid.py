@@ -23,12 +23,12 @@ import pandas as pd
 import torch
 
 from emodissect.data.images import ImageSet, image_loader
-from emodissect.edited_logits import EditedLogits
-from emodissect.editing import Edit, Scale, edited
-from emodissect.evaluation import Inference, predict
+from emodissect.editing.fast.edited_logits import EditedLogits
+from emodissect.editing.rules import Edit, Scale, edited
+from emodissect.editing.selection import Tau
+from emodissect.models.predictions import Inference, predict
 from emodissect.models.preprocessing import Preprocess
 from emodissect.models.vgg import VGG
-from emodissect.selection import Tau
 from emodissect.study.cells import grid, judge_cells
 
 TAUS = [-1 + 0.25 * step for step in range(12)]

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from emodissect.command_line import with_layer_words
+from emodissect.app.cli import with_layer_words
 
 CONF = Path(__file__).parents[1] / "conf"
 VERBS = ("train", "dissect", "edit")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from composing import SMALL, composed
 
-from emodissect.cache import Cache
-from emodissect.command_line import register_resolvers
+from emodissect.app.cli import register_resolvers
+from emodissect.core.cache import Cache
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
@@ -39,7 +39,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def verb(home: Path, tmp_path: Path) -> Callable[..., tuple[Path, dict[str, Any]]]:
     """Runs a verb with overrides; gives its run folder and what it returned."""
-    from emodissect import tasks
+    from emodissect.app import stages as tasks
 
     count = 0
 

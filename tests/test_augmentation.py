@@ -8,7 +8,7 @@ from scipy import stats
 from torch import Tensor
 from torchvision.transforms import v2
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 from emodissect.models.augmentation import Augmentation, FlipShift, Khaireddin2021, Warp
 
 

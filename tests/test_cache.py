@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from emodissect.cache import Cache, content_key
-from emodissect.errors import UserError
+from emodissect.core.cache import Cache, content_key
+from emodissect.core.errors import UserError
 
 
 def _write(text: str, calls: list[str] | None = None):
@@ -88,7 +88,7 @@ def test_a_full_disk_is_told_whatever_a_library_raises(cache: Cache, monkeypatch
     def fail(folder: Path) -> None:
         raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
 
-    monkeypatch.setattr("emodissect.cache.disk_is_full", lambda _: True)
+    monkeypatch.setattr("emodissect.core.cache.disk_is_full", lambda _: True)
     with pytest.raises(UserError, match=r"full.*paths\.cache_dir"):
         cache.entry("things", {"x": 1}, fail)
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn, optim
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
+from emodissect.core.errors import UserError
 from emodissect.data.images import Batch, ImageSet, image_loader
-from emodissect.errors import UserError
 from emodissect.models.augmentation import Augmentation, FlipShift, Khaireddin2021
 from emodissect.models.class_order import output_columns
 from emodissect.models.classifier import Classifier

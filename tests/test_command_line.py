@@ -17,7 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from emodissect.command_line import (
+from emodissect.app.cli import (
     composing_mistake,
     run,
     users_mistake,
@@ -25,8 +25,8 @@ from emodissect.command_line import (
     with_layer_words,
     with_null_groups,
 )
-from emodissect.errors import UserError, nearest
-from emodissect.provenance import command
+from emodissect.app.manifest import command
+from emodissect.core.errors import UserError, nearest
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_null_stands_for_no_group(conf: Path) -> None:
 
 def test_help_and_tab_completion_do_not_wait_for_torch() -> None:
     slow = "{'torch', 'lightning', 'pandas', 'wandb'}"
-    code = f"import sys, emodissect.command_line; print(sorted({slow} & set(sys.modules)))"
+    code = f"import sys, emodissect.app.cli; print(sorted({slow} & set(sys.modules)))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "[]"
 

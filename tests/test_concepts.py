@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from emodissect.concepts import ConceptSet, class_key, clean_name, concept_set, name_key, read_concepts
-from emodissect.errors import UserError
+from emodissect.concepts.concept_set import ConceptSet, class_key, clean_name, concept_set, name_key, read_concepts
+from emodissect.core.errors import UserError
 
 CONF = Path(__file__).parents[1] / "conf" / "concepts"
 FER2013 = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")
@@ -41,7 +41,7 @@ def test_fer7_is_the_identity_over_fer2013s_classes() -> None:
 
 
 def test_expressions25_against_the_drawing_programs_own_table() -> None:
-    from emodissect.data.sketches import CONCEPT_CLASSES
+    from emodissect.demo.sketches import CONCEPT_CLASSES
 
     concepts = _set("expressions25")
     assert concepts.names == tuple(CONCEPT_CLASSES)
@@ -97,7 +97,7 @@ def test_encodings(tmp_path: Path, encoding: str) -> None:
 def test_duplicates_join_their_classes() -> None:
     concepts = read = concept_set([("Smile")])
     assert read.classes == {}
-    from emodissect.concepts import tidied
+    from emodissect.concepts.concept_set import tidied
 
     concepts = tidied([("Smile", ("happy",)), ("smile ", ("Happy", "surprise"))], "x")
     assert concepts.names == ("Smile",)

@@ -6,8 +6,8 @@ import pytest
 from composing import VERBS, composed
 from omegaconf import OmegaConf
 
-from emodissect.config_values import ACCEPTED, check_values
-from emodissect.errors import UserError
+from emodissect.app.config_values import ACCEPTED, check_values
+from emodissect.core.errors import UserError
 
 
 @pytest.mark.parametrize(

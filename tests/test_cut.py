@@ -11,17 +11,17 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from emodissect.cut import cut_behind
+from emodissect.core.errors import UserError
 from emodissect.data.images import ImageSet
-from emodissect.edited_logits import EditedLogits
-from emodissect.editing import PARAMETERS
-from emodissect.errors import UserError
-from emodissect.evaluation import Inference
+from emodissect.editing.fast.cut import cut_behind
+from emodissect.editing.fast.edited_logits import EditedLogits
+from emodissect.editing.rules import PARAMETERS
+from emodissect.editing.tracing import CannotTrace
 from emodissect.models.classifier import Classifier
 from emodissect.models.deep_emotion import DeepEmotion
+from emodissect.models.predictions import Inference
 from emodissect.models.preprocessing import Preprocess
 from emodissect.models.vgg import VGG
-from emodissect.tracing import CannotTrace
 
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
@@ -141,9 +141,9 @@ def test_many_cells_at_once_give_what_cell_by_cell_gives(
     assert cut._parts.linear is not None
     scales = torch.where(torch.rand(9, cut.neurons) < 0.4, 2.0, torch.tensor([0.0, 0.5, 1.0]).repeat(3)[:, None])
     scales[8] = torch.tensor([0.5, 1.0, 3.0])[torch.arange(cut.neurons) % 3]
-    monkeypatch.setattr("emodissect.edited_logits._WIDEST_PRODUCT", widest)
+    monkeypatch.setattr("emodissect.editing.fast.edited_logits._WIDEST_PRODUCT", widest)
     size = cut._parts.linear.reader.weight.numel()
-    monkeypatch.setattr("emodissect.edited_logits._PRODUCT_BYTES", 2 * size * 4 * 2.5)  # two cells at once
+    monkeypatch.setattr("emodissect.editing.fast.edited_logits._PRODUCT_BYTES", 2 * size * 4 * 2.5)  # two cells at once
     apart = cut._by_cell(cut._parts, scales, parameters)
     monkeypatch.setattr(EditedLogits, "_by_cell", None)
     torch.testing.assert_close(cut.logits(scales, parameters), apart, atol=1e-5, rtol=1e-4)
@@ -218,7 +218,7 @@ def test_outputs_that_find_no_room_are_not_kept(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     usage = SimpleNamespace(total=1e9, used=1e9, free=1000)
-    monkeypatch.setattr("emodissect.edited_logits.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("emodissect.editing.fast.edited_logits.shutil.disk_usage", lambda _: usage)
     full = EditedLogits(vgg(), "conv4b", faces(), memory_limit=100)
     assert not full.is_cut
     assert full.bytes == 0

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from emodissect import dashboard
-from emodissect.dashboard import LAYERS, Panel, Part, main, parts
-from emodissect.tracking import LAYER_METRICS
+from emodissect.lightning.tracking import LAYER_METRICS
+from emodissect.report import dashboard
+from emodissect.report.dashboard import LAYERS, Panel, Part, main, parts
 
 LOGGED = {
     *("train/loss", "train/acc", "train/lr", "val/acc", "val/nll", "test/acc", "test/f1", "test/ece", "best/val/acc"),

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning import LightningModule, Trainer
 
+from emodissect.core.errors import UserError
 from emodissect.data.datamodule import FaceDataModule, joined, stratified_rows
 from emodissect.data.images import Annotations, Batch, ImageSet, Splits
-from emodissect.errors import UserError
 
 NAMES = ("a", "b", "c")
 

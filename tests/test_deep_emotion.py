@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 from emodissect.models.deep_emotion import DeepEmotion
 
 SHAPES = {

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from emodissect.concepts import ConceptSet
+from emodissect.concepts import ConceptScores
+from emodissect.concepts.concept_set import ConceptSet
+from emodissect.core.errors import UserError
 from emodissect.data.images import ImageSet
-from emodissect.dissection import (
+from emodissect.dissection.labels import (
     Dissection,
     Interpretation,
     concept_shares,
@@ -21,9 +23,7 @@ from emodissect.dissection import (
     neuron_accuracy,
     pooled,
 )
-from emodissect.errors import UserError
 from emodissect.recording import LayerActivations
-from emodissect.scorers import ConceptScores
 from emodissect.similarity import Pearson, RankReorder, Similarity, SoftWPMI
 
 CLASSES = ("angry", "happy", "sad")

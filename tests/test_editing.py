@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from emodissect.editable import next_layer_of
-from emodissect.editing import Ablate, Edit, Proportional, Rule, Scale, ScaleChosen, bake, edited
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
+from emodissect.editing.editable import next_layer_of
+from emodissect.editing.rules import Ablate, Edit, Proportional, Rule, Scale, ScaleChosen, bake, edited
 
 SELECTED = torch.tensor([True, False, True])
 SIMILARITY = torch.tensor([2.0, 0.0, 1.0])

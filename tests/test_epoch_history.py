@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from emodissect.epoch_history import EpochHistory
+from emodissect.lightning.epoch_history import EpochHistory
 
 
 class Count(LightningModule):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from emodissect.data.images import ImageSet, image_loader
-from emodissect.evaluation import Comparison, Inference, Predictions, compare, predict
+from emodissect.models.predictions import Comparison, Inference, Predictions, compare, predict
 
 
 def of(predicted: list[int], labels: list[int], classes: int = 3) -> Predictions:

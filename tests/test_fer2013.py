@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+from emodissect.core.errors import UserError
 from emodissect.data import fer2013
 from emodissect.data.fer2013 import CLASS_NAMES, Fer2013
 from emodissect.data.ferplus import VOTED_ON, majority, soft_labels, vote_annotations
 from emodissect.data.images import ImageSet
-from emodissect.errors import UserError
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
 REAL = os.environ.get("EMODISSECT_FER2013")

@@ -12,8 +12,8 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from emodissect import figures
-from emodissect.figures import style
+from emodissect.report import figures
+from emodissect.report.figures import style
 
 GRID = pd.DataFrame(
     {

@@ -12,11 +12,11 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from emodissect.core.errors import UserError
 from emodissect.data import folder
 from emodissect.data.class_folders import stratified_parts
 from emodissect.data.decoding import decode, fitted
 from emodissect.data.folder import ImageFolder, class_folders
-from emodissect.errors import UserError
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from composing import composed
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from emodissect.app.stages import train
 from emodissect.models.deep_emotion import DeepEmotion
 from emodissect.models.preprocessing import Preprocess
 from emodissect.models.vgg import VGG
-from emodissect.tasks import train
 
 ALPHABETICAL = ["Angry", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise"]
 FER2013 = ["Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral"]

@@ -8,13 +8,13 @@ from references_similarity import assert_close
 from scipy import stats
 from sklearn import metrics as sklearn
 
-import emodissect.label_quality as quality
+import emodissect.dissection.quality as quality
 import emodissect.similarity as sim
-from emodissect.errors import UserError
-from emodissect.label_quality import metrics
-from emodissect.label_quality.held_out import held_out
-from emodissect.label_quality.metrics import METRICS
-from emodissect.label_quality.truth import planted_table, recovered, true_concepts
+from emodissect.core.errors import UserError
+from emodissect.dissection.quality import metrics
+from emodissect.dissection.quality.held_out import held_out
+from emodissect.dissection.quality.metrics import METRICS
+from emodissect.dissection.quality.truth import planted_table, recovered, true_concepts
 from emodissect.recording import ActivationCollector, LayerActivations
 
 

@@ -13,10 +13,10 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
-from emodissect.callbacks import LogEdit
 from emodissect.data.images import Batch, ImageSet, image_loader
-from emodissect.editing import Edit, edited
-from emodissect.evaluation import compare, predict
+from emodissect.editing.rules import Edit, edited
+from emodissect.lightning.callbacks import LogEdit
+from emodissect.models.predictions import compare, predict
 
 
 class Faces(LightningModule):

@@ -6,8 +6,8 @@ import pytest
 import wandb
 from wandb_file import read_run
 
-from emodissect.errors import UserError
-from emodissect.loggers import logged_in_to_wandb, wandb_logger, wandb_mode, where_wandb_went
+from emodissect.core.errors import UserError
+from emodissect.lightning.loggers import logged_in_to_wandb, wandb_logger, wandb_mode, where_wandb_went
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_server_that_cannot_be_reached_is_told_with_a_way_on(tmp_path: Path, m
     def refused(**_: object) -> None:
         raise wandb.errors.CommError("Run initialization has timed out")
 
-    monkeypatch.setattr("emodissect.loggers.wandb.init", refused)
+    monkeypatch.setattr("emodissect.lightning.loggers.wandb.init", refused)
     with pytest.raises(UserError, match=r"timed out.*logger\.wandb\.mode=offline"):
         wandb_logger(project="p", save_dir=str(tmp_path), mode="offline")
 

@@ -10,7 +10,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 import emodissect.similarity as sim
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 from emodissect.similarity import top_measures, value_measures
 
 MEASURES = [sim.SoftWPMI(top_k=20), sim.WPMI(top_k=20), sim.Pearson(), sim.CosSimilarity(), sim.CosSimilarityCubed()]

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import TenCrop
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 from emodissect.models.preprocessing import Preprocess
 
 

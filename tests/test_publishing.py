@@ -7,7 +7,7 @@ from typing import Any, cast
 import pandas as pd
 from composing import composed
 
-from emodissect.tasks.publishing import beside_shares, beside_training, grid_beside, published, published_layers
+from emodissect.app.published import beside_shares, beside_training, grid_beside, published, published_layers
 
 
 def test_the_published_grid_stands_beside_this_runs(tmp_path: Path) -> None:

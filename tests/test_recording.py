@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 from emodissect.recording import reached_layers, record, resolve_layers
 from emodissect.recording.pooling import neuron_axis, pooled, prefix_tokens
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 from emodissect.recording import ActivationCollector, ActivationStore, LayerActivations
 from emodissect.recording import store as store_module
 from emodissect.recording.top_images import tickets

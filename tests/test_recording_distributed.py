@@ -13,9 +13,9 @@ from torch import distributed as dist
 from torch import multiprocessing, nn
 from torch.utils.data import DistributedSampler
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 from emodissect.recording import ActivationCollector, LayerActivations
-from emodissect.recording.ranks import own_share
+from emodissect.recording.gather import own_share
 
 COUNT = 31  # odd: the sampler of two processes repeats an image
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 from emodissect.recording import Moments, TopImages
 from emodissect.recording.top_images import ids_of, tickets
 

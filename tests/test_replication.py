@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from emodissect.replication import over_seeds
 from emodissect.report import SweepPage
+from emodissect.study.seeds import over_seeds
 
 JOBS = pd.DataFrame(
     {

@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 from report_samples import CLASSES, dissection, edit, faces, grid, guesses, neurons
 
+from emodissect.core import number_format as words
+from emodissect.core.errors import UserError
 from emodissect.data.images import ImageSet
-from emodissect.errors import UserError
-from emodissect.report import Extra, SweepPage, TrainPage, page, words
+from emodissect.report import Extra, SweepPage, TrainPage, page
 from emodissect.report.images import ImagePool
 from emodissect.study import ConceptAblation
 

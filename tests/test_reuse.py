@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from emodissect.data.ferplus import VOTED_ON
-from emodissect.data.sketches import CLASS_NAMES
-from emodissect.dissection import Dissection
+from emodissect.demo.sketches import CLASS_NAMES
+from emodissect.dissection.labels import Dissection
 
 pytestmark = pytest.mark.slow  # every test runs whole verbs
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from emodissect.core.errors import UserError
 from emodissect.data.images import ImageSet
-from emodissect.errors import UserError
-from emodissect.saliency import activation_maps, gradient_saliency, saliency_of, top_image_maps
+from emodissect.dissection.saliency import activation_maps, gradient_saliency, saliency_of, top_image_maps
 
 
 def as_float(images: torch.Tensor) -> torch.Tensor:

@@ -21,14 +21,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from emodissect.cache import Cache
-from emodissect.concepts import ConceptSet, concept_set
+from emodissect.concepts import AnnotationScorer, ClipScorer, ConceptScores, OpenClip, clip_weights
+from emodissect.concepts.clip import resolve_device, resolve_precision
+from emodissect.concepts.clip_images import ClipImages
+from emodissect.concepts.concept_set import ConceptSet, concept_set
+from emodissect.concepts.templates import TEMPLATES, prompts, resolve_templates
+from emodissect.core.cache import Cache
+from emodissect.core.errors import UserError
 from emodissect.data.images import Annotations, ImageSet
-from emodissect.errors import UserError
-from emodissect.scorers import AnnotationScorer, ClipScorer, ConceptScores, OpenClip, clip_weights
-from emodissect.scorers.clip import resolve_device, resolve_precision
-from emodissect.scorers.clip_images import ClipImages
-from emodissect.scorers.templates import TEMPLATES, prompts, resolve_templates
 
 CONF = Path(__file__).parents[1] / "conf"
 CLASSES = ("Angry", "Happy", "Sad")

@@ -9,8 +9,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from emodissect.errors import UserError
-from emodissect.selection import (
+from emodissect.core.errors import UserError
+from emodissect.editing.selection import (
     AllNeurons,
     Fdr,
     Inverse,

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from references_similarity import assert_close
 
 import emodissect.similarity as sim
-from emodissect.errors import UserError
-from emodissect.similarity import cosines, information, ranks, top
+from emodissect.core.errors import UserError
+from emodissect.similarity import cosines, information, rank_order, top
 
 FUNCTIONS = {
     "soft_wpmi": sim.soft_wpmi,
@@ -113,7 +113,7 @@ def test_a_hand_worked_rank_reorder():
     activations = torch.tensor([[1.0], [2.0], [4.0]])
     scores = torch.tensor([[0.1, 0.3], [0.2, 0.2], [0.3, 0.1]])
     similarity = sim.rank_reorder(scores, activations, p=1.0, top_fraction=1.0, scale_p=1.0)
-    baseline = ranks.random_error(torch.tensor([[1.0, 2.0, 4.0]]), 1.0)
+    baseline = rank_order.random_error(torch.tensor([[1.0, 2.0, 4.0]]), 1.0)
     assert similarity[0, 0] == 0
     assert_close(similarity[0, 1], -(2.0 / baseline[0]) / 0.2)  # |1-4|, |2-2|, |4-1|: mean 2
 
@@ -155,7 +155,7 @@ def test_blocks_change_nothing(data, name, monkeypatch):
     monkeypatch.setattr(information, "_PROBABILITIES", 900)
     monkeypatch.setattr(information, "_IN_CACHE", 11)
     monkeypatch.setattr(cosines, "_BLOCK", 100)
-    monkeypatch.setattr(ranks, "_BLOCK", 40)
+    monkeypatch.setattr(rank_order, "_BLOCK", 40)
     assert_close(FUNCTIONS[name](*data), whole, rtol=1e-5, atol=2e-4)
 
 

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from emodissect.data.sketches import CLASS_NAMES, CONCEPTS, Expression, Sketches, draw_faces, faces, presence, source
-from emodissect.data.sketches.appearance import Appearance, draw_appearance
-from emodissect.data.sketches.contact_sheet import contact_sheet, write_contact_sheets
-from emodissect.data.sketches.drawing import draw_face
-from emodissect.data.sketches.parameters import (
+from emodissect.core.errors import UserError
+from emodissect.demo.sketches import CLASS_NAMES, CONCEPTS, Expression, Sketches, draw_faces, faces, presence, source
+from emodissect.demo.sketches.appearance import Appearance, draw_appearance
+from emodissect.demo.sketches.contact_sheet import contact_sheet, write_contact_sheets
+from emodissect.demo.sketches.drawing import draw_face
+from emodissect.demo.sketches.parameters import (
     CLASS_SHARES,
     PARAMETERS,
     PATTERNS,
@@ -27,7 +28,6 @@ from emodissect.data.sketches.parameters import (
     draw_expression,
     draw_label,
 )
-from emodissect.errors import UserError
 
 BROWS, EYES, NOSE, MOUTH, CHIN = slice(8, 17), slice(16, 23), slice(15, 29), slice(28, 42), slice(34, 48)
 
@@ -199,7 +199,7 @@ def test_every_concept_is_there_in_5_to_60_percent_of_the_faces(expressions: tup
 def test_concepts_lean_to_the_classes_that_the_study_counts_as_correct(
     expressions: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    from emodissect.data.sketches import CONCEPT_CLASSES
+    from emodissect.demo.sketches import CONCEPT_CLASSES
 
     values, labels = presence(expressions[0]), expressions[1]
     lowered = [name.lower() for name in CLASS_NAMES]

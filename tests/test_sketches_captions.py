@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from emodissect.data.sketches import CLASS_NAMES, CONCEPTS, captions
-from emodissect.data.sketches.captions import EMOTION_WORDS, PHRASES
+from emodissect.demo.sketches import CLASS_NAMES, CONCEPTS, captions
+from emodissect.demo.sketches.captions import EMOTION_WORDS, PHRASES
 
 
 def face(*present: str) -> np.ndarray:

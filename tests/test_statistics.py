@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap
 from statsmodels.stats.contingency_tables import mcnemar as other_mcnemar
 
-from emodissect.statistics import (
+from emodissect.core.statistics import (
     benjamini_hochberg,
     delta_interval,
     detectable_delta,

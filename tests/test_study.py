@@ -14,14 +14,14 @@ from scipy.stats import binom
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_f1_score
 
+from emodissect.core.errors import UserError
+from emodissect.core.statistics import exceedance_p, holm, mcnemar
 from emodissect.data.datamodule import joined
 from emodissect.data.images import ImageSet
-from emodissect.edited_logits import EditedLogits
-from emodissect.editing import Ablate, Proportional, Scale, ScaleChosen, edited
-from emodissect.errors import UserError
-from emodissect.evaluation import Inference
-from emodissect.selection import AllNeurons, Fdr, Inverse, LabelledWith, Tau, WeightNorm
-from emodissect.statistics import exceedance_p, holm, mcnemar
+from emodissect.editing.fast.edited_logits import EditedLogits
+from emodissect.editing.rules import Ablate, Proportional, Scale, ScaleChosen, edited
+from emodissect.editing.selection import AllNeurons, Fdr, Inverse, LabelledWith, Tau, WeightNorm
+from emodissect.models.predictions import Inference
 from emodissect.study import ConceptAblation, EditStudy, ablate_concepts, null_studies, run_study, warn_of_few_draws
 from emodissect.study.ablation import leave_one_out_z
 from emodissect.study.cells import Cell, Judged, choose, shuffled

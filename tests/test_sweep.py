@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
+from emodissect.app.sweep import SweepTable, job_folders, sweep_table, swept_words
+from emodissect.app.sweep_results import show
 from emodissect.report import SweepPage
-from emodissect.sweep import SweepTable, job_folders, sweep_table, swept_words
-from emodissect.tasks.sweeping import show
 
 
 def _job(folder: Path, number: int, overrides: list[str]) -> Path:

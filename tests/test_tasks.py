@@ -20,20 +20,20 @@ from composing import CONF, SMALL
 from safetensors.torch import load_file
 from torch import nn
 
-from emodissect.cache import file_hash
-from emodissect.data.sketches import CLASS_NAMES
-from emodissect.data.sketches.source import BLOCK
-from emodissect.dissection import Dissection
-from emodissect.errors import UserError
+from emodissect.app.manifest import weights_hash
+from emodissect.core.cache import file_hash
+from emodissect.core.errors import UserError
+from emodissect.core.statistics import wilson
+from emodissect.demo.sketches import CLASS_NAMES
+from emodissect.demo.sketches.source import BLOCK
+from emodissect.demo.tiny_clip.model import WEIGHTS
+from emodissect.dissection.labels import Dissection
 from emodissect.models.classifier import Classifier
 from emodissect.models.preprocessing import Preprocess
 from emodissect.models.vgg import VGG
 from emodissect.models.weights import load_weights
-from emodissect.provenance import weights_hash
 from emodissect.similarity import SoftWPMI
-from emodissect.statistics import wilson
 from emodissect.study import EditStudy
-from emodissect.tiny_clip.model import WEIGHTS
 
 Verb = Callable[..., tuple[Path, dict[str, Any]]]
 
@@ -80,7 +80,7 @@ def test_dissect_labels_and_a_second_concept_set_runs_no_network(verb: Verb, mon
     def no_network(*_: object, **__: object) -> None:
         raise AssertionError("the network was run again")
 
-    monkeypatch.setattr("emodissect.tasks.dissecting._predict", no_network)
+    monkeypatch.setattr("emodissect.app.stages.dissecting._predict", no_network)
     folder, _ = verb("dissect", "layer=[conv2a,lin2]", "concepts=fer7")
     words = {"angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"}
     assert set(Dissection.load(folder).neurons["concept"].str.lower().dropna()) <= words
@@ -162,8 +162,8 @@ def test_labels_of_another_network_or_of_other_images_are_told(verb: Verb, caplo
 
 def test_selections_that_wrap_others_are_not_taken_for_one_another(verb: Verb) -> None:
     inverse = ("selection=inverse", "~selection.of.tau")
-    _, none = verb("edit", *PLAIN, *inverse, "selection.of._target_=emodissect.selection.AllNeurons")
-    _, some = verb("edit", *PLAIN, *inverse, "selection.of._target_=emodissect.selection.WeightNorm")
+    _, none = verb("edit", *PLAIN, *inverse, "selection.of._target_=emodissect.editing.selection.AllNeurons")
+    _, some = verb("edit", *PLAIN, *inverse, "selection.of._target_=emodissect.editing.selection.WeightNorm")
     assert none["selected"] == 0 < some["selected"]
 
 
@@ -276,10 +276,10 @@ def test_mistakes_are_told_before_anything_is_trained(
     def no_training(*_: object, **__: object) -> None:
         raise AssertionError("trained before the mistake was told")
 
-    monkeypatch.setattr("emodissect.tasks.training._fit", no_training)
+    monkeypatch.setattr("emodissect.app.stages.training._fit", no_training)
     with pytest.raises(Exception, match=r"(?i)" + message.replace(".", r"\.")) as caught:
         verb(name, "seed=99", *overrides)
-    from emodissect.command_line import users_mistake
+    from emodissect.app.cli import users_mistake
 
     assert users_mistake(caught.value)
 
@@ -338,7 +338,7 @@ def test_a_dissections_manifest_names_everything_it_came_from(verb: Verb, home: 
 
 
 def test_a_network_is_dissected_as_it_is_made(verb: Verb, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emodissect.tasks.training._fit", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("emodissect.app.stages.training._fit", lambda *_: pytest.fail("trained"))
     words = ["model=timm", "model.name=test_vit", "model.arguments={img_size:64}", "model.num_classes=12"]
     words += ["layer=[blocks.0.attn.qkv,head]", "layer.pool=token_mean", "data.train=120"]
     folder, result = verb("dissect", "fit=false", *words)
@@ -428,8 +428,8 @@ import sys, os, signal
 sys.argv = ["train.py"]
 import lightning.pytorch as L
 from composing import composed, SMALL
-from emodissect.command_line import register_resolvers
-from emodissect.tasks import train
+from emodissect.app.cli import register_resolvers
+from emodissect.app.stages import train
 from emodissect.models.classifier import Classifier
 register_resolvers()
 def die(self):

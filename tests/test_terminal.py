@@ -9,15 +9,15 @@ from composing import composed
 from rich.console import Console
 from rich.progress import Progress
 
-from emodissect.progress import progress_bar, tracked
-from emodissect.report.words import percent
-from emodissect.terminal import Column, config_tree, figure, frame_table, too_wide, written
+from emodissect.core.number_format import percent
+from emodissect.core.progress import progress_bar, tracked
+from emodissect.report.terminal import Column, config_tree, figure, frame_table, too_wide, written
 
 
 def test_config_values_on_one_line() -> None:
-    scale = {"_target_": "emodissect.editing.Scale", "factor": 1.5, "label": None, "further": {}}
+    scale = {"_target_": "emodissect.editing.rules.Scale", "factor": 1.5, "label": None, "further": {}}
     assert written(scale) == "Scale(factor=1.5)"
-    assert written({"_target_": "emodissect.scorers.TinyClip", "weights": None}) == "TinyClip"
+    assert written({"_target_": "emodissect.concepts.TinyClip", "weights": None}) == "TinyClip"
     assert written({"limit": None, "split": "train", "names": ["a", "b"]}) == "split=train, names=[a, b]"
     assert written({"best": scale, "last": scale}) == "best, last"
     nested = {"noise": 1, "more": {"least": 0.1}, "edits": {"one": scale}}

@@ -13,17 +13,17 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from emodissect.cache import Cache
-from emodissect.concepts import ConceptSet, concept_set
+from emodissect.concepts import ClipScorer
+from emodissect.concepts.concept_set import ConceptSet, concept_set
+from emodissect.core.cache import Cache
+from emodissect.core.errors import UserError
 from emodissect.data.images import Annotations, Batch, ImageSet
-from emodissect.data.sketches import CLASS_NAMES, CONCEPTS, captions, draw_faces
-from emodissect.errors import UserError
-from emodissect.scorers import ClipScorer
-from emodissect.tiny_clip import MODEL_NAME, WEIGHTS, TinyClip, WordTokenizer
-from emodissect.tiny_clip.figures import zero_shot
-from emodissect.tiny_clip.model import VOCABULARY
-from emodissect.tiny_clip.tokenizer import vocabulary, words_of
-from emodissect.tiny_clip.training import ContrastiveTraining, caption_vocabulary, save_tiny_clip
+from emodissect.demo.sketches import CLASS_NAMES, CONCEPTS, captions, draw_faces
+from emodissect.demo.tiny_clip import MODEL_NAME, WEIGHTS, TinyClip, WordTokenizer
+from emodissect.demo.tiny_clip.figures import zero_shot
+from emodissect.demo.tiny_clip.model import VOCABULARY
+from emodissect.demo.tiny_clip.tokenizer import vocabulary, words_of
+from emodissect.demo.tiny_clip.training import ContrastiveTraining, caption_vocabulary, save_tiny_clip
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -161,5 +161,5 @@ def test_a_few_steps_learn_and_save(held_out: ImageSet, tmp_path: Path) -> None:
 
 def test_experiment_config() -> None:
     cfg = OmegaConf.load(CONF / "experiment" / "tiny_clip.yaml")
-    assert cfg.task._target_ == "emodissect.tiny_clip.training.train_tiny_clip"
+    assert cfg.task._target_ == "emodissect.demo.tiny_clip.training.train_tiny_clip"
     assert instantiate(cfg.task.augment).shift == 3

@@ -13,10 +13,10 @@ import wandb
 from composing import SMALL, composed
 from wandb_file import RunFile, read_run
 
-from emodissect.dashboard import parts
-from emodissect.errors import UserError
-from emodissect.tasks import edit, train
-from emodissect.tracking import Made, log_artifact, log_tables
+from emodissect.app.stages import edit, train
+from emodissect.core.errors import UserError
+from emodissect.lightning.tracking import Made, log_artifact, log_tables
+from emodissect.report.dashboard import parts
 
 OFFLINE = [word for word in SMALL if not word.startswith("logger=")] + ["logger=default", "logger.wandb.mode=offline"]
 
@@ -138,7 +138,7 @@ def test_online_what_was_used_is_marked_as_used(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "weights.ckpt").write_bytes(b"weights")
     (tmp_path / "neurons.parquet").write_bytes(b"labels")
     run = OnlineRun()
-    monkeypatch.setattr("emodissect.tracking.wandb_runs", lambda _: [run])
+    monkeypatch.setattr("emodissect.lightning.tracking.wandb_runs", lambda _: [run])
     classifier = Made("classifier", "checkpoint", [tmp_path / "weights.ckpt"], {"weights": "abc"})
     log_artifact([], Made("neuron-labels", "labels", [tmp_path / "neurons.parquet"]), [classifier])
     assert run.used == ["classifier"]
@@ -153,7 +153,7 @@ def test_a_server_that_refuses_an_artifact_does_not_end_the_run(
         raise wandb.Error("quota exceeded")
 
     run = SimpleNamespace(offline=False, disabled=False, log_artifact=refused, use_artifact=refused)
-    monkeypatch.setattr("emodissect.tracking.wandb_runs", lambda _: [run])
+    monkeypatch.setattr("emodissect.lightning.tracking.wandb_runs", lambda _: [run])
     (tmp_path / "x").write_bytes(b"x")
     log_artifact([], Made("classifier", "checkpoint", [tmp_path / "x"]))
     assert "quota exceeded" in caplog.text
@@ -161,6 +161,6 @@ def test_a_server_that_refuses_an_artifact_does_not_end_the_run(
 
 def test_tables_are_sent_but_empty_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: dict[str, wandb.Table] = {}
-    monkeypatch.setattr("emodissect.tracking.wandb_runs", lambda _: [SimpleNamespace(log=sent.update)])
+    monkeypatch.setattr("emodissect.lightning.tracking.wandb_runs", lambda _: [SimpleNamespace(log=sent.update)])
     log_tables([], {"dissect/full": pd.DataFrame({"a": [1, 2]}), "dissect/empty": pd.DataFrame({"a": []})})
     assert {name: table.data for name, table in sent.items()} == {"dissect/full": [[1], [2]]}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 from emodissect.models.vgg import VGG
 
 CONVS = [f"conv{stage}{half}" for stage in "1234" for half in "ab"]

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 from emodissect.models.deep_emotion import DeepEmotion
 from emodissect.models.vgg import VGG
 from emodissect.models.weights import architecture_of, checkpoint_arguments, load_weights, read_state_dict

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import nn
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 from emodissect.models import zoo
 from emodissect.models.zoo import replace_head, timm_model, torchvision_model, your_model
 

@@ -14,10 +14,10 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from emodissect.cache import Cache
+from emodissect.core.cache import Cache
+from emodissect.core.errors import UserError, nearest
 from emodissect.data.audit import AuditReport, audit_splits
 from emodissect.data.images import Annotations, Batch, ImageSet, Splits, image_loader
-from emodissect.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image, read_file
 from torchvision.transforms.v2 import functional as transforms
 
-from emodissect.errors import UserError
-from emodissect.progress import tracked
+from emodissect.core.errors import UserError
+from emodissect.core.progress import tracked
 
 log = logging.getLogger(__name__)
 

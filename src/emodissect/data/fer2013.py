@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from emodissect.cache import file_hash
+from emodissect.core.cache import file_hash
+from emodissect.core.errors import UserError, nearest
 from emodissect.data.class_folders import content_hash, find_images
 from emodissect.data.datamodule import FaceDataModule
 from emodissect.data.fer2013_files import CLASS_NAMES, SIDE, FerRows, read_csv, read_folders, read_npz
 from emodissect.data.ferplus import majority, read_votes, vote_annotations
 from emodissect.data.images import ImageSet, Splits
-from emodissect.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ import pandas as pd
 import torch
 from jaxtyping import UInt8
 
+from emodissect.core.errors import UserError, nearest
+from emodissect.core.progress import tracked
 from emodissect.data.class_folders import find_images, stratified_parts
 from emodissect.data.decoding import read_images
 from emodissect.data.ferplus import VOTED_ON
-from emodissect.errors import UserError, nearest
-from emodissect.progress import tracked
 
 CLASS_NAMES = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")
 USAGES = ("Training", "PublicTest", "PrivateTest")

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from emodissect.core.errors import UserError
 from emodissect.data.audit import NOT_A_FACE
 from emodissect.data.images import Annotations, ImageSet
-from emodissect.errors import UserError
 
 VOTED_ON = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF")
 # FER2013's classes, and what FER+ has beyond them, by column of VOTED_ON.

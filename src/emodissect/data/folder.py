@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from emodissect.core.errors import UserError, nearest
 from emodissect.data.class_folders import FoundImage, class_folder_names, content_hash, find_images, stratified_parts
 from emodissect.data.datamodule import FaceDataModule
 from emodissect.data.decoding import FITS, read_images
 from emodissect.data.images import ImageSet, Splits
-from emodissect.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from kornia import augmentation as K
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 
 
 class Augmentation(nn.Module):

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 
 _CONTAINERS = ("params", "state_dict", "model_state_dict", "model", "network", "net", "weights")
 _PREFIXES = ("module.", "net.", "model.", "network.", "_orig_mod.")

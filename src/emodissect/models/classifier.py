@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from emodissect.core.errors import UserError
 from emodissect.data.images import Batch
-from emodissect.errors import UserError
 from emodissect.models.augmentation import Augmentation
 from emodissect.models.class_order import output_columns
 from emodissect.models.preprocessing import Preprocess

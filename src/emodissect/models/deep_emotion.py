@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 from emodissect.models.inputs import require_input
 
 torch.fx.wrap("require_input")  # one opaque call in a traced graph

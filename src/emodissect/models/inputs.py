@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 
 
 def require_input(

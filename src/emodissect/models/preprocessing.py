@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
-from emodissect.errors import UserError, nearest
+from emodissect.core.errors import UserError, nearest
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as PIL's mode L
 

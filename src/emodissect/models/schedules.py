@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 
 
 def schedule(

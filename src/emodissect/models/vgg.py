@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 from emodissect.models.inputs import require_input
 
 torch.fx.wrap("require_input")  # one opaque call in a traced graph

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 from emodissect.models.checkpoints import checkpoint_arguments, read_state_dict
 from emodissect.models.deep_emotion import DeepEmotion
 from emodissect.models.vgg import VGG

@@ -15,7 +15,7 @@ import torch
 import torchvision
 from torch import nn
 
-from emodissect.errors import UserError, nearest
+from emodissect.core.errors import UserError, nearest
 
 
 def torchvision_model(name: str, num_classes: int, pretrained: bool = False, channels: int = 3) -> nn.Module:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 from emodissect.recording.moments import Moments
 from emodissect.recording.store import open_values
 from emodissect.recording.top_images import TopImages

@@ -11,13 +11,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 from emodissect.recording.activations import LayerActivations
+from emodissect.recording.gather import LayerPart, Part, gathered, join, own_share, several
 from emodissect.recording.hooks import Recording, record
 from emodissect.recording.layers import resolve_layers
 from emodissect.recording.moments import Moments
 from emodissect.recording.pooling import ChannelsLast, check_pool
-from emodissect.recording.ranks import LayerPart, Part, gathered, join, own_share, several
 from emodissect.recording.store import ActivationStore
 from emodissect.recording.top_images import TopImages
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from emodissect.errors import UserError, nearest
+from emodissect.core.errors import UserError, nearest
 from emodissect.recording.layers import resolve_layers, unwrapped
 from emodissect.recording.pooling import (
     ChannelsLast,

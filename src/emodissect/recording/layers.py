@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from emodissect.errors import UserError, nearest
+from emodissect.core.errors import UserError, nearest
 
 _GLOB = frozenset("*?[")
 

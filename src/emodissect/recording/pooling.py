@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from emodissect.errors import UserError, nearest
+from emodissect.core.errors import UserError, nearest
 
 POOLS = ("avg", "max", "class_token", "token_mean")
 ChannelsLast = bool | Literal["auto"]

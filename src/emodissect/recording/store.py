@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 
 _GIB = 2**30
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 
 # An activation and its image's ticket in one integer that sorts as the ranking does: the float's bits, made monotone,
 # in the upper half, below it the ticket's complement, so that of equal activations the lower ticket is the larger key.

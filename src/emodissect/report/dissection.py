@@ -12,9 +12,9 @@ import pandas as pd
 from markupsafe import Markup
 from numpy.typing import ArrayLike
 
-from emodissect import figures
+from emodissect.core import number_format as words
 from emodissect.data.images import ImageSet
-from emodissect.report import page, words
+from emodissect.report import figures, page
 from emodissect.report.neurons import Predicted, neuron_payload, predicted_classes, saliency_tiles
 from emodissect.report.page import Column, Content, Extra, Fact, Section
 
@@ -53,7 +53,7 @@ class DissectionPage:
     """What ``dissect.py`` shows.
 
     Attributes:
-        neurons: one row a neuron, as :class:`emodissect.dissection.Dissection` has them.
+        neurons: one row a neuron, as :class:`emodissect.dissection.labels.Dissection` has them.
         layers: the layer table.
         shares: each concept's share of the correctly labelled neurons (columns layer, concept, neurons, share).
         images: the probe set.

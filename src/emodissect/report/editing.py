@@ -12,9 +12,9 @@ import pandas as pd
 from markupsafe import Markup
 from torch import Tensor
 
-from emodissect import figures
+from emodissect.core import number_format as words
 from emodissect.data.images import ImageSet
-from emodissect.report import page, words
+from emodissect.report import figures, page
 from emodissect.report.dissection import DissectionPage
 from emodissect.report.neurons import Predicted, predicted_classes
 from emodissect.report.page import Column, Content, Extra, Fact, Section
@@ -57,7 +57,7 @@ class EditPage:
 
     Attributes:
         grid: one row a cell of the study, on validation; the chosen one has ``chosen`` True.
-        comparison: of the chosen edit on test, as :meth:`emodissect.evaluation.Comparison.row` gives it.
+        comparison: of the chosen edit on test, as :meth:`emodissect.models.predictions.Comparison.row` gives it.
         verdict: one sentence in plain words.
         class_names: in the order of the labels.
         controls: columns control, draw, delta_test.

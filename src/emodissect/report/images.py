@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from emodissect.data.images import ImageSet
-from emodissect.figures import save_png
+from emodissect.report.figures import save_png
 
 COLUMNS = 32
 PER_SHEET = COLUMNS * COLUMNS

@@ -22,7 +22,7 @@ SHOWN = (10, 8, 6, 5, 4, 3, 2, 1)
 
 
 class Predicted(Protocol):
-    """What :class:`emodissect.evaluation.Predictions` has."""
+    """What :class:`emodissect.models.predictions.Predictions` has."""
 
     @property
     def ids(self) -> Tensor: ...
@@ -77,7 +77,7 @@ def neuron_payload(
         predicted: class by image id, as far as known.
         heat: activation maps in [0, 1] by (layer, neuron), shape (rank, height, width).
         held_out: how half of the images' labels do on the other half, by layer and neuron; see
-            :class:`emodissect.label_quality.held_out.HeldOut`.
+            :class:`emodissect.dissection.quality.held_out.HeldOut`.
     """
     tops = [[int(i) for i in row] for row in neurons["top_ids"]]
     dead = neurons["dead"].to_numpy(dtype=bool)

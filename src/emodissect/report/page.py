@@ -19,11 +19,11 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from emodissect.errors import UserError
-from emodissect.figures import style
-from emodissect.report import words
+from emodissect.core import number_format as words
+from emodissect.core.atomic_files import atomic_write
+from emodissect.core.errors import UserError
+from emodissect.report.figures import style
 from emodissect.report.images import ImagePool
-from emodissect.whole_files import written_whole
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def write(path: str | Path, html: str) -> Path:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as unfinished:
+        with atomic_write(path) as unfinished:
             unfinished.write_text(html, encoding="utf-8")
     except OSError as error:
         raise UserError(

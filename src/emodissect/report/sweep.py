@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from emodissect import figures
-from emodissect.report import page, words
+from emodissect.core import number_format as words
+from emodissect.core.number_format import DASH
+from emodissect.report import figures, page
 from emodissect.report.page import Column, Content, Extra, Fact, Section
-from emodissect.report.words import DASH
 
 KNOWN = {
     "job": Column("job", "job"),
@@ -67,7 +67,7 @@ class SweepPage:
         value: the column that the jobs were ranked by; higher is better.
         command, manifest: where it comes from.
         swept: the columns that tell jobs apart; layer, tau and factor where nothing is given.
-        replicates: figures averaged over seeds (:func:`emodissect.replication.over_seeds`), where seeds were swept.
+        replicates: figures averaged over seeds (:func:`emodissect.study.seeds.over_seeds`), where seeds were swept.
         title: of the page.
         extras: further sections.
     """

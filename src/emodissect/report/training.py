@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from emodissect import figures
+from emodissect.core import number_format as words
 from emodissect.data.images import ImageSet
-from emodissect.report import page, words
+from emodissect.report import figures, page
 from emodissect.report.editing import confusion_counts
 from emodissect.report.neurons import Predicted, saliency_tiles
 from emodissect.report.page import Content, Extra, Fact, Section

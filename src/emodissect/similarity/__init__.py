@@ -10,7 +10,7 @@ from emodissect.similarity.null import (
     reached,
     standardised,
 )
-from emodissect.similarity.ranks import rank_reorder
+from emodissect.similarity.rank_order import rank_reorder
 from emodissect.similarity.top import constant_neurons, top_rows
 from emodissect.similarity.top_measures import WPMI, SoftWPMI
 from emodissect.similarity.value_measures import CosSimilarity, CosSimilarityCubed, Pearson, RankReorder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 
 
 def require_aligned(concept_scores: Tensor, images: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 from emodissect.similarity.aligned import require_aligned
 from emodissect.similarity.top import constant_neurons
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 from emodissect.similarity.aligned import require_aligned
 from emodissect.similarity.top import constant_neurons, top_rows
 

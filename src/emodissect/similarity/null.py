@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 from emodissect.similarity.measures import Layer, Similarity
 
 _LAST_DIGITS = 1e-6  # of a float32, relative

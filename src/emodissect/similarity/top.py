@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from emodissect.errors import UserError
+from emodissect.core.errors import UserError
 
 _GROUP = 8  # images a group: N/8 maxima and 8k members a neuron are looked at instead of N
 _COLUMNS = 256  # neurons whose group maxima are held at a time

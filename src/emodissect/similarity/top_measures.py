@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from emodissect.errors import UserError
-from emodissect.progress import tracked
+from emodissect.core.errors import UserError
+from emodissect.core.progress import tracked
 from emodissect.similarity.aligned import require_aligned
 from emodissect.similarity.information import hard_log_likelihood, layer_average, relative_to_layer, soft_log_likelihood
 from emodissect.similarity.measures import Layer, Similarity

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from emodissect.errors import UserError
-from emodissect.progress import tracked
+from emodissect.core.errors import UserError
+from emodissect.core.progress import tracked
 from emodissect.similarity.aligned import require_aligned
 from emodissect.similarity.cosines import cos_similarity, cos_similarity_cubed, pearson, row_blocks, transformed
 from emodissect.similarity.measures import Layer, Similarity
-from emodissect.similarity.ranks import random_error, rank_reorder, scaled, top_count
+from emodissect.similarity.rank_order import random_error, rank_reorder, scaled, top_count
 from emodissect.similarity.top import constant_neurons, top_rows
 
 _PRODUCTS = 2**12  # permuted concepts multiplied at a time

@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from emodissect.core.errors import UserError
+from emodissect.core.statistics import exceedance_p
 from emodissect.data.images import ImageSet
-from emodissect.edited_logits import EditedLogits
-from emodissect.editing import Ablate, Rule
-from emodissect.errors import UserError
-from emodissect.evaluation import Inference
-from emodissect.selection import LabelledWith, exchanged, similarities
-from emodissect.statistics import exceedance_p
+from emodissect.editing.fast.edited_logits import EditedLogits
+from emodissect.editing.rules import Ablate, Rule
+from emodissect.editing.selection import LabelledWith, exchanged, similarities
+from emodissect.models.predictions import Inference
 from emodissect.study.cells import judge, labels_of
 
 _FILE = "concept_ablation.csv"

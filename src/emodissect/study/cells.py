@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from emodissect.edited_logits import EditedLogits
-from emodissect.editing import Rule
-from emodissect.errors import UserError, nearest
-from emodissect.selection import Selection, exchanged, similarities, threshold
-from emodissect.statistics import delta_interval, holm, mcnemar
+from emodissect.core.errors import UserError, nearest
+from emodissect.core.statistics import delta_interval, holm, mcnemar
+from emodissect.editing.fast.edited_logits import EditedLogits
+from emodissect.editing.rules import Rule
+from emodissect.editing.selection import Selection, exchanged, similarities, threshold
 
 METRICS = ("accuracy", "nll", "macro_f1")
 _CELLS_AT_ONCE = 256

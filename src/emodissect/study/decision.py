@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from torch import nn
 
-from emodissect.edited_logits import EditedLogits
-from emodissect.editing import Rule
-from emodissect.selection import Selection, exchanged, similarities
-from emodissect.statistics import exceedance_p
+from emodissect.core.statistics import exceedance_p
+from emodissect.editing.fast.edited_logits import EditedLogits
+from emodissect.editing.rules import Rule
+from emodissect.editing.selection import Selection, exchanged, similarities
 from emodissect.study.cells import Cell, Judged, choose, grid, judge_cells, labels_of, shuffled
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 from rich.progress import track
 
+from emodissect.core.statistics import mcnemar
 from emodissect.data.images import ImageSet
-from emodissect.edited_logits import EditedLogits
-from emodissect.editing import Rule
-from emodissect.evaluation import Inference
-from emodissect.selection import Selection
-from emodissect.statistics import mcnemar
+from emodissect.editing.fast.edited_logits import EditedLogits
+from emodissect.editing.rules import Rule
+from emodissect.editing.selection import Selection
+from emodissect.models.predictions import Inference
 from emodissect.study.cells import judge, labels_of, shuffled
 from emodissect.study.decision import Question, decide
 

@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from emodissect.editing import Edit
-from emodissect.evaluation import Comparison, Predictions
+from emodissect.editing.rules import Edit
+from emodissect.models.predictions import Comparison, Predictions
 
 _PLAIN = (
     *("select_on", "metric", "alpha", "selection", "rule", "tau", "factor", "p_random", "p_shuffled"),

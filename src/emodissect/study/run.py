@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import pandas as pd
 import torch
 
+from emodissect.core.errors import UserError, nearest
+from emodissect.core.statistics import detectable_delta
 from emodissect.data.images import ImageSet
-from emodissect.edited_logits import EditedLogits
-from emodissect.editing import Rule
-from emodissect.errors import UserError, nearest
-from emodissect.evaluation import Inference, Predictions, compare
-from emodissect.selection import Selection, threshold
-from emodissect.statistics import detectable_delta
+from emodissect.editing.fast.edited_logits import EditedLogits
+from emodissect.editing.rules import Rule
+from emodissect.editing.selection import Selection, threshold
+from emodissect.models.predictions import Inference, Predictions, compare
 from emodissect.study.cells import METRICS, grid, grid_frame
 from emodissect.study.decision import Question, decide
 from emodissect.study.result import EditStudy
@@ -105,7 +105,7 @@ def run_study(
             grid; fewer draws are made of a large grid, never fewer than 39.
         bootstrap: samples behind each interval.
         seed: of controls and intervals.
-        batch_size, memory_limit: see :class:`~emodissect.edited_logits.EditedLogits`.
+        batch_size, memory_limit: see :class:`~emodissect.editing.fast.edited_logits.EditedLogits`.
         progress: show bars.
 
     Raises:

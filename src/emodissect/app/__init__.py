@@ -1,0 +1,1 @@
+"""The Hydra application: command line, config, session, stages and the three verbs."""

@@ -1,0 +1,260 @@
+"""Between the shell and the tasks: words Hydra's grammar lacks, messages without tracebacks, exit codes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import math
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from emodissect.app.manifest import write_json
+from emodissect.core.errors import UserError, nearest
+
+log = logging.getLogger(__name__)
+
+ERROR_FILE = "error.json"
+SUMMARY_FILE = "summary.json"
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def register_resolvers() -> None:
+    """The resolvers that conf/ uses: ``len``, ``project_root``, ``sweep_name`` and ``class_folders``."""
+    OmegaConf.register_new_resolver("len", len, replace=True)
+    OmegaConf.register_new_resolver("project_root", lambda *_: str(ROOT), replace=True)
+    OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+    OmegaConf.register_new_resolver("class_folders", _class_folders, replace=True)
+
+
+def _class_folders(*given: Any) -> list[str]:
+    from emodissect.data.folder import class_folders  # only a user's own folders need it, and it takes a second
+
+    return list(class_folders(*given))
+
+
+def sweep_name(*_: object) -> str | None:
+    """The name of the multirun's folder, None in a single run: W&B groups the jobs of a sweep by it."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir).name
+
+
+def with_layer_words(arguments: Sequence[str], conf: Path) -> list[str]:
+    """Command-line words with ``layer=`` made free: beside conf/layer's entries any module path, glob or list works.
+
+    ``layer=layer4.1.conv2``, ``layer=conv4*`` and ``layer=[lin1,lin2]`` become ``layer=named layer.names=...``; a
+    sweep over several (``layer=a,b`` with ``-m``) becomes one over ``layer.names`` where any of them is no entry.
+
+    Args:
+        arguments: as typed, without the program's name.
+        conf: the folder of config groups.
+    """
+    entries = {path.stem for path in (conf / "layer").glob("*.yaml")}
+    words: list[str] = []
+    for word in arguments:
+        value = word.removeprefix("layer=")
+        if value == word:
+            words.append(word)
+        elif value.startswith("["):
+            words += ["layer=named", f"layer.names={value}"]
+        elif all(choice.strip() in entries for choice in value.split(",")):
+            words.append(word)
+        else:
+            words += ["layer=named", f"layer.names={value}"]
+    return words
+
+
+def with_null_groups(arguments: Sequence[str], conf: Path) -> list[str]:
+    """Command-line words with ``group=null`` made legal: the group's entry ``none`` where it has one, else no group.
+
+    Hydra takes null for a group in a file's defaults, and refuses it on the command line.
+
+    Args:
+        arguments: as typed, without the program's name.
+        conf: the folder of config groups.
+    """
+    words: list[str] = []
+    for word in arguments:
+        group = word.removesuffix("=null")
+        if group == word or not (conf / group).is_dir():
+            words.append(word)
+        else:
+            words.append(f"{group}=none" if (conf / group / "none.yaml").exists() else f"~{group}")
+    return words
+
+
+def with_flags_first(arguments: Sequence[str]) -> list[str]:
+    """The same with ``-m`` in front: between overrides Python's parser of arguments would refuse those behind it."""
+    flags = ("-m", "--multirun")
+    return [word for word in arguments if word in flags] + [word for word in arguments if word not in flags]
+
+
+def launch(main: Callable[[], Any], conf: Path) -> None:
+    """Starts a Hydra application: readies ``sys.argv`` and the resolvers, and tells mistakes in a few lines.
+
+    Hydra's own answer to a misspelt key or a folder that cannot be made is a trace of its insides.
+
+    Args:
+        main: decorated by ``hydra.main``.
+        conf: the folder of config groups.
+    """
+    register_resolvers()
+    sys.argv[1:] = with_flags_first(with_null_groups(with_layer_words(sys.argv[1:], conf), conf))
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come through as they are
+    # Ray's workers take this environment as it is; by `uv run` Ray would build one of its own
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        _tell(composing_mistake(error, conf))
+        sys.exit(1)
+    except ValueError as error:  # e.g. -m together with --cfg
+        if not _raised_by_hydra(error):
+            raise
+        _tell(str(error))
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None or not _raised_by_hydra(error):
+            raise
+        _tell(
+            f"The run folder {error.filename} cannot be made: {error.strerror}. Give another: paths.log_dir=<folder>."
+        )
+        sys.exit(1)
+
+
+def _raised_by_hydra(error: Exception) -> bool:
+    """Whether the last frame outside Python's own library is Hydra's, which reads flags and makes the run folder."""
+    library = str(Path(os.__file__).parent)
+    frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    own = [name for name in frames if not name.startswith(library) or "site-packages" in name]
+    return bool(own) and Path(hydra.__file__).parent in Path(own[-1]).parents
+
+
+def composing_mistake(error: Exception, conf: Path) -> str:
+    """What Hydra says of a command line it cannot compose, with the nearest key where one is misspelt."""
+    said = str(error).split("Config search path:")[0].strip()
+    plugin = re.search(r"Could not find 'hydra/(?:launcher|sweeper)/([a-z]+)", said)
+    if plugin and plugin.group(1) in importlib.metadata.metadata("emodissect").get_all("Provides-Extra", []):
+        return f"{said}\n\nIt comes with an extra: uv run --extra {plugin.group(1)} …"
+    misspelt = re.search(r"Key '([^']+)' is not in struct", f"{said} {error.__cause__}")
+    if misspelt is None:
+        return said
+    known = {path.name for path in conf.iterdir() if path.is_dir()}
+    known |= {str(key) for path in conf.glob("*.yaml") for key in OmegaConf.load(path) if key != "defaults"}
+    full = re.search(r"full_key: (\S+)", f"{said} {error.__cause__}")
+    where = full.group(1) if full else misspelt.group(1)
+    if where == misspelt.group(1):
+        hint = nearest(where, sorted(known))
+    else:
+        hint = f"An argument of the class that the config leaves out is added with a plus: +{where}=…"
+    return f"There is no key '{where}'. {hint} `--cfg job` shows every key that the chosen groups have."
+
+
+def _tell(message: str) -> None:
+    Console(stderr=True).print(Panel(Text(message), title="Error", title_align="left", border_style="red"))
+
+
+def run(task: Callable[[DictConfig], dict[str, float]], cfg: DictConfig) -> float | None:
+    """Runs a task; a user's mistake is told in a few lines and ends with exit code 1.
+
+    In a multirun the error is written to the job's folder instead, and the other jobs go on.
+
+    Returns:
+        the figure that a sweeper optimises: the task's ``objective``; for a failed job of a multirun, or one without
+        the figure, the worst there is.
+    """
+    _forget_earlier_results()
+    try:
+        objective = task(cfg).get("objective")
+        return worst_objective() if objective is None or math.isnan(objective) else objective
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Lightning answers Ctrl-C with exit(1)
+        if isinstance(end, SystemExit) and not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        Console(stderr=True).print("\nInterrupted. The same command goes on from the last good state.", style="yellow")
+        sys.exit(130)
+    except Exception as error:
+        mistake = users_mistake(error)
+        if mistake is None and not _in_multirun():
+            raise
+        message = mistake or f"{type(error).__name__}: {error}"
+        if mistake is None:
+            log.error("%s", traceback.format_exc())
+        _tell(message)
+        if not _in_multirun():
+            sys.exit(1)
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        write_json(folder / ERROR_FILE, {"error": message, "overrides": list(HydraConfig.get().overrides.task)})
+        return worst_objective()
+
+
+def worst_objective() -> float:
+    """What a sweeper is told where there is no figure: infinitely bad in its direction, NaN where it has none.
+
+    Optuna's plugin ends the whole sweep over a NaN.
+    """
+    if not _in_multirun():
+        return math.nan
+    direction = str(HydraConfig.get().sweeper.get("direction", "")).rpartition(".")[2]
+    return {"maximize": -math.inf, "minimize": math.inf}.get(direction, math.nan)
+
+
+def _forget_earlier_results() -> None:
+    """A run in the folder of an earlier one must not pass for it, should it fail."""
+    if HydraConfig.initialized():
+        for name in (ERROR_FILE, SUMMARY_FILE):
+            (Path(HydraConfig.get().runtime.output_dir) / name).unlink(missing_ok=True)
+
+
+def users_mistake(error: BaseException) -> str | None:
+    """The message of the UserError behind ``error`` (Hydra wraps what a config's target raises), else None."""
+    chain: list[BaseException] = []
+    seen: BaseException | None = error
+    while seen is not None:
+        chain.append(seen)
+        seen = seen.__cause__ or seen.__context__
+    for told in chain:
+        if isinstance(told, UserError | _misconfigurations()):
+            return str(told)
+    for told in chain:
+        if isinstance(told, OmegaConfBaseException):
+            return f"The config does not resolve: {told}"
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return _refusal(error)
+    if isinstance(error, HydraException):
+        return str(error)
+    return None
+
+
+def _misconfigurations() -> type[Exception]:
+    from lightning.fabric.utilities.exceptions import MisconfigurationException  # seconds, which --help need not wait
+
+    return MisconfigurationException
+
+
+def _refusal(error: InstantiationException) -> str:
+    """Why a class would not be made of its config: which, and its own words without Hydra's around them."""
+    target = re.search(r"target '([^']+)'", str(error))
+    where = re.search(r"full_key: (\S+)", str(error))
+    names = [part.group(1) for part in (where, target) if part]
+    return f"{' = '.join(names)} cannot be made as configured: {error.__cause__}"
+
+
+def _in_multirun() -> bool:
+    return bool(HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)

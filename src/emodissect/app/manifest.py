@@ -1,0 +1,125 @@
+"""The manifest: everything a result came from, so that it can be made again."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from emodissect.core.atomic_files import atomic_write
+from emodissect.core.cache import file_hash
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PACKAGES = (
+    *("emodissect", "torch", "torchvision", "timm", "lightning", "open_clip_torch", "torchmetrics", "hydra-core"),
+    *("numpy", "scipy", "statsmodels", "pandas", "kornia", "opencv-python-headless", "pillow"),
+)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def weights_hash(network: nn.Module) -> str:
+    """SHA-256 of a network's state: names, shapes, types and every bit."""
+    import torch  # seconds, which --help and tab completion would wait for
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def architecture_hash(network: nn.Module) -> str:
+    """SHA-256 of what a network computes beside its weights: its modules as printed, and the source files of theirs.
+
+    So an edit of a user's own network is another network, though its weights and its config are the same. PyTorch's
+    own modules go by name; a module without a source file (a traced one) by what it prints.
+    """
+    digest = hashlib.sha256(repr(network).encode())
+    kinds = {type(module) for module in network.modules() if not type(module).__module__.startswith("torch.")}
+    for file in sorted({file for kind in kinds if (file := _source_of(kind))}):
+        digest.update(file_hash(file).encode())
+    return digest.hexdigest()
+
+
+def _source_of(kind: type) -> str | None:
+    try:
+        return inspect.getfile(kind)
+    except (TypeError, OSError):
+        return None
+
+
+def typed_command() -> str:
+    """The command line as it was typed, ready to be pasted."""
+    return shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])
+
+
+def command() -> str:
+    """What makes this run again: the command as it was typed; for a job of a multirun, the one that runs it alone.
+
+    A job may run in a worker of a launcher, whose own command line says nothing.
+    """
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        told = HydraConfig.get()
+        return shlex.join([Path(sys.executable).name, f"{told.job.name}.py", *told.overrides.task])
+    return typed_command()
+
+
+def git_commit(root: Path) -> str | None:
+    """The checkout's commit, with ``+changes`` where files differ from it; None outside a checkout."""
+    try:
+        run = {"cwd": root, "capture_output": True, "text": True, "timeout": 10, "check": True}
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()  # type: ignore[call-overload]
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **run).stdout.strip()  # type: ignore[call-overload]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit}+changes" if changed else commit
+
+
+def manifest(root: Path, **inputs: Any) -> dict[str, Any]:
+    """Command, time, machine, versions and commit, with the given inputs' hashes."""
+    import torch
+
+    return {
+        "command": command(),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": git_commit(root),
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "versions": versions(),
+        **inputs,
+    }
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes JSON, whole or not at all."""
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(json.dumps(value, indent=2, default=str) + "\n")

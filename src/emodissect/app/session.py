@@ -1,0 +1,269 @@
+"""A run's surroundings: its folder, loggers, data, cache, and what is written whatever happens."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import wandb
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from lightning import Trainer, seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from emodissect.app.cli import SUMMARY_FILE
+from emodissect.app.config_values import check_values
+from emodissect.app.manifest import manifest, write_json
+from emodissect.core.cache import Cache, disk_is_full
+from emodissect.core.distributed import first_rank, leave_group, rank, wait_for_others
+from emodissect.core.errors import UserError
+from emodissect.data.datamodule import FaceDataModule
+from emodissect.lightning.loggers import where_wandb_went
+from emodissect.report.terminal import config_tree
+
+log = logging.getLogger(__name__)
+
+NEEDED_GIB = 0.5
+
+DISTRIBUTED = "distributed"
+"""Where the ranks of a distributed run make what rank 0 keeps in the cache."""
+
+
+class Session:
+    """One run of a verb.
+
+    Args:
+        cfg: the composed config.
+
+    Attributes:
+        folder: the run's, from Hydra.
+        inputs: hashes of everything the result came from, collected by the stages for the manifest.
+        written: paths for the summary, by what they are.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+        self.folder = Path(cfg.paths.run_dir)
+        self.cache = Cache(cfg.paths.cache_dir)
+        self.console = Console(quiet=not first_rank())
+        self.inputs: dict[str, Any] = {}
+        self.written: dict[str, Path | str] = {}
+        self.started = time.monotonic()
+
+    @cached_property
+    def data(self) -> FaceDataModule:
+        """The data module, instantiated from the ``data`` group; with ``data.audit`` its faults are written too."""
+        data = instantiate(self.cfg.data)
+        if not isinstance(data, FaceDataModule):
+            raise UserError(
+                f"data._target_={self.cfg.data._target_} is no FaceDataModule, see emodissect.data.datamodule."
+            )
+        if data.audit and first_rank():
+            data.audit_report().table.to_csv(self.folder / "audit.csv", index=False)
+            self.wrote("audit", self.folder / "audit.csv")
+        return data
+
+    @cached_property
+    def loggers(self) -> list[Logger]:
+        """The loggers, each from its entry of the ``logger`` group."""
+        loggers = [instantiate(entry) for entry in (self.cfg.get("logger") or {}).values()]
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                if first_rank():
+                    logger.experiment.config.update(resolved(self.cfg), allow_val_change=True)
+            else:
+                logger.log_hyperparams(OmegaConf.create({"seed": self.cfg.seed, "task_name": self.cfg.task_name}))
+        return loggers
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the trainer would run the network."""
+        return self.trainer([], enable_progress_bar=False, enable_checkpointing=False).strategy.root_device
+
+    @property
+    def distributed(self) -> bool:
+        """Whether the trainer starts several processes."""
+        return "ddp" in str(self.cfg.trainer.get("strategy", "auto"))
+
+    def trainer(self, callbacks: Sequence[Callback], **changes: Any) -> Trainer:
+        """A Trainer from the ``trainer`` group with this run's loggers."""
+        changes = {"logger": self.loggers or False, **changes}
+        try:
+            return instantiate(self.cfg.trainer, callbacks=list(callbacks), **changes)
+        except InstantiationException as error:
+            if not isinstance(error.__cause__, MisconfigurationException):
+                raise
+            asked = ", ".join(f"trainer.{name}={self.cfg.trainer.get(name)}" for name in ("accelerator", "devices"))
+            raise UserError(f"{error.__cause__} Asked for: {asked}. trainer=cpu runs everywhere.") from error
+
+    def evaluating_trainer(self, callbacks: Sequence[Callback] = (), **changes: Any) -> Trainer:
+        """A Trainer that only runs a network forward: no checkpoints, a progress bar."""
+        return self.trainer([*callbacks, RichProgressBar(leave=False)], enable_checkpointing=False, **changes)
+
+    def made(self, kind: str, key: Mapping[str, Any], write: Callable[[Path], None], jointly: bool = False) -> Path:
+        """The cache entry for ``key``, made where it does not stand or where ``reuse=false``.
+
+        Between processes of one machine the entry is made once and waited for. The ranks of a distributed run cannot
+        wait for one another so: rank 0 keeps what was made.
+
+        Args:
+            kind, key, write: as in :meth:`emodissect.core.cache.Cache.entry`.
+            jointly: ``write`` is run by all ranks of a distributed run together, and rank 0's files are everybody's
+                (a training); else each rank has files of its own.
+        """
+        anew = not self.cfg.reuse
+        if not self.distributed or (not anew and self.cache.holds(kind, key)):
+            return self.cache.entry(kind, key, write, anew)
+        folder = self.folder / DISTRIBUTED / (kind if jointly else f"{kind}-{rank()}")
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder)
+        if jointly:
+            wait_for_others()
+        if not first_rank():
+            return folder
+
+        def keep(entry: Path) -> None:
+            shutil.copytree(folder, entry, dirs_exist_ok=True)
+
+        return self.cache.entry(kind, key, keep, anew)
+
+    def tidy(self) -> None:
+        """Removes what this rank of a distributed run made outside the cache; rank 0 also what all made together."""
+        for made in (self.folder / DISTRIBUTED).glob("*"):
+            of_one = re.search(r"-(\d+)$", made.name)
+            if (int(of_one.group(1)) if of_one else 0) == rank():
+                shutil.rmtree(made, ignore_errors=True)
+        with suppress(OSError):  # there is none, or another rank still has files in it
+            (self.folder / DISTRIBUTED).rmdir()
+
+    def wrote(self, what: str, path: Path | str) -> None:
+        """Notes a file for the summary."""
+        self.written[what] = path
+
+    def summary(self, figures: Mapping[str, Any]) -> None:
+        """Writes summary.json and manifest.json."""
+        if not first_rank():
+            return
+        seconds = round(time.monotonic() - self.started, 2)
+        write_json(self.folder / SUMMARY_FILE, {"task": self.cfg.task_name, **figures, "seconds": seconds})
+        self.write_manifest()
+        self.wrote("summary", self.folder / SUMMARY_FILE)
+
+    def write_manifest(self) -> None:
+        """Writes manifest.json: at the start, so that a run that fails has one, and with all inputs at the end."""
+        if first_rank():
+            write_json(self.folder / "manifest.json", self.manifest())
+
+    def manifest(self) -> dict[str, Any]:
+        """Everything this run came from."""
+        return manifest(
+            Path(self.cfg.paths.root_dir),
+            seed=self.cfg.seed,
+            overrides=list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else [],
+            inputs=self.inputs,
+        )
+
+
+@contextmanager
+def session(cfg: DictConfig) -> Iterator[Session]:
+    """Prepares a run, and ends its loggers whatever happens: a failed W&B run is marked failed.
+
+    Before any work the config's values, the run folder, free disk and loggers are tried.
+
+    Raises:
+        UserError: a value that its key does not take, a folder that cannot be written, too little disk, several
+            processes in a multirun.
+    """
+    check_values(cfg)
+    check_surroundings(cfg)
+    quiet()
+    run = Session(cfg)
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    if cfg.print_config:
+        run.console.print(config_tree(cfg))
+    failed = True
+    try:
+        run.write_manifest()
+        run.loggers  # noqa: B018  made now, so that a logger's fault comes before the work
+        yield run
+        failed = False
+    except Exception as error:
+        if not isinstance(error, UserError) and disk_is_full(run.folder):
+            raise UserError(
+                f"The disk of the run folder {run.folder} is full. Free some space and run the same command: it goes "
+                "on from what stands in the cache."
+            ) from error
+        raise
+    finally:
+        for logger in run.__dict__.get("loggers", []):
+            if isinstance(logger, WandbLogger) and first_rank():
+                run.wrote("W&B", where_wandb_went(logger))
+            logger.finalize("failed" if failed else "success")
+        if wandb.run is not None:
+            wandb.finish(exit_code=1 if failed else 0)
+    leave_group()
+    run.tidy()
+    if first_rank():
+        seconds = time.monotonic() - run.started
+        for what, path in run.written.items():
+            run.console.print(f"[dim]{what}:[/] {path}", soft_wrap=True, highlight=False)
+        run.console.print(f"[dim]Done in {seconds:.1f} s.[/]")
+
+
+def resolved(node: DictConfig) -> dict[str, Any]:
+    """A config node as plain values, interpolations resolved."""
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(name): value for name, value in plain.items()}
+
+
+def check_surroundings(cfg: DictConfig) -> None:
+    """Tries what would otherwise fail after the work: folders, disk space, the launcher. Raises UserError."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        strategy = str(cfg.trainer.get("strategy", "auto"))
+        if "ddp" in strategy:
+            raise UserError(
+                f"trainer.strategy={strategy} inside a multirun would start the whole sweep again in each process. "
+                "Sweep on one device per job (trainer=gpu, hydra/launcher=slurm), or run the jobs one by one."
+            )
+    for name, folder in (("paths.run_dir", cfg.paths.run_dir), ("paths.cache_dir", cfg.paths.cache_dir)):
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            probe = Path(folder) / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"{name}={folder} cannot be written: {error.strerror}. Give another folder.") from error
+        free = shutil.disk_usage(folder).free / 2**30
+        if free < NEEDED_GIB:
+            raise UserError(
+                f"Only {free:.2f} GiB are free at {name}={folder}; at least {NEEDED_GIB} GiB are needed. "
+                "Free some, or give another folder."
+            )
+
+
+def quiet() -> None:
+    """Lets the summary speak: libraries' notices about hardware and defaults stay out of the terminal."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", ".*number of training batches.*is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    torch.set_float32_matmul_precision("high")

@@ -1,0 +1,357 @@
+"""dissect.py: labels for the neurons of a classifier's layers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig
+
+from emodissect.app.manifest import versions
+from emodissect.app.session import Session, session
+from emodissect.app.stages.given_labels import given_labels
+from emodissect.app.stages.picturing import chosen_ids, neuron_maps, saliency_maps
+from emodissect.app.stages.reporting import dissection_figures, dissection_page, write_figures, write_page
+from emodissect.app.stages.training import Trained, trained_classifier, untrained
+from emodissect.concepts import AnnotationScorer, ConceptScores, Scorer
+from emodissect.concepts.concept_set import ConceptSet
+from emodissect.core.cache import content_key, file_hash
+from emodissect.core.distributed import first_rank, wait_for_others
+from emodissect.core.number_format import percent, plain
+from emodissect.data.images import ImageSet, image_loader
+from emodissect.dissection.labels import Dissection, Interpretation
+from emodissect.dissection.labels import dissect as label_neurons
+from emodissect.lightning.callbacks import RecordActivations
+from emodissect.lightning.tracking import Made, log_artifact, log_dissection
+from emodissect.models.classifier import Classifier
+from emodissect.models.predictions import Predictions
+from emodissect.recording import LayerActivations, reached_layers, resolve_layers
+from emodissect.recording.store import passing_folder
+from emodissect.report.terminal import Column, frame_table
+from emodissect.similarity import Similarity
+
+log = logging.getLogger(__name__)
+
+PREDICTIONS = "predictions.safetensors"
+
+
+def dissect(cfg: DictConfig) -> dict[str, Any]:
+    """Labels the neurons of the chosen layers, writes and logs the labels and the report."""
+    from emodissect.app.stages.judging import Quality, judge  # it takes this module's plan
+
+    with session(cfg) as run:
+        plan = Plan(run, needs_classes=False)
+        plan.check()
+        if cfg.evaluate:
+            Quality(run, plan).check()
+        trained = trained_classifier(run, fit=False, needs_classes=False)
+        if not trained.classifier.knows_classes:
+            log.info(
+                "%s is dissected as it is. Its outputs are not taken for the classes %s: no predictions are shown.",
+                *(type(trained.classifier.network).__name__, ", ".join(run.data.class_names)),
+            )
+        layers = plan.layers(trained.classifier)
+        found = pictured(run, plan, trained, dissected(run, plan, trained, layers))
+        found.dissection.save(run.folder)
+        run.wrote("labels", run.folder / "neurons.csv")
+        run.console.print(layer_summary(found.dissection, plan.interpretation))
+        drawn = write_figures(run, dissection_figures(found.dissection, plan.interpretation.tau))
+        page = dissection_page(run, plan, trained, found)
+        judged = None
+        if cfg.evaluate:
+            judged = judge(run, plan, trained, found)
+            judged.show(run)
+            judged.save(run)
+            page.extras = [*page.extras, *judged.extras()]
+            page.held_out = judged.neurons
+            judged.log(run)
+        write_page(run, page)
+        log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=drawn)
+        log_artifact(run.loggers, labels_made(run), trained.kept)
+        summary = dissection_summary(found.dissection)
+        held_out = judged.figures() if judged else {}
+        run.summary({**summary, **held_out, "layers": found.dissection.layers.to_dict("records")})
+        return {**summary, "objective": summary["neuron_accuracy"]}
+
+
+def dissection_summary(dissection: Dissection) -> dict[str, Any]:
+    """The figures that one sorts dissections by: counts over all layers, and the layer whose labels fit best."""
+    layers = dissection.layers
+    counts = {name: int(layers[name].sum()) for name in ("neurons", "dead", "interpretable", "significant")}
+    if not layers["accuracy"].notna().any():
+        return {**counts, "layer": str(layers["layer"].iloc[0]), "neuron_accuracy": float("nan")}
+    best = layers.iloc[int(layers["accuracy"].fillna(-1).to_numpy().argmax())]
+    return {
+        "layer": str(best["layer"]),
+        **counts,
+        "neuron_accuracy": float(best["accuracy"]),
+        "neuron_accuracy_chance": float(best["accuracy_chance"]),
+    }
+
+
+def labels_made(run: Session) -> Made:
+    """The labels in the run folder as W&B keeps them."""
+    return Made("neuron-labels", "labels", [run.folder / "neurons.parquet", run.folder / "layers.csv"], run.inputs)
+
+
+class Plan:
+    """What a dissection is asked for, checked before anything is trained.
+
+    Args:
+        run: the session.
+        needs_classes: whether the network must give logits of the data's classes.
+
+    Attributes:
+        layer_words: a module path, a glob, a list of these, or ``all``.
+    """
+
+    def __init__(self, run: Session, needs_classes: bool = True) -> None:
+        self.run = run
+        self.needs_classes = needs_classes
+        words = run.cfg.layer.names
+        self.layer_words: str | list[str] = list(words) if isinstance(words, ListConfig) else str(words)
+        self.pool = str(run.cfg.layer.pool)
+
+    @cached_property
+    def concepts(self) -> ConceptSet:
+        """The words."""
+        return instantiate(self.run.cfg.concepts)
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """How strongly each is present in each image."""
+        return instantiate(self.run.cfg.scorer)
+
+    @property
+    def scorer_gives_presence(self) -> bool:
+        """Whether the scores are presences in [0, 1] already."""
+        return isinstance(self.scorer, AnnotationScorer)
+
+    @property
+    def keeps_values(self) -> bool:
+        """Whether every activation is needed, not only the top images."""
+        return self.measure.needs_values or bool(self.run.cfg.evaluate)
+
+    @cached_property
+    def measure(self) -> Similarity:
+        """Neuron against concept."""
+        return instantiate(self.run.cfg.similarity)
+
+    @cached_property
+    def probe(self) -> ImageSet:
+        """The images that neurons are labelled with."""
+        probe = self.run.cfg.probe
+        return self.run.data.probe(probe.split, probe.limit, self.run.cfg.seed)
+
+    @cached_property
+    def interpretation(self) -> Interpretation:
+        """When a label counts. Of a grid's values the one nearest the study's decides the layer table."""
+        cfg = self.run.cfg
+        tau = min(cfg.tau, key=abs) if isinstance(cfg.tau, ListConfig) else cfg.tau
+        level = min(cfg.level) if isinstance(cfg.level, ListConfig) else cfg.level
+        return Interpretation(float(tau), float(level), cfg.probe.null_draws, cfg.probe.top_images, cfg.seed)
+
+    def layers(self, classifier: Classifier) -> list[str]:
+        """The layers' paths. Of a pattern, those that a forward pass calls (fused attention leaves some out)."""
+        named = resolve_layers(classifier.network, self.layer_words)
+        if not isinstance(self.layer_words, str) or self.layer_words in dict(classifier.network.named_modules()):
+            return named
+        with torch.inference_mode():
+            inputs = classifier.inputs(self.probe.images[:2])
+        channels_last = self.run.cfg.layer.channels_last
+        return reached_layers(classifier.network, named, inputs, self.pool, channels_last=channels_last)
+
+    def check(self) -> None:
+        """Tries everything that a person could have misspelt. Raises UserError."""
+        measure = self.measure  # made here, so that a wrong parameter of it is told
+        if len(self.concepts) == 1 and not measure.needs_values:
+            log.warning(
+                "A single concept (%s) tells %s nothing: a softmax over one is 1. Take similarity=pearson.",
+                *(self.concepts.names[0], type(measure).__name__),
+            )
+        names = self.run.data.splits.class_names
+        self.concepts.class_mask(names)
+        chosen_ids(self.probe, self.run.cfg.pictures)
+        if self.run.cfg.labels:
+            Dissection.load(self.run.cfg.labels)
+        # a network's layers are known without training it, so a misspelt one costs nothing
+        resolve_layers(untrained(self.run, self.needs_classes).network, self.layer_words)
+        self.scorer.check(self.probe, self.concepts, names)
+
+
+@dataclass(frozen=True)
+class Dissected:
+    """A dissection with what the report shows beside it.
+
+    Attributes:
+        dissection: the labels.
+        predictions: the classifier's, of the probe images; without logits where it does not know their classes.
+        activations: by layer.
+        key: what the labels came from, for the caches behind.
+        heat: activation maps of conv neurons over their top images, by (layer, neuron).
+        saliency: of a few probe images, by id.
+        warning: what a reader must know of labels that were given.
+    """
+
+    dissection: Dissection
+    predictions: Predictions
+    activations: Mapping[str, LayerActivations]
+    scores: ConceptScores
+    key: Mapping[str, Any]
+    heat: Mapping[tuple[str, int], Any] = field(default_factory=dict)
+    saliency: Mapping[int, Any] = field(default_factory=dict)
+    warning: str = ""
+
+
+def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> Dissected:
+    """The labels of the layers' neurons. Activations and concept scores come from the cache where they stand."""
+    activations, predictions = recorded(run, plan, trained, layers)
+    scores = plan.scorer.score(plan.probe, plan.concepts, run.data.splits.class_names, run.cache)
+    key = {
+        "classifier": trained.identity,
+        "probe": [plan.probe.fingerprint(), plan.probe.annotations_fingerprint()],
+        "layers": layers,
+        "recorded": recording_settings(run, plan),
+        "concepts": {name: list(plan.concepts.classes.get(name, ())) for name in plan.concepts.names},
+        "scorer": plan.scorer.fingerprint(),
+        "similarity": described(plan.measure),
+        "interpretation": asdict(plan.interpretation),
+        "emodissect": versions()["emodissect"],
+    }
+    run.inputs["concepts"] = concepts_from(plan.concepts)
+    run.inputs["dissection"] = key
+    if run.cfg.labels:
+        dissection, given, warning = given_labels(run.cfg.labels, activations, plan.probe, trained.weights)
+        run.inputs["labels"] = given
+        key = {**key, "labels": given["content"]}
+        return Dissected(dissection, predictions, activations, scores, key, warning=warning)
+
+    def write(folder: Path) -> None:
+        label_neurons(
+            activations,
+            scores,
+            plan.measure,
+            plan.probe,
+            plan.concepts,
+            run.data.splits.class_names,
+            plan.interpretation,
+        ).save(folder)
+
+    folder = run.made("labels", key, write)
+    return Dissected(Dissection.load(folder), predictions, activations, scores, key)
+
+
+def pictured(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Dissected:
+    """The same with the maps that the report lays over images."""
+    wanted = run.cfg.pictures
+    return replace(
+        found,
+        heat=neuron_maps(trained.classifier, found.dissection, plan.probe, wanted, run.cfg.layer.channels_last),
+        saliency=saliency_maps(trained.classifier, plan.probe, wanted, run.cfg.seed)
+        if trained.classifier.knows_classes
+        else {},
+    )
+
+
+def recorded(
+    run: Session, plan: Plan, trained: Trained, layers: list[str]
+) -> tuple[dict[str, LayerActivations], Predictions]:
+    """Each layer's activations on the probe images, and the predictions; one pass for all that do not stand yet."""
+    top_k = max(getattr(plan.measure, "top_k", None) or 0, plan.interpretation.top_images)
+
+    def key(layer: str) -> dict[str, Any]:
+        return {
+            "classifier": trained.identity,
+            "probe": plan.probe.fingerprint(),
+            "layer": layer,
+            "top_k": top_k,
+            "values": plan.keeps_values,
+            **recording_settings(run, plan),
+        }
+
+    kinds = {layer: ("activations", key(layer)) for layer in layers}
+    prediction_key = {name: key("")[name] for name in ("classifier", "probe", "precision")}
+    missing = [layer for layer, (kind, k) in kinds.items() if not (run.cfg.reuse and run.cache.holds(kind, k))]
+    if missing or not run.cache.holds("predictions", prediction_key):
+        # every run has a store of its own: two that record the same layer at once would write into each other's
+        mine, anew = content_key({"run": str(run.folder.absolute())}), not run.cfg.reuse
+        with passing_folder(run.cache.root / "stores", mine, owner=first_rank()) as store:
+            fresh, predictions = _predict(run, plan, trained, missing, top_k, store)
+            if first_rank():
+                for layer in missing:
+                    run.cache.entry(*kinds[layer], fresh[layer].save, anew)
+                run.cache.entry("predictions", prediction_key, lambda out: predictions.save(out / PREDICTIONS), anew)
+            wait_for_others()
+    activations = {layer: LayerActivations.load(run.cache.path(*kinds[layer])) for layer in layers}
+    return activations, Predictions.load(run.cache.path("predictions", prediction_key) / PREDICTIONS)
+
+
+def recording_settings(run: Session, plan: Plan) -> dict[str, Any]:
+    """What an activation depends on beside the classifier and the image."""
+    return {
+        "pool": plan.pool,
+        "channels_last": str(run.cfg.layer.channels_last),
+        "precision": str(run.cfg.trainer.get("precision", "32-true")),
+        "ties": "by ticket",
+    }
+
+
+def _predict(
+    run: Session, plan: Plan, trained: Trained, layers: list[str], top_k: int, store: Path
+) -> tuple[dict[str, LayerActivations], Predictions]:
+    recorder = RecordActivations(
+        layers,
+        plan.pool,
+        top_k,
+        plan.keeps_values,
+        store if plan.keeps_values else None,
+        images=len(plan.probe),
+        channels_last=run.cfg.layer.channels_last,
+    )
+    trainer = run.evaluating_trainer([recorder])
+    classifier = trained.classifier
+    views, classifier.preprocess.views = classifier.preprocess.views, "single"
+    try:
+        loader = image_loader(plan.probe, run.cfg.probe.batch_size)
+        outputs = trainer.predict(classifier, loader)
+    finally:
+        classifier.preprocess.views = views
+    assert outputs is not None
+    return recorder.activations, Predictions.placed(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
+
+
+def concepts_from(concepts: ConceptSet) -> dict[str, str]:
+    """Where the words come from: a set's name, or a file and its SHA-256."""
+    path = Path(concepts.origin)
+    return {"from": concepts.origin, **({"sha256": file_hash(path)} if path.is_file() else {})}
+
+
+def described(measure: Similarity) -> dict[str, Any]:
+    """A similarity by its class and parameters."""
+    parameters = asdict(measure) if is_dataclass(measure) and not isinstance(measure, type) else {"repr": repr(measure)}
+    return {"class": type(measure).__qualname__, **parameters}
+
+
+def layer_summary(dissection: Dissection, interpretation: Interpretation) -> Any:
+    """The layer table for the terminal."""
+    columns = {
+        "layer": Column("layer"),
+        "neurons": Column("neurons"),
+        "dead": Column("dead"),
+        "interpretable": Column(f"sim > {plain(interpretation.tau)}"),
+        "proportion": Column("share", percent),
+        "proportion_null": Column("by chance", percent),
+        "significant": Column(f"q < {interpretation.level:g}"),
+        "accuracy": Column("accuracy", percent),
+        "accuracy_interpretable": Column(f"of > {plain(interpretation.tau)}", percent),
+        "accuracy_others": Column("of others", percent),
+        "accuracy_chance": Column("chance", percent),
+    }
+    spare = ("accuracy_chance", "significant", "accuracy_others", "accuracy_interpretable", "dead")
+    return frame_table(dissection.layers, "Neuron labels by layer", columns, spare=spare)

@@ -1,0 +1,169 @@
+"""edit.py: the chosen neurons scaled, and an honest answer to whether it helped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from emodissect.app.published import beside_shares, beside_study
+from emodissect.app.session import Session, session
+from emodissect.app.stages.dissecting import Dissected, Plan, dissected, labels_made, layer_summary, pictured
+from emodissect.app.stages.reporting import dissection_figures, dissection_page, write_figures, write_page
+from emodissect.app.stages.study_words import best_cells, edit_summary, readable_study, study_checks
+from emodissect.app.stages.studying import Asked, check_editable, grid_of
+from emodissect.app.stages.training import Trained, trained_classifier
+from emodissect.core.atomic_files import atomic_write
+from emodissect.core.distributed import first_rank
+from emodissect.core.errors import UserError
+from emodissect.core.number_format import unbroken
+from emodissect.data.images import ImageSet
+from emodissect.editing.rules import bake
+from emodissect.lightning.tracking import Made, log_artifact, log_dissection, log_metrics, log_study
+from emodissect.models.classifier import Classifier
+from emodissect.report import EditPage, figures
+from emodissect.report.terminal import figures_table
+from emodissect.study import ConceptAblation, EditStudy, check_apart, check_words, warn_of_few_draws
+
+EDITED = "edited.ckpt"
+
+
+def edit(cfg: DictConfig) -> dict[str, Any]:
+    """Judges a grid of edits on validation, takes the best, and reads test once for it."""
+    with session(cfg) as run:
+        plan, asked = Plan(run), cfg.study
+        check_words(asked.metric, asked.select_on)
+        warn_of_few_draws(asked.alpha, asked.controls)
+        if asked.null_studies and asked.select_on == "test":
+            raise UserError("study.null_studies counts claims of a gain; with study.select_on=test none is ever made.")
+        if asked.ablate_concepts and asked.controls < 2:
+            raise UserError("study.ablate_concepts=true needs study.controls=20 or more, to compare with.")
+        selections, rules = grid_of(cfg, "selection"), grid_of(cfg, "edit")
+        plan.check()
+        check_editable(run, plan, rules)
+        judged = {name: run.data.judged(asked[name]) for name in ("choose_on", "judge_on")}
+        if asked.select_on != "test":
+            check_apart(judged["choose_on"], judged["judge_on"])
+        trained = trained_classifier(run, fit=False)
+        layers = plan.layers(trained.classifier)
+        found = pictured(run, plan, trained, dissected(run, plan, trained, layers))
+        run.console.print(layer_summary(found.dissection, plan.interpretation))
+        layers = _kept(run, found, layers, trained.classifier)
+        if not first_rank():
+            return {}
+        asked_of = Asked(run, found, trained, layers, selections, rules, judged)
+        study = asked_of.study()
+        ablations = asked_of.ablations() if asked.ablate_concepts else {}
+        null = asked_of.null_studies() if asked.null_studies else None
+        return _told(run, plan, trained, found, study, ablations, null, judged)
+
+
+def _kept(run: Session, found: Dissected, layers: list[str], classifier: Classifier) -> list[str]:
+    """The layers that are edited: all that were dissected, or the one that ``layer.keep`` picks of them."""
+    if not run.cfg.layer.get("keep"):
+        return layers
+    logits = [name for name, _ in classifier.network.named_modules() if name in layers][-1:]
+    chosen = instantiate(run.cfg.layer.keep)(found.dissection.layers, tails=logits if len(layers) > 1 else ())
+    run.console.print(f"Most interpretable layer ({run.cfg.layer.keep.by}): [bold]{chosen}[/]")
+    return [chosen]
+
+
+def _told(
+    run: Session,
+    plan: Plan,
+    trained: Trained,
+    found: Dissected,
+    study: EditStudy,
+    ablations: Mapping[str, ConceptAblation],
+    null: pd.DataFrame | None,
+    judged: Mapping[str, ImageSet],
+) -> dict[str, Any]:
+    """Files, terminal, loggers and page."""
+    found.dissection.save(run.folder)
+    study.save(run.folder / "study")
+    checkpoint = bake_checkpoint(run, trained, study)
+    of_labels = dissection_figures(found.dissection, plan.interpretation.tau)
+    of_edit = study_figures(run, study)
+    page = EditPage(
+        grid=study.grid,
+        comparison=study.test.row(),
+        verdict=study.verdict,
+        class_names=run.data.splits.class_names,
+        controls=study.controls,
+        before=study.before,
+        after=study.after,
+        images=judged["judge_on"],
+        dissection=replace(dissection_page(run, plan, trained, found), main_layer=study.edit.layer),
+        command=run.manifest()["command"],
+        manifest=run.manifest(),
+        optimistic=study.optimistic,
+        alpha=study.alpha,
+        grid_images=len(judged["judge_on" if study.optimistic else "choose_on"]),
+        notes=[found.warning] if found.warning else [],
+        checks=study_checks(study, null),
+        ablations=ablations,
+        extras=[*beside_study(run.cfg, study), *beside_shares(run.cfg, found.dissection)],
+    )
+    for layer, result in ablations.items():
+        result.frame.to_csv(run.folder / f"concept_ablation_{layer}.csv", index=False)
+        of_edit[f"concept_ablation_{layer}"] = figures.concept_ablation(
+            result.matrix("drop"), result.beyond(study.alpha)
+        )
+    if null is not None:
+        null.to_csv(run.folder / "null_studies.csv", index=False)
+    drawn_labels, drawn_edit = write_figures(run, of_labels), write_figures(run, of_edit)
+    summary = edit_summary(study)
+    if null is not None:
+        summary |= {"null_studies": len(null), "null_claims": float(null["claims_gain"].mean())}
+        log_metrics(run.loggers, {"edit/null_claims": summary["null_claims"]})
+    run.console.print(best_cells(study))
+    run.console.print(figures_table(readable_study(study, null), f"The chosen edit of {study.edit.layer}, on test"))
+    run.console.print(f"\n{unbroken(study.verdict)}\n", style="bold", highlight=False, markup=False)
+    log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=drawn_labels)
+    log_study(run.loggers, study, drawn_edit)
+    log_artifact(
+        run.loggers,
+        Made("edited-classifier", "edited-checkpoint", [checkpoint], {"weights": trained.weights, **found.key}),
+        [*trained.kept, labels_made(run)],
+    )
+    run.wrote("labels", run.folder / "neurons.csv")
+    run.wrote("grid", run.folder / "study" / "grid.csv")
+    run.wrote("edited checkpoint", checkpoint)
+    write_page(run, page)
+    run.summary(summary)
+    return {**summary, "objective": study.val.delta}
+
+
+def bake_checkpoint(run: Session, trained: Trained, study: EditStudy) -> Path:
+    """The edited weights as a checkpoint that any later command takes as ``ckpt_path``."""
+    network = trained.classifier.network
+    state = {f"network.{name}": value.cpu() for name, value in bake(network, study.edit).items()}
+    path = run.folder / EDITED
+    made = {
+        "state_dict": state,
+        "hyper_parameters": dict(trained.classifier.hparams),
+        "edit": {"layer": study.edit.layer, "from": trained.weights, "verdict": study.verdict},
+    }
+    with atomic_write(path) as unfinished:
+        torch.save(made, unfinished)
+    return path
+
+
+def study_figures(run: Session, study: EditStudy) -> dict[str, Any]:
+    """By name: the grid of each layer, the controls, confusion and recall before and after."""
+    names = list(run.data.splits.class_names)
+    limit = figures.full_colour(study.grid, (study.test if study.optimistic else study.val).images)
+    drawn = {
+        f"grid_{layer}": figures.grid_heatmap(cells, title=str(layer), level=study.alpha, limit=limit)
+        for layer, cells in study.grid.groupby("layer", sort=False)
+        if len(cells) > 1
+    }
+    drawn["controls"] = figures.control_distribution(study.controls, study.test.delta)
+    drawn["confusion"] = figures.confusion_change(study.before.confusion(), study.after.confusion(), names)
+    return drawn

@@ -1,0 +1,207 @@
+"""What ``evaluate=true`` found, as files, tables on the terminal, and sections of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from emodissect.app.session import Session
+from emodissect.app.stages.reporting import write_figures
+from emodissect.core.number_format import percent
+from emodissect.lightning.tracking import log_metrics, log_tables
+from emodissect.report import Extra, figures
+from emodissect.report.terminal import Column, frame_table
+
+SCORER, ANNOTATIONS = "scorer", "annotations"
+"""Where labels come from: the run's scorer, or the true presences."""
+
+FRAMES = ("neurons", "sanity", "recovery", "planted", "stability")
+
+MEANS = ("pearson", "cosine", "auprc", "f1", "iou", "simulation", "inverse_auc", "mad", "true_pearson", "clarity")
+
+_RECOVERY = {
+    "layer": Column("layer"),
+    "similarity": Column("similarity"),
+    "source": Column("labels from"),
+    "truth": Column("truth"),
+    "neurons": Column("neurons"),
+    "top1": Column("top-1", percent),
+    "top1_low": Column("from", percent),
+    "top1_high": Column("to", percent),
+    "top1_chance": Column("by chance", percent),
+    "top3": Column("top-3", percent),
+    "meta_auprc": Column("meta-AUPRC"),
+}
+_PLANTED = {
+    "layer": Column("layer"),
+    "similarity": Column("similarity"),
+    "kind": Column("kind"),
+    "neurons": Column("neurons"),
+    "top1": Column("top-1", percent),
+    "labelled": Column("label beyond chance", percent),
+}
+_STABILITY = {
+    "layer": Column("layer"),
+    "change": Column("change"),
+    "neurons": Column("neurons"),
+    "share": Column("keep their label", percent),
+    "low": Column("from", percent),
+    "high": Column("to", percent),
+    "chance": Column("by chance", percent),
+    "kappa": Column("kappa"),
+}
+_SANITY = {
+    "layer": Column("layer"),
+    "presence": Column("presence"),
+    "metric": Column("metric"),
+    "neurons": Column("neurons"),
+    "score": Column("score"),
+    "missing_lowered": Column("lowered: missing", percent),
+    "extra_lowered": Column("extra", percent),
+    "passed": Column("passes"),
+    "fails_in_literature": Column("fails in literature"),
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What ``evaluate=true`` found. Every frame has the column ``layer``, or is empty.
+
+    Attributes:
+        level: of the false discovery rate at which a label holds.
+        neurons: the held-out scores, one row a neuron.
+        sanity: the sanity tests, one row a layer, source of presence and metric.
+        recovery: of the known truths, one row a layer, similarity and source of the scores.
+        planted: what each similarity makes of each kind of planted neuron.
+        stability: one row a layer and change.
+    """
+
+    level: float
+    neurons: pd.DataFrame
+    sanity: pd.DataFrame
+    recovery: pd.DataFrame
+    planted: pd.DataFrame
+    stability: pd.DataFrame
+
+    @property
+    def layers(self) -> pd.DataFrame:
+        """The mean held-out scores of each layer's neurons, and the share whose label holds."""
+        by_layer = self.neurons.groupby("layer", sort=False)
+        means = by_layer[[name for name in (*MEANS, "scattered") if name in self.neurons]].mean()
+        means.insert(0, "holds", by_layer["pearson_q"].agg(lambda q: (q.dropna() < self.level).mean()))
+        return means.reset_index()
+
+    def figures(self) -> dict[str, float]:
+        """The layers' means as flat figures, for summary.json and loggers: ``dissect/lin2/held_out_pearson``."""
+        return {
+            f"dissect/{row['layer']}/held_out_{name}": float(row[name])
+            for row in self.layers.to_dict("records")
+            for name in ("holds", "pearson", "simulation")
+        }
+
+    def save(self, run: Session) -> None:
+        """Writes label_quality_*.csv in the run folder, and the figure where a truth is known."""
+        for name in FRAMES:
+            frame: pd.DataFrame = getattr(self, name)
+            if len(frame):
+                frame.to_csv(run.folder / f"label_quality_{name}.csv", index=False)
+        if len(self.recovery):
+            write_figures(run, {"label_quality": self._bars()})
+        run.wrote("label quality", run.folder / "label_quality_neurons.csv")
+
+    def log(self, run: Session) -> None:
+        """Sends the layers' means to every logger, and to W&B the tables."""
+        log_metrics(run.loggers, self.figures())
+        log_tables(run.loggers, {f"dissect/label_quality_{name}": getattr(self, name) for name in FRAMES[1:]})
+
+    def show(self, run: Session) -> None:
+        """Prints the tables."""
+        means: Mapping[str, Column] = {
+            "layer": Column("layer"),
+            "holds": Column(f"holds, q < {self.level:g}", percent),
+            **{name: Column(name.replace("_", " ")) for name in MEANS},
+            "scattered": Column("scattered", percent),
+        }
+        tables = (
+            (self.layers, "Labels on images that did not choose them, mean over neurons", means),
+            (self.recovery, "Recovery of the truth", _RECOVERY),
+            (self.planted, "Planted neurons by kind", _PLANTED),
+            (self.stability, "Labels that survive a change", _STABILITY),
+            (self.sanity, "Sanity tests of the metrics", _SANITY),
+        )
+        for frame, title, columns in tables:
+            if len(frame):
+                run.console.print(frame_table(frame, title, columns, rows=100))
+
+    def extras(self) -> list[Extra]:
+        """Sections of the report."""
+        found = [
+            Extra(
+                "Do the labels hold?",
+                "Labels chosen on half of the images, scored on the other half: the share of neurons whose label "
+                f"correlates with them there (q < {self.level:g}), and the mean of each score over the neurons.",
+                frame=self.layers,
+            )
+        ]
+        if len(self.recovery):
+            found.append(
+                Extra(
+                    "Is the truth found?",
+                    f"{self._shown_layer}: the share of neurons whose label is their true concept, by similarity, from "
+                    "the scorer, and as a ceiling the best that any similarity does from the true presences.",
+                    frame=self.recovery,
+                    figure=self._bars(),
+                )
+            )
+        if len(self.planted):
+            found.append(
+                Extra(
+                    "What is made of neurons that stand for nothing?",
+                    "Neurons built to detect one concept, either of two, or none. “Labelled” is the share whose "
+                    "label is beyond random image sets: of noise neurons the level itself is what one expects.",
+                    frame=self.planted,
+                )
+            )
+        if len(self.stability):
+            found.append(
+                Extra(
+                    "Do the labels survive?",
+                    "The share of neurons that keep their label when what should not matter is changed, against what "
+                    "two labellings with the same concept shares would agree on by chance.",
+                    frame=self.stability,
+                )
+            )
+        if len(self.sanity):
+            found.append(
+                Extra(
+                    "Can the metrics tell?",
+                    "Half of the positives removed, or doubled at random: a metric that does not fall cannot tell good "
+                    "labels from bad ones on this data.",
+                    frame=self.sanity,
+                )
+            )
+        return found
+
+    @property
+    def _shown_layer(self) -> str:
+        """The deepest dissected layer whose truth is known, else what there is."""
+        own = [name for name in self.recovery["layer"].unique() if name in set(self.neurons["layer"])]
+        return str(own[-1] if own else self.recovery["layer"].iloc[0])
+
+    def _bars(self) -> Figure:
+        """Recovery by the scorer, with what the truth itself would give as the ceiling."""
+        shown = self.recovery[self.recovery["layer"] == self._shown_layer]
+        shown = shown[shown["truth"] == shown["truth"].iloc[0]]
+        scorer = shown[shown["source"] == SCORER]
+        ceiling = shown.loc[shown["source"] == ANNOTATIONS, "top1"].max()
+        return figures.label_quality(
+            list(scorer["similarity"]),
+            scorer["top1"],
+            scorer["top1_low"],
+            scorer["top1_high"],
+            chance=float(scorer["top1_chance"].mean()),
+            ceiling=float(ceiling),
+        )

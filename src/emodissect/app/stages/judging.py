@@ -1,0 +1,304 @@
+"""dissect.py evaluate=true: are the labels right?"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+from hydra.utils import instantiate
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from emodissect.app.session import Session
+from emodissect.app.stages.dissecting import Dissected, Plan, recorded
+from emodissect.app.stages.judged import ANNOTATIONS, SCORER, Judged
+from emodissect.app.stages.training import Trained
+from emodissect.concepts import AnnotationScorer, ConceptScores, Scorer
+from emodissect.concepts.concept_set import class_key, concept_set
+from emodissect.core.errors import UserError
+from emodissect.data.images import ImageSet, image_loader
+from emodissect.dissection.quality import (
+    agreement,
+    clarity,
+    planted_network,
+    planted_neurons,
+    random_clarity,
+    sanity_metrics,
+    sanity_table,
+)
+from emodissect.dissection.quality.held_out import HeldOut, held_out
+from emodissect.dissection.quality.labelling import labelled
+from emodissect.dissection.quality.truth import planted_table, recovered, true_concepts
+from emodissect.recording import ActivationCollector, LayerActivations
+from emodissect.similarity import Similarity
+
+log = logging.getLogger(__name__)
+
+LEAST_IMAGES = 20
+"""Halves of halves of fewer images correlate with anything."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What labels are judged by, checked before anything is trained."""
+
+    run: Session
+    plan: Plan
+
+    def check(self) -> None:
+        """Tries everything that a person could have misspelt. Raises UserError."""
+        images = len(self.plan.probe)
+        if images < LEAST_IMAGES:
+            raise UserError(
+                f"evaluate=true labels by one half of the probe images and judges by the other; {images} are too few. "
+                f"Give {LEAST_IMAGES} or more: probe.limit, probe.split."
+            )
+        if not self.alphas or not all(0 < alpha <= 1 for alpha in self.alphas):
+            raise UserError(
+                f"quality.alphas={self.alphas}: shares of the images in (0, 1], the first is the usual 0.005."
+            )
+        if self.run.cfg.quality.another_clip is not None and not self._of_clip:
+            raise UserError("quality.another_clip needs scorer=clip: other scorers look at no CLIP.")
+        self.measures  # noqa: B018
+        for scorer in self.other_scorers.values():
+            scorer.check(self.plan.probe, self.plan.concepts, self.run.data.splits.class_names)
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """The share of the images called active; the first is that of the held-out scores."""
+        return tuple(float(alpha) for alpha in self.run.cfg.quality.alphas)
+
+    @cached_property
+    def measures(self) -> dict[str, Similarity]:
+        """The similarities whose recovery of the truth is measured."""
+        return {str(name): instantiate(entry) for name, entry in self.run.cfg.quality.similarities.items()}
+
+    @property
+    def _of_clip(self) -> bool:
+        return hasattr(self.plan.scorer, "image_embeddings")
+
+    @cached_property
+    def other_scorers(self) -> dict[str, Scorer]:
+        """The run's scorer with other templates, and with another CLIP; none where it looks at no CLIP."""
+        if not self._of_clip:
+            return {}
+        cfg, quality = self.run.cfg.scorer, self.run.cfg.quality
+        found = {str(name): instantiate(cfg, templates=words) for name, words in quality.templates.items()}
+        if quality.another_clip is not None:
+            same = {name: value for name, value in cfg.items() if name != "clip"}
+            found["another CLIP"] = instantiate(same, clip=quality.another_clip)
+        return found
+
+    @cached_property
+    def truth(self) -> ConceptScores | None:
+        """Each concept's true presence, where the data knows it.
+
+        Drawn faces know all concepts. Where every concept is a class, the votes on the classes or the labels are it.
+        """
+        names = self.run.data.splits.class_names
+        classes = {class_key(name) for name in names}
+        of_classes = all(class_key(name) in classes for name in self.plan.concepts.names)
+        for source in ("presence", "votes", "labels"):
+            if source == "presence" and source not in self.plan.probe.annotations:
+                continue
+            if source != "presence" and not of_classes:
+                continue
+            try:
+                return AnnotationScorer(source).score(self.plan.probe, self.plan.concepts, names)
+            except UserError:
+                continue  # other concepts than are annotated, or no votes
+        return None
+
+
+def judge(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Judged:
+    """Judges the labels of every layer that was dissected."""
+    quality, names, seed = Quality(run, plan), found.scores.names, int(run.cfg.seed)
+    others = {
+        name: scorer.score(plan.probe, plan.concepts, run.data.splits.class_names, run.cache)
+        for name, scorer in quality.other_scorers.items()
+    }
+    neurons, sanity, recovery, stability = [], [], [], []
+    noisy = recorded(
+        run, replace_probe(plan, noised(plan.probe, run.cfg.quality.noise, seed)), trained, list(found.activations)
+    )[0]
+    for name, layer in found.activations.items():
+        scores = found.scores.at(layer.ids)
+        part = held_out(
+            layer,
+            scores,
+            names,
+            plan.measure,
+            presence=plan.scorer_gives_presence and bool(((scores >= 0) & (scores <= 1)).all()),
+            truth=None if quality.truth is None else quality.truth.at(layer.ids),
+            alphas=quality.alphas,
+            seed=seed,
+        )
+        neurons.append(part.neurons.assign(layer=name, **_clarity(run, plan, layer, seed)))
+        sanity.append(part.sanity.assign(layer=name))
+        stability.append(_stability(plan, layer, noisy[name], found.scores, others, part).assign(layer=name))
+        if quality.truth is not None:
+            true = quality.truth.at(layer.ids)
+            truths = true_concepts(layer, true)
+            both = {SCORER: scores, ANNOTATIONS: true}
+            recovery.append(recovered(layer, both, quality.measures, truths, seed=seed).assign(layer=name))
+            further = {source: other.at(layer.ids) for source, other in others.items()}
+            own = {type(plan.measure).__name__: plan.measure}
+            recovery.append(recovered(layer, further, own, truths, seed=seed).assign(layer=name))
+    planted = _planted(plan, quality, found, seed)
+    recovery.append(planted[0])
+    of_logits, tested = pd.DataFrame(), pd.DataFrame()
+    if trained.classifier.knows_classes:
+        of_logits, tested = _logits(run, plan, quality, found, seed)
+    return Judged(
+        level=plan.interpretation.level,
+        neurons=_together(neurons),
+        sanity=_together([*sanity, tested]),
+        recovery=_together([*recovery, of_logits]),
+        planted=planted[1],
+        stability=_together(stability),
+    )
+
+
+def _stability(
+    plan: Plan,
+    layer: LayerActivations,
+    noisy: LayerActivations,
+    scores: ConceptScores,
+    others: Mapping[str, ConceptScores],
+    part: HeldOut,
+) -> pd.DataFrame:
+    """One row a change that should not matter (see ``agreement``); none of a dead layer."""
+    given = scores.at(layer.ids)
+    before = labels_of(layer, given, plan.measure)
+    changed = {
+        "the other half of the images": (part.labels, part.other),
+        "noise on the images": (before, labels_of(noisy, given, plan.measure)),
+        **{name: (before, labels_of(layer, other.at(layer.ids), plan.measure)) for name, other in others.items()},
+        **{
+            f"top_k {measure.top_k}": (before, labels_of(layer, given, measure))  # type: ignore[attr-defined]
+            for measure in _other_top_k(plan.measure)
+        },
+    }
+    if not part.live.any():
+        return pd.DataFrame()
+    return pd.DataFrame(
+        [{"change": change, **vars(agreement(*labels, part.live))} for change, labels in changed.items()]
+    )
+
+
+def _clarity(run: Session, plan: Plan, layer: LayerActivations, seed: int) -> dict[str, np.ndarray]:
+    """How alike each neuron's top images are to the scorer's CLIP, and which are no more alike than random images.
+
+    Empty where the scorer embeds no images.
+    """
+    embed = getattr(plan.scorer, "image_embeddings", None)
+    if embed is None:
+        return {}
+    embeddings = embed(plan.probe, run.cache)
+    top = layer.top_ids[: plan.interpretation.top_images]
+    found = clarity(embeddings, plan.probe.rows_of(top.flatten()).reshape(top.shape))
+    bound = random_clarity(embeddings, len(top), seed=seed).quantile(0.95)
+    return {"clarity": found.numpy(), "scattered": ((found <= bound) & ~layer.dead).numpy()}
+
+
+def labels_of(
+    layer: LayerActivations, scores: Float[Tensor, "image concept"], measure: Similarity
+) -> Int64[Tensor, " n"]:
+    """Each neuron's concept."""
+    return labelled(layer, scores, measure).argmax(1)
+
+
+def noised(probe: ImageSet, sd: float, seed: int) -> ImageSet:
+    """The images with normal noise of ``sd`` grey levels."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(probe.images.shape, generator=generator) * sd
+    return replace(probe, images=(probe.images + noise).round().clamp(0, 255).to(torch.uint8))
+
+
+def replace_probe(plan: Plan, probe: ImageSet) -> Plan:
+    """The same plan with other probe images."""
+    other = Plan(plan.run)
+    other.__dict__["probe"] = probe
+    return other
+
+
+def _other_top_k(measure: Similarity) -> list[Similarity]:
+    """The measure with half and with twice as many top images, where it has them."""
+    top_k = getattr(measure, "top_k", None)
+    if top_k is None:
+        return []
+    return [replace(measure, top_k=other) for other in (max(top_k // 2, 1), 2 * top_k)]  # type: ignore[type-var]
+
+
+def _planted(plan: Plan, quality: Quality, found: Dissected, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Recovery of neurons that were built to detect given concepts, and what is made of those built to detect none.
+
+    ``planted neurons`` follow the true presence, up to noise; ``planted network`` sees the images. Empty where no truth
+    is known, or fewer than two concepts vary.
+    """
+    if quality.truth is None:
+        return pd.DataFrame(), pd.DataFrame()
+    ids, order = torch.sort(plan.probe.ids)
+    scores, truth = found.scores.at(ids), quality.truth.at(ids)
+    if int((truth.amax(0) > truth.amin(0)).sum()) < 2:
+        log.info("Fewer than two concepts vary over the probe images: no neurons are planted.")
+        return pd.DataFrame(), pd.DataFrame()
+    planted = planted_neurons(truth, seed=seed)
+    network = planted_network(plan.probe.images[order].float() / 255, truth, planted, seed=seed)
+    collector = ActivationCollector("neurons", top_k=100, keep_values=True)
+    with torch.inference_mode(), collector.on(network):
+        for batch in image_loader(plan.probe, plan.run.cfg.probe.batch_size):
+            network(batch.images.float() / 255)
+            collector.update(batch.ids)
+    layers = {
+        "planted neurons": LayerActivations.of("planted neurons", ids, planted.activations, 100),
+        "planted network": collector.result()["neurons"],
+    }
+    sources = {SCORER: scores, ANNOTATIONS: truth}
+    recovery, kinds = [], []
+    for name, layer in layers.items():
+        found_truth = recovered(layer, sources, quality.measures, {"built": planted.truth}, seed=seed)
+        recovery.append(found_truth.assign(layer=name))
+        level = plan.interpretation.level
+        kinds.append(planted_table(layer, scores, quality.measures, planted, level=level, seed=seed).assign(layer=name))
+    return _together(recovery), _together(kinds)
+
+
+def _logits(
+    run: Session, plan: Plan, quality: Quality, found: Dissected, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Recovery of the class logits, whose labels are known on any data, and the sanity tests on these known labels.
+
+    Logit c stands for the name of class c. No recovery where the scorer cannot score the class names.
+    """
+    names = run.data.splits.class_names
+    layer = LayerActivations.of("class logits", found.predictions.ids, found.predictions.logits, 100)
+    labels = plan.probe.labels[plan.probe.rows_of(layer.ids)]
+    shown = torch.nn.functional.one_hot(labels, len(names)).float()
+    assert layer.values is not None
+    counts = shown.sum(0)
+    tested = pd.DataFrame()
+    if bool(((counts >= 2) & (counts < len(shown))).any()):
+        tested = sanity_table(layer.values, shown, sanity_metrics(quality.alphas), seed=seed)
+        tested = tested.assign(presence="annotations", layer="class logits")
+    try:
+        scores = plan.scorer.score(plan.probe, concept_set(names), names, run.cache)
+    except UserError:
+        return pd.DataFrame(), tested
+    truth = torch.eye(len(names), dtype=torch.bool)
+    sources = {SCORER: scores.at(layer.ids), ANNOTATIONS: shown}
+    recovery = recovered(layer, sources, quality.measures, {"class": truth}, seed=seed)
+    return recovery.assign(layer="class logits"), tested
+
+
+def _together(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    full = [frame for frame in frames if len(frame)]
+    if not full:
+        return pd.DataFrame()
+    joined = pd.concat(full, ignore_index=True)
+    return joined[["layer", *(c for c in joined if c != "layer")]]

@@ -1,0 +1,118 @@
+"""Where in the images: activation maps for the neuron cards, saliency of chosen images, accuracy without leaks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from emodissect.core.errors import UserError
+from emodissect.core.statistics import wilson
+from emodissect.data.datamodule import FaceDataModule, stratified_rows
+from emodissect.data.images import ImageSet
+from emodissect.dissection.labels import Dissection
+from emodissect.models.classifier import Classifier, Outputs
+from emodissect.recording.pooling import ChannelsLast
+from emodissect.report import Extra
+
+
+def neuron_maps(
+    classifier: Classifier,
+    dissection: Dissection,
+    probe: ImageSet,
+    pictures: DictConfig,
+    channels_last: ChannelsLast = "auto",
+) -> Mapping[tuple[str, int], Tensor]:
+    """Activation maps of the ``pictures.maps`` clearest neurons of each layer over their top images.
+
+    Layers whose output is no map over the image have none.
+    """
+    from emodissect.dissection.saliency import (
+        top_image_maps,  # captum takes a second to import; runs without pictures skip it
+    )
+
+    if not pictures.maps:
+        return {}
+    live = dissection.neurons[~dissection.neurons["dead"]]
+    clearest = live.sort_values("z", ascending=False).groupby("layer", sort=False).head(int(pictures.maps))
+    return top_image_maps(classifier.cpu().network, classifier.preprocess, probe, clearest, channels_last=channels_last)
+
+
+def chosen_ids(images: ImageSet, pictures: DictConfig) -> list[int]:
+    """``pictures.ids``, each of which must be among the images. Raises UserError."""
+    named = [int(i) for i in pictures.ids or ()]
+    if unknown := sorted(set(named) - set(images.ids.tolist())):
+        raise UserError(
+            f"pictures.ids names images that are not there: {', '.join(map(str, unknown[:5]))}. "
+            f"The ids run from {int(images.ids.min())} to {int(images.ids.max())}."
+        )
+    return named
+
+
+def saliency_maps(
+    classifier: Classifier, images: ImageSet, pictures: DictConfig, seed: int, ids: Sequence[int] = ()
+) -> dict[int, Tensor]:
+    """Gradient saliency of the images named in ``pictures.ids``, else of ``ids``, else of a few of each class."""
+    from emodissect.dissection.saliency import saliency_of  # as above
+
+    named = chosen_ids(images, pictures)
+    if not named and not pictures.saliency:
+        return {}
+    most = int(pictures.saliency)
+    some = images.ids[stratified_rows(images.labels, min(most, len(images)), seed)].tolist() if most else []
+    chosen = named or [int(i) for i in ids][:most] or some
+    network = classifier.cpu().network
+    return saliency_of(network, classifier.preprocess, images, chosen, samples=int(pictures.samples), seed=seed)
+
+
+def surest_mistakes(outputs: Outputs, most: int) -> list[int]:
+    """Ids of the wrong answers of highest probability, surest first."""
+    sure, guess = outputs.logits.softmax(dim=1).max(dim=1)
+    wrong = (guess != outputs.labels).nonzero().flatten()
+    return [int(i) for i in outputs.ids[wrong[sure[wrong].argsort(descending=True)][:most]]]
+
+
+def leaked_accuracy(data: FaceDataModule, outputs: Outputs, split: str = "test") -> pd.DataFrame:
+    """Accuracy on a split with and without the images whose pixels also stand in the splits that training sees.
+
+    Returns:
+        columns images, count, accuracy, low, high (Wilson, 95 %); empty where none leaked.
+    """
+    sources = [source for source in data.fitted_splits if source != split]
+    found = [data.audit_report().leaked_into(split, source) for source in sources]
+    leaked = torch.isin(outputs.ids, torch.cat(found)) if found else torch.zeros_like(outputs.ids, dtype=torch.bool)
+    if not bool(leaked.any()):
+        return pd.DataFrame()
+    right = outputs.logits.argmax(dim=1) == outputs.labels
+    rows: list[dict[str, Any]] = []
+    every = torch.ones_like(leaked)
+    for name, chosen in ((f"all of {split}", every), ("without leaked", ~leaked), ("leaked only", leaked)):
+        correct, count = int(right[chosen].sum()), int(chosen.sum())
+        low, high = wilson(correct, count)
+        rows.append(
+            {"images": name, "count": count, "accuracy": correct / count, "low": float(low), "high": float(high)}
+        )
+    return pd.DataFrame(rows)
+
+
+def audit_extras(data: FaceDataModule, outputs: Outputs | None) -> list[Extra]:
+    """Sections of the report where ``data.audit`` asks for them."""
+    if not data.audit:
+        return []
+    report = data.audit_report()
+    faults = pd.DataFrame([{"fault": name.replace("_", " "), "images": n} for name, n in report.counts.items()])
+    extras = [Extra("Audit of the images", report.summary(), frame=faults)]
+    if outputs is not None and len(frame := leaked_accuracy(data, outputs)):
+        where = " and ".join(data.fitted_splits)
+        caption = (
+            f"Test images whose exact pixels also stand in {where} say little about new faces: the figure without them "
+            "is the honest one."
+        )
+        if data.clean:
+            caption += f" With data.clean=true their copies in {where} are left out of a training."
+        extras.append(Extra("With and without leaked images", caption, frame=frame))
+    return extras

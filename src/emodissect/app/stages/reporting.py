@@ -1,0 +1,103 @@
+"""From a task's results to its figures and its page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from emodissect.app.manifest import command
+from emodissect.app.published import beside_shares, beside_training, published_layers
+from emodissect.app.stages.picturing import audit_extras, saliency_maps, surest_mistakes
+from emodissect.core.distributed import first_rank
+from emodissect.dissection.labels import Dissection
+from emodissect.report import DissectionPage, TrainPage, figures
+
+if TYPE_CHECKING:
+    from emodissect.app.session import Session
+    from emodissect.app.stages.dissecting import Dissected, Plan
+    from emodissect.app.stages.training import Trained
+
+HISTORY = "history.csv"
+"""The figures of a training by epoch, beside its checkpoint."""
+
+
+def dissection_figures(dissection: Dissection, tau: float | None) -> dict[str, Figure]:
+    """By name: the layer table, and each layer's similarity histogram and concept shares."""
+    found = {"layer_table": figures.layer_table(dissection.layers)}
+    if len(dissection.layers) > 1:
+        found["layer_proportions"] = figures.layer_proportions(dissection.layers)
+    for layer in dissection.layers["layer"]:
+        rows = dissection.of(layer)
+        null = dissection.null.get(layer)
+        found[f"similarity_{layer}"] = figures.similarity_histogram(rows["similarity"], null, tau, title=layer)
+        shares = dissection.shares[dissection.shares["layer"] == layer]
+        if len(shares):
+            found[f"concepts_{layer}"] = figures.concept_shares(shares, title=layer)
+    return found
+
+
+def write_figures(run: Session, found: Mapping[str, Figure]) -> dict[str, Path]:
+    """Each figure as a PNG under ``figures/``: the files by the figures' names."""
+    folder = run.folder / "figures"
+    folder.mkdir(exist_ok=True)
+    run.wrote("figures", folder)
+    return {name: figures.save_png(figure, folder / f"{name.replace('/', '_')}.png") for name, figure in found.items()}
+
+
+def dissection_page(run: Session, plan: Plan, trained: Trained, found: Dissected) -> DissectionPage:
+    """The page of a dissection; an edit's page takes its sections over."""
+    return DissectionPage(
+        neurons=found.dissection.neurons,
+        layers=found.dissection.layers,
+        shares=found.dissection.shares,
+        images=plan.probe,
+        class_names=run.data.splits.class_names,
+        command=command(),
+        manifest=run.manifest(),
+        predictions=found.predictions if trained.classifier.knows_classes else None,
+        null=found.dissection.null,
+        tau=plan.interpretation.tau,
+        level=plan.interpretation.level,
+        published=published_layers(run.cfg),
+        extras=beside_shares(run.cfg, found.dissection),
+        heat=found.heat,
+        saliency=found.saliency,
+    )
+
+
+def write_page(run: Session, page: Any) -> Path | None:
+    """Writes ``report.html`` in the run folder."""
+    if not first_rank():
+        return None
+    path = page.write(run.folder / "report.html")
+    run.wrote("report", path)
+    return path
+
+
+def train_page(run: Session, trained: Trained, metrics: Mapping[str, float]) -> TrainPage:
+    """The page of a training."""
+    classifier = trained.classifier
+    outputs, tested = classifier.results.get("test"), run.data.splits.test
+    wanted = run.cfg.pictures
+    mistakes = surest_mistakes(outputs, wanted.saliency) if outputs is not None else []
+    return TrainPage(
+        metrics=metrics,
+        class_names=run.data.splits.class_names,
+        history=history(trained),
+        predictions=outputs,
+        images=tested if outputs is not None else None,
+        saliency=saliency_maps(classifier, tested, wanted, run.cfg.seed, mistakes) if outputs is not None else {},
+        extras=[*beside_training(run.cfg, metrics), *audit_extras(run.data, outputs)],
+        command=command(),
+        manifest=run.manifest(),
+    )
+
+
+def history(trained: Trained) -> pd.DataFrame | None:
+    """What was logged by epoch, kept beside the checkpoint of a training that this project did."""
+    path = trained.checkpoint.parent / HISTORY if trained.checkpoint else None
+    return pd.read_csv(path) if path and path.exists() else None

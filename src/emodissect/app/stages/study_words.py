@@ -1,0 +1,121 @@
+"""An edit study in words: the terminal's tables, the figures one sorts by, what the page says of the judging."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from emodissect.core.number_format import count, p_value, percent, plain, points
+from emodissect.core.statistics import clopper_pearson
+from emodissect.report.terminal import Column, frame_table
+from emodissect.study import EditStudy
+
+SPARE = ("accuracy_after", "gained", "lost", "p_holm", "selected")
+"""Columns of the grid that a narrow terminal is spared, the last first."""
+
+
+def edit_summary(study: EditStudy) -> dict[str, Any]:
+    """The figures that one sorts runs by."""
+    return {
+        "layer": study.edit.layer,
+        "selection": study.selection,
+        "rule": study.rule,
+        "tau": study.tau,
+        "factor": study.factor,
+        "selected": int(study.selected.sum()),
+        "delta_val": study.val.delta,
+        "p_val": study.val.p_value,
+        "accuracy_before": study.test.accuracy_before,
+        "accuracy_after": study.test.accuracy_after,
+        "delta": study.test.delta,
+        "delta_low": study.test.delta_low,
+        "delta_high": study.test.delta_high,
+        "gained": study.test.gained,
+        "lost": study.test.lost,
+        "p_value": study.test.p_value,
+        "p_random": study.p_random,
+        "p_shuffled": study.p_shuffled,
+        "nll_before": study.test.nll_before,
+        "nll_after": study.test.nll_after,
+        "detectable_delta": study.detectable_delta,
+        "logit_difference": study.logit_difference,
+        "identical_predictions": study.identical_predictions,
+        "claims_gain": study.claims_gain,
+        "optimistic": study.optimistic,
+        "verdict": study.verdict,
+    }
+
+
+def best_cells(study: EditStudy) -> Any:
+    """The grid for the terminal."""
+    columns = {
+        "layer": Column("layer"),
+        "tau": Column("tau", plain),
+        "level": Column("level", plain),
+        "factor": Column("factor", plain),
+        "selected": Column("chosen"),
+        "accuracy_after": Column("accuracy", percent),
+        "delta": Column("points", points),
+        "gained": Column("gained"),
+        "lost": Column("lost"),
+        "p_value": Column("p", p_value),
+        "p_holm": Column("p, Holm", p_value),
+    }
+    ordered = study.grid.sort_values(["chosen", "delta"], ascending=False).dropna(axis=1, how="all")
+    where = "the test images" if study.optimistic else "validation"
+    return frame_table(ordered, f"The grid, on {where}; the chosen cell first", columns, rows=12, spare=SPARE)
+
+
+def readable_study(study: EditStudy, null: pd.DataFrame | None) -> dict[str, Any]:
+    """The chosen edit on test for the terminal."""
+    test = study.test
+    found = {
+        "accuracy before": percent(test.accuracy_before, 3),
+        "accuracy after": percent(test.accuracy_after, 3),
+        "change": f"{points(test.delta, 3)} points (95 % {points(test.delta_low, 3)} to {points(test.delta_high, 3)})",
+        "images gained, lost": f"{test.gained}, {test.lost}",
+        "exact McNemar p": p_value(test.p_value),
+        "p against random neurons": p_value(study.p_random),
+        "p against shuffled labels": p_value(study.p_shuffled),
+        "smallest change one could have seen": _detectable(study),
+        "NLL before, after": f"{test.nll_before:.4f}, {test.nll_after:.4f}",
+    }
+    return found if null is None else {**found, "studies with labels that say nothing": null_rate(null)}
+
+
+def _detectable(study: EditStudy) -> str:
+    if math.isnan(study.detectable_delta):
+        flips = study.test.gained + study.test.lost
+        return f"none: {count(flips, 'flip')} cannot be significant"
+    return f"{100 * study.detectable_delta:.2f} points"
+
+
+def study_checks(study: EditStudy, null: pd.DataFrame | None) -> dict[str, str]:
+    """How the edit was judged, and how sure that is, for the page."""
+    where = "the test images (optimistic)" if study.optimistic else "validation; test was read once, for this edit"
+    way = (
+        f"only what lies behind {study.edit.layer} was run again; {study.kept_bytes / 1e6:,.0f} MB of outputs kept"
+        if study.is_cut
+        else f"every edit was evaluated in full: {study.cut_reason}"
+    )
+    same = "the same predictions" if study.identical_predictions else "not all predictions are the same"
+    checks = {
+        "chosen": f"by {study.metric.replace('_', ' ')} on {where}",
+        "p against random neurons of the same number": p_value(study.p_random),
+        "p against the same study with shuffled labels": p_value(study.p_shuffled),
+        "smallest change one could have seen": _detectable(study),
+        "the grid": way,
+        "the grid against the really edited weights": f"{same}; logits differ by {study.logit_difference:.1e} at most",
+    }
+    if null is not None:
+        checks["studies with labels that say nothing"] = null_rate(null)
+    return checks
+
+
+def null_rate(null: pd.DataFrame) -> str:
+    """How many of the null studies claim a gain, with its exact interval."""
+    claims, studies = int(null["claims_gain"].sum()), len(null)
+    low, high = clopper_pearson(claims, studies)
+    return f"{claims} of {studies} claim a gain: {percent(claims / studies)} (95 % {percent(low)} to {percent(high)})"

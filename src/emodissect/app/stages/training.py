@@ -1,0 +1,417 @@
+"""train.py: a classifier from a checkpoint, from the cache, or trained now."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning import seed_everything
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig
+from torch import Tensor
+
+from emodissect.app.manifest import architecture_hash, versions, weights_hash, write_json
+from emodissect.app.session import Session, resolved, session
+from emodissect.app.stages.picturing import chosen_ids
+from emodissect.app.stages.reporting import HISTORY, history, train_page, write_page
+from emodissect.core.cache import content_key, file_hash
+from emodissect.core.distributed import first_rank
+from emodissect.core.errors import UserError, nearest
+from emodissect.core.number_format import percent
+from emodissect.core.statistics import wilson
+from emodissect.data.ferplus import soft_labels
+from emodissect.lightning.epoch_history import EpochHistory
+from emodissect.lightning.tracking import Made, log_artifact, log_metrics
+from emodissect.models.checkpoints import read_checkpoint
+from emodissect.models.classifier import Classifier
+from emodissect.models.weights import checkpoint_arguments, load_weights, read_state_dict
+from emodissect.report.terminal import figures_table
+
+log = logging.getLogger(__name__)
+
+NOT_THE_NETWORKS = ("preprocess", "class_order")
+"""Keys of the model group that are not arguments of the network."""
+
+WHERE_THE_DATA_LIES = ("cache_dir", "path", "data_dir", "ferplus", "num_workers", "audit")
+"""Keys of the data group that say how images come, not what comes: the images' own hash says that."""
+
+CHECKPOINT = "classifier.ckpt"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A classifier and where its weights came from.
+
+    Attributes:
+        classifier: with its weights, on the CPU.
+        checkpoint: the file; None of a network that was taken as made.
+        weights: SHA-256 of the network's state.
+        metrics: of the training, empty for a checkpoint that was given.
+    """
+
+    classifier: Classifier
+    checkpoint: Path | None
+    weights: str
+    metrics: Mapping[str, float]
+
+    @property
+    def kept(self) -> list[Made]:
+        """The checkpoint as W&B keeps it."""
+        return [as_made(self.checkpoint, self.weights)] if self.checkpoint else []
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that its answer to an image depends on, for the keys of what is made with it."""
+        return {
+            "weights": self.weights,
+            "architecture": architecture_hash(self.classifier.network),
+            "model": dict(self.classifier.hparams["model"]),
+            "class_names": list(self.classifier.class_names) if self.classifier.knows_classes else None,
+        }
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Trains, keeps the best checkpoint by validation accuracy, and tests it once.
+
+    With ``task`` set, another training job is run instead; with ``fit=false`` ``ckpt_path`` is only evaluated.
+    """
+    if cfg.get("task"):
+        return instantiate(cfg.task, cfg, _recursive_=False) or {}
+    if not cfg.fit and cfg.ckpt_path is None:
+        raise UserError("fit=false evaluates a checkpoint, and ckpt_path is null. Give ckpt_path=<file>.")
+    if cfg.resume and cfg.ckpt_path is None:
+        raise UserError(
+            "resume=true goes on with the training that ckpt_path holds, and ckpt_path is null. Give "
+            "ckpt_path=<run folder>/checkpoints/last.ckpt. (A training that was cut off goes on by itself when the "
+            "same command is given again.)"
+        )
+    with session(cfg) as run:
+        if cfg.test:
+            chosen_ids(run.data.splits.test, cfg.pictures)  # told before the training
+        trained = trained_classifier(run, fit=cfg.fit)
+        figures: dict[str, Any] = dict(trained.metrics)
+        if cfg.test:
+            figures |= evaluate(run, trained.classifier)
+        shown = {**_last_epoch(trained), **_readable(figures, run)}
+        run.console.print(figures_table(shown, f"{type(trained.classifier.network).__name__}"))
+        write_page(run, train_page(run, trained, figures))
+        if trained.checkpoint:
+            run.wrote("checkpoint", trained.checkpoint)
+        run.summary(figures)
+        return {**figures, "objective": figures.get("val/acc")}
+
+
+def evaluate(run: Session, classifier: Classifier) -> dict[str, float]:
+    """Accuracy and the rest on the test split, with a Wilson interval; logged as ``test/*``."""
+    results = run.evaluating_trainer().test(classifier, datamodule=run.data, verbose=False)
+    figures = {name: float(value) for name, value in results[0].items()}
+    images = len(classifier.results["test"].ids)  # fewer than the split where trainer.limit_test_batches says so
+    low, high = wilson(round(figures["test/acc"] * images), images)
+    return {**figures, "test/acc_low": float(low), "test/acc_high": float(high)}
+
+
+def _readable(figures: Mapping[str, float], run: Session) -> dict[str, Any]:
+    """For the terminal. Where only some batches were validated, their accuracy has no interval."""
+    shown: dict[str, Any] = {}
+    few = any(run.cfg.trainer.get(name) for name in ("limit_val_batches", "overfit_batches", "fast_dev_run"))
+    for split in ("val", "test"):
+        if f"{split}/acc" in figures:
+            low, high = figures.get(f"{split}/acc_low"), figures.get(f"{split}/acc_high")
+            if split == "val" and not few:
+                images = len(run.data.splits.val)
+                low, high = (float(bound) for bound in wilson(round(figures["val/acc"] * images), images))
+            interval = "" if low is None else f" (95 % {percent(low, 2)} to {percent(high, 2)})"
+            shown[f"{split} accuracy"] = f"{percent(figures[f'{split}/acc'], 2)}{interval}"
+            shown |= {
+                f"{split} {name}": figures[f"{split}/{key}"]
+                for name, key in (("top-2", "acc_top2"), ("macro F1", "f1"), ("NLL", "nll"), ("ECE", "ece"))
+                if f"{split}/{key}" in figures
+            }
+    return shown
+
+
+def _last_epoch(trained: Trained) -> dict[str, Any]:
+    curves = history(trained)
+    if curves is None or "train/acc" not in curves or curves["train/acc"].isna().all():
+        return {}
+    return {"training accuracy, last epoch": percent(curves["train/acc"].dropna().iloc[-1], 2)}
+
+
+def trained_classifier(run: Session, fit: bool = True, needs_classes: bool = True) -> Trained:
+    """The classifier that the config asks for.
+
+    Weights come from ``ckpt_path`` where it is given (and are trained on where ``fit`` asks for it), else from the
+    cache where the same training was done before, else from a training now. A training that was cut off goes on from
+    its last epoch; ``resume`` goes on with the one in ``ckpt_path``, with its optimizer, schedule and epoch. With the
+    config's ``fit=false`` and no checkpoint it is the network as made: published weights, or random ones of the seed.
+
+    Args:
+        run: the session.
+        fit: train on what ``ckpt_path`` holds.
+        needs_classes: whether the network must give logits of the data's classes.
+    """
+    cfg = run.cfg
+    given = Path(cfg.ckpt_path).expanduser() if cfg.ckpt_path else None
+    if given is not None and not (fit and cfg.task_name == "train"):
+        classifier = untrained(run, needs_classes)
+        load_weights(classifier.network, given)
+        run.inputs["checkpoint"] = {"path": str(given), "sha256": file_hash(given)}
+        return _finished(run, classifier, given, {})
+    if given is None and not cfg.get("fit", True):
+        seed_everything(cfg.seed, workers=True, verbose=False)
+        return _finished(run, untrained(run, needs_classes), None, {})
+    key = training_key(run, given)
+    run.inputs["training"] = key
+    folder = run.made("training", key, lambda out: _fit(run, given, key, out), jointly=True)
+    classifier = _build(run, folder / CHECKPOINT)
+    load_weights(classifier.network, folder / CHECKPOINT)
+    metrics = {
+        name: float(value)
+        for name, value in torch.load(folder / "metrics.pt", weights_only=True).items()
+        if name.startswith("val/")
+    }
+    log_metrics(run.loggers if first_rank() else (), {f"best/{name}": value for name, value in metrics.items()})
+    return _finished(run, classifier, folder / CHECKPOINT, metrics)
+
+
+def _finished(run: Session, classifier: Classifier, checkpoint: Path | None, metrics: Mapping[str, float]) -> Trained:
+    trained = Trained(classifier.eval(), checkpoint, weights_hash(classifier.network), metrics)
+    run.inputs["weights"] = trained.weights
+    run.inputs["data_config"] = resolved(run.cfg.data)
+    run.inputs["data"] = {name: getattr(run.data.splits, name).fingerprint() for name in ("train", "val", "test")}
+    return trained
+
+
+def training_key(run: Session, given: Path | None) -> dict[str, Any]:
+    """Everything that a training's result depends on."""
+    cfg = run.cfg
+    groups = resolved(cfg)
+    return {
+        "model": groups["model"],
+        "architecture": architecture_hash(untrained(run).network),
+        "training": groups.get("training"),
+        "soft_labels": run.data.fitted().annotations_fingerprint() if cfg.soft_labels else None,
+        "augment": groups.get("augment"),
+        "optimizer": groups.get("optimizer"),
+        "scheduler": groups.get("scheduler"),
+        "trainer": _without(groups["trainer"], ("default_root_dir", "log_every_n_steps", "dirpath")),
+        "callbacks": _without(groups.get("callbacks") or {}, ("dirpath", "cache_dir")),
+        "data": _without(groups["data"], WHERE_THE_DATA_LIES),
+        "images": [run.data.fitted().fingerprint(), run.data.splits.val.fingerprint()],
+        "from": file_hash(given) if given else None,
+        "resume": bool(cfg.get("resume")),
+        "seed": cfg.seed,
+        "versions": {name: versions()[name] for name in ("torch", "lightning", "emodissect")},
+    }
+
+
+def _soft_labels(run: Session) -> tuple[Tensor, Tensor]:
+    """Ids and distributions over the classes of the images that training sees."""
+    seen = run.data.fitted()
+    return seen.ids, soft_labels(seen, run.data.splits.class_names)
+
+
+def _without(node: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {
+        key: _without(value, names) if isinstance(value, Mapping) else value
+        for key, value in node.items()
+        if key not in names
+    }
+
+
+def untrained(run: Session, needs_classes: bool = True) -> Classifier:
+    """The classifier that the config describes, as made, without a checkpoint's weights, once two images went through.
+
+    Args:
+        run: the session.
+        needs_classes: whether the network must give logits of the data's classes. Where it need not, and does not or
+            was never taught them (the config's ``fit=false`` without a checkpoint), ``knows_classes`` is False.
+
+    Raises:
+        UserError: no file at ``ckpt_path``, a network that cannot take the images, or other logits than are needed.
+    """
+    given = Path(run.cfg.ckpt_path).expanduser() if run.cfg.ckpt_path else None
+    if given is not None and not given.exists():
+        raise UserError(f"ckpt_path={given} does not exist. Give a checkpoint file, or null to train one.")
+    classifier = _build(run, given).eval()
+    splits = run.data.splits
+    images = next(split.images[:2] for split in (splits.train, splits.val, splits.test) if len(split))
+    misfit = classifier.misfit(classifier.tried(images))
+    taught = given is not None or run.cfg.get("fit", True)
+    if misfit and (needs_classes or (given is None and taught)):
+        raise UserError(misfit)
+    classifier.knows_classes = taught and not misfit
+    return classifier
+
+
+def _build(run: Session, checkpoint: Path | None = None) -> Classifier:
+    """The classifier that the config describes; arguments left null are read from the checkpoint."""
+    cfg = run.cfg
+    model = resolved(cfg.model)
+    if checkpoint is not None:
+        model = _completed(model, checkpoint)
+    network = instantiate({k: v for k, v in model.items() if k not in NOT_THE_NETWORKS})
+    training = cfg.get("training") or {}
+    return Classifier(
+        network,
+        instantiate(model["preprocess"]),
+        run.data.splits.class_names,
+        augment=instantiate(cfg.augment) if cfg.get("augment") else None,
+        optimizer=instantiate(cfg.optimizer),
+        scheduler=instantiate(cfg.scheduler) if cfg.get("scheduler") else None,
+        class_order=model.get("class_order"),
+        model_config=model,
+        **training,
+    )
+
+
+def _completed(model: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """The model group with its null arguments filled from the checkpoint's own hyper-parameters or tensor shapes."""
+    stored = checkpoint_arguments(checkpoint).get("model") or {}
+    target = model.get("_target_")
+    found = dict(stored) if stored.get("_target_") == target else {}
+    if not found:
+        from hydra.utils import get_object
+
+        arguments_of = getattr(get_object(str(target)), "arguments_of", None)
+        found = arguments_of(read_state_dict(checkpoint)) if arguments_of else {}
+    return {key: found.get(key) if value is None else value for key, value in model.items()}
+
+
+def _callbacks(run: Session) -> list[Callback]:
+    return [instantiate(entry) for entry in (run.cfg.get("callbacks") or {}).values()]
+
+
+def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path) -> None:
+    """Trains and leaves the best checkpoint and its metrics in ``folder``."""
+    # whatever the verb drew before it came to this, the same key gives the same weights
+    seed_everything(run.cfg.seed, workers=True, verbose=False)
+    classifier = _build(run, given)
+    if given is not None:
+        load_weights(classifier.network, given)
+    if run.cfg.task_name != "train":
+        log.info(
+            "ckpt_path is null: %s is trained first, in %s epochs on %s images, and kept. "
+            "ckpt_path=<file> dissects weights of your own, dissect.py fit=false the network as it is made.",
+            *(type(classifier.network).__name__, run.cfg.trainer.max_epochs, f"{len(run.data.splits.train):,}"),
+        )
+    if run.cfg.soft_labels:
+        classifier.set_soft_labels(*_soft_labels(run))
+    curves = EpochHistory()
+    callbacks = [*_callbacks(run), curves]
+    check_monitors(callbacks, classifier)
+    trainer = run.trainer(callbacks, logger=[*run.loggers, curves.logger])
+    resume = _Resume(run, key)
+    begun = str(given) if given is not None and run.cfg.get("resume") else None
+    if begun:
+        require_resumable(Path(begun), trainer.max_epochs)
+    trainer.fit(classifier, datamodule=run.data, ckpt_path=resume.point_to(callbacks) or begun, weights_only=True)
+    best = next((c.best_model_path for c in callbacks if isinstance(c, ModelCheckpoint) and c.monitor), "")
+    if "val" in run.data.fitted_splits:
+        log.warning(
+            "data.fit_on=%s: the validation images are trained on, so val/* says nothing about new faces, and the "
+            "weights of the last epoch are kept instead of the best by validation.",
+            run.data.fit_on,
+        )
+        best = ""
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if best:
+        load_weights(classifier.network, Path(best))
+        # not logged: a new trainer counts from epoch 0, and its figures would stand among the first epoch's
+        checked = run.evaluating_trainer(logger=False).validate(classifier, datamodule=run.data, verbose=False)
+        metrics |= {name: float(value) for name, value in checked[0].items()}
+    trainer.save_checkpoint(folder / CHECKPOINT, weights_only=True) if not best else _copy(best, folder / CHECKPOINT)
+    if first_rank():
+        curves.frame().to_csv(folder / HISTORY, index=False)
+        torch.save(metrics, folder / "metrics.pt")
+        write_json(folder / "key.json", key)
+        log_artifact(run.loggers, as_made(folder / CHECKPOINT, weights_hash(classifier.network)))
+    resume.done()
+
+
+def check_monitors(callbacks: Sequence[Callback], classifier: Classifier) -> None:
+    """Raises UserError for a figure that is followed and that no epoch will give, before the first one.
+
+    With a callback of the user's own nothing is refused: it may log what it likes.
+    """
+    if any(type(callback).__module__.split(".")[0] not in ("lightning", "emodissect") for callback in callbacks):
+        return
+    logged = (*classifier.logged, "train/lr")
+    followers = [(type(callback).__name__, getattr(callback, "monitor", None)) for callback in callbacks]
+    for follower, monitor in (*followers, ("The schedule", classifier.monitor)):
+        if monitor is not None and monitor not in logged:
+            raise UserError(f"{follower} follows monitor={monitor}, which no epoch logs. {nearest(monitor, logged)}")
+
+
+def require_resumable(path: Path, max_epochs: int | None) -> None:
+    """Raises UserError for a file that a training to ``max_epochs`` cannot go on with."""
+    held = read_checkpoint(path)
+    needed = ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "loops")
+    if missing := [name for name in needed if name not in held]:
+        raise UserError(
+            f"resume=true needs a Lightning checkpoint of a training, and {path} lacks {', '.join(missing)}. "
+            "resume=false starts a new training from its weights."
+        )
+    done = int(held["epoch"]) + 1
+    if max_epochs is not None and 0 <= max_epochs <= done:
+        raise UserError(f"{path} has {done} epochs behind it, and trainer.max_epochs={max_epochs}: give a larger one.")
+    by_epoch = max(int(held["global_step"]) // done, 1)
+    ends = [int(s["T_max"]) for s in held["lr_schedulers"] if "T_max" in s]
+    ends += [int(s["total_steps"]) // by_epoch for s in held["lr_schedulers"] if "total_steps" in s]
+    if ends and (max_epochs is None or max_epochs == -1 or max_epochs > min(ends)):
+        raise UserError(
+            f"the schedule in {path} is laid out for {min(ends)} epochs, and trainer.max_epochs={max_epochs}. Go on to "
+            "the end it was laid out for, or take resume=false: a new training from its weights."
+        )
+
+
+def as_made(checkpoint: Path, weights: str) -> Made:
+    """A classifier as W&B keeps it."""
+    return Made("classifier", "checkpoint", [checkpoint], {"weights": weights})
+
+
+def _copy(source: str, target: Path) -> None:
+    if first_rank():
+        shutil.copyfile(source, target)
+
+
+class _Resume:
+    """A pointer from a training's key to the last checkpoint of an unfinished run of it."""
+
+    def __init__(self, run: Session, key: Mapping[str, Any]) -> None:
+        self.run = run
+        self.pointer = run.cache.root / "training" / f"{content_key(key)}.resume"
+
+    def point_to(self, callbacks: list[Callback]) -> str | None:
+        """Points to where this run will keep its last checkpoint; gives the last run's, where one was cut off."""
+        found = None
+        if self.pointer.exists() and self.run.cfg.reuse:
+            last = Path(self.pointer.read_text().strip())
+            if last.exists():
+                try:
+                    epoch = int(torch.load(last, map_location="cpu", weights_only=True)["epoch"])
+                    log.warning("Going on with the training that was cut off after epoch %d (%s).", epoch, last)
+                    found = str(last)
+                except (RuntimeError, KeyError, EOFError, OSError) as error:
+                    log.warning("The last state of a training that was cut off is unusable (%s): starting anew.", error)
+        keepers = [c for c in callbacks if isinstance(c, ModelCheckpoint)]
+        if found:  # in the folder of the run that was cut off: there lies the best so far, and its callbacks know it
+            for keeper in keepers:
+                keeper.dirpath = str(Path(found).parent)
+        kept = [c for c in keepers if c.monitor is None and c.dirpath]
+        if kept and first_rank():
+            self.pointer.parent.mkdir(parents=True, exist_ok=True)
+            self.pointer.write_text(str(Path(str(kept[0].dirpath)) / f"{kept[0].filename}.ckpt"))
+        return found
+
+    def done(self) -> None:
+        """Forgets the pointer."""
+        if first_rank():
+            self.pointer.unlink(missing_ok=True)

@@ -1,0 +1,116 @@
+"""The end of a multirun: one table of all its jobs, the best by validation, and a run that holds them together."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from emodissect.app.cli import ERROR_FILE, SUMMARY_FILE, users_mistake
+
+log = logging.getLogger(__name__)
+
+TABLE = "sweep.csv"
+
+
+class SweepTable(Callback):
+    """A Hydra callback: after the last job of a multirun it writes ``sweep.csv`` and ``sweep.html``.
+
+    A failed job is a row with its error; the multirun then ends with exit code 1, after the table is written.
+    """
+
+    def __init__(self) -> None:
+        self.stood: dict[Path, int] = {}
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Notes what an earlier multirun left in the same folder: it is no job of this one."""
+        self.stood = job_folders(Path(config.hydra.sweep.dir))
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Collects the jobs' summaries."""
+        folder = Path(config.hydra.sweep.dir)
+        started = [job for job, when in job_folders(folder).items() if self.stood.get(job) != when]
+        if not started:
+            return
+        from emodissect.app.sweep_results import conclude
+
+        console = Console(stderr=True)
+        jobs = sweep_table(folder, started)
+        try:
+            conclude(jobs, swept_words(started), folder, config)
+        except Exception as error:  # such as W&B that cannot be reached; Hydra would lose it in a warning
+            console.print(
+                f"The sweep's end is incomplete: {users_mistake(error) or repr(error)}", style="red", markup=False
+            )
+        failed = jobs["error"].notna().sum() if "error" in jobs else 0
+        if failed:
+            console.print(f"{failed} of {len(jobs)} jobs failed; {folder / TABLE} tells why.", style="red")
+            sys.exit(1)
+
+
+def job_folders(folder: Path) -> dict[Path, int]:
+    """The jobs' folders in their order, each with the time (ns) at which its job was begun."""
+    begun = {path.parent.parent: path.stat().st_mtime_ns for path in folder.glob("**/.hydra/overrides.yaml")}
+    return {job: begun[job] for job in sorted(begun, key=_number)}
+
+
+def sweep_table(folder: Path, jobs: Sequence[Path]) -> pd.DataFrame:
+    """One row a job: its overrides, the plain figures of its summary.json, or its error.
+
+    A job that left neither (killed, or still at work) says so in ``error``.
+
+    Args:
+        folder: of the multirun.
+        jobs: their folders.
+    """
+    rows = []
+    for job in jobs:
+        row: dict[str, Any] = {"job": job.relative_to(folder).as_posix(), **overrides_of(job)}
+        try:
+            summary = json.loads((job / SUMMARY_FILE).read_text())
+            row |= {k: v for k, v in summary.items() if isinstance(v, str | int | float | bool) or v is None}
+        except (OSError, ValueError):
+            try:
+                row["error"] = json.loads((job / ERROR_FILE).read_text())["error"]
+            except (OSError, ValueError):
+                row["error"] = "no summary: killed, or still at work"
+        row["folder"] = str(job)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def overrides_of(job: Path) -> dict[str, Any]:
+    """What a job was told on top of its config: ``{"layer": "lin2", "tau": 0.5}``."""
+    found = {}
+    for override in OmegaConf.load(job / ".hydra" / "overrides.yaml"):
+        name, _, value = str(override).lstrip("+").partition("=")
+        found[name] = _plain(value)
+    if found.get("layer") == "named" and "layer.names" in found:  # layer=layer4.1.conv2, see command_line
+        found["layer"] = found.pop("layer.names")
+    return found
+
+
+def swept_words(jobs: Sequence[Path]) -> list[str]:
+    """The overrides that are not the same in every job, in the order they were typed."""
+    overrides = [overrides_of(job) for job in jobs]
+    names = dict.fromkeys(name for given in overrides for name in given)
+    return [name for name in names if len({str(given.get(name)) for given in overrides}) > 1]
+
+
+def _number(job: Path) -> tuple[int, str]:
+    return (int(job.name), "") if job.name.isdigit() else (10**9, str(job))
+
+
+def _plain(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,148 @@
+"""What a multirun leaves: its table and heat maps in the terminal, as CSV, as a page, and as one W&B run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import wandb
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import WandbLogger
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.columns import Columns
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from emodissect.app.manifest import manifest, typed_command
+from emodissect.app.sweep import TABLE
+from emodissect.core.atomic_files import atomic_write
+from emodissect.core.number_format import p_value, percent, plain, points, unbroken
+from emodissect.lightning.tracking import log_metrics
+from emodissect.report import SweepPage, figures
+from emodissect.report.sweep import readable
+from emodissect.report.terminal import Column, frame_table, matrix_table
+from emodissect.study.seeds import over_seeds
+
+SEEDS = "seeds.csv"
+"""Means and intervals over the seeds of a sweep, in its folder."""
+
+RANKED_BY = ("delta_val", "val/acc", "neuron_accuracy")
+"""What a sweep's jobs are ranked by, on validation where there is a choice: the first that its jobs have."""
+
+SETTINGS = {"layer": Column("layer"), "tau": Column("tau", plain), "factor": Column("factor", plain)}
+
+FIGURES = {
+    "delta_val": Column("on val", points),
+    "delta": Column("on test", points),
+    "p_value": Column("p", p_value),
+    "val/acc": Column("val acc", percent),
+    "test/acc": Column("test acc", percent),
+    "significant": Column("q < level"),
+    "neuron_accuracy": Column("accuracy", percent),
+    "neuron_accuracy_chance": Column("chance", percent),
+}
+"""What the terminal shows of a job beside its settings; changes of accuracy in points."""
+
+
+def conclude(jobs: pd.DataFrame, swept: Sequence[str], folder: Path, config: DictConfig) -> None:
+    """Writes ``sweep.csv`` and ``sweep.html``, prints the table and the best job, and logs them as one W&B run.
+
+    Where seeds were swept, ``seeds.csv`` holds each figure's mean and interval over them.
+
+    Args:
+        jobs: one row a job, see :func:`emodissect.app.sweep.sweep_table`.
+        swept: the overrides in which the jobs differ.
+        folder: of the multirun.
+        config: as it was composed for the multirun.
+    """
+    _write(jobs, folder / TABLE)
+    replicates = over_seeds(jobs, swept)
+    value = next((name for name in RANKED_BY if name in jobs and jobs[name].notna().any()), RANKED_BY[0])
+    made_by = manifest(Path(config.paths.root_dir), folder=str(folder))
+    page = SweepPage(jobs, value, typed_command(), made_by, swept=swept, replicates=replicates)
+    page.write(folder / "sweep.html")
+    console = Console()
+    show(page, console)
+    console.print(f"[dim]report:[/] {folder / 'sweep.html'}", soft_wrap=True, highlight=False)
+    console.print(f"[dim]table:[/] {folder / TABLE}", soft_wrap=True, highlight=False)
+    if len(replicates):
+        _write(replicates, folder / SEEDS)
+        console.print(f"[dim]seeds:[/] {folder / SEEDS}", soft_wrap=True, highlight=False)
+    _log(page, folder, config)
+
+
+def _write(frame: pd.DataFrame, path: Path) -> None:
+    with atomic_write(path) as unfinished:
+        frame.to_csv(unfinished, index=False)
+
+
+def show(page: SweepPage, console: Console) -> None:
+    """The table of jobs, the heat maps, what failed, and the best job by validation."""
+    jobs = page.jobs
+    varied = {name: Column(name) for name in page.swept if name in jobs and name not in SETTINGS}
+    columns = {"job": Column("job"), **SETTINGS, **varied, **FIGURES}
+    shown = {name: column for name, column in columns.items() if name in jobs and jobs[name].notna().any()}
+    spare = [name for name in shown if name in FIGURES and name not in RANKED_BY[:2]]
+    console.print(frame_table(jobs, "The sweep", shown, rows=60, spare=spare, console=console))
+    if maps := [heat_map(grid, name) for name, grid in page.grids().items()]:
+        console.print("[bold]Change on validation in points, by tau (down) and factor (across)[/]")
+        console.print(Columns(maps, padding=(0, 3)))
+    if len(page.replicates):
+        console.print(frame_table(readable(page.replicates), "Over seeds, in per cent or points", console=console))
+    for row in page.failed.to_dict("records"):
+        console.print(f"[red]job {row['job']} failed:[/] {escape(row['error'])}", highlight=False)
+    if page.best is not None:
+        console.print(f"\n{page.summary()}", highlight=False, markup=False)
+        if isinstance(page.best.get("verdict"), str):
+            console.print(unbroken(page.best["verdict"]), style="bold", highlight=False, markup=False)
+
+
+def heat_map(grid: pd.DataFrame, title: str) -> Table:
+    """A layer's cells by tau and factor: green above zero, red below, the best of the sweep reversed.
+
+    Args:
+        grid: columns tau, factor, delta (a fraction), chosen.
+        title: above it.
+    """
+    cells: dict[tuple[str, str], str] = {}
+    for cell in grid.to_dict("records"):
+        colour = "green" if cell["delta"] > 0 else "red" if cell["delta"] < 0 else ""
+        style = " ".join(filter(None, (colour, "reverse" if cell["chosen"] else "")))
+        text = points(cell["delta"])
+        cells[plain(cell["tau"]), plain(cell["factor"])] = f"[{style}]{text}[/]" if style else text
+    rows, across = ([plain(v) for v in sorted(grid[name].unique())] for name in ("tau", "factor"))
+    return matrix_table(title, "tau \\ factor", rows, across, cells)
+
+
+def _log(page: SweepPage, folder: Path, config: DictConfig) -> None:
+    """One W&B run of the sweep's group, where the jobs logged to W&B."""
+    entry = (config.get("logger") or {}).get("wandb")
+    if entry is None:
+        return
+    entry = OmegaConf.create(OmegaConf.to_container(entry))
+    with open_dict(entry):
+        entry.update(save_dir=str(folder), group=folder.name, job_type="sweep", name=f"sweep-{folder.name}", id=None)
+        entry.tags = list(config.get("tags") or [])
+    logger: Any = instantiate(entry)
+    assert isinstance(logger, WandbLogger)
+    run = logger.experiment
+    try:
+        run.log({"sweep/jobs": wandb.Table(dataframe=page.jobs.astype(str))})
+        if len(page.replicates):
+            run.log({"sweep/seeds": wandb.Table(dataframe=page.replicates)})
+        limit = page.full_colour()
+        for name, grid in page.grids().items():
+            drawing = figures.grid_heatmap(grid, f"{name}: change on validation", limit=limit)
+            run.log({f"sweep/grid_{name.replace(' · ', '_')}": wandb.Image(drawing)})
+        numbers: dict[str, float] = {"sweep/count": len(page.jobs), "sweep/failed": len(page.failed)}
+        if (best := page.best) is not None:
+            wanted = [name for name in (*SETTINGS, "seed", *FIGURES) if isinstance(best.get(name), int | float)]
+            numbers |= {f"sweep/best/{name}": float(best[name]) for name in wanted}
+            run.summary["sweep/best/job"] = f"{best['job']}: {page.name(best)}"
+        log_metrics([logger], numbers)
+        run.summary.update(numbers)
+    finally:
+        wandb.finish()

@@ -1,0 +1,171 @@
+"""Concept scores that people, or the drawing program, have told: labels, votes, presence, or a user's table."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from emodissect.concepts.concept_set import ConceptSet, class_key, name_key
+from emodissect.concepts.scores import ConceptScores
+from emodissect.core.cache import Cache, file_hash
+from emodissect.core.errors import UserError, nearest
+from emodissect.data.images import Annotations, ImageSet
+
+log = logging.getLogger(__name__)
+
+_SOURCES = ("labels", "votes", "presence")
+_ID_COLUMNS = ("image_id", "id")
+
+
+@dataclass(frozen=True)
+class AnnotationScorer:
+    """Scores from annotations.
+
+    Attributes:
+        source: where the scores come from:
+
+            - ``labels``: 1 where the image's class is one the concept stands for, else 0;
+            - ``votes``: the share of an image's FER+ votes that fell on the concept's classes;
+            - ``presence``: how strongly the concept was drawn (``data=sketches``);
+            - a path: a CSV or Parquet table with a column ``image_id`` (or ``id``) and one column a concept.
+    """
+
+    source: str = "labels"
+
+    def __post_init__(self) -> None:
+        if self.source in _SOURCES:
+            return
+        path = Path(self.source).expanduser()
+        if path.suffix.lower() not in (".csv", ".parquet"):
+            raise UserError(
+                f"scorer.source={self.source} is neither a kind of annotation nor a .csv or .parquet table. "
+                + nearest(self.source, _SOURCES)
+            )
+        if not path.is_file():
+            raise UserError(f"The annotation table {path} does not exist (scorer.source={self.source}).")
+
+    def score(
+        self, images: ImageSet, concepts: ConceptSet, class_names: Sequence[str], cache: Cache | None = None
+    ) -> ConceptScores:
+        """Scores of every image for every concept; nothing is cached, for nothing is dear.
+
+        Raises:
+            UserError: the data carries no such annotations, or a concept, class or image is missing from them.
+        """
+        if self.source == "labels":
+            values = _from_labels(images, concepts, class_names)
+        elif self.source == "votes":
+            values = _from_votes(self._annotations(images), concepts, class_names)
+        elif self.source == "presence":
+            values = _columns(self._annotations(images), concepts, "the data's annotations 'presence'")
+        else:
+            values = _columns(self._table(images, concepts), concepts, f"the table {self.source}")
+        return ConceptScores(images.ids, concepts.names, values, self.fingerprint())
+
+    def check(self, images: ImageSet, concepts: ConceptSet, class_names: Sequence[str]) -> None:
+        """Raises UserError as :meth:`score`, which costs nothing, would."""
+        self.score(images, concepts, class_names)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The kind of annotation; for a table, its content."""
+        if self.source in _SOURCES:
+            return {"scorer": "annotations", "source": self.source}
+        path = Path(self.source).expanduser()
+        return {"scorer": "annotations", "source": path.name, "sha256": file_hash(path)}
+
+    def _annotations(self, images: ImageSet) -> Annotations:
+        if self.source not in images.annotations:
+            where = {"votes": "data=fer2013 with FER+ votes", "presence": "data=sketches"}[self.source]
+            raise UserError(
+                f"scorer.source={self.source} needs annotations that this data does not carry; they come with "
+                f"{where}. It carries: {', '.join(['labels', *images.annotations])}."
+            )
+        return images.annotations[self.source]
+
+    def _table(self, images: ImageSet, concepts: ConceptSet) -> Annotations:
+        path = Path(self.source).expanduser()
+        try:
+            frame = pd.read_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path)
+        except (ValueError, OSError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
+            raise UserError(f"The annotation table {path} cannot be read: {error}") from error
+        frame.columns = frame.columns.astype(str)
+        id_column = next((name for name in _ID_COLUMNS if name in frame.columns), None)
+        if id_column is None:
+            raise UserError(
+                f"The annotation table {path} has no column 'image_id'. Its columns: {', '.join(frame.columns[:12])}."
+            )
+        ids = pd.to_numeric(frame[id_column], errors="coerce")
+        if ids.isna().any() or ids.duplicated().any():
+            fault = "a value that is no number" if ids.isna().any() else "the same image twice"
+            raise UserError(f"The column '{id_column}' of the annotation table {path} holds {fault}.")
+        wanted = {name_key(name) for name in concepts.names}
+        kept = [name for name in frame.columns if name != id_column and name_key(name) in wanted]
+        rest = [name for name in frame.columns if name != id_column and name not in kept]
+        numbers = frame[kept].apply(pd.to_numeric, errors="coerce")
+        holed = [name for name in kept if numbers[name].isna().any()]
+        if holed:
+            row = int(numbers[holed[0]].isna().to_numpy().argmax())
+            raise UserError(
+                f"The annotation table {path} holds no number in row {row + 1} of the column '{holed[0]}'. "
+                "Every image needs a score for every concept."
+            )
+        values = torch.from_numpy(numbers.to_numpy(dtype="float32", copy=True))
+        rows = ConceptScores(torch.tensor(ids.to_numpy(dtype="int64")), tuple(kept), values)
+        # The names of columns that were not asked for stay known, for "did you mean".
+        at_images = torch.cat([rows.at(images.ids), torch.zeros(len(images), len(rest))], dim=1)
+        return Annotations((*kept, *rest), at_images)
+
+
+def _from_labels(images: ImageSet, concepts: ConceptSet, class_names: Sequence[str]) -> Float[Tensor, "image concept"]:
+    mask = concepts.class_mask(class_names)
+    _demand_classes(mask.any(dim=1), concepts, "labels")
+    return mask.T[images.labels].float()
+
+
+def _from_votes(votes: Annotations, concepts: ConceptSet, class_names: Sequence[str]) -> Float[Tensor, "image concept"]:
+    concepts.class_mask(class_names)  # a misspelt class is told with the data's names, not with the votes' alone
+    voted = {class_key(name) for name in votes.names}
+    mask = torch.zeros(len(concepts), len(votes.names))
+    for row, name in enumerate(concepts.names):
+        given = concepts.classes.get(name) or (name,)
+        unvoted = [class_name for class_name in given if class_key(class_name) not in voted]
+        if unvoted and concepts.classes.get(name):
+            raise UserError(
+                f"Nobody could vote for '{unvoted[0]}', which the concept '{name}' stands for. "
+                + nearest(unvoted[0], votes.names)
+            )
+        keys = {class_key(class_name) for class_name in given}
+        mask[row] = torch.tensor([float(class_key(column) in keys) for column in votes.names])
+    _demand_classes(mask.any(dim=1), concepts, "votes")
+    return votes.values.float() @ mask.T
+
+
+def _columns(table: Annotations, concepts: ConceptSet, where: str) -> Float[Tensor, "image concept"]:
+    column = {name_key(name): index for index, name in enumerate(table.names)}
+    missing = [name for name in concepts.names if name_key(name) not in column]
+    if missing:
+        listed = ", ".join(f"'{name}'" for name in missing[:8]) + (", …" if len(missing) > 8 else "")
+        raise UserError(
+            f"{len(missing):,} of {len(concepts):,} concepts are missing from {where}: {listed}. "
+            f"{nearest(missing[0], table.names)} For concepts that are classes, scorer.source=labels needs no columns."
+        )
+    return table.values[:, [column[name_key(name)] for name in concepts.names]].float()
+
+
+def _demand_classes(some: Tensor, concepts: ConceptSet, source: str) -> None:
+    without = [name for name, has in zip(concepts.names, some.tolist(), strict=True) if not has]
+    if without:
+        listed = ", ".join(f"'{name}'" for name in without[:8]) + (", …" if len(without) > 8 else "")
+        raise UserError(
+            f"scorer.source={source} needs the classes each concept stands for; {len(without):,} of {len(concepts):,} "
+            f"in {concepts.origin} have none: {listed}. Write them into the concept file (docs/concepts.md), or use "
+            "scorer=clip, which needs none."
+        )

@@ -1,0 +1,121 @@
+"""CLIP weights from the hub: the local copy first, then one short try at the network."""
+
+from __future__ import annotations
+
+import logging
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants as hub
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+from open_clip.pretrained import download_pretrained_from_url
+
+from emodissect.core.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 10.0  # seconds until a silent server counts as out of reach
+
+
+def downloaded(model_name: str, tag: str, known: Mapping[str, Any]) -> Path:
+    """The weights file of an open_clip tag; a copy that is already here is taken without asking the network.
+
+    Args:
+        model_name: the architecture.
+        tag: open_clip's name of the weights.
+        known: open_clip's record of the tag: ``hf_hub`` (repository and file) or ``url``.
+
+    Raises:
+        UserError: no copy is here and none can be had.
+    """
+    tried: list[str] = []
+    if known.get("hf_hub"):
+        repository, _, name = str(known["hf_hub"]).rpartition("/")
+        names = [name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+        if name.endswith((".bin", ".pth")):
+            names.insert(0, f"{name[:-4]}.safetensors")
+        found = _from_hub(repository, names, tried)
+        if found is not None:
+            return found
+    elif known.get("url"):
+        found = _from_url(str(known["url"]), tried)
+        if found is not None:
+            return found
+    repository = str(known.get("hf_hub") or "").rpartition("/")[0]
+    raise UserError(offline_advice(f"{model_name} with the weights '{tag}'", tried, repository))
+
+
+def offline_advice(what: str, tried: Sequence[str], repository: str = "") -> str:
+    """What to do when weights cannot be downloaded, from the hub's ``repository`` where that is known."""
+    return (
+        f"The CLIP {what} is not on this machine and cannot be downloaded. Tried: {'; '.join(tried) or 'nothing'}. "
+        f"On a machine with network, `hf download {repository or '<repository>'} open_clip_model.safetensors` puts it "
+        f"into the hub's cache ({hub.HF_HUB_CACHE}; HF_HUB_CACHE names another), which may be copied here; a mirror is "
+        "asked with HF_ENDPOINT=<address>; or give the file itself: "
+        "clip=file clip.model_name=<architecture> clip.weights=<file>. These need no network: clip=tiny (knows drawn "
+        "faces), scorer=annotations."
+    )
+
+
+def _from_hub(repository: str, names: Sequence[str], tried: list[str]) -> Path | None:
+    for name in names:
+        held = try_to_load_from_cache(repository, name)
+        if isinstance(held, str):
+            return Path(held)
+    endpoint = os.environ.get("HF_ENDPOINT") or hub.ENDPOINT
+    silence = _silence(endpoint)
+    if silence is not None:
+        tried.append(f"{endpoint}/{repository}/{names[0]} ({silence})")
+        return None
+    for name in names:
+        where = f"{endpoint}/{repository}/{name}"
+        log.info("Downloading %s", where)
+        try:
+            return Path(hf_hub_download(repository, name, etag_timeout=_PATIENCE, endpoint=endpoint))
+        except LocalEntryNotFoundError as error:
+            tried.append(f"{where} ({_brief(error.__cause__ or error)})")
+            return None  # the network, not the name: the next name would wait as long
+        except EntryNotFoundError:
+            tried.append(f"{where} (no such file)")
+        except Exception as error:  # the hub's client raises its own, httpx's or requests' errors, by version
+            tried.append(f"{where} ({_brief(error)})")
+            return None
+    return None
+
+
+def _silence(address: str) -> str | None:
+    """Why a server cannot be asked at all, or None; the hub's client would try for half a minute before it says so."""
+    if hub.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=_PATIENCE):
+            return None
+    except urllib.error.HTTPError:
+        return None  # it answers
+    except OSError as error:
+        return _brief(error)
+
+
+def _from_url(url: str, tried: list[str]) -> Path | None:
+    held = Path("~/.cache/clip").expanduser() / url.rpartition("/")[2]
+    try:
+        # open_clip's own download waits without limit.
+        silence = None if held.is_file() else _silence(url)
+        if silence is not None:
+            tried.append(f"{url} ({silence})")
+            return None
+        return Path(download_pretrained_from_url(url))
+    except (OSError, RuntimeError) as error:
+        tried.append(f"{url} ({_brief(error)})")
+        return None
+
+
+def _brief(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

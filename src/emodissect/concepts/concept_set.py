@@ -1,0 +1,177 @@
+"""Concept sets: the words neurons may be labelled with, and the classes each stands for."""
+
+from __future__ import annotations
+
+import logging
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from emodissect.concepts.concept_files import read_rows
+from emodissect.core.errors import UserError, nearest
+
+log = logging.getLogger(__name__)
+
+# The same emotion as adjective, noun or participle: FER2013 says "angry", FER+ "anger", folders often "Surprised".
+_SAME_EMOTION = {
+    "anger": "angry",
+    "disgusted": "disgust",
+    "fearful": "fear",
+    "afraid": "fear",
+    "scared": "fear",
+    "happiness": "happy",
+    "joy": "happy",
+    "sadness": "sad",
+    "surprised": "surprise",
+    "contemptuous": "contempt",
+}
+
+
+@dataclass(frozen=True)
+class ConceptSet:
+    """The concepts of one dissection, in the order of the score matrix's columns.
+
+    Attributes:
+        names: the concepts as they are shown and as they are given to CLIP; no two alike but for case and spaces.
+        classes: by concept, the class names it counts as correct for (neuron accuracy); a concept may be missing.
+        origin: where the set comes from, e.g. ``expressions25`` or a file's path.
+    """
+
+    names: tuple[str, ...]
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    origin: str = "given"
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def class_mask(self, class_names: Sequence[str]) -> Bool[Tensor, "concept class"]:
+        """Which classes each concept stands for.
+
+        Classes are compared without case, spaces and punctuation, and the usual forms of the emotions are one class
+        (angry, anger). A concept that is given without classes stands for the class it is named like, if there is
+        one, and else for none: its row is all False.
+
+        Args:
+            class_names: the data's classes, in label order.
+
+        Raises:
+            UserError: a concept stands for a class that the data does not have.
+        """
+        column = {class_key(name): index for index, name in enumerate(class_names)}
+        mask = torch.zeros(len(self.names), len(class_names), dtype=torch.bool)
+        for row, name in enumerate(self.names):
+            given = self.classes.get(name, ())
+            for class_name in given:
+                if class_key(class_name) not in column:
+                    raise UserError(
+                        f"Concept '{name}' of {self.origin} stands for the class '{class_name}', which the data does "
+                        f"not have. {nearest(class_name, class_names)} Change the concept's classes or the data."
+                    )
+                mask[row, column[class_key(class_name)]] = True
+            if not given and class_key(name) in column:
+                mask[row, column[class_key(name)]] = True
+        return mask
+
+    def fingerprint(self) -> dict[str, object]:
+        """The content of the set as plain values: names in order, and classes."""
+        return {"names": list(self.names), "classes": {name: list(of) for name, of in self.classes.items()}}
+
+
+def concept_set(
+    concepts: Mapping[str, str | Sequence[str] | None] | Iterable[str], origin: str = "given"
+) -> ConceptSet:
+    """A set from names, or from names with the classes each stands for.
+
+    Args:
+        concepts: ``{name: class or classes or nothing}`` or names alone.
+        origin: where they come from, for messages and manifests.
+
+    Raises:
+        UserError: no concept is left after blank ones are dropped.
+    """
+    if isinstance(concepts, Mapping):
+        rows = [(str(name), _listed(classes)) for name, classes in concepts.items()]
+    else:
+        rows = [(str(name), ()) for name in concepts]
+    return tidied(rows, origin)
+
+
+def read_concepts(path: str | Path) -> ConceptSet:
+    """A set from a file: ``.txt`` (one concept a line), ``.yaml``/``.yml``, ``.json`` or ``.csv``.
+
+    YAML and JSON hold a list of names or ``{name: classes}``; CSV holds one concept a row and, in a second column, its
+    classes with ``;`` between them (a header ``concept,classes`` is recognised). What had to be tidied is logged.
+
+    Raises:
+        UserError: the file is missing, of another kind, malformed, or holds no concept.
+    """
+    path = Path(path).expanduser()
+    return tidied(read_rows(path), str(path))
+
+
+def tidied(rows: Iterable[tuple[str, tuple[str, ...]]], origin: str) -> ConceptSet:
+    """A set of clean, distinct names; one log line says what was dropped or changed.
+
+    Spaces are trimmed and runs of them made one, byte-order marks and zero-width characters removed, letters composed
+    (Unicode NFC). Names that differ only in case, spaces or compatible forms are one concept: the first spelling
+    stays, the classes are joined.
+    """
+    classes: dict[str, tuple[str, ...]] = {}
+    spelled: dict[str, str] = {}
+    blank = spaced = doubled = foreign = 0
+    for raw, given in rows:
+        name = clean_name(raw)
+        if not name:
+            blank += 1
+            continue
+        spaced += name != unicodedata.normalize("NFC", raw)
+        key = name_key(name)
+        if key in spelled:
+            doubled += 1
+        else:
+            foreign += not name.isascii()
+        kept = spelled.setdefault(key, name)
+        known = classes.setdefault(kept, ())
+        classes[kept] = known + tuple(dict.fromkeys(c for c in map(clean_name, given) if c and c not in known))
+    if not classes:
+        raise UserError(
+            f"The concept set {origin} holds no concept. Write one a line (.txt), or a list or {{name: classes}} "
+            "(.yaml, .json), or choose a set: concepts=expressions25 or concepts=fer7."
+        )
+    notes = {"blank left out": blank, "duplicate left out": doubled, "tidied": spaced, "not ASCII": foreign}
+    told = "".join(f", {count:,} {what}" for what, count in notes.items() if count)
+    log.info(
+        "%s concepts from %s, %s of them with classes%s.",
+        *(f"{len(classes):,}", origin, f"{sum(map(bool, classes.values())):,}", told),
+    )
+    return ConceptSet(tuple(classes), {name: of for name, of in classes.items() if of}, origin)
+
+
+def clean_name(text: str) -> str:
+    """A name without stray spaces, invisible characters and byte-order marks, its letters composed (NFC)."""
+    if not text.isascii():
+        text = "".join(c for c in unicodedata.normalize("NFC", text) if unicodedata.category(c) not in ("Cf", "Cc"))
+    return " ".join(text.split())
+
+
+def name_key(name: str) -> str:
+    """What two spellings of one concept have in common: no case, no surplus spaces, compatible forms made one."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def class_key(name: str) -> str:
+    """What two spellings of one class have in common: letters and digits without case, the emotion's usual form."""
+    letters = re.sub(r"[\W_]+", "", name_key(name))
+    return _SAME_EMOTION.get(letters, letters)
+
+
+def _listed(classes: str | Sequence[str] | None) -> tuple[str, ...]:
+    if classes is None:
+        return ()
+    return (classes,) if isinstance(classes, str) else tuple(str(name) for name in classes)

@@ -1,0 +1,204 @@
+"""Which CLIP: an open_clip architecture with weights from the hub or from a file, found before it is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from jaxtyping import Int64
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from torch import Tensor, nn
+
+from emodissect.concepts.clip_images import ClipImages
+from emodissect.concepts.clip_weights import downloaded, offline_advice
+from emodissect.core.cache import file_hash
+from emodissect.core.errors import UserError, nearest
+
+log = logging.getLogger(__name__)
+
+Tokenizer = Callable[[Sequence[str]], Int64[Tensor, "text token"]]
+
+
+@dataclass(frozen=True)
+class OpenClip:
+    """A CLIP model of open_clip.
+
+    Attributes:
+        model_name: an architecture that open_clip knows (``ViT-B-16-quickgelu``), or ``hf-hub:org/repository``, or
+            ``local-dir:/folder``, which bring their own weights.
+        pretrained: open_clip's tag of the weights (``openai``, ``laion2b_s34b_b79k``, ...), downloaded once.
+        weights: a weights file instead: safetensors or a plain state dict, or OpenAI's own ``.pt`` archives.
+
+    Raises:
+        UserError: an unknown architecture or tag, no weights chosen, or a file that does not exist.
+    """
+
+    model_name: str
+    pretrained: str | None = None
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if self._brings_weights:
+            return
+        if self.model_name not in open_clip.list_models():
+            raise UserError(
+                f"open_clip knows no architecture '{self.model_name}' (clip.model_name). "
+                + nearest(self.model_name, open_clip.list_models())
+            )
+        if self.weights is not None:
+            if not Path(self.weights).expanduser().is_file():
+                raise UserError(f"The weights file {self.weights} does not exist (clip.weights).")
+        elif not open_clip.is_pretrained_cfg(self.model_name, self.pretrained or ""):
+            tags = open_clip.list_pretrained_tags_by_model(self.model_name)
+            raise UserError(
+                f"clip.pretrained={self.pretrained} names no weights of {self.model_name}. "
+                f"{nearest(self.pretrained or '', tags)} Or give a file: clip.weights=<file>."
+            )
+
+    @property
+    def _brings_weights(self) -> bool:
+        return self.model_name.startswith(("hf-hub:", "local-dir:"))
+
+    @property
+    def _tag(self) -> dict[str, Any]:
+        """What open_clip knows of the chosen weights: mean, std, activation."""
+        if self.weights is not None or self.pretrained is None:
+            return {}
+        return dict(open_clip.get_pretrained_cfg(self.model_name, self.pretrained))
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        """The weights file, downloaded where that is still to be done.
+
+        Raises:
+            UserError: it cannot be downloaded; the message says what was tried and what works offline.
+        """
+        if self.weights is not None:
+            return Path(self.weights).expanduser().absolute()
+        return downloaded(self.model_name, self.pretrained or "", self._tag)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The network with its weights, on the CPU, in fp32, for evaluation.
+
+        Raises:
+            UserError: the weights cannot be had, or do not fit the architecture.
+        """
+        with quiet_loading():
+            return self._loaded().eval()
+
+    def _loaded(self) -> nn.Module:
+        if self._brings_weights:
+            try:
+                model = open_clip.create_model(self.model_name, require_pretrained=True)
+            except (RuntimeError, OSError, ValueError) as error:
+                raise UserError(
+                    offline_advice(self.model_name, [f"{self.model_name}: {_first_line(error)}"])
+                ) from error
+            return model
+        try:
+            if _is_torchscript(self.checkpoint):
+                model = open_clip.load_openai_model(str(self.checkpoint), precision="fp32", device="cpu")
+            else:
+                model = open_clip.create_model(
+                    self.model_name,
+                    pretrained=str(self.checkpoint),
+                    force_quick_gelu=bool(self._tag.get("quick_gelu")),
+                    force_preprocess_cfg={k: v for k, v in self._preprocessing().items() if k != "size"},
+                )
+        except Exception as error:
+            raise UserError(
+                f"The weights {self.checkpoint} do not load as {self.model_name}: {_first_line(error)} Give the "
+                "architecture that the file was made with: clip.model_name=<one of open_clip.list_models()>."
+            ) from error
+        return model
+
+    @cached_property
+    def images(self) -> ClipImages:
+        """The model's own image preprocessing, batched."""
+        if self._brings_weights:
+            return ClipImages.of(open_clip.get_model_preprocess_cfg(self.model))
+        return ClipImages.of(self._preprocessing())
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Texts to token ids.
+
+        Raises:
+            UserError: the tokenizer lies on the hub and cannot be had.
+        """
+        try:
+            return open_clip.get_tokenizer(self.model_name)
+        except Exception as error:  # transformers missing, hub unreachable, file damaged: one answer for the user
+            raise UserError(
+                f"The tokenizer of {self.model_name} cannot be had: {_first_line(error)} "
+                "Architectures with OpenAI's tokenizer (ViT-B-16, RN50, ...) need nothing further."
+            ) from error
+
+    def unknown_words(self, text: str) -> tuple[str, ...]:
+        """The words of a text that the model has never read; none where the tokenizer spells every word."""
+        return ()
+
+    @cached_property
+    def _fingerprint(self) -> dict[str, Any]:
+        if self._brings_weights:
+            return {"model": self.model_name, "weights": _state_hash(self.model), "images": self.images.fingerprint()}
+        config = json.dumps(open_clip.get_model_config(self.model_name), sort_keys=True)
+        return {
+            "model": self.model_name,
+            "config": hashlib.sha256(config.encode()).hexdigest(),
+            "quick_gelu": bool(self._tag.get("quick_gelu")),
+            "weights": file_hash(self.checkpoint),
+            "images": self.images.fingerprint(),
+        }
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Architecture, weights and preprocessing, by content."""
+        return dict(self._fingerprint)
+
+    def _preprocessing(self) -> dict[str, Any]:
+        size = open_clip.get_model_config(self.model_name)["vision_cfg"].get("image_size", 224)
+        return merge_preprocess_dict(merge_preprocess_dict(PreprocessCfg(), self._tag), {"size": size})
+
+
+@contextmanager
+def quiet_loading(level: int = logging.INFO) -> Iterator[None]:
+    """open_clip tells the root logger of every step of making a model; what is above ``level`` is all one needs."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, level))
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether the file is one of OpenAI's own archives, which hold a program beside the weights."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _state_hash(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:3])[:400] or type(error).__name__
+    return text if text.endswith(".") else f"{text}."

@@ -1,0 +1,100 @@
+"""How strongly each concept is present in each image: the value that every scorer gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int64
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from emodissect.concepts.concept_set import ConceptSet
+from emodissect.core.cache import Cache
+from emodissect.core.errors import UserError
+from emodissect.data.images import ImageSet
+
+
+@dataclass(frozen=True)
+class ConceptScores:
+    """One score an image and concept; the scale is the scorer's (cosine for CLIP, presence for annotations).
+
+    Attributes:
+        ids: the image of each row.
+        names: the concept of each column.
+        values: the scores.
+        source: what they were made from, as plain values, for the manifest.
+    """
+
+    ids: Int64[Tensor, " image"]
+    names: tuple[str, ...]
+    values: Float[Tensor, "image concept"]
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if tuple(self.values.shape) != (len(self.ids), len(self.names)):
+            raise ValueError(
+                f"{len(self.ids)} ids and {len(self.names)} names for scores of shape {tuple(self.values.shape)}"
+            )
+
+    def at(self, ids: Int64[Tensor, " wanted"]) -> Float[Tensor, "wanted concept"]:
+        """The rows of the given images, in the order asked for.
+
+        Raises:
+            UserError: an image has no scores.
+        """
+        if torch.equal(ids, self.ids):
+            return self.values
+        ordered, order = torch.sort(self.ids)
+        position = torch.searchsorted(ordered, ids).clamp(max=max(len(ordered) - 1, 0))
+        known = ordered[position] == ids if len(ordered) else torch.zeros_like(ids, dtype=torch.bool)
+        if not bool(known.all()):
+            missing = ids[~known]
+            raise UserError(
+                f"{len(missing):,} of {len(ids):,} images have no concept scores, the first with the ids "
+                f"{missing[:5].tolist()}. The scores cover {len(self.ids):,} images; score the same probe set."
+            )
+        return self.values[order[position]]
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file; names and source stand in its header."""
+        tensors = {"ids": self.ids.contiguous(), "values": self.values.contiguous()}
+        header = {"names": json.dumps(self.names), "source": json.dumps(dict(self.source), default=str)}
+        save_file(tensors, str(path), metadata=header)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ConceptScores:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: the file is no such file.
+        """
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = file.metadata()
+                return cls(
+                    file.get_tensor("ids"),
+                    tuple(json.loads(header["names"])),
+                    file.get_tensor("values"),
+                    json.loads(header["source"]),
+                )
+        except (OSError, SafetensorError, KeyError, TypeError) as error:
+            raise UserError(f"{path} holds no concept scores ({error}). Make them anew with dissect.py.") from error
+
+
+class Scorer(Protocol):
+    """Anything that gives concept scores for images."""
+
+    def score(self, images: ImageSet, concepts: ConceptSet, class_names: Sequence[str], cache: Cache) -> ConceptScores:
+        """Scores of every image for every concept, in the set's order."""
+
+    def check(self, images: ImageSet, concepts: ConceptSet, class_names: Sequence[str]) -> None:
+        """Raises UserError where :meth:`score` could not be done, before anything long is."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything besides images and concepts that the scores depend on, by content."""

@@ -1,0 +1,137 @@
+"""The drawn faces as a data module: drawn once from a seed, kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from emodissect.core.errors import UserError, nearest
+from emodissect.data.datamodule import SPLITS, FaceDataModule
+from emodissect.data.images import Annotations, ImageSet, Splits
+from emodissect.demo.sketches.faces import draw_faces_in_processes
+from emodissect.demo.sketches.parameters import CLASS_NAMES, Difficulty
+from emodissect.demo.sketches.presence import CONCEPTS
+from emodissect.demo.sketches.sheet import SIZE
+
+log = logging.getLogger(__name__)
+
+BLOCK = 1_000_000
+"""Ids of a split start at its place times this, so that an image does not change with the sizes of other splits."""
+
+
+class Sketches(FaceDataModule):
+    """Drawn 48 x 48 grey faces of FER2013's seven classes, with the truth of 25 concepts in ``presence``.
+
+    Args:
+        train, val, test: images in each split.
+        seed: of the drawing; not the seed of the training.
+        difficulty: overrides of :class:`~emodissect.demo.sketches.parameters.Difficulty`, by name.
+        class_names, size, channels: what is drawn; given so that a configuration can refer to them.
+        **common: see :class:`~emodissect.data.datamodule.FaceDataModule`.
+
+    Raises:
+        UserError: a split of less than one image or more than a million, class names other than FER2013's, another size
+            or number of channels, or an unknown difficulty.
+    """
+
+    def __init__(
+        self,
+        *,
+        cache_dir: str | Path,
+        class_names: Sequence[str] = CLASS_NAMES,
+        train: int = 7000,
+        val: int = 1500,
+        test: int = 1500,
+        seed: int = 0,
+        difficulty: Mapping[str, Any] | None = None,
+        size: int = SIZE,
+        channels: int = 1,
+        batch_size: int = 64,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        audit: bool = False,
+        clean: bool = False,
+        on_device: bool = False,
+        fit_on: str = "train",
+    ) -> None:
+        super().__init__(
+            cache_dir=cache_dir,
+            class_names=class_names,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            audit=audit,
+            clean=clean,
+            on_device=on_device,
+            fit_on=fit_on,
+        )
+        self.counts = dict(zip(SPLITS, (train, val, test), strict=True))
+        for name, count in self.counts.items():
+            if not 1 <= count <= BLOCK:
+                raise UserError(f"data.{name}={count}: a split of drawn faces holds 1 to {BLOCK:,} images.")
+        if tuple(class_names) != CLASS_NAMES:
+            raise UserError(
+                f"data.class_names={list(class_names)}: drawn faces show {', '.join(CLASS_NAMES)}, in this order. "
+                "For other classes use data=image_folder."
+            )
+        if (size, channels) != (SIZE, 1):
+            raise UserError(
+                f"data.size={size}, data.channels={channels}: faces are drawn {SIZE} x {SIZE} and grey. What the "
+                "network takes is set in model.preprocess."
+            )
+        self.seed = int(seed)
+        given = dict(difficulty or {})
+        if unknown := [name for name in given if name not in asdict(Difficulty())]:
+            raise UserError(f"data.difficulty.{unknown[0]} is unknown. {nearest(unknown[0], asdict(Difficulty()))}")
+        if "intensity" in given:
+            shape = tuple(given["intensity"])
+            if len(shape) != 2 or not all(isinstance(part, int | float) and part > 0 for part in shape):
+                raise UserError(f"data.difficulty.intensity={list(shape)}: give two numbers above 0, e.g. [2.2,1.4].")
+            given["intensity"] = shape  # plain, for the cache's key and for other processes
+        self.difficulty = Difficulty(**given)
+
+    def read(self) -> Splits:
+        """The splits, drawn where the cache does not hold them yet."""
+        train, val, test = (self._split(name) for name in SPLITS)
+        return Splits(train, val, test, CLASS_NAMES)
+
+    def _split(self, name: str) -> ImageSet:
+        count, first = self.counts[name], SPLITS.index(name) * BLOCK
+        key = {
+            "images": count, "first": first, "seed": self.seed, "difficulty": asdict(self.difficulty), "code": _code(),
+        }  # fmt: skip
+
+        def write(folder: Path) -> None:
+            began = time.perf_counter()
+            drawn = draw_faces_in_processes(range(first, first + count), self.seed, self.difficulty)
+            log.info("Drew %d faces for %s in %.1f s.", count, name, time.perf_counter() - began)
+            save_file(
+                {
+                    "images": torch.from_numpy(drawn.images).unsqueeze(1),
+                    "labels": torch.from_numpy(drawn.labels),
+                    "ids": torch.arange(first, first + count),
+                    "presence": torch.from_numpy(drawn.presence).float(),
+                },
+                folder / "faces.safetensors",
+            )
+
+        held = load_file(self.cache.entry("sketches", key, write) / "faces.safetensors")
+        return ImageSet(
+            held["images"], held["labels"], held["ids"], {"presence": Annotations(CONCEPTS, held["presence"])}
+        )
+
+
+def _code() -> str:
+    """SHA-256 of the modules that decide what is drawn: a change of them is a new data set."""
+    digest = hashlib.sha256()
+    for module in ("parameters", "appearance", "drawing", "sheet", "presence", "faces"):
+        digest.update((Path(__file__).parent / f"{module}.py").read_bytes())
+    return digest.hexdigest()

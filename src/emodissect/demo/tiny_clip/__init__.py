@@ -1,0 +1,6 @@
+"""A small CLIP that knows drawn faces and the words for them, shipped with its weights."""
+
+from emodissect.demo.tiny_clip.model import MODEL_NAME, WEIGHTS, TinyClip
+from emodissect.demo.tiny_clip.tokenizer import WordTokenizer
+
+__all__ = ["MODEL_NAME", "WEIGHTS", "TinyClip", "WordTokenizer"]

@@ -1,0 +1,70 @@
+"""How well a CLIP knows the drawn faces: zero-shot accuracy, and how its scores rank a concept's presence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from emodissect.concepts.clip_images import ClipImages
+from emodissect.data.images import ImageSet
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """What a CLIP that was never told these images' labels says about them.
+
+    Attributes:
+        accuracy: share of images whose own class name has the highest cosine of all class names.
+        auroc: by concept, the chance that an image with the concept (presence >= .5) scores above one without it;
+            concepts that all or none of the images show are left out.
+    """
+
+    accuracy: float
+    auroc: Mapping[str, float]
+
+    @property
+    def mean_auroc(self) -> float:
+        """Mean over the concepts."""
+        return sum(self.auroc.values()) / len(self.auroc)
+
+
+def zero_shot(
+    class_scores: Float[Tensor, "image class"],
+    labels: Int64[Tensor, " image"],
+    concept_scores: Float[Tensor, "image concept"],
+    presence: Float[Tensor, "image concept"],
+    concepts: Sequence[str],
+) -> ZeroShot:
+    """Accuracy and AUROC from scores."""
+    accuracy = float((class_scores.argmax(dim=1) == labels).float().mean())
+    present = presence >= 0.5
+    auroc = {
+        name: float(roc_auc_score(present[:, column].numpy(), concept_scores[:, column].numpy()))
+        for column, name in enumerate(concepts)
+        if 0 < int(present[:, column].sum()) < len(present)
+    }
+    return ZeroShot(accuracy, auroc)
+
+
+@torch.inference_mode()
+def cosines(
+    model: nn.Module,
+    tokenize: Callable[[Sequence[str]], Tensor],
+    preprocess: ClipImages,
+    images: ImageSet,
+    texts: Sequence[str],
+    batch_size: int = 256,
+) -> Float[Tensor, "image text"]:
+    """Cosines of a network under training, without any cache."""
+    device = next(model.parameters()).device
+    told = model.encode_text(tokenize(texts).to(device), normalize=True)  # type: ignore[operator]
+    rows = [
+        model.encode_image(preprocess(pixels.to(device)), normalize=True) @ told.T  # type: ignore[operator]
+        for pixels in images.images.split(batch_size)
+    ]
+    return torch.cat(rows).float().cpu()

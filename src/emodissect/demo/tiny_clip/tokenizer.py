@@ -1,0 +1,79 @@
+"""A word-level tokenizer: the words of face captions, each a token, and one token for every other word."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from emodissect.core.errors import UserError
+
+PAD, UNKNOWN, START = 0, 1, 2
+_FIRST_WORD = 3
+
+
+def words_of(text: str) -> list[str]:
+    """The lower-case words of a text; punctuation parts them and is dropped."""
+    return re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold())
+
+
+class WordTokenizer:
+    """Texts to token ids: start, one token a word, end; called as open_clip's own tokenizers are.
+
+    The end token is the highest id, for CLIP reads a text's embedding at its highest id. Texts that are longer than
+    the context are cut before the end token.
+
+    Args:
+        words: the vocabulary, in token order.
+        context_length: tokens in a text, as in the model's configuration.
+        vocab_size: rows of the model's token table; those between the last word and the end token stay unused.
+
+    Raises:
+        UserError: more words than the table has rows.
+    """
+
+    def __init__(self, words: Sequence[str], context_length: int, vocab_size: int) -> None:
+        if len(set(words)) != len(words) or len(words) + _FIRST_WORD + 1 > vocab_size:
+            raise UserError(
+                f"A vocabulary of {len(words)} words ({len(set(words))} distinct) does not fit a token table of "
+                f"{vocab_size} rows. Raise vocab_size in the model's configuration."
+            )
+        self.words = tuple(words)
+        self.context_length = context_length
+        self.vocab_size = vocab_size
+        self.end = vocab_size - 1
+        self._ids = {word: index for index, word in enumerate(words, start=_FIRST_WORD)}
+
+    @classmethod
+    def read(cls, path: Path, context_length: int, vocab_size: int) -> WordTokenizer:
+        """From a file with one word a line."""
+        return cls(path.read_text(encoding="utf-8").split(), context_length, vocab_size)
+
+    def save(self, path: Path) -> None:
+        """Write one word a line."""
+        path.write_text("\n".join(self.words) + "\n", encoding="utf-8")
+
+    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Int64[Tensor, "text token"]:
+        length = context_length or self.context_length
+        listed = [texts] if isinstance(texts, str) else texts
+        tokens = torch.full((len(listed), length), PAD, dtype=torch.int64)
+        for row, text in enumerate(listed):
+            ids = [START, *(self._ids.get(word, UNKNOWN) for word in words_of(text))][: length - 1]
+            tokens[row, : len(ids) + 1] = torch.tensor([*ids, self.end])
+        return tokens
+
+    def unknown_words(self, text: str) -> tuple[str, ...]:
+        """The words of a text that are not in the vocabulary, each once, in reading order."""
+        return tuple(dict.fromkeys(word for word in words_of(text) if word not in self._ids))
+
+
+def vocabulary(texts: Iterable[str]) -> tuple[str, ...]:
+    """All words of the texts, the most frequent first."""
+    counts = Counter(word for text in texts for word in words_of(text))
+    return tuple(word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -1,0 +1,1 @@
+"""Neuron labels, and whether they are right."""

@@ -1,0 +1,335 @@
+"""From activations and concept scores to neuron labels, the layer table and concept shares."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int64
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from emodissect.concepts import ConceptScores
+from emodissect.concepts.concept_set import ConceptSet
+from emodissect.core.errors import UserError, nearest
+from emodissect.core.statistics import benjamini_hochberg, wilson
+from emodissect.data.images import ImageSet
+from emodissect.recording import LayerActivations
+from emodissect.similarity import Similarity, best_similarity_null, draws_to_pass, permutation_p, reached, standardised
+
+log = logging.getLogger(__name__)
+
+RUNNERS_UP = 4
+NO_CONCEPT = ""
+_CHEAP = 2**23  # (draw, concept) pairs that are scored in seconds
+
+
+@dataclass(frozen=True)
+class Interpretation:
+    """When a label counts, and against what.
+
+    Attributes:
+        tau: a neuron is interpretable when its similarity is above this (the study's cutoff).
+        level: false discovery rate at which a label counts as significant.
+        draws: random image sets behind each p-value; more where a wide layer needs them, see ``draws_to_pass``.
+        top_images: images whose classes decide a neuron's accuracy.
+        seed: of the random image sets.
+    """
+
+    tau: float = 0.0
+    level: float = 0.05
+    draws: int = 1000
+    top_images: int = 10
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Dissection:
+    """The labels of a network's neurons.
+
+    Attributes:
+        neurons: one row a neuron of each layer.
+        layers: one row a layer, the study's table with its null.
+        shares: each concept's share of the correctly labelled neurons, by layer.
+        null: by layer, the best similarity of random image sets, Float["draw"] (pooled over neurons).
+    """
+
+    neurons: pd.DataFrame
+    layers: pd.DataFrame
+    shares: pd.DataFrame
+    null: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def of(self, layer: str) -> pd.DataFrame:
+        """The rows of one layer, ordered by neuron. Raises UserError for a layer that was not dissected."""
+        rows = self.neurons[self.neurons["layer"] == layer]
+        if rows.empty:
+            known = list(self.layers["layer"])
+            raise UserError(f"The labels hold no layer '{layer}'. {nearest(layer, known)}")
+        return rows.sort_values("neuron").reset_index(drop=True)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of every neuron's row."""
+        return hashlib.sha256(self.neurons.to_json(orient="split", double_precision=15).encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Writes neurons.parquet and .csv, layers.csv, shares.csv and null.safetensors."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.neurons.to_parquet(folder / "neurons.parquet", index=False)
+        flat = self.neurons.copy()
+        for column in ("top_ids", "top_values", "runners_up", "runners_up_similarity"):
+            flat[column] = [";".join(str(x) for x in row) for row in flat[column]]
+        flat.to_csv(folder / "neurons.csv", index=False)
+        self.layers.to_csv(folder / "layers.csv", index=False)
+        self.shares.to_csv(folder / "shares.csv", index=False)
+        null = {name: torch.from_numpy(draws.copy()) for name, draws in self.null.items()}
+        save_file(null, folder / "null.safetensors")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Dissection:
+        """Reads what :meth:`save` wrote. Raises UserError where the folder holds no labels."""
+        path = Path(folder)
+        path = path.parent if path.name == "neurons.parquet" else path
+        try:
+            neurons = pd.read_parquet(path / "neurons.parquet")
+            layers = pd.read_csv(path / "layers.csv")
+            shares = pd.read_csv(path / "shares.csv", keep_default_na=False)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{folder} holds no neuron labels ({error}). Give the run folder of a dissect.py run, "
+                "which has neurons.parquet and layers.csv in it, or leave labels=null to dissect now."
+            ) from error
+        null_path = path / "null.safetensors"
+        null = {name: draws.numpy() for name, draws in load_file(null_path).items()} if null_path.exists() else {}
+        return cls(neurons, layers, shares, null)
+
+
+def dissect(
+    activations: Mapping[str, LayerActivations],
+    scores: ConceptScores,
+    measure: Similarity,
+    probe: ImageSet,
+    concepts: ConceptSet,
+    class_names: Sequence[str],
+    interpretation: Interpretation = Interpretation(),
+) -> Dissection:
+    """Labels every neuron of every layer.
+
+    Args:
+        activations: by layer, of the probe images.
+        scores: of at least the same images, by id.
+        measure: a similarity.
+        probe: the images, for their classes.
+        concepts: with the classes each stands for.
+        class_names: the classes in the order of ``probe.labels``.
+        interpretation: what counts as interpretable.
+    """
+    tables, nulls = [], {}
+    for name, layer in activations.items():
+        neurons, null = label_layer(layer, scores, measure, probe, concepts, class_names, interpretation)
+        tables.append(neurons)
+        nulls[name] = null
+    neurons = pd.concat(tables, ignore_index=True)
+    return Dissection(neurons, layer_table(neurons, nulls, interpretation), concept_shares(neurons), nulls)
+
+
+def label_layer(
+    layer: LayerActivations,
+    scores: ConceptScores,
+    measure: Similarity,
+    probe: ImageSet,
+    concepts: ConceptSet,
+    class_names: Sequence[str],
+    interpretation: Interpretation,
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """One row a neuron, and the layer's null of the best similarity.
+
+    A dead neuron (the same activation for every image) has no concept and a similarity of NaN: it is neither
+    interpretable nor significant, and takes no part in the false discovery rate.
+    """
+    presence = scores.at(layer.ids)
+    similarity = measure.of_layer(presence, layer)
+    shown = min(RUNNERS_UP + 1, similarity.shape[1])
+    best, concept = similarity.topk(shown, dim=1)
+    dead = layer.dead
+    null = best_similarity_null(measure, presence, layer, interpretation.draws, interpretation.seed, _null_of(layer))
+    p_value = _p_values(best[:, 0], null, measure, presence, layer, interpretation)
+    z = standardised(best[:, 0], null)
+    q_value = torch.full_like(p_value, float("nan"))
+    if (~dead).any():
+        q_value[~dead] = torch.as_tensor(benjamini_hochberg(p_value[~dead].numpy()), dtype=p_value.dtype)
+
+    top_ids = layer.top_ids[: interpretation.top_images]
+    top_values = layer.top_values[: interpretation.top_images]
+    accuracy, chance = neuron_accuracy(probe, top_ids, concept[:, 0], concepts.class_mask(class_names))
+    images = top_ids.shape[0]
+    intervals = np.array([wilson(hits, images) for hits in range(images + 1)])
+    low, high = intervals[(accuracy * images).nan_to_num().round().long().numpy()].T
+    unknown = accuracy.isnan().numpy() | dead.numpy()
+
+    names = np.array([*scores.names, NO_CONCEPT], dtype=object)
+    labels = np.where(dead.numpy(), NO_CONCEPT, names[concept[:, 0].numpy()])
+
+    def live(values: Tensor) -> np.ndarray:
+        return np.where(dead.numpy(), np.nan, values.double().numpy())
+
+    margin = best[:, 0] - best[:, 1] if shown > 1 else torch.full_like(best[:, 0], float("nan"))
+    frame = pd.DataFrame(
+        {
+            "layer": layer.layer,
+            "neuron": np.arange(layer.neurons),
+            "concept": labels,
+            "similarity": live(best[:, 0]),
+            "margin": live(margin),
+            "z": live(z),
+            "p_value": live(p_value),
+            "q_value": q_value.double().numpy(),
+            "accuracy": np.where(unknown, np.nan, accuracy.double().numpy()),
+            "accuracy_chance": np.where(unknown, np.nan, chance.double().numpy()),
+            "accuracy_low": np.where(unknown, np.nan, low),
+            "accuracy_high": np.where(unknown, np.nan, high),
+            "dead": dead.numpy(),
+            "interpretable": (~dead & (best[:, 0] > interpretation.tau)).numpy(),
+            "significant": (~dead & (q_value < interpretation.level)).numpy(),
+            "top_ids": top_ids.T.tolist(),
+            "top_values": top_values.T.double().tolist(),
+            "runners_up": [list(names[row]) for row in concept[:, 1:].numpy()],
+            "runners_up_similarity": best[:, 1:].double().tolist(),
+        }
+    )
+    return frame, pooled(null)
+
+
+def _p_values(
+    best: Float[Tensor, " neuron"],
+    null: Float[Tensor, "draw neuron"],
+    measure: Similarity,
+    presence: Float[Tensor, "image concept"],
+    layer: LayerActivations,
+    interpretation: Interpretation,
+) -> Float[Tensor, " neuron"]:
+    """p-values from the null, and from further draws where a wide layer's few clear neurons could not pass otherwise.
+
+    Where further draws are dear a warning says how many it would take.
+    """
+    draws, seed = len(null), interpretation.seed
+    p_value = permutation_p(best, null)
+    needed = draws_to_pass(p_value[~layer.dead], draws, interpretation.level)
+    if needed == draws:
+        return p_value
+    if measure.needs_values or needed * presence.shape[1] > _CHEAP:
+        log.warning(
+            "Layer %s: some neurons lie beyond all %s draws of the null, too few to pass a false discovery rate of %g "
+            "among %s neurons: p-values are no finer than 1/%s. probe.null_draws=%d is fine enough.",
+            *(layer.layer, f"{draws:,}", interpretation.level, f"{layer.neurons:,}", f"{draws + 1:,}", needed),
+        )
+        return p_value
+    counts, rounds = reached(best, null), math.ceil(needed / draws)
+    for further in range(1, rounds):
+        counts += reached(best, best_similarity_null(measure, presence, layer, draws, seed + further, _null_of(layer)))
+    return (1 + counts) / (1 + rounds * draws)
+
+
+def _null_of(layer: LayerActivations) -> str:
+    return f"null of {layer.layer}"
+
+
+def pooled(null: Float[Tensor, "draw neuron"], kept: int = 20_000) -> np.ndarray:
+    """The null's draws over all neurons as one sorted sample, thinned evenly to at most ``kept`` values."""
+    flat = np.sort(null.flatten().double().numpy())
+    if len(flat) <= kept:
+        return flat
+    return flat[np.linspace(0, len(flat) - 1, kept).round().astype(int)]
+
+
+def neuron_accuracy(
+    probe: ImageSet,
+    top_ids: Int64[Tensor, "rank neuron"],
+    concept: Int64[Tensor, " neuron"],
+    class_mask: Bool[Tensor, "concept class"],
+) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
+    """The share of a neuron's top images whose class is among those its label stands for, and that share by chance.
+
+    Chance is what images drawn at random from the probe set would give: the sum of the shares of the label's classes.
+    Both are NaN for a concept that stands for no class.
+    """
+    labels = probe.labels[probe.rows_of(top_ids.flatten())].view(top_ids.shape)
+    accepted = class_mask[concept]  # neuron class
+    hit = accepted.gather(1, labels.T)
+    priors = torch.bincount(probe.labels, minlength=class_mask.shape[1]).float() / len(probe)
+    chance = accepted.float() @ priors
+    stands_for_none = ~accepted.any(dim=1)
+    accuracy = hit.float().mean(dim=1)
+    nan = torch.tensor(float("nan"))
+    return torch.where(stands_for_none, nan, accuracy), torch.where(stands_for_none, nan, chance)
+
+
+def layer_table(neurons: pd.DataFrame, nulls: Mapping[str, np.ndarray], interpretation: Interpretation) -> pd.DataFrame:
+    """The study's table, one row a layer, with what chance would give beside it.
+
+    ``proportion`` is the share of live neurons that are interpretable (similarity > tau), ``proportion_null`` the same
+    share among random image sets, ``significant`` the number of neurons with q below the level.
+    """
+    rows = []
+    for layer, group in neurons.groupby("layer", sort=False):
+        live = group[~group["dead"]]
+        chosen, others = live[live["interpretable"]], live[~live["interpretable"]]
+        null = nulls.get(str(layer))
+        rows.append(
+            {
+                "layer": layer,
+                "neurons": len(group),
+                "dead": int(group["dead"].sum()),
+                "interpretable": len(chosen),
+                "not_interpretable": len(others),
+                "accuracy": live["accuracy"].mean(),
+                "accuracy_interpretable": chosen["accuracy"].mean(),
+                "accuracy_others": others["accuracy"].mean(),
+                "accuracy_chance": live["accuracy_chance"].mean(),
+                "proportion": len(chosen) / max(len(live), 1),
+                "proportion_null": float(np.mean(null > interpretation.tau)) if null is not None else np.nan,
+                "significant": int(group["significant"].sum()),
+                "mean_z": live["z"].mean(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def concept_shares(neurons: pd.DataFrame, correct_at: float = 0.5) -> pd.DataFrame:
+    """Each concept's share of a layer's correctly labelled neurons.
+
+    A neuron counts as correctly labelled when at least ``correct_at`` of its top images are of a class that its label
+    stands for.
+    """
+    correct = neurons[neurons["accuracy"] >= correct_at]
+    counts = correct.groupby(["layer", "concept"], sort=False).size().rename("neurons").reset_index()
+    counts["share"] = counts["neurons"] / counts.groupby("layer")["neurons"].transform("sum")
+    return counts.sort_values(["layer", "share"], ascending=[True, False], kind="stable").reset_index(drop=True)
+
+
+def most_interpretable(layers: pd.DataFrame, by: str = "interpretable", tails: Sequence[str] = ()) -> str:
+    """The layer to edit.
+
+    Args:
+        layers: the layer table.
+        by: ``interpretable`` counts interpretable neurons, as the study does, which favours wide layers;
+            ``corrected`` takes the share of interpretable neurons above the share among random image sets.
+        tails: layers that are not considered, e.g. the logits.
+
+    Raises:
+        UserError: an unknown criterion.
+    """
+    criteria = {
+        "interpretable": layers["interpretable"],
+        "corrected": layers["proportion"] - layers["proportion_null"],
+    }
+    if by not in criteria:
+        raise UserError(f"layer.keep.by={by} is unknown. {nearest(by, criteria)}")
+    considered = ~layers["layer"].isin(list(tails))
+    return str(layers["layer"].iloc[int(criteria[by].where(considered, float("-inf")).to_numpy().argmax())])

@@ -1,0 +1,144 @@
+"""Labels from one half of the images, judged on the other, which chose nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from emodissect.core.statistics import benjamini_hochberg
+from emodissect.dissection.quality.composition import CompositeLabel, Part, composite_labels
+from emodissect.dissection.quality.labelling import labelled, part_of
+from emodissect.dissection.quality.metrics import ALPHA, METRICS, of_labels, pearson
+from emodissect.dissection.quality.presence import calibrated_presence
+from emodissect.dissection.quality.sanity import sanity_metrics, sanity_table
+from emodissect.dissection.quality.simulation import calibrate, simulation_score
+from emodissect.dissection.quality.stability import halves
+from emodissect.dissection.quality.uncertainty import p_values, pearson_interval, pearson_p
+from emodissect.recording import LayerActivations
+from emodissect.similarity import Pearson, Similarity
+
+_SANE = 0.1
+"""Pearson on the labelling half above which a label is believed enough to be part of the sanity tests."""
+
+_OF_SCORES = ("pearson", "auprc")
+"""Metrics of the scores themselves: neither has a threshold, and AUPRC looks at their order alone."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A layer's labels from one part of the probe set, scored on the other.
+
+    Attributes:
+        neurons: one row a neuron: neuron, concept, each held-out metric with its p-value (``iou``, ``iou_p``), the
+            intervals of Pearson and of the simulation (``pearson_low``), ``pearson_q`` (false discovery rate in the
+            layer), ``true_pearson`` where the truth is known, composite (the label with further concepts joined by
+            " or ") and composite_pearson. A neuron that is dead on either part has no label and no scores.
+        sanity: one row a metric, see :func:`emodissect.dissection.quality.sanity.sanity_table`, with the column
+            ``presence``: ``scorer``, and ``annotations`` where the truth is known; empty where no label is believed.
+        labels: the concept of each neuron, by the first part.
+        other: the concept of each neuron, by the second part.
+        live: neurons that are dead on neither part.
+    """
+
+    neurons: pd.DataFrame
+    sanity: pd.DataFrame
+    labels: Int64[Tensor, " neuron"]
+    other: Int64[Tensor, " neuron"]
+    live: Bool[Tensor, " neuron"]
+
+
+def held_out(
+    layer: LayerActivations,
+    scores: Float[Tensor, "image concept"],
+    names: Sequence[str],
+    measure: Similarity,
+    *,
+    presence: bool = False,
+    truth: Float[Tensor, "image concept"] | None = None,
+    alphas: Sequence[float] = (ALPHA,),
+    top_k: int = 100,
+    seed: int = 0,
+) -> HeldOut:
+    """Labels from one half of the images, scored on the other.
+
+    Everything that is fitted (labels, presences, simulations, further concepts) is fitted on the first half.
+
+    Args:
+        layer: with all its values.
+        scores: rows in the order of ``layer.ids``.
+        names: of the concepts.
+        measure: what labels.
+        presence: the scores are presences in [0, 1] already; else each concept's are calibrated, see
+            :func:`emodissect.dissection.quality.presence.calibrated_presence`.
+        truth: each concept's true presence, where it is known.
+        alphas: share of the images called active; the sanity tests are run with each, the scores are of the first.
+        top_k: images kept for each neuron of a half.
+        seed: of the split.
+    """
+    first, second = halves(layer.ids, seed)
+    fit, held = part_of(layer, first, top_k), part_of(layer, second, top_k)
+    assert fit.values is not None
+    assert held.values is not None
+    labels = labelled(fit, scores[first], measure).argmax(1)
+    other = labelled(held, scores[second], measure).argmax(1)
+    live = ~(layer.dead | fit.dead | held.dead)
+    shown = scores[second] if presence else calibrated_presence(scores[first]).predict(scores[second]).float()
+
+    of_scores = of_labels(held.values, scores[second], labels, _OF_SCORES, alphas[0])
+    rest = tuple(name for name in METRICS if name not in _OF_SCORES)
+    found = of_scores | of_labels(held.values, shown, labels, rest, alphas[0])
+    sure = p_values(held.values, scores[second], shown, labels, alphas[0], seed=seed)
+    images = int(second.sum())
+    calibration = calibrate(fit.values, scores[first][:, labels])
+    found["simulation"] = simulation_score(calibration, held.values, scores[second][:, labels])
+    sure["simulation"] = pearson_p(found["simulation"].double(), images)
+    columns: dict[str, Tensor] = {}
+    for name in (*METRICS, "simulation"):
+        columns |= {name: found[name], f"{name}_p": sure[name]}
+        if name in ("pearson", "simulation"):
+            columns[f"{name}_low"], columns[f"{name}_high"] = pearson_interval(found[name].double(), images)
+    if truth is not None:
+        columns["true_pearson"] = pearson(held.values, truth[second][:, labels])
+    silent = ~live.numpy()
+    frame = pd.DataFrame({"neuron": range(layer.neurons), "concept": [names[int(c)] for c in labels]})
+    for name, values in columns.items():
+        frame[name] = np.where(silent, np.nan, values.double().numpy())
+    frame["pearson_q"] = benjamini_hochberg(frame["pearson_p"])
+    joined = _composites(fit, scores[first], Part(held.values, scores[second]), labels, seed)
+    frame["composite"] = [" or ".join(names[c] for c in label.concepts) for label in joined]
+    frame["composite_pearson"] = np.where(silent, np.nan, [label.held_out[-1] for label in joined])
+    frame.loc[silent, ["concept", "composite"]] = ""
+
+    tests = {"scorer": (pearson(fit.values, scores[first][:, labels]), shown[:, labels])}
+    if truth is not None:
+        right = labelled(fit, truth[first], Pearson())
+        tests["annotations"] = (right.amax(1), truth[second][:, right.argmax(1)])
+    sanity = [
+        sane.assign(presence=source)
+        for source, (believed, c) in tests.items()
+        if len(sane := _sanity(held.values, c, live & (believed > _SANE), alphas, seed))
+    ]
+    return HeldOut(frame, pd.concat(sanity, ignore_index=True) if sanity else pd.DataFrame(), labels, other, live)
+
+
+def _composites(fit: LayerActivations, scores: Tensor, held: Part, labels: Tensor, seed: int) -> list[CompositeLabel]:
+    """Labels of several concepts: one half of the labelling images proposes them, the other decides."""
+    assert fit.values is not None
+    proposing, deciding = halves(fit.ids, seed + 1)
+    first, second = (Part(fit.values[kept], scores[kept]) for kept in (proposing, deciding))
+    return composite_labels(first, second, held, labels)
+
+
+def _sanity(
+    activations: Tensor, presence: Tensor, believed: Tensor, alphas: Sequence[float], seed: int
+) -> pd.DataFrame:
+    """The sanity tests of the believed labels; empty where none is present on some images and absent on others."""
+    positives = (presence[:, believed] >= 0.5).sum(0)
+    if not bool(((positives >= 2) & (positives < len(presence))).any()):
+        return pd.DataFrame()
+    return sanity_table(activations[:, believed], presence[:, believed], sanity_metrics(alphas), seed=seed)

@@ -1,0 +1,1 @@
+"""Many edits of one layer without running the network again."""

@@ -1,0 +1,248 @@
+"""Which neurons of a layer an edit chooses: a boolean per neuron. Pure.
+
+Every selection is called as `selection(neurons, module)`: the layer's rows of the neuron labels, in the order of
+their neuron, and the layer itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from emodissect.core.errors import UserError, nearest, require_number
+
+
+@runtime_checkable
+class Selection(Protocol):
+    """What chooses neurons.
+
+    Attributes:
+        name: its word in `selection=<name>`.
+        uses_labels: whether it reads what the dissection found; where not, shuffling the labels changes nothing.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def uses_labels(self) -> bool: ...
+
+    def __call__(self, neurons: pd.DataFrame, module: nn.Module) -> Bool[Tensor, " neuron"]: ...
+
+
+@dataclass(frozen=True)
+class _FromLabels:
+    @property
+    def uses_labels(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class _WithoutLabels:
+    @property
+    def uses_labels(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Tau(_FromLabels):
+    """Neurons whose highest similarity is above `tau`; the study's choice. Never a dead neuron (similarity NaN)."""
+
+    name: ClassVar[str] = "tau"
+    tau: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_number("tau", self.tau)
+
+    def __call__(self, neurons: pd.DataFrame, module: nn.Module) -> Bool[Tensor, " neuron"]:
+        return _alive(neurons) & torch.from_numpy(_numbers(neurons, "similarity") > self.tau)
+
+
+@dataclass(frozen=True)
+class Fdr(_FromLabels):
+    """Neurons whose label beats random image sets: q_value < `level` (Benjamini-Hochberg). Never a dead neuron."""
+
+    name: ClassVar[str] = "fdr"
+    level: float = 0.05
+
+    def __post_init__(self) -> None:
+        require_number("selection.level", self.level)
+        if not 0 < self.level <= 1:
+            raise UserError(
+                f"selection.level={self.level:g} is no false discovery rate. Give one in (0, 1], e.g. 0.05."
+            )
+
+    def __call__(self, neurons: pd.DataFrame, module: nn.Module) -> Bool[Tensor, " neuron"]:
+        return _alive(neurons) & torch.from_numpy(_numbers(neurons, "q_value") < self.level)
+
+
+@dataclass(frozen=True)
+class NeuronAccuracy(_FromLabels):
+    """Neurons whose accuracy over their ten top images is above `level`. Never a dead neuron."""
+
+    name: ClassVar[str] = "accuracy"
+    level: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_number("selection.level", self.level)
+
+    def __call__(self, neurons: pd.DataFrame, module: nn.Module) -> Bool[Tensor, " neuron"]:
+        return _alive(neurons) & torch.from_numpy(_numbers(neurons, "accuracy") > self.level)
+
+
+@dataclass(frozen=True)
+class LabelledWith(_FromLabels):
+    """Neurons labelled with one of `concepts`. Never a dead neuron.
+
+    Raises:
+        UserError: no neuron's label or runner-up is such a concept.
+    """
+
+    name: ClassVar[str] = "concept"
+    concepts: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        concepts = (self.concepts,) if isinstance(self.concepts, str) else tuple(self.concepts)
+        if not concepts:
+            raise UserError("selection=concept needs the concepts: selection.concepts=[Tears] or [Tears,Frown].")
+        object.__setattr__(self, "concepts", concepts)
+
+    def __call__(self, neurons: pd.DataFrame, module: nn.Module) -> Bool[Tensor, " neuron"]:
+        _column(neurons, "concept")
+        labels = neurons["concept"].astype(object).where(neurons["concept"].notna(), "").astype(str)
+        known = set(labels) - {""}
+        if "runners_up" in neurons:
+            known.update(str(name) for names in neurons["runners_up"] if names is not None for name in names)
+        for concept in self.concepts:
+            if concept not in known:
+                raise UserError(
+                    f"selection.concepts holds '{concept}', which labels no neuron of this layer, not even as a "
+                    f"runner-up. {nearest(concept, sorted(known))}"
+                )
+        return _alive(neurons) & torch.from_numpy(labels.isin(self.concepts).to_numpy(dtype=bool, copy=True))
+
+
+@dataclass(frozen=True)
+class WeightNorm(_WithoutLabels):
+    """Neurons whose row has a sum of |weights| above the layer's mean."""
+
+    name: ClassVar[str] = "weight_norm"
+
+    def __call__(self, neurons: pd.DataFrame, module: nn.Module) -> Bool[Tensor, " neuron"]:
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor) or len(weight) != len(neurons):
+            raise UserError(
+                f"selection=weight_norm needs a layer with one row of weights a neuron; "
+                f"{type(module).__name__} has none. Choose a convolution or a linear layer."
+            )
+        sums = weight.detach().flatten(1).abs().double().sum(1).cpu()
+        return sums > sums.mean()
+
+
+@dataclass(frozen=True)
+class AllNeurons(_WithoutLabels):
+    """Every neuron."""
+
+    name: ClassVar[str] = "all"
+
+    def __call__(self, neurons: pd.DataFrame, module: nn.Module) -> Bool[Tensor, " neuron"]:
+        return torch.ones(len(neurons), dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class RandomNeurons(_WithoutLabels):
+    """Neurons drawn without replacement: as many as `like` selects, or `share` of the layer (rounded).
+
+    Raises:
+        UserError: both or none of `like` and `share` are given, or the share is not in [0, 1].
+    """
+
+    name: ClassVar[str] = "random"
+    like: Selection | None = None
+    share: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.like is None) == (self.share is None):
+            raise UserError(
+                "selection=random takes its count from another selection or as a share of the layer: give one of "
+                "selection.like and selection.share, and set the other to null."
+            )
+        if self.share is not None:
+            require_number("selection.share", self.share)
+        if self.share is not None and not 0 <= self.share <= 1:
+            raise UserError(f"selection.share={self.share:g} is no share of the layer. Give one in [0, 1].")
+
+    def __call__(self, neurons: pd.DataFrame, module: nn.Module) -> Bool[Tensor, " neuron"]:
+        if self.like is not None:
+            count = int(self.like(neurons, module).sum())
+        else:
+            count = round((self.share or 0.0) * len(neurons))
+        drawn = np.random.default_rng(self.seed).permutation(len(neurons))[:count]
+        selected = torch.zeros(len(neurons), dtype=torch.bool)
+        selected[torch.from_numpy(drawn)] = True
+        return selected
+
+
+@dataclass(frozen=True)
+class Inverse:
+    """Exactly the neurons that `of` leaves out, dead ones among them."""
+
+    name: ClassVar[str] = "inverse"
+    of: Selection
+
+    @property
+    def uses_labels(self) -> bool:
+        return self.of.uses_labels
+
+    def __call__(self, neurons: pd.DataFrame, module: nn.Module) -> Bool[Tensor, " neuron"]:
+        return ~self.of(neurons, module)
+
+
+def similarities(neurons: pd.DataFrame) -> Float[Tensor, " neuron"]:
+    """Each neuron's highest similarity, NaN for a dead neuron: what proportional edits read."""
+    values = torch.from_numpy(_numbers(neurons, "similarity"))
+    return torch.where(_alive(neurons), values, torch.nan)
+
+
+def threshold(selection: object, name: str = "tau") -> float:
+    """The `tau` (or `level`) of a selection, or of the one it wraps; NaN where there is none."""
+    inner = getattr(selection, "of", None) or getattr(selection, "like", None)
+    return float(getattr(selection, name, threshold(inner, name) if inner is not None else np.nan))
+
+
+def exchanged(neurons: pd.DataFrame, generator: np.random.Generator) -> Int64[Tensor, " neuron"]:
+    """Neurons in a random order in which the living change places among themselves and dead ones stay.
+
+    Chance must not make an edit of dead neurons, which do nothing: that they are dead is no merit of the labels.
+    """
+    order = torch.arange(len(neurons))
+    living = _alive(neurons).nonzero().flatten()
+    order[living] = living[torch.from_numpy(generator.permutation(len(living)))]
+    return order
+
+
+def _alive(neurons: pd.DataFrame) -> Bool[Tensor, " neuron"]:
+    alive = ~np.isnan(_numbers(neurons, "similarity")) if "similarity" in neurons else np.ones(len(neurons), dtype=bool)
+    if "dead" in neurons:
+        alive &= ~neurons["dead"].to_numpy(dtype=bool)
+    return torch.from_numpy(alive)
+
+
+def _numbers(neurons: pd.DataFrame, column: str) -> np.ndarray:
+    _column(neurons, column)
+    return neurons[column].to_numpy(dtype=np.float64, copy=True)
+
+
+def _column(neurons: pd.DataFrame, column: str) -> None:
+    if column not in neurons:
+        raise UserError(
+            f"The neuron labels have no column '{column}', which this selection reads. "
+            f"{nearest(column, map(str, neurons.columns))} Dissect the layer again."
+        )

@@ -1,0 +1,131 @@
+"""Joining what several processes have recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch import distributed as dist
+
+from emodissect.core.errors import UserError
+from emodissect.recording.activations import LayerActivations
+from emodissect.recording.moments import Moments
+from emodissect.recording.store import join_stores, open_values
+from emodissect.recording.top_images import TopImages
+
+T = TypeVar("T")
+
+
+class LayerPart(NamedTuple):
+    """One layer on one process's images, in main memory; ``values`` and the file's rows by ascending id."""
+
+    top: TopImages
+    moments: Moments
+    values: Float[Tensor, "image neuron"] | None
+    file: Path | None
+
+
+class Part(NamedTuple):
+    """One process's share."""
+
+    ids: Int64[Tensor, " image"]
+    layers: dict[str, LayerPart]
+
+
+def several() -> bool:
+    """Whether this is one of several processes of torch.distributed."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def gathered(value: T) -> list[T]:
+    """Every process's value, by rank; of one process alone, its own."""
+    if not several():
+        return [value]
+    values: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
+
+
+def own_share(shares: Sequence[tuple[Tensor, Tensor]], rank: int) -> tuple[Int64[Tensor, " row"], bool]:
+    """What of this process's images no other process answers for.
+
+    A distributed sampler repeats a few images to give all processes equally many; they stand in the last batch. So of
+    the ids in last batches those count that are in no other process's earlier batches and in no lower rank's last
+    batch. A process whose earlier images are all in lower ranks' earlier batches does not count (every process saw
+    everything).
+
+    Args:
+        shares: each process's ids of its earlier batches and of its last batch.
+        rank: which process this is.
+
+    Returns:
+        The rows of the last batch that count, and whether the earlier batches do.
+
+    Raises:
+        UserError: some but not all earlier images are shared; the same on every process.
+    """
+    counts: list[bool] = []
+    taken: set[int] = set()
+    for earlier, _ in shares:
+        ids = set(earlier.tolist())
+        shared = len(ids & taken)
+        if 0 < shared < len(ids):
+            raise UserError(
+                f"Process {len(counts)} and those before it recorded {shared} of the same images, so moments cannot "
+                "be joined. Give each its own share: torch.utils.data.DistributedSampler, or Lightning's."
+            )
+        counts.append(not shared)
+        taken |= ids
+    for other, (_, latest) in enumerate(shares):
+        ids_of_latest = latest.tolist()
+        if other == rank:
+            rows = [row for row, image in enumerate(ids_of_latest) if image not in taken]
+            return torch.tensor(rows, dtype=torch.int64), counts[rank]
+        taken.update(ids_of_latest)
+    raise ValueError(f"rank {rank} of {len(shares)}")
+
+
+def join(
+    parts: Sequence[Part], layers: Sequence[str], top_k: int, store_dir: Path | None
+) -> dict[str, LayerActivations]:
+    """All processes' parts as one, computed by each process for itself, in the order of ranks, so that all agree.
+
+    Files are joined by the first process while the others wait.
+    """
+    parts = [part for part in parts if len(part.ids)]
+    if not parts:
+        return {}
+    ids, order = torch.cat([part.ids for part in parts]).sort()
+    return {
+        layer: _joined(layer, [part.layers[layer] for part in parts], ids, order, top_k, store_dir) for layer in layers
+    }
+
+
+def _joined(
+    layer: str, parts: Sequence[LayerPart], ids: Tensor, order: Tensor, top_k: int, store_dir: Path | None
+) -> LayerActivations:
+    top, moments = TopImages(top_k), parts[0].moments
+    for part in parts:
+        top.merge(part.top)
+    for part in parts[1:]:
+        moments = moments.merge(part.moments)
+    values = [part.values for part in parts if part.values is not None]
+    files = [part.file for part in parts if part.file is not None]
+    file = None
+    if files and store_dir is not None:
+        file = store_dir / f"{layer}.npy"
+        if several():
+            if dist.get_rank() == 0:
+                join_stores(files, order, file)
+            dist.barrier()
+    if file:
+        whole: Tensor | None = open_values(file)
+    elif len(values) > 1:
+        whole = torch.cat(values)[order]
+    else:  # one part alone is in order
+        whole = values[0] if values else None
+    return LayerActivations.joined(layer, ids, top, moments, whole, file)

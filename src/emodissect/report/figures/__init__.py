@@ -1,0 +1,44 @@
+"""Figures: one function a figure, each returning a matplotlib ``Figure`` for a PNG, a logger or an inline SVG."""
+
+from emodissect.report.figures.dissection import (
+    concept_shares,
+    label_quality,
+    layer_proportions,
+    layer_table,
+    similarity_histogram,
+)
+from emodissect.report.figures.editing import (
+    concept_ablation,
+    confusion,
+    confusion_change,
+    control_distribution,
+    full_colour,
+    grid_heatmap,
+    nll_heatmap,
+    noise_band,
+    recall_bars,
+)
+from emodissect.report.figures.style import save_png, svg
+from emodissect.report.figures.training import concepts_over_epochs, deltas, training_curves
+
+__all__ = [
+    "concept_ablation",
+    "concept_shares",
+    "concepts_over_epochs",
+    "confusion",
+    "confusion_change",
+    "control_distribution",
+    "deltas",
+    "full_colour",
+    "grid_heatmap",
+    "label_quality",
+    "layer_proportions",
+    "layer_table",
+    "nll_heatmap",
+    "noise_band",
+    "recall_bars",
+    "save_png",
+    "similarity_histogram",
+    "svg",
+    "training_curves",
+]

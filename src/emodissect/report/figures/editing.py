@@ -1,0 +1,341 @@
+"""Figures of an edit study: the grid, the controls, the classes before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike
+
+from emodissect.report.figures.style import (
+    BLUE,
+    GREY,
+    INK,
+    MUTED,
+    NARROW,
+    ORANGE,
+    WIDE,
+    cell_ticks,
+    drawn,
+    new,
+    signed_cells,
+)
+
+#: Room for at least so many cells in a row, so that a narrow grid is not drawn as wide blocks.
+FEWEST_COLUMNS = 5
+#: Words for the controls' names.
+CONTROL_NAMES = {
+    "random": "random neurons",
+    "shuffled": "shuffled labels",
+    "all": "everything scaled",
+    "scale_all": "everything scaled",
+    "inverse": "inverse selection",
+}
+
+
+def noise_band(grid: pd.DataFrame, images: int) -> float:
+    """Half-width of the band that chance flips give: the median over cells of 1.96 sqrt(gained + lost) / images.
+
+    If an edit flipped right and wrong answers alike, gained - lost would scatter around 0 with variance gained + lost.
+    """
+    flips = grid["gained"].to_numpy(dtype=float) + grid["lost"].to_numpy(dtype=float)
+    changed = flips[flips > 0]
+    return float(np.median(1.96 * np.sqrt(changed)) / images) if changed.size else 0.0
+
+
+def full_colour(grid: pd.DataFrame, images: int) -> float:
+    """The change (a fraction) that is drawn in full colour, the same for all layers of a grid.
+
+    It is the largest change, but at least twice the noise band, so that a grid of noise stays pale.
+    """
+    return max(float(grid["delta"].abs().max()), 2 * noise_band(grid, images))
+
+
+def grid_heatmap(grid: pd.DataFrame, title: str = "", level: float = 0.05, limit: float | None = None) -> Figure:
+    """Change of accuracy in points, by tau (rows) and factor (columns), of one layer and rule.
+
+    Blue is better. Rows are levels where the selection has no tau; without either there is one row.
+
+    A ring marks cells outside the noise band (exact McNemar p < level), a filled dot those that stay so after Holm's
+    correction over the grid, a frame the chosen cell.
+
+    Args:
+        grid: columns tau, factor, delta, and where given level, p_value, p_holm, chosen; one row a cell.
+        title: of the figure.
+        level: of the marks.
+        limit: the change (a fraction) that gets the full colour, so that several figures compare (see
+            :func:`full_colour`); by default the largest of this grid.
+    """
+    with drawn():
+        figure, axes, cells = _by_tau_and_factor(grid, 100 * grid["delta"], 2, limit=limit and 100 * limit)
+        for (row, column), cell in cells.items():
+            if _number(cell, "p_value") < level:
+                sure = _number(cell, "p_holm") < level
+                axes.plot(column + 0.88, row + 0.28, "o", markersize=3.8, color=INK, markeredgewidth=1,
+                          markerfacecolor=INK if sure else "none")  # fmt: skip
+        _marks(figure, grid, level)
+        axes.set_title(title)
+    return figure
+
+
+def nll_heatmap(grid: pd.DataFrame, title: str = "", limit: float | None = None) -> Figure:
+    """Change of the negative log-likelihood by tau and factor. Orange is worse, as in :func:`grid_heatmap`.
+
+    Args:
+        grid: columns tau, factor, nll_before, nll_after, and where given chosen; one row a cell.
+        title: of the figure.
+        limit: the change that gets the full colour; by default the largest of this grid.
+    """
+    with drawn():
+        figure, axes, _ = _by_tau_and_factor(grid, grid["nll_after"] - grid["nll_before"], 3, -1, limit)
+        _marks(figure, grid[[name for name in ("chosen",) if name in grid]], 0)
+        axes.set_title(title)
+    return figure
+
+
+def control_distribution(controls: pd.DataFrame, delta: float, column: str = "delta_test", title: str = "") -> Figure:
+    """What edits of the same size give when the labels are not used, with the chosen edit as a line.
+
+    Args:
+        controls: columns control, draw and ``column`` (change of accuracy, a fraction).
+        delta: of the chosen edit, on the same images.
+    """
+    kinds = list(dict.fromkeys(str(kind) for kind in controls["control"]))
+    with drawn():
+        figure = new(NARROW, 1.1 + 0.55 * max(len(kinds), 1))
+        axes = figure.subplots()
+        generator = np.random.default_rng(0)
+        for row, kind in enumerate(kinds):
+            values = 100 * controls.loc[controls["control"] == kind, column].to_numpy(dtype=float)
+            values = values[np.isfinite(values)]
+            if values.size > 1:
+                low, high = np.quantile(values, [0.025, 0.975])
+                axes.plot([low, high], [row, row], color=GREY, linewidth=7, alpha=0.35, solid_capstyle="butt")
+                axes.plot(values, row + generator.uniform(-0.22, 0.22, values.size), "o", color=GREY, markersize=2.6,
+                          alpha=0.7, markeredgewidth=0)  # fmt: skip
+                axes.plot([np.median(values)] * 2, [row - 0.3, row + 0.3], color=INK, linewidth=1.2)
+            else:
+                axes.plot(values, [row] * values.size, "D", color=GREY, markersize=5)
+        axes.axvline(0, color=MUTED, linewidth=0.7)
+        axes.axvline(100 * delta, color=BLUE if delta >= 0 else ORANGE, linewidth=2)
+        axes.annotate(f"chosen edit {_points(100 * delta)}", (100 * delta, 1.0), (0, 3), ha="center", va="bottom",
+                      xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=9, weight="bold",
+                      color=BLUE if delta >= 0 else ORANGE)  # fmt: skip
+        axes.set_yticks(range(len(kinds)), [CONTROL_NAMES.get(kind, kind.replace("_", " ")) for kind in kinds])
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.set_ylim(len(kinds) - 0.4, -0.6)
+        axes.margins(x=0.12)
+        axes.set_xlabel("change of accuracy (points)")
+        axes.spines["left"].set_visible(False)
+        axes.set_title(title, pad=18)
+    return figure
+
+
+def confusion_change(before: ArrayLike, after: ArrayLike, class_names: Sequence[str], title: str = "") -> Figure:
+    """Confusion before and after an edit, in per cent of the true class, and the difference in images.
+
+    Args:
+        before, after: counts, shape (true class, predicted class).
+    """
+    first, second = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    difference = second - first
+    with drawn():
+        figure = new(WIDE + 1.6, 3.7)
+        left, middle, right = figure.subplots(1, 3)
+        for axes, counts, word in ((left, first, "before"), (middle, second, "after")):
+            _confusion(axes, counts, class_names)
+            axes.set_title(f"{word} (% of true class)")
+        signed_cells(right, difference, max(float(np.abs(difference).max(initial=0)), 1.0))
+        for row, column in np.ndindex(*difference.shape):
+            if difference[row, column]:
+                right.text(column + 0.5, row + 0.52, f"{difference[row, column]:+.0f}".replace("-", "−"),
+                           ha="center", va="center", fontsize=8)  # fmt: skip
+        cell_ticks(right, list(class_names), list(class_names), rotation=45)
+        right.set_title("change (images)")
+        for axes in (middle, right):
+            axes.set_yticks([])
+        left.set_ylabel("true class")
+        figure.supxlabel("predicted class", fontsize=9.5, color=MUTED)
+        if title:
+            figure.suptitle(title)
+    return figure
+
+
+def confusion(counts: ArrayLike, class_names: Sequence[str], title: str = "") -> Figure:
+    """One confusion matrix in per cent of the true class. ``counts``: shape (true class, predicted class)."""
+    with drawn():
+        figure = new(NARROW, 4.0)
+        axes = figure.subplots()
+        _confusion(axes, np.asarray(counts, dtype=float), class_names)
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
+        axes.set_title(title)
+    return figure
+
+
+def recall_bars(
+    recalls: dict[str, ArrayLike], class_names: Sequence[str], counts: ArrayLike | None = None, title: str = ""
+) -> Figure:
+    """Recall of each class: one dot a network, e.g. ``{"before": ..., "after": ...}``, joined where there are two.
+
+    Args:
+        recalls: name -> fractions, shape (class,).
+        counts: images of each class, shown beside its name.
+    """
+    names = [str(name) for name in class_names]
+    if counts is not None:
+        names = [f"{name}  ({int(n):,})" for name, n in zip(names, np.asarray(counts), strict=True)]
+    rows = np.arange(len(names))
+    series = {word: 100 * np.asarray(values, dtype=float) for word, values in recalls.items()}
+    with drawn():
+        figure = new(NARROW, 1.1 + 0.3 * len(names))
+        axes = figure.subplots()
+        colours = [GREY, BLUE, ORANGE]
+        if len(series) == 1:
+            (values,) = series.values()
+            axes.barh(rows, np.nan_to_num(values), height=0.66, color=BLUE, alpha=0.8)
+            for row, value in enumerate(values):
+                axes.annotate(f"{value:.0f}", (float(np.nan_to_num(value)), row), (4, 0), va="center", fontsize=9,
+                              textcoords="offset points")  # fmt: skip
+        else:
+            height = 0.72 / len(series)
+            for at, (word, values) in enumerate(series.items()):
+                offset = (at - (len(series) - 1) / 2) * height
+                axes.barh(rows + offset, np.nan_to_num(values), height=height * 0.92, color=colours[at % 3], alpha=0.85,
+                          label=word)  # fmt: skip
+            first, *_, last = series.values()
+            for row in range(len(names)):
+                change = last[row] - first[row]
+                if np.isfinite(change):
+                    axes.annotate(_points(change, 1), (max(first[row], last[row]), row), (4, 0), va="center",
+                                  textcoords="offset points", fontsize=9)  # fmt: skip
+            figure.legend(loc="outside upper right", ncols=len(series))
+        axes.set_yticks(rows, names)
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_xlim(0, 112)
+        axes.set_xticks([0, 25, 50, 75, 100])
+        axes.grid(axis="x")
+        axes.set_xlabel("recall (%)")
+        axes.set_title(title)
+    return figure
+
+
+def concept_ablation(
+    drops: pd.DataFrame, beyond: pd.DataFrame | None = None, neurons: Sequence[int] | None = None, title: str = ""
+) -> Figure:
+    """Fall of each class's recall (points) when the neurons of one concept are silenced.
+
+    Args:
+        drops: index = concepts, columns = classes; recall before minus after, fractions. A fall is drawn in orange.
+        beyond: same shape, True where the fall is beyond what random neurons of the same number give; marked by a dot.
+        neurons: how many neurons each concept has.
+    """
+    names = [str(name) for name in drops.index]
+    if neurons is not None:
+        names = [f"{name}  ({count})" for name, count in zip(names, neurons, strict=True)]
+    values = -100 * drops.to_numpy(dtype=float)
+    known = np.abs(values[np.isfinite(values)])
+    with drawn():
+        figure = new(max(NARROW, 2.2 + 0.62 * drops.shape[1]), 1.5 + 0.24 * max(len(names), 2))
+        axes = figure.subplots()
+        signed_cells(axes, values, float(known.max()) if known.size and known.max() > 0 else 1.0)
+        for row, column in np.ndindex(*values.shape):
+            if np.isfinite(values[row, column]):
+                axes.text(column + 0.46, row + 0.52, _points(float(values[row, column]), 1), ha="center", va="center",
+                          fontsize=8.5)  # fmt: skip
+            if beyond is not None and bool(beyond.iloc[row, column]):
+                axes.plot(column + 0.91, row + 0.24, "o", markersize=3.6, color=INK)
+        cell_ticks(axes, names, [str(name) for name in drops.columns], rotation=40)
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.xaxis.tick_top()
+        for label in axes.get_xticklabels():
+            label.set(ha="left")
+        if beyond is not None:
+            handle = Line2D([], [], marker="o", linestyle="", color=INK, markersize=4)
+            figure.legend([handle], ["beyond random neurons of the same number"], loc="outside lower left")
+        axes.set_title(title)
+    return figure
+
+
+def _by_tau_and_factor(
+    grid: pd.DataFrame, values: pd.Series, digits: int, better: int = 1, limit: float | None = None
+) -> tuple[Figure, Axes, dict[tuple[int, int], pd.Series]]:
+    """The matrix of cells with its numbers and the frame around the chosen one; the cells by place."""
+    rows_by = "level" if "level" in grid and not grid["tau"].notna().any() else "tau"
+    cutoffs = sorted(grid[rows_by].dropna().unique()) or [float("nan")]
+    factors = sorted(grid["factor"].dropna().unique()) or [float("nan")]
+    table = np.full((len(cutoffs), len(factors)), np.nan)
+    cells = {}
+    for (_, cell), value in zip(grid.iterrows(), values, strict=True):
+        row = cutoffs.index(cell[rows_by]) if not pd.isna(cell[rows_by]) else 0
+        column = factors.index(cell["factor"]) if not pd.isna(cell["factor"]) else 0
+        table[row, column] = value
+        cells[row, column] = cell
+    known = np.abs(table[np.isfinite(table)])
+    full = limit or float(known.max(initial=0)) or 1.0
+    columns = max(len(factors), FEWEST_COLUMNS)
+    figure = new(max(NARROW, 1.2 + 0.52 * columns), 1.15 + 0.27 * max(len(cutoffs), 2))
+    axes = figure.subplots()
+    signed_cells(axes, better * table, full)
+    for (row, column), cell in cells.items():
+        if np.isfinite(table[row, column]):
+            axes.text(column + 0.46, row + 0.52, _points(table[row, column], digits), ha="center", va="center",
+                      fontsize=9)  # fmt: skip
+        if bool(cell.get("chosen", False)):
+            axes.add_patch(Rectangle((column + 0.03, row + 0.03), 0.94, 0.94, fill=False, edgecolor=INK, linewidth=1.8,
+                                     clip_on=False))  # fmt: skip
+    cell_ticks(axes, [_plain(cutoff) for cutoff in cutoffs], [_plain(factor) for factor in factors])
+    axes.set_xlim(0, columns)  # a few cells stay cells
+    axes.set_xlabel("factor", x=len(factors) / columns / 2)
+    if rows_by == "tau":
+        axes.set_ylabel("τ", rotation=0, labelpad=8)
+    else:
+        axes.set_ylabel("level")
+    return figure, axes, cells
+
+
+def _confusion(axes: Axes, counts: np.ndarray, class_names: Sequence[str]) -> None:
+    total = counts.sum(axis=1, keepdims=True)
+    share = 100 * np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
+    signed_cells(axes, share, 100.0)
+    for row, column in np.ndindex(*share.shape):
+        if share[row, column] >= 0.5:
+            axes.text(column + 0.5, row + 0.52, f"{share[row, column]:.0f}", ha="center", va="center", fontsize=8.5,
+                      weight="bold" if row == column else "normal")  # fmt: skip
+    cell_ticks(axes, list(class_names), list(class_names), rotation=45)
+
+
+def _marks(figure: Figure, grid: pd.DataFrame, level: float) -> None:
+    handles, words = [], []
+    if "chosen" in grid and bool(grid["chosen"].any()):
+        handles.append(Line2D([], [], marker="s", linestyle="", color=INK, markerfacecolor="none", markersize=8))
+        words.append("chosen")
+    if "p_value" in grid and bool((grid["p_value"] < level).any()):
+        handles.append(Line2D([], [], marker="o", linestyle="", color=INK, markerfacecolor="none", markersize=4))
+        words.append("outside the noise band")
+    if "p_holm" in grid and bool((grid["p_holm"] < level).any()):
+        handles.append(Line2D([], [], marker="o", linestyle="", color=INK, markersize=4))
+        words.append("also after Holm")
+    if handles:
+        figure.legend(handles, words, loc="outside lower left", ncols=3, handletextpad=0.2, columnspacing=1.0)
+
+
+def _number(row: pd.Series | None, name: str) -> float:
+    if row is None or name not in row or row[name] is None:
+        return float("nan")
+    return float(row[name])
+
+
+def _points(value: float, digits: int = 2) -> str:
+    text = f"{value:+.{digits}f}"
+    return (text[1:] if float(text) == 0 else text).replace("-", "−")
+
+
+def _plain(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:g}".replace("-", "−")

@@ -1,0 +1,189 @@
+"""What a person sees in the terminal: the config as a tree, results as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from emodissect.core.number_format import MINUS
+
+_HIDDEN = ("hydra", "paths", "print_config", "task_name")
+
+
+def config_tree(cfg: DictConfig) -> Tree:
+    """What the run is asked for, a branch a group: the class it names, and its arguments.
+
+    Left out is what tells nothing: switches that are off, arguments left open, and the folders of ``paths``, which
+    the summary names. The whole config is in ``.hydra/config.yaml`` of the run folder.
+    """
+    tree = Tree(f"[bold]{cfg.task_name}[/]", guide_style="dim")
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    folders = {str(folder) for folder in (plain.get("paths") or {}).values()}
+    run_dir = str((plain.get("paths") or {}).get("run_dir", ""))
+    for name, value in plain.items():
+        if str(name) not in _HIDDEN and value is not False and not _tells_nothing(value):
+            tree.add(Text.assemble((f"{name!s}: ", "cyan"), written(_without_folders(value, folders, run_dir))))
+    return tree
+
+
+def written(value: Any) -> str:
+    """A config value on one line: ``Class(key=value, ...)`` for a node with a target, plain YAML words otherwise.
+
+    Of several nodes with targets, their names; of more than eight words, the first and how many.
+    """
+    if isinstance(value, Mapping):
+        arguments = {k: v for k, v in value.items() if not str(k).startswith("_") and not _tells_nothing(v)}
+        target = str(value.get("_target_", "")).rpartition(".")[2]
+        inside = ", ".join(f"{k}={_nested(v)}" for k, v in arguments.items())
+        if target:
+            return f"{target}({inside})" if inside else target
+        if arguments and all(isinstance(v, Mapping) and "_target_" in v for v in arguments.values()):
+            return ", ".join(map(str, arguments))
+        if all(isinstance(v, list) for v in value.values()) and len(value) > 8:
+            return f"{len(value)}: {', '.join(list(value)[:3])}, …"
+        return inside
+    if isinstance(value, list):
+        return f"[{', '.join(written(item) for item in value)}]"
+    return "null" if value is None else str(value)
+
+
+def _nested(value: Any) -> str:
+    return f"{{{written(value)}}}" if isinstance(value, Mapping) and "_target_" not in value else written(value)
+
+
+def _tells_nothing(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, Mapping | list) and not value)
+
+
+def _without_folders(value: Any, folders: Set[str], run_dir: str) -> Any:
+    """The value without the arguments that are one of the folders, or lie in the run's."""
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key: _without_folders(item, folders, run_dir)
+        for key, item in value.items()
+        if not (isinstance(item, str) and (item in folders or (run_dir and item.startswith(f"{run_dir}/"))))
+    }
+
+
+@dataclass(frozen=True)
+class Column:
+    """How a column of a frame is headed and written."""
+
+    heading: str
+    written: Callable[[Any], str] | None = None
+
+
+def frame_table(
+    frame: pd.DataFrame,
+    title: str,
+    columns: Sequence[str] | Mapping[str, Column] | None = None,
+    rows: int = 30,
+    spare: Sequence[str] = (),
+    console: Console | None = None,
+) -> Table:
+    """A data frame as a rich table; numbers are never cut, missing ones are a dash.
+
+    Where the console is too narrow, the columns stand closer; where that is not enough, spare ones are left out, and
+    the caption says so.
+
+    Args:
+        frame: a row a line.
+        title: above it.
+        columns: which to show, in this order; a mapping says how. Those that the frame lacks are left out.
+        rows: shown at most.
+        spare: columns that can be done without, the least needed last.
+        console: where it will be printed; None is the terminal.
+    """
+    console = console or Console()
+    chosen = [str(name) for name in (frame.columns if columns is None else columns) if name in frame]
+    looks = columns if isinstance(columns, Mapping) else {}
+    shown = {name: looks.get(name) or Column(name.replace("_", " ")) for name in chosen}
+    spared = [name for name in spare if name in shown]
+    table = _laid_out(frame.head(rows), title, shown)
+    further = [f"{len(frame) - rows} more rows in the files."] if len(frame) > rows else []
+    while too_wide(table, console):
+        if table.padding != (0, 0, 0, 0):
+            table.padding = (0, 0)
+        elif spared:
+            del shown[spared.pop()]
+            table = _laid_out(frame.head(rows), title, shown)
+        else:
+            break
+    if _measured(table, console).maximum > console.width:  # else rich may take a character from any column to fit
+        for column in table.columns:
+            column.width = column.min_width if column.justify == "right" else None
+    if len(shown) < len(chosen):
+        further.append("The files have further columns.")
+    table.caption = " ".join(further) or None
+    return table
+
+
+def _laid_out(frame: pd.DataFrame, title: str, columns: Mapping[str, Column]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
+    table.pad_edge, table.collapse_padding = False, True
+    cells = {name: [(column.written or figure)(value) for value in frame[name]] for name, column in columns.items()}
+    for name, column in columns.items():
+        numeric = pd.api.types.is_numeric_dtype(frame[name])
+        words = [*(cells[name] if numeric else " ".join(cells[name]).split()), *column.heading.split()]
+        width = min(max(map(len, words), default=1), 40)  # rich would fold within a number or a word
+        table.add_column(column.heading, justify="right" if numeric else "left", overflow="fold", min_width=width)
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*row)
+    return table
+
+
+def too_wide(table: Table, console: Console) -> bool:
+    """Whether rich would cut numbers or leave out columns to print the table there."""
+    return _measured(table, console).minimum > console.width
+
+
+def _measured(table: Table, console: Console) -> Measurement:
+    return Measurement.get(console, console.options.update_width(10_000), table)
+
+
+def figures_table(figures: Mapping[str, Any], title: str) -> Table:
+    """Named figures, one a row."""
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    for name, value in figures.items():
+        table.add_row(name, figure(value))
+    return table
+
+
+def matrix_table(
+    title: str, corner: str, rows: Sequence[str], columns: Sequence[str], cells: Mapping[tuple[str, str], str]
+) -> Table:
+    """A small matrix of cells, by row and column; a missing one is a dash."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
+    table.add_column(corner, style="dim", justify="right", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row, *(cells.get((row, column), "–") for column in columns))
+    return table
+
+
+def figure(value: Any) -> str:
+    """A number with as many digits as one reads, a dash for a missing one."""
+    if value is None or (isinstance(value, float) and value != value):
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 10):
+        text = f"{int(value):,}"
+    else:
+        text = f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
+    return text.replace("-", MINUS)

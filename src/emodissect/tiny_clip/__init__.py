@@ -1,6 +1,0 @@
-"""A small CLIP that knows drawn faces and the words for them, shipped with its weights."""
-
-from emodissect.tiny_clip.model import MODEL_NAME, WEIGHTS, TinyClip
-from emodissect.tiny_clip.tokenizer import WordTokenizer
-
-__all__ = ["MODEL_NAME", "WEIGHTS", "TinyClip", "WordTokenizer"]
