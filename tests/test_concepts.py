@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from emodissect.concepts.concept_set import ConceptSet, class_key, clean_name, concept_set, name_key, read_concepts
+from emodissect.concepts.concept_set import ConceptSet, clean_name, concept_set, read_concepts
 from emodissect.core.errors import UserError
+from emodissect.core.spelling import class_key, name_key
 
 CONF = Path(__file__).parents[1] / "conf" / "concepts"
 FER2013 = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")

@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emodissect.concepts.concept_set import ConceptSet, class_key, name_key
+from emodissect.concepts.concept_set import ConceptSet
 from emodissect.concepts.scores import ConceptScores
 from emodissect.core.cache import Cache, file_hash
 from emodissect.core.errors import UserError, nearest
+from emodissect.core.spelling import class_key, name_key
 from emodissect.data.images import Annotations, ImageSet
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,22 +14,9 @@ from torch import Tensor
 
 from emodissect.concepts.concept_files import read_rows
 from emodissect.core.errors import UserError, nearest
+from emodissect.core.spelling import class_key, name_key
 
 log = logging.getLogger(__name__)
-
-# The same emotion as adjective, noun or participle: FER2013 says "angry", FER+ "anger", folders often "Surprised".
-_SAME_EMOTION = {
-    "anger": "angry",
-    "disgusted": "disgust",
-    "fearful": "fear",
-    "afraid": "fear",
-    "scared": "fear",
-    "happiness": "happy",
-    "joy": "happy",
-    "sadness": "sad",
-    "surprised": "surprise",
-    "contemptuous": "contempt",
-}
 
 
 @dataclass(frozen=True)
@@ -158,17 +144,6 @@ def clean_name(text: str) -> str:
     if not text.isascii():
         text = "".join(c for c in unicodedata.normalize("NFC", text) if unicodedata.category(c) not in ("Cf", "Cc"))
     return " ".join(text.split())
-
-
-def name_key(name: str) -> str:
-    """What two spellings of one concept have in common: no case, no surplus spaces, compatible forms made one."""
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-
-
-def class_key(name: str) -> str:
-    """What two spellings of one class have in common: letters and digits without case, the emotion's usual form."""
-    letters = re.sub(r"[\W_]+", "", name_key(name))
-    return _SAME_EMOTION.get(letters, letters)
 
 
 def _listed(classes: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from emodissect.concepts.concept_set import class_key
 from emodissect.core.errors import UserError, nearest
+from emodissect.core.spelling import class_key
 
 
 def output_columns(class_names: Sequence[str], class_order: Sequence[str] | None) -> Int64[Tensor, " class"]:

@@ -19,8 +19,9 @@ from emodissect.app.stages.dissecting import Dissected, Plan, recorded
 from emodissect.app.stages.judged import ANNOTATIONS, SCORER, Judged
 from emodissect.app.stages.training import Trained
 from emodissect.concepts import AnnotationScorer, ConceptScores, Scorer
-from emodissect.concepts.concept_set import class_key, concept_set
+from emodissect.concepts.concept_set import concept_set
 from emodissect.core.errors import UserError
+from emodissect.core.spelling import class_key
 from emodissect.data.images import ImageSet, image_loader
 from emodissect.dissection.quality import (
     agreement,
