@@ -29,7 +29,7 @@ from emodissect.editing.selection import Tau
 from emodissect.models.predictions import Inference, predict
 from emodissect.models.preprocessing import Preprocess
 from emodissect.models.vgg import VGG
-from emodissect.study.cells import grid, judge_cells
+from emodissect.study.cells import evaluate_cells, grid
 
 TAUS = [-1 + 0.25 * step for step in range(12)]
 FACTORS = [1.0, 1.5, 2.0, 2.5, 3.0, 3.5]
@@ -57,7 +57,7 @@ def measure(inference: Inference, layer: str, images: ImageSet, full_cells: int,
     start = time.perf_counter()
     logits = EditedLogits(inference, layer, images, batch_size)
     once = time.perf_counter() - start
-    judged = judge_cells(cells, {layer: logits})
+    judged = evaluate_cells(cells, {layer: logits})
     fast = time.perf_counter() - start
 
     changed = [place for place, cell in enumerate(cells) if bool((cell.scale != 1).any())]

@@ -25,7 +25,7 @@ SMALL = (
     "study.bootstrap=200",
     "logger=csv",
     "print_config=false",
-    "pictures.samples=0",
+    "saliency.samples=0",
 )
 """Overrides that make a whole job take seconds."""
 

@@ -1,4 +1,4 @@
-"""Made-up results in the forms that the pages take, with round numbers."""
+"""Artifact-up results in the forms that the pages take, with round numbers."""
 
 from __future__ import annotations
 

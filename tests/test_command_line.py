@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from composing import CONF
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
@@ -17,10 +19,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from emodissect.app import cli
 from emodissect.app.cli import (
     composing_mistake,
     run,
-    users_mistake,
+    user_error_message,
     with_flags_first,
     with_layer_words,
     with_null_groups,
@@ -71,7 +74,7 @@ def test_help_and_tab_completion_do_not_wait_for_torch() -> None:
 def test_a_class_that_refuses_its_arguments_speaks_for_itself() -> None:
     with pytest.raises(InstantiationException) as caught:
         instantiate(OmegaConf.create({"trainer": {"_target_": "lightning.Trainer", "precision": 33}}).trainer)
-    told = users_mistake(caught.value)
+    told = user_error_message(caught.value)
     assert told is not None
     assert told.startswith(
         "trainer = lightning.pytorch.trainer.trainer.Trainer cannot be made as configured: Precision 33"
@@ -79,17 +82,17 @@ def test_a_class_that_refuses_its_arguments_speaks_for_itself() -> None:
 
 
 def test_lightnings_own_complaints_are_told_without_a_trace() -> None:
-    assert users_mistake(MisconfigurationException("no such monitor")) == "no such monitor"
+    assert user_error_message(MisconfigurationException("no such monitor")) == "no such monitor"
 
 
 def test_a_users_mistake_is_found_behind_hydras_wrapping() -> None:
     wrapped = InstantiationException("Error in call to target")
     wrapped.__cause__ = UserError("no such file")
-    assert users_mistake(wrapped) == "no such file"
+    assert user_error_message(wrapped) == "no such file"
     unresolved = OmegaConfBaseException("UserError raised while resolving interpolation: no folder")
     unresolved.__cause__ = UserError("no folder")
-    assert users_mistake(unresolved) == "no folder"
-    assert users_mistake(ValueError("ours")) is None
+    assert user_error_message(unresolved) == "no folder"
+    assert user_error_message(ValueError("ours")) is None
 
 
 def test_nearest_names_the_likely_word_and_cuts_long_lists() -> None:
@@ -219,3 +222,17 @@ def test_bash_completes_groups_and_keys(typed: str, offered: str) -> None:
         check=True,
     )
     assert set(asked.stdout.split()) == set(offered.split())
+
+
+@pytest.mark.parametrize("old", sorted(cli.RENAMED))
+def test_a_renamed_key_names_the_new_one(old: str) -> None:
+    word = old if "=" in old else f"{old}=1"
+    new = cli.RENAMED[old].split()[0]
+    for typed in (word, f"+{word}"):
+        with pytest.raises(UserError, match=f"was renamed: use {re.escape(new)}"):
+            cli.refuse_renamed(["seed=1", typed])
+    key = new.partition("=")[0]
+    if "=" in new:
+        assert (CONF / key / f"{new.partition('=')[2]}.yaml").is_file()
+    else:
+        assert OmegaConf.select(OmegaConf.load(CONF / "base.yaml"), key, default="absent") != "absent"

@@ -34,10 +34,13 @@ from emodissect.core.errors import UserError
         ({"data": {"path": "???"}}, "data.path has no default: give data.path=…"),
         ({"data": {"names": "${upper:${data.path}}", "path": "???"}}, "data.path has no default: give data.path=…"),
         ({"quality": {"templates": "foo"}}, "quality.templates=foo: give entries by name"),
-        ({"pictures": {"ids": "abc"}}, "pictures.ids=abc: give a whole number from 0 or a list of such or null."),
+        ({"saliency": {"ids": "abc"}}, "saliency.ids=abc: give a whole number from 0 or a list of such or null."),
         ({"similarity": {"a": "abc"}}, "similarity.a=abc: give a number."),
         ({"quality": {"alphas": "abc"}}, "quality.alphas=abc: give a number above 0 to 1 or a list of such."),
-        ({"published": "foo"}, "published=foo: give entries by name, as in conf/experiment/seed_edit.yaml or null."),
+        (
+            {"published": "foo"},
+            "published=foo: give entries by name, as in conf/experiment/published_edit.yaml or null.",
+        ),
         ({"selection": {"of": "fdr"}}, "selection.of=fdr: give a class by _target_ and its keys."),
     ],
 )

@@ -24,7 +24,7 @@ NEEDS = {
     ("data", "fer2013"): ["data.path={tmp}/fer2013.csv"],
     ("data", "image_folder"): ["data.path={tmp}/faces"],
     ("clip", "file"): ["clip.model_name=RN50", "clip.weights={tmp}/weights.pt"],
-    ("model", "yours"): ["model.target=torch.nn.Identity"],
+    ("model", "custom"): ["model.target=torch.nn.Identity"],
     ("selection", "concept"): ["selection.concepts=[Smile]"],
     ("layer", "named"): ["layer.names=lin1"],
 }
@@ -56,7 +56,7 @@ def test_every_verb_composes_and_resolves(verb: str, tmp_path: Path) -> None:
     assert cfg.task_name == verb
 
 
-@pytest.mark.parametrize("words", [["model=timm"], ["model=yours", "model.target=a.py:B"]])
+@pytest.mark.parametrize("words", [["model=timm"], ["model=custom", "model.target=a.py:B"]])
 def test_a_networks_own_arguments_are_taken_from_the_command_line(words: list[str], tmp_path: Path) -> None:
     assert composed("dissect", *words, "model.arguments={size: 96}", run_dir=tmp_path).model.arguments == {"size": 96}
 

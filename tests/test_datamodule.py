@@ -132,10 +132,13 @@ def test_clean_leaves_faults_out_of_training_and_probe_sets_only(make):
     assert data.probe("val").ids.tolist() == list(range(100, 106))
     assert data.probe("train").ids.tolist() == data.splits.train.ids.tolist()
     assert len(data.splits_as_read.train) == 20
-    assert len(data.judged("val")) == 7
-    assert data.judged("val+test").ids.tolist() == [*data.splits.val.ids.tolist(), *data.splits.test.ids.tolist()]
+    assert len(data.evaluation_images("val")) == 7
+    assert data.evaluation_images("val+test").ids.tolist() == [
+        *data.splits.val.ids.tolist(),
+        *data.splits.test.ids.tolist(),
+    ]
     with pytest.raises(UserError, match="'tset' was given as images to judge on"):
-        data.judged("tset")
+        data.evaluation_images("tset")
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def evaluated(faces: tuple[Path, Tensor, Tensor], tmp_path: Path) -> Callable[..
 
     def run(checkpoint: Path, *overrides: str) -> float:
         words = ["fit=false", "data=fer2013", f"data.path={faces[0]}", f"ckpt_path={checkpoint}", *overrides]
-        quick = ["trainer=cpu", "logger=csv", "print_config=false", "pictures.saliency=0"]
+        quick = ["trainer=cpu", "logger=csv", "print_config=false", "saliency.images=0"]
         cfg = composed("train", *words, *quick, f"paths.cache_dir={tmp_path / 'cache'}", run_dir=tmp_path / "run")
         return float(train(cfg)["test/acc"])
 

@@ -64,7 +64,7 @@ def multirun(home: Path, folder: Path, *words: str, commands: Path | None = None
     small = [word for word in SMALL if not word.startswith("logger=")]
     return subprocess.run(
         [
-            *(sys.executable, str(CONF.parent / "edit.py"), "-m", *small, "pictures.saliency=0", *words),
+            *(sys.executable, str(CONF.parent / "edit.py"), "-m", *small, "saliency.images=0", *words),
             *(f"paths.cache_dir={home}", f"hydra.sweep.dir={folder}"),
         ],
         capture_output=True,

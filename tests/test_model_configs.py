@@ -54,7 +54,7 @@ def test_each_file_says_what_it_is_and_comments_each_key(group: str) -> None:
 @pytest.mark.parametrize("name", entries("model"))
 def test_each_model_takes_what_its_preprocess_gives(name: str) -> None:
     model = read("model", name)
-    if name == "yours":
+    if name == "custom":
         model.target, model.arguments, model.preprocess.size = "emodissect.models.vgg.VGG", {"width": 0.0625}, 40
     config = OmegaConf.create({"data": {"class_names": FER}, "model": model})
     resolved: DictConfig = OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # type: ignore[assignment]

@@ -7,14 +7,14 @@ from typing import Any, cast
 import pandas as pd
 from composing import composed
 
-from emodissect.app.published import beside_shares, beside_training, grid_beside, published, published_layers
+from emodissect.app.published import compare_grids, compare_shares, compare_training, published, published_layers
 
 
 def test_the_published_grid_stands_beside_this_runs(tmp_path: Path) -> None:
-    found = published(composed("edit", "experiment=seed_sweep", "data.path=x", run_dir=tmp_path))
+    found = published(composed("edit", "experiment=published_sweep", "data.path=x", run_dir=tmp_path))
     factors = [1, 1.5, 2, 2.5, 3, 3.5]
     here = pd.DataFrame([{"tau": 0.0, "factor": f, "delta": 0.001 * n} for n, f in enumerate(factors)])
-    frame = grid_beside(found, here)
+    frame = compare_grids(found, here)
     assert list(frame.columns) == ["tau", "x 1", "x 1.5", "x 2", "x 2.5", "x 3", "x 3.5"]
     row = frame.set_index("tau").loc["0"]
     assert row["x 1.5"] == "+0.21 / +0.10"  # 69.629 - 69.420 published, one thousandth here
@@ -22,16 +22,16 @@ def test_the_published_grid_stands_beside_this_runs(tmp_path: Path) -> None:
 
 
 def test_the_published_layer_table_is_the_studys(tmp_path: Path) -> None:
-    layers = published_layers(composed("dissect", "experiment=seed_layer_table", "data.path=x", run_dir=tmp_path))
+    layers = published_layers(composed("dissect", "experiment=published_layer_table", "data.path=x", run_dir=tmp_path))
     assert layers is not None
     assert layers.set_index("layer").loc["lin2", "interpretable"] == 3835
     assert published_layers(composed("dissect", run_dir=tmp_path)) is None
 
 
 def test_published_shares(tmp_path: Path) -> None:
-    cfg = composed("dissect", "experiment=seed_concept_shares", "data.path=x", run_dir=tmp_path)
+    cfg = composed("dissect", "experiment=published_concept_shares", "data.path=x", run_dir=tmp_path)
     shares = pd.DataFrame({"layer": ["lin2"], "concept": ["wide open eyes"], "neurons": [3], "share": [0.25]})
-    (extra,) = beside_shares(cfg, cast(Any, SimpleNamespace(shares=shares)))
+    (extra,) = compare_shares(cfg, cast(Any, SimpleNamespace(shares=shares)))
     assert extra.frame is not None
     assert extra.frame.to_dict("records") == [
         {"concept": "Wide Open Eyes", "published": "19.4 %", "this run": "25.0 %"}
@@ -40,7 +40,7 @@ def test_published_shares(tmp_path: Path) -> None:
 
 def test_a_trainings_published_accuracy_stands_beside_its_own(tmp_path: Path) -> None:
     cfg = composed("train", "experiment=khaireddin2021", "data.path=x", run_dir=tmp_path)
-    (extra,) = beside_training(cfg, {"test/acc": 0.7, "val/acc": 0.6})
+    (extra,) = compare_training(cfg, {"test/acc": 0.7, "val/acc": 0.6})
     assert extra.frame is not None
     assert extra.frame.to_dict("records") == [{"figure": "test/acc", "published": "73.06 %", "this run": "70.00 %"}]
-    assert beside_training(cfg, {"val/acc": 0.6}) == []
+    assert compare_training(cfg, {"val/acc": 0.6}) == []

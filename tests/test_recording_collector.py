@@ -284,8 +284,8 @@ def test_disk_space_is_checked_before_the_first_image(tmp_path: Path, monkeypatc
 def test_a_passing_folder_goes_and_takes_those_of_killed_recordings_along(tmp_path: Path) -> None:
     words = (
         "import sys, time, pathlib\n"
-        "from emodissect.recording.store import passing_folder\n"
-        f"with passing_folder(pathlib.Path({str(tmp_path)!r}), sys.argv[1]) as folder:\n"
+        "from emodissect.recording.store import scratch_dir\n"
+        f"with scratch_dir(pathlib.Path({str(tmp_path)!r}), sys.argv[1]) as folder:\n"
         "    folder.mkdir()\n"
         "    (folder / 'lin2.npy.unfinished').touch()\n"
         "    print('ready', flush=True)\n"
@@ -301,9 +301,9 @@ def test_a_passing_folder_goes_and_takes_those_of_killed_recordings_along(tmp_pa
         recordings["killed"].kill()
         recordings["killed"].wait()
         assert (tmp_path / "killed").exists()
-        with store_module.passing_folder(tmp_path, "mine") as folder:
+        with store_module.scratch_dir(tmp_path, "mine") as folder:
             assert {path.name for path in tmp_path.iterdir()} == {"alive", "alive.lock", "mine.lock"}
-            with store_module.passing_folder(tmp_path, "mine", owner=False) as shared:
+            with store_module.scratch_dir(tmp_path, "mine", owner=False) as shared:
                 assert shared == folder
             folder.mkdir()
         assert {path.name for path in tmp_path.iterdir()} == {"alive", "alive.lock"}

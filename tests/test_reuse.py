@@ -74,7 +74,7 @@ def test_another_precision_makes_labels_anew(verb: Verb, home: Path) -> None:
 
 def test_labels_rewritten_in_their_folder_are_studied_anew(verb: Verb) -> None:
     labels, _ = verb("dissect")
-    given = ("edit", f"labels={labels}", "tau=-10")
+    given = ("edit", f"labels_dir={labels}", "tau=-10")
     _, first = verb(*given)
     neurons = Dissection.load(labels).neurons
     dimmed = neurons.assign(similarity=np.where(neurons.index % 2, neurons["similarity"], -100.0))
@@ -111,7 +111,7 @@ def test_other_votes_on_the_same_images_are_other_labels_and_another_training(
 
 def test_an_edit_of_ones_own_network_trains_it_anew(verb: Verb, home: Path, tmp_path: Path) -> None:
     file = tmp_path / "my_net.py"
-    words = ["model=yours", f"model.target={file}:Net"]
+    words = ["model=custom", f"model.target={file}:Net"]
     seen = []
     for factor in (1.0, 0.5):
         file.write_text(SMALL_NET.format(said="Mine.", activation="ReLU", factor=factor))

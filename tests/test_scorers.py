@@ -363,9 +363,9 @@ def test_unknown_architectures_tags_and_files(small: OpenClip, tmp_path: Path) -
         OpenClip("ViT-B-32", pretrained="opeani")
     with pytest.raises(UserError, match="does not exist"):
         OpenClip("ViT-B-32", weights=str(tmp_path / "none.pt"))
-    misfit = OpenClip("small-test-clip", weights=str(tmp_path / "w.safetensors")) if _saved(tmp_path) else small
+    check_output = OpenClip("small-test-clip", weights=str(tmp_path / "w.safetensors")) if _saved(tmp_path) else small
     with pytest.raises(UserError, match="do not load as small-test-clip"):
-        _ = misfit.model
+        _ = check_output.model
 
 
 def _saved(folder: Path) -> bool:

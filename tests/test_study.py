@@ -24,7 +24,7 @@ from emodissect.editing.selection import AllNeurons, Fdr, Inverse, LabelledWith,
 from emodissect.models.predictions import Inference
 from emodissect.study import ConceptAblation, EditStudy, ablate_concepts, null_studies, run_study, warn_of_few_draws
 from emodissect.study.ablation import leave_one_out_z
-from emodissect.study.cells import Cell, Judged, choose, shuffled
+from emodissect.study.cells import Cell, CellResults, choose, shuffled
 
 GOOD, NOISE, CLASSES = 12, 12, 3
 
@@ -197,7 +197,7 @@ def test_saved_and_loaded(found: EditStudy, tmp_path: Path) -> None:
 
 
 def test_chosen_on_test_is_optimistic(caplog: pytest.LogCaptureFixture) -> None:
-    other = study(select_on="test", controls=5)
+    other = study(select_on_test=True, controls=5)
     assert other.optimistic
     assert other.verdict.startswith("Optimistic, because it was chosen on the very test images: ")
     assert "figure is optimistic" in caplog.text
@@ -298,11 +298,11 @@ def test_a_network_that_gives_nan_is_told() -> None:
 def test_the_choice_is_not_made_on_images_that_judge() -> None:
     with pytest.raises(UserError, match=r"10 of the 300 images that the edit is chosen on are among those it is judge"):
         study(test=joined([TEST, VAL.subset(range(10))]))
-    assert study(test=joined([TEST, VAL]), select_on="test", controls=3).optimistic
+    assert study(test=joined([TEST, VAL]), select_on_test=True, controls=3).optimistic
 
 
 def test_chosen_on_test_never_claims() -> None:
-    other = study(select_on="test")
+    other = study(select_on_test=True)
     assert other.test.p_value < 0.05
     assert other.p_random < 0.05
     assert not other.claims_gain
@@ -344,7 +344,7 @@ def cell(change: float) -> Cell:
 def test_ties_take_the_smallest_change() -> None:
     truth = torch.tensor([0, 1, 1, 2])
     predicted = torch.tensor([[0, 0, 1, 0], [0, 1, 1, 0], [0, 1, 0, 2], [0, 1, 1, 0]])
-    judged = Judged(predicted, torch.tensor([1.0, 2.0, 0.5, 2.0]), truth, torch.tensor([0, 0, 0, 0]), 1.0, 3)
+    judged = CellResults(predicted, torch.tensor([1.0, 2.0, 0.5, 2.0]), truth, torch.tensor([0, 0, 0, 0]), 1.0, 3)
     assert judged.gained.tolist() == [1, 2, 2, 2]
     assert judged.lost.tolist() == [0, 0, 0, 0]
     cells = [cell(1.1), cell(3.0), cell(2.0), cell(1 / 2.0)]
@@ -363,7 +363,6 @@ def test_mistakes_come_before_any_forward_pass() -> None:
     inference = Inference(untouched, network())
     for changes, message in [
         ({"metric": "acc"}, "study.metric=acc is not known. Did you mean 'accuracy'"),
-        ({"select_on": "tset"}, "Did you mean 'test'"),
         ({"val": VAL.subset([])}, "validation set holds no images"),
         ({"layers": ["lin2"]}, "no neuron labels for layer 'lin2'. Did you mean 'lin'"),
         ({"selections": []}, "at least one"),

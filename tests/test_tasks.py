@@ -80,7 +80,7 @@ def test_dissect_labels_and_a_second_concept_set_runs_no_network(verb: Verb, mon
     def no_network(*_: object, **__: object) -> None:
         raise AssertionError("the network was run again")
 
-    monkeypatch.setattr("emodissect.app.stages.dissecting._predict", no_network)
+    monkeypatch.setattr("emodissect.app.stages.dissection._predict", no_network)
     folder, _ = verb("dissect", "layer=[conv2a,lin2]", "concepts=fer7")
     words = {"angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"}
     assert set(Dissection.load(folder).neurons["concept"].str.lower().dropna()) <= words
@@ -129,25 +129,25 @@ def test_an_edit_again_is_read_from_the_cache_with_the_same_figures(verb: Verb) 
 
 def test_labels_of_an_earlier_dissection_are_taken(verb: Verb) -> None:
     labels, _ = verb("dissect", "similarity=pearson")
-    folder, _ = verb("edit", f"labels={labels}")
+    folder, _ = verb("edit", f"labels_dir={labels}")
     pd.testing.assert_frame_equal(Dissection.load(folder).neurons, Dissection.load(labels).neurons)
     with pytest.raises(UserError, match="lin1"):
-        verb("edit", f"labels={labels}", "layer=lin1")
+        verb("edit", f"labels_dir={labels}", "layer=lin1")
 
 
-PLAIN = ("pictures.maps=0", "pictures.saliency=0", "study.bootstrap=10")
+PLAIN = ("saliency.maps=0", "saliency.images=0", "study.bootstrap=10")
 
 
 @pytest.mark.slow
 def test_labels_of_another_network_or_of_other_images_are_told(verb: Verb, caplog: pytest.LogCaptureFixture) -> None:
     labels, _ = verb("dissect")
     with pytest.raises(UserError, match="holds 205 neurons of layer 'lin2', and this network has 410"):
-        verb("edit", *PLAIN, f"labels={labels}", "model.width=0.1")
+        verb("edit", *PLAIN, f"labels_dir={labels}", "model.width=0.1")
     with pytest.raises(UserError, match="top images of layer 'lin2' that are not among this run's 100 probe images"):
-        verb("edit", *PLAIN, f"labels={labels}", "probe.limit=100")
-    edited, _ = verb("edit", *PLAIN, f"labels={labels}", "factor=3")
+        verb("edit", *PLAIN, f"labels_dir={labels}", "probe.limit=100")
+    edited, _ = verb("edit", *PLAIN, f"labels_dir={labels}", "factor=3")
     assert "labels are of another network" not in caplog.text
-    folder, _ = verb("edit", *PLAIN, f"labels={labels}", f"ckpt_path={edited / 'edited.ckpt'}")
+    folder, _ = verb("edit", *PLAIN, f"labels_dir={labels}", f"ckpt_path={edited / 'edited.ckpt'}")
     assert "The labels are of another network" in caplog.text
     assert "The labels are of another network" in (folder / "report.html").read_text()
     # The labels' own content decides what is taken from the cache, not where they lie.
@@ -155,7 +155,7 @@ def test_labels_of_another_network_or_of_other_images_are_told(verb: Verb, caplo
     neurons = pd.read_parquet(labels / "neurons.parquet")
     neurons["similarity"] = -neurons["similarity"]
     neurons.to_parquet(labels / "neurons.parquet")
-    folder, _ = verb("edit", *PLAIN, f"labels={labels}", "factor=3")
+    folder, _ = verb("edit", *PLAIN, f"labels_dir={labels}", "factor=3")
     assert json.loads((folder / "manifest.json").read_text())["inputs"]["study"] != before
     assert EditStudy.load(folder / "study").selected.sum() != EditStudy.load(edited / "study").selected.sum()
 
@@ -176,13 +176,13 @@ def test_null_studies_are_counted(verb: Verb) -> None:
 
 
 def judged(folder: Path) -> dict[str, pd.DataFrame]:
-    """The tables that ``evaluate=true`` wrote."""
+    """The tables that ``label_quality=true`` wrote."""
     return {path.stem[len("label_quality_") :]: pd.read_csv(path) for path in folder.glob("label_quality_*.csv")}
 
 
 @pytest.mark.slow
 def test_evaluate_writes_label_quality(verb: Verb) -> None:
-    folder, _ = verb("dissect", "evaluate=true", "layer=lin3", "clip@quality.another_clip=tiny")
+    folder, _ = verb("dissect", "label_quality=true", "layer=lin3", "clip@quality.another_clip=tiny")
     found = judged(folder)
     assert set(found) == {"neurons", "sanity", "recovery", "planted", "stability"}
     neurons = found["neurons"]
@@ -214,7 +214,7 @@ def test_evaluate_writes_label_quality(verb: Verb) -> None:
 
 
 def test_evaluate_without_clip_and_with_classes_as_concepts(verb: Verb) -> None:
-    folder, _ = verb("dissect", "evaluate=true", "layer=lin3", "concepts=fer7", "scorer=annotations")
+    folder, _ = verb("dissect", "label_quality=true", "layer=lin3", "concepts=fer7", "scorer=annotations")
     found = judged(folder)
     assert "clarity" not in found["neurons"]
     assert "another template" not in set(found["stability"]["change"])
@@ -232,7 +232,9 @@ def test_evaluate_with_one_concept_and_dead_neurons(verb: Verb, home: Path, tmp_
     state = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
     state["lin2.weight"][:3], state["lin2.bias"][:3] = 0.0, 0.0
     torch.save(state, checkpoint)
-    folder, _ = verb("dissect", "evaluate=true", "concepts=file", f"concepts.path={words}", f"ckpt_path={checkpoint}")
+    folder, _ = verb(
+        "dissect", "label_quality=true", "concepts=file", f"concepts.path={words}", f"ckpt_path={checkpoint}"
+    )
     neurons = judged(folder)["neurons"].set_index("neuron")
     assert neurons["pearson"][:3].isna().all()
     assert neurons["concept"][:3].isna().all()
@@ -253,21 +255,25 @@ def test_the_audit_is_a_file_and_a_section(verb: Verb) -> None:
         ("train", ["fit=false"], "ckpt_path"),
         ("edit", ["data=fer2013", "data.path=/nowhere/fer2013.csv"], "kaggle"),
         ("edit", ["concepts=file", "concepts.path=/nowhere/words.txt"], "words.txt"),
-        ("dissect", ["pictures.ids=[-5]"], "pictures.ids"),
-        ("edit", ["labels=/nowhere"], "neurons.parquet"),
+        ("dissect", ["saliency.ids=[-5]"], "saliency.ids"),
+        ("edit", ["labels_dir=/nowhere"], "neurons.parquet"),
         ("dissect", ["similarity.top_k=0"], "top_k"),
         ("edit", ["study.metric=acuracy"], "accuracy"),
-        ("edit", ["study.judge_on=tst"], "test"),
-        ("edit", ["study.judge_on=val+test"], "share none"),
+        ("edit", ["study.test_split=tst"], "test"),
+        ("edit", ["study.test_split=val+test"], "share none"),
         ("edit", ["selection=accuracy", "selection.level=[0.5,0.7]"], "One value is taken here"),
         ("edit", ["layer=bn4b"], "Did you mean 'conv4b'"),
         ("edit", ["layer=lin3", "edit.parameters=outgoing"], "layer behind 'lin3'"),
         ("dissect", ["model=timm", "model.name=vit_tiny_patch16_224", "layer=all"], "cannot take the images, 3x64x64"),
         ("train", ["model=timm", "model.name=vit_tiny_patch16_224"], "img_size:64"),
         ("dissect", ["model=timm", "model.num_classes=10", "layer=all"], "10 logits for 7 classes"),
-        ("dissect", ["evaluate=true", "probe.limit=12"], "12 are too few"),
-        ("dissect", ["evaluate=true", "quality.alphas=[2]"], "quality.alphas"),
-        ("dissect", ["evaluate=true", "scorer=annotations", "clip@quality.another_clip=tiny"], "needs scorer=clip"),
+        ("dissect", ["label_quality=true", "probe.limit=12"], "12 are too few"),
+        ("dissect", ["label_quality=true", "quality.alphas=[2]"], "quality.alphas"),
+        (
+            "dissect",
+            ["label_quality=true", "scorer=annotations", "clip@quality.another_clip=tiny"],
+            "needs scorer=clip",
+        ),
     ],
 )
 def test_mistakes_are_told_before_anything_is_trained(
@@ -276,12 +282,12 @@ def test_mistakes_are_told_before_anything_is_trained(
     def no_training(*_: object, **__: object) -> None:
         raise AssertionError("trained before the mistake was told")
 
-    monkeypatch.setattr("emodissect.app.stages.training._fit", no_training)
+    monkeypatch.setattr("emodissect.app.stages.classifier._fit", no_training)
     with pytest.raises(Exception, match=r"(?i)" + message.replace(".", r"\.")) as caught:
         verb(name, "seed=99", *overrides)
-    from emodissect.app.cli import users_mistake
+    from emodissect.app.cli import user_error_message
 
-    assert users_mistake(caught.value)
+    assert user_error_message(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -338,7 +344,7 @@ def test_a_dissections_manifest_names_everything_it_came_from(verb: Verb, home: 
 
 
 def test_a_network_is_dissected_as_it_is_made(verb: Verb, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emodissect.app.stages.training._fit", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("emodissect.app.stages.classifier._fit", lambda *_: pytest.fail("trained"))
     words = ["model=timm", "model.name=test_vit", "model.arguments={img_size:64}", "model.num_classes=12"]
     words += ["layer=[blocks.0.attn.qkv,head]", "layer.pool=token_mean", "data.train=120"]
     folder, result = verb("dissect", "fit=false", *words)
@@ -543,13 +549,13 @@ def test_soft_labels_are_those_of_all_images_trained_on_and_other_votes_train_an
 
 
 def test_the_saliency_of_named_test_images_is_shown_whether_they_are_mistaken_or_not(verb: Verb) -> None:
-    with pytest.raises(UserError, match=r"pictures\.ids names images that are not there: 999999"):
-        verb("train", "pictures.ids=[999999]")
+    with pytest.raises(UserError, match=r"saliency\.ids names images that are not there: 999999"):
+        verb("train", "saliency.ids=[999999]")
     folder, _ = verb("train")
     assert "Where the classifier looked" not in (folder / "report.html").read_text()
     # all of test, more than the mistakes shown
     ids = "[" + ",".join(str(2 * BLOCK + place) for place in range(150)) + "]"
-    folder, _ = verb("train", f"pictures.ids={ids}")
+    folder, _ = verb("train", f"saliency.ids={ids}")
     assert "Where the classifier looked" in (folder / "report.html").read_text()
 
 

@@ -15,7 +15,7 @@ from wandb_file import RunFile, read_run
 
 from emodissect.app.stages import edit, train
 from emodissect.core.errors import UserError
-from emodissect.lightning.tracking import Made, log_artifact, log_tables
+from emodissect.lightning.tracking import Artifact, log_artifact, log_tables
 from emodissect.report.dashboard import parts
 
 OFFLINE = [word for word in SMALL if not word.startswith("logger=")] + ["logger=default", "logger.wandb.mode=offline"]
@@ -139,8 +139,8 @@ def test_online_what_was_used_is_marked_as_used(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "neurons.parquet").write_bytes(b"labels")
     run = OnlineRun()
     monkeypatch.setattr("emodissect.lightning.tracking.wandb_runs", lambda _: [run])
-    classifier = Made("classifier", "checkpoint", [tmp_path / "weights.ckpt"], {"weights": "abc"})
-    log_artifact([], Made("neuron-labels", "labels", [tmp_path / "neurons.parquet"]), [classifier])
+    classifier = Artifact("classifier", "checkpoint", [tmp_path / "weights.ckpt"], {"weights": "abc"})
+    log_artifact([], Artifact("neuron-labels", "labels", [tmp_path / "neurons.parquet"]), [classifier])
     assert run.used == ["classifier"]
     (labels,) = run.logged
     assert (labels.name, labels.type, labels.metadata["made_from"]) == ("neuron-labels", "labels", ["classifier"])
@@ -155,7 +155,7 @@ def test_a_server_that_refuses_an_artifact_does_not_end_the_run(
     run = SimpleNamespace(offline=False, disabled=False, log_artifact=refused, use_artifact=refused)
     monkeypatch.setattr("emodissect.lightning.tracking.wandb_runs", lambda _: [run])
     (tmp_path / "x").write_bytes(b"x")
-    log_artifact([], Made("classifier", "checkpoint", [tmp_path / "x"]))
+    log_artifact([], Artifact("classifier", "checkpoint", [tmp_path / "x"]))
     assert "quota exceeded" in caplog.text
 
 

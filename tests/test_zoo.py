@@ -12,7 +12,7 @@ from torch import nn
 
 from emodissect.core.errors import UserError
 from emodissect.models import zoo
-from emodissect.models.zoo import replace_head, timm_model, torchvision_model, your_model
+from emodissect.models.zoo import custom_model, replace_head, timm_model, torchvision_model
 
 
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
@@ -108,11 +108,11 @@ def made(): return "no module"
 
 def test_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "small_net_of_mine.py").write_text(NETWORK)
-    by_file = your_model(f"{tmp_path}/small_net_of_mine.py:Small", {"classes": 5})
+    by_file = custom_model(f"{tmp_path}/small_net_of_mine.py:Small", {"classes": 5})
     assert by_file(torch.rand(1, 4)).shape == (1, 5)
     monkeypatch.syspath_prepend(tmp_path)
-    assert your_model("small_net_of_mine.Small")(torch.rand(1, 4)).shape == (1, 2)
-    assert isinstance(your_model("torch.nn.Linear", {"in_features": 2, "out_features": 3}), nn.Linear)
+    assert custom_model("small_net_of_mine.Small")(torch.rand(1, 4)).shape == (1, 2)
+    assert isinstance(custom_model("torch.nn.Linear", {"in_features": 2, "out_features": 3}), nn.Linear)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_what_is_wrong_with_ones_own_network(target: str, arguments: dict, message: str, tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(NETWORK)
     with pytest.raises(UserError, match=message):
-        your_model(target.format(file=tmp_path / "net.py"), arguments)
+        custom_model(target.format(file=tmp_path / "net.py"), arguments)
 
 
 @pytest.mark.parametrize(
@@ -144,4 +144,4 @@ def test_what_is_wrong_with_ones_own_network(target: str, arguments: dict, messa
 def test_a_file_that_cannot_be_run_is_told(line: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "broken_net.py").write_text(f"import torch\n{line}\n")
     with pytest.raises(UserError, match=message):
-        your_model(f"{tmp_path}/broken_net.py:Net")
+        custom_model(f"{tmp_path}/broken_net.py:Net")

@@ -105,6 +105,34 @@ def with_flags_first(arguments: Sequence[str]) -> list[str]:
     return [word for word in arguments if word in flags] + [word for word in arguments if word not in flags]
 
 
+RENAMED = {
+    "evaluate": "label_quality",
+    "labels": "labels_dir",
+    "pictures.maps": "saliency.maps",
+    "pictures.saliency": "saliency.images",
+    "pictures.ids": "saliency.ids",
+    "pictures.samples": "saliency.samples",
+    "study.choose_on": "study.selection_split",
+    "study.judge_on": "study.test_split",
+    "study.select_on": "study.select_on_test (true or false)",
+    "model=yours": "model=custom",
+    **{
+        f"experiment=seed_{name}": f"experiment=published_{name}"
+        for name in ("edit", "sweep", "proportional", "layer_table", "concept_shares", "weight_norm")
+    },
+}
+"""Keys and choices of the first edition, and what they are called now."""
+
+
+def refuse_renamed(arguments: Sequence[str]) -> None:
+    """Raises UserError for a key or a choice that has another name now; the message gives it."""
+    for word in arguments:
+        plain = word.lstrip("+~")
+        new = RENAMED.get(plain) or RENAMED.get(plain.partition("=")[0])
+        if new:
+            raise UserError(f"'{word}' was renamed: use {new}. CHANGELOG.md lists every renamed key.")
+
+
 def launch(main: Callable[[], Any], conf: Path) -> None:
     """Starts a Hydra application: readies ``sys.argv`` and the resolvers, and tells mistakes in a few lines.
 
@@ -115,6 +143,11 @@ def launch(main: Callable[[], Any], conf: Path) -> None:
         conf: the folder of config groups.
     """
     register_resolvers()
+    try:
+        refuse_renamed(sys.argv[1:])
+    except UserError as error:
+        _tell(str(error))
+        sys.exit(1)
     sys.argv[1:] = with_flags_first(with_null_groups(with_layer_words(sys.argv[1:], conf), conf))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come through as they are
     # Ray's workers take this environment as it is; by `uv run` Ray would build one of its own
@@ -190,7 +223,7 @@ def run(task: Callable[[DictConfig], dict[str, float]], cfg: DictConfig) -> floa
         Console(stderr=True).print("\nInterrupted. The same command goes on from the last good state.", style="yellow")
         sys.exit(130)
     except Exception as error:
-        mistake = users_mistake(error)
+        mistake = user_error_message(error)
         if mistake is None and not _in_multirun():
             raise
         message = mistake or f"{type(error).__name__}: {error}"
@@ -222,7 +255,7 @@ def _forget_earlier_results() -> None:
             (Path(HydraConfig.get().runtime.output_dir) / name).unlink(missing_ok=True)
 
 
-def users_mistake(error: BaseException) -> str | None:
+def user_error_message(error: BaseException) -> str | None:
     """The message of the UserError behind ``error`` (Hydra wraps what a config's target raises), else None."""
     chain: list[BaseException] = []
     seen: BaseException | None = error

@@ -143,14 +143,14 @@ ACCEPTED: Mapping[str, Accepted] = {
     "tau": Number(several=True),
     "level": Number(above=0, most=1, several=True),
     "factor": Number(several=True),
-    **dict.fromkeys(("reuse", "print_config", "soft_labels", "evaluate", "fit", "test"), Flag()),
+    **dict.fromkeys(("reuse", "print_config", "soft_labels", "label_quality", "fit", "test"), Flag()),
     **dict.fromkeys(("training.ten_crop", "training.channels_last", "training.compile"), Flag()),
     "training.label_smoothing": Number(least=0, below=1),
     "probe.limit": Number(least=1, whole=True, also=(None,)),
     **dict.fromkeys(("probe.top_images", "probe.null_draws", "probe.batch_size"), _PRESENT),
     "quality.noise": Number(least=0),
     **dict.fromkeys(("quality.similarities", "quality.templates"), Nodes()),
-    "published": Nodes("conf/experiment/seed_edit.yaml", also=(None,)),
+    "published": Nodes("conf/experiment/published_edit.yaml", also=(None,)),
     "quality.alphas": Number(above=0, most=1, several=True),
     **dict.fromkeys(("similarity.a", "similarity.lam", "similarity.p", "similarity.scale_p"), Number()),
     **dict.fromkeys(("similarity.min_prob", "similarity.min_norm"), Number(least=0)),
@@ -162,8 +162,9 @@ ACCEPTED: Mapping[str, Accepted] = {
     **dict.fromkeys(("study.controls", "study.null_studies"), _COUNT),
     "study.bootstrap": _PRESENT,
     "study.ablate_concepts": Flag(),
-    **dict.fromkeys(("pictures.maps", "pictures.saliency", "pictures.samples"), _COUNT),
-    "pictures.ids": Number(least=0, whole=True, several=True, also=(None,)),
+    "study.select_on_test": Flag(),
+    **dict.fromkeys(("saliency.maps", "saliency.images", "saliency.samples"), _COUNT),
+    "saliency.ids": Number(least=0, whole=True, several=True, also=(None,)),
     "trainer.max_epochs": Number(
         least=1, whole=True, also=(-1, None), instead="dissect.py fit=false takes a network as it is made"
     ),
@@ -177,12 +178,12 @@ ACCEPTED: Mapping[str, Accepted] = {
 """By key; a key that a chosen group does not have is passed over."""
 
 TOLD_BY_THEIR_STAGE = (
-    *("probe.split", "study.metric", "study.choose_on", "study.judge_on", "study.select_on"),
+    *("probe.split", "study.metric", "study.selection_split", "study.test_split"),
     "training.monitor",
 )
 """Further keys of conf/base.yaml's sections, whose values are looked at where the images or the network are known."""
 
-SECTIONS = ("training", "probe", "study", "pictures")
+SECTIONS = ("training", "probe", "study", "saliency")
 """Parts of conf/base.yaml that are no class's arguments, so that nobody else would notice a key too many."""
 
 

@@ -28,7 +28,7 @@ def published_layers(cfg: DictConfig) -> pd.DataFrame | None:
     return pd.DataFrame(found["layers"]) if "layers" in found else None
 
 
-def beside_training(cfg: DictConfig, metrics: Mapping[str, float]) -> list[Extra]:
+def compare_training(cfg: DictConfig, metrics: Mapping[str, float]) -> list[Extra]:
     """Figures of a training (``test/acc``, ...), published and here."""
     rows = [
         {"figure": name, "published": percent(value, 2), "this run": percent(metrics[name], 2)}
@@ -39,7 +39,7 @@ def beside_training(cfg: DictConfig, metrics: Mapping[str, float]) -> list[Extra
     return [Extra("Beside the published figures", said, frame=pd.DataFrame(rows))] if rows else []
 
 
-def beside_shares(cfg: DictConfig, dissection: Dissection) -> list[Extra]:
+def compare_shares(cfg: DictConfig, dissection: Dissection) -> list[Extra]:
     """Concept shares among correctly labelled neurons, published and here."""
     rows = [
         {
@@ -52,7 +52,7 @@ def beside_shares(cfg: DictConfig, dissection: Dissection) -> list[Extra]:
     return [Extra("Beside the published shares", SOURCE, frame=pd.DataFrame(rows))] if rows else []
 
 
-def beside_study(cfg: DictConfig, study: EditStudy) -> list[Extra]:
+def compare_to_published(cfg: DictConfig, study: EditStudy) -> list[Extra]:
     """Accuracy before and after, and the grid cell by cell, published and here."""
     found = published(cfg)
     rows = [
@@ -65,7 +65,7 @@ def beside_study(cfg: DictConfig, study: EditStudy) -> list[Extra]:
         if name in found
     ]
     extras = [Extra("Beside the published figures", SOURCE, frame=pd.DataFrame(rows))] if rows else []
-    if len(cells := grid_beside(found, study.grid)):
+    if len(cells := compare_grids(found, study.grid)):
         caption = (
             "Change from the unedited network in points, cell by cell. On 7,178 images a change of 15 images is 0.21 "
             "points: differences of a few tenths between cells are noise."
@@ -74,7 +74,7 @@ def beside_study(cfg: DictConfig, study: EditStudy) -> list[Extra]:
     return extras
 
 
-def grid_beside(found: Mapping[str, Any], grid: pd.DataFrame) -> pd.DataFrame:
+def compare_grids(found: Mapping[str, Any], grid: pd.DataFrame) -> pd.DataFrame:
     """One row a tau, one column a factor: ``published / here``, as changes in points.
 
     Args:

@@ -76,7 +76,7 @@ class Session:
             )
         if data.audit and first_rank():
             data.audit_report().table.to_csv(self.folder / "audit.csv", index=False)
-            self.wrote("audit", self.folder / "audit.csv")
+            self.add_output("audit", self.folder / "audit.csv")
         return data
 
     @cached_property
@@ -152,7 +152,7 @@ class Session:
         with suppress(OSError):  # there is none, or another rank still has files in it
             (self.folder / DISTRIBUTED).rmdir()
 
-    def wrote(self, what: str, path: Path | str) -> None:
+    def add_output(self, what: str, path: Path | str) -> None:
         """Notes a file for the summary."""
         self.written[what] = path
 
@@ -163,7 +163,7 @@ class Session:
         seconds = round(time.monotonic() - self.started, 2)
         write_json(self.folder / SUMMARY_FILE, {"task": self.cfg.task_name, **figures, "seconds": seconds})
         self.write_manifest()
-        self.wrote("summary", self.folder / SUMMARY_FILE)
+        self.add_output("summary", self.folder / SUMMARY_FILE)
 
     def write_manifest(self) -> None:
         """Writes manifest.json: at the start, so that a run that fails has one, and with all inputs at the end."""
@@ -213,7 +213,7 @@ def session(cfg: DictConfig) -> Iterator[Session]:
     finally:
         for logger in run.__dict__.get("loggers", []):
             if isinstance(logger, WandbLogger) and first_rank():
-                run.wrote("W&B", where_wandb_went(logger))
+                run.add_output("W&B", where_wandb_went(logger))
             logger.finalize("failed" if failed else "success")
         if wandb.run is not None:
             wandb.finish(exit_code=1 if failed else 0)

@@ -14,7 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from emodissect.app.cli import ERROR_FILE, SUMMARY_FILE, users_mistake
+from emodissect.app.cli import ERROR_FILE, SUMMARY_FILE, user_error_message
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +40,15 @@ class SweepTable(Callback):
         started = [job for job, when in job_folders(folder).items() if self.stood.get(job) != when]
         if not started:
             return
-        from emodissect.app.sweep_results import conclude
+        from emodissect.app.sweep_results import summarize_sweep
 
         console = Console(stderr=True)
         jobs = sweep_table(folder, started)
         try:
-            conclude(jobs, swept_words(started), folder, config)
+            summarize_sweep(jobs, swept_words(started), folder, config)
         except Exception as error:  # such as W&B that cannot be reached; Hydra would lose it in a warning
             console.print(
-                f"The sweep's end is incomplete: {users_mistake(error) or repr(error)}", style="red", markup=False
+                f"The sweep's end is incomplete: {user_error_message(error) or repr(error)}", style="red", markup=False
             )
         failed = jobs["error"].notna().sum() if "error" in jobs else 0
         if failed:

@@ -47,7 +47,7 @@ FIGURES = {
 """What the terminal shows of a job beside its settings; changes of accuracy in points."""
 
 
-def conclude(jobs: pd.DataFrame, swept: Sequence[str], folder: Path, config: DictConfig) -> None:
+def summarize_sweep(jobs: pd.DataFrame, swept: Sequence[str], folder: Path, config: DictConfig) -> None:
     """Writes ``sweep.csv`` and ``sweep.html``, prints the table and the best job, and logs them as one W&B run.
 
     Where seeds were swept, ``seeds.csv`` holds each figure's mean and interval over them.

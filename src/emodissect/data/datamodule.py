@@ -134,7 +134,7 @@ class FaceDataModule(LightningDataModule):
             return images
         return images.subset(stratified_rows(images.labels, limit, seed))
 
-    def judged(self, split: str) -> ImageSet:
+    def evaluation_images(self, split: str) -> ImageSet:
         """The images that a network is judged on: ``train``, ``val``, ``test``, or several joined by ``+``.
 
         Validation and test stay whole where ``clean`` is set, so that figures are those of ``train.py``.

@@ -103,7 +103,7 @@ class Dissection:
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{folder} holds no neuron labels ({error}). Give the run folder of a dissect.py run, "
-                "which has neurons.parquet and layers.csv in it, or leave labels=null to dissect now."
+                "which has neurons.parquet and layers.csv in it, or leave labels_dir=null to dissect now."
             ) from error
         null_path = path / "null.safetensors"
         null = {name: draws.numpy() for name, draws in load_file(null_path).items()} if null_path.exists() else {}

@@ -132,7 +132,7 @@ def card_table(neurons: pd.DataFrame, probe: ImageSet, class_names: Sequence[str
 
 
 @dataclass(frozen=True)
-class Made:
+class Artifact:
     """Files that W&B keeps as one artifact.
 
     Attributes:
@@ -158,7 +158,7 @@ class Made:
         return artifact
 
 
-def log_artifact(loggers: Iterable[Logger], made: Made, made_from: Sequence[Made] = ()) -> None:
+def log_artifact(loggers: Iterable[Logger], made: Artifact, made_from: Sequence[Artifact] = ()) -> None:
     """Keeps files as a W&B artifact that points to what they were made from.
 
     What it was made from is named in the metadata, and online also marked as used: the same content is the same

@@ -142,11 +142,11 @@ class Classifier(LightningModule):
         return self._fast[0](inputs) if self._fast else self.network(inputs)
 
     def _in_data_order(self, logits: Any) -> Float[Tensor, "view class"]:
-        if misfit := self.misfit(logits):
-            raise UserError(misfit)
+        if check_output := self.check_output(logits):
+            raise UserError(check_output)
         return logits if self._as_is else logits[:, self.columns]
 
-    def tried(self, images: UInt8[Tensor, "image c h w"]) -> Any:
+    def dry_run(self, images: UInt8[Tensor, "image c h w"]) -> Any:
         """The network's output for a few images, so that what it cannot take is told before any work.
 
         Raises:
@@ -167,7 +167,7 @@ class Classifier(LightningModule):
                 f"it takes, or make it for this size: many of timm's take 'model.arguments={{img_size:{height}}}'."
             ) from error
 
-    def misfit(self, output: Any) -> str | None:
+    def check_output(self, output: Any) -> str | None:
         """Why the network's output is no row of logits of the known classes; None where it is."""
         if not isinstance(output, Tensor) or output.ndim != 2:
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__

@@ -85,7 +85,7 @@ def timm_model(
         raise UserError(f"model.arguments={dict(arguments or {})} does not suit timm's {name}: {error}") from error
 
 
-def your_model(target: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
+def custom_model(target: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
     """A user's own module.
 
     Args:

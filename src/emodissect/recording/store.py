@@ -76,7 +76,7 @@ class ActivationStore:
 
 
 @contextmanager
-def passing_folder(root: Path, name: str, owner: bool = True) -> Iterator[Path]:
+def scratch_dir(root: Path, name: str, owner: bool = True) -> Iterator[Path]:
     """A folder for the stores of one recording, gone when the block ends; what outlives it is linked elsewhere by then.
 
     A lock says that the recording is alive: folders whose process was killed are removed by the next recording.

@@ -3,14 +3,14 @@
 from emodissect.study.ablation import ConceptAblation, ablate_concepts
 from emodissect.study.null import null_studies
 from emodissect.study.result import EditStudy
-from emodissect.study.run import check_apart, check_words, run_study, warn_of_few_draws
+from emodissect.study.run import check_apart, check_metric, run_study, warn_of_few_draws
 
 __all__ = [
     "ConceptAblation",
     "EditStudy",
     "ablate_concepts",
     "check_apart",
-    "check_words",
+    "check_metric",
     "null_studies",
     "run_study",
     "warn_of_few_draws",

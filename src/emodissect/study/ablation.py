@@ -19,7 +19,7 @@ from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.rules import Ablate, Rule
 from emodissect.editing.selection import LabelledWith, exchanged, similarities
 from emodissect.models.predictions import Inference
-from emodissect.study.cells import judge, labels_of
+from emodissect.study.cells import evaluate_scales, labels_of
 
 _FILE = "concept_ablation.csv"
 
@@ -98,7 +98,9 @@ def ablate_concepts(
     generator = np.random.default_rng([seed, 4])
     cells = torch.cat([scales, *(scales[:, exchanged(labels, generator)] for _ in range(draws))])
     logits = EditedLogits(inference, layer, images, batch_size, progress=progress)
-    counts = judge(logits, torch.cat([torch.ones(1, len(labels)), cells]), rule.parameters).confusion().double()
+    counts = (
+        evaluate_scales(logits, torch.cat([torch.ones(1, len(labels)), cells]), rule.parameters).confusion().double()
+    )
     of_class = counts[0].sum(1).numpy()
     with np.errstate(invalid="ignore"):  # A class without images has no recall: NaN.
         recall = counts.diagonal(dim1=1, dim2=2).numpy() / of_class

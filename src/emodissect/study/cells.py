@@ -43,7 +43,7 @@ class Cell:
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class CellResults:
     """What each edit of a list gives on one set of images.
 
     Attributes:
@@ -135,7 +135,9 @@ def shuffled(labels: pd.DataFrame, generator: np.random.Generator) -> pd.DataFra
     return moved
 
 
-def judge(logits: EditedLogits, scales: Sequence[Tensor] | Tensor, parameters: str | Sequence[str]) -> Judged:
+def evaluate_scales(
+    logits: EditedLogits, scales: Sequence[Tensor] | Tensor, parameters: str | Sequence[str]
+) -> CellResults:
     """What every edit of one layer gives; equal edits are evaluated once."""
     kinds = [parameters] * len(scales) if isinstance(parameters, str) else list(parameters)
     rows = [row.float() for row in scales]
@@ -156,7 +158,7 @@ def judge(logits: EditedLogits, scales: Sequence[Tensor] | Tensor, parameters: s
             for place, cell in zip(some.tolist(), found, strict=True):
                 nll[place] = float(cross_entropy(cell.double(), logits.before.labels))
     before = logits.before
-    return Judged(
+    return CellResults(
         predicted[places],
         nll[places],
         before.labels,
@@ -166,34 +168,34 @@ def judge(logits: EditedLogits, scales: Sequence[Tensor] | Tensor, parameters: s
     )
 
 
-def judge_cells(cells: Sequence[Cell], logits: Mapping[str, EditedLogits]) -> Judged:
+def evaluate_cells(cells: Sequence[Cell], logits: Mapping[str, EditedLogits]) -> CellResults:
     """What every cell of a grid gives, over all its layers, on images that all layers share."""
-    parts: dict[str, Judged] = {}
+    parts: dict[str, CellResults] = {}
     for layer in dict.fromkeys(cell.layer for cell in cells):
         chosen = [cell for cell in cells if cell.layer == layer]
-        parts[layer] = judge(logits[layer], [c.scale for c in chosen], [c.rule.parameters for c in chosen])
+        parts[layer] = evaluate_scales(logits[layer], [c.scale for c in chosen], [c.rule.parameters for c in chosen])
     some = next(iter(parts.values()))
     order = torch.tensor([i for layer in parts for i, cell in enumerate(cells) if cell.layer == layer]).argsort()
-    return Judged(
+    return CellResults(
         torch.cat([part.predicted for part in parts.values()])[order],
         torch.cat([part.nll for part in parts.values()])[order],
         *(some.labels, some.unedited, some.unedited_nll, some.classes),
     )
 
 
-def choose(cells: Sequence[Cell], judged: Judged, metric: str) -> int:
+def choose(cells: Sequence[Cell], results: CellResults, metric: str) -> int:
     """The cell of the best metric; of equals the smallest change, then the first. An edit that gives NaN never wins."""
-    values = np.nan_to_num(judged.metric(metric).astype(np.float64), nan=-np.inf)
+    values = np.nan_to_num(results.metric(metric).astype(np.float64), nan=-np.inf)
     best = np.flatnonzero(values == values.max())
     return min(best.tolist(), key=lambda place: (round(cells[place].change, 9), place))
 
 
-def grid_frame(cells: Sequence[Cell], judged: Judged, chosen: int, draws: int, seed: int) -> pd.DataFrame:
+def grid_frame(cells: Sequence[Cell], results: CellResults, chosen: int, draws: int, seed: int) -> pd.DataFrame:
     """One row a cell: its coordinates and what it does. `p_holm` is corrected over the grid."""
-    images = len(judged.labels)
-    before = float((judged.unedited == judged.labels).double().mean())
+    images = len(results.labels)
+    before = float((results.unedited == results.labels).double().mean())
     rows = []
-    for place, (cell, gained, lost) in enumerate(zip(cells, judged.gained, judged.lost, strict=True)):
+    for place, (cell, gained, lost) in enumerate(zip(cells, results.gained, results.lost, strict=True)):
         low, high = delta_interval(int(gained), int(lost), images, draws=draws, seed=seed)
         rows.append(
             {
@@ -213,8 +215,8 @@ def grid_frame(cells: Sequence[Cell], judged: Judged, chosen: int, draws: int, s
                 "gained": int(gained),
                 "lost": int(lost),
                 "p_value": mcnemar(int(gained), int(lost)),
-                "nll_before": judged.unedited_nll,
-                "nll_after": float(judged.nll[place]),
+                "nll_before": results.unedited_nll,
+                "nll_after": float(results.nll[place]),
                 "chosen": place == chosen,
             }
         )

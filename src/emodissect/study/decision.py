@@ -14,12 +14,12 @@ from emodissect.core.statistics import exceedance_p
 from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.rules import Rule
 from emodissect.editing.selection import Selection, exchanged, similarities
-from emodissect.study.cells import Cell, Judged, choose, grid, judge_cells, labels_of, shuffled
+from emodissect.study.cells import Cell, CellResults, choose, evaluate_cells, grid, labels_of, shuffled
 
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What is asked of a network: which edits are tried, on which images, and how they are judged.
+    """What is asked of a network: which edits are tried, on which images, and how they are results.
 
     Attributes:
         val, test: by layer, the network's logits under edits; the choice is made on `val`.
@@ -48,7 +48,7 @@ class Decision:
     """The cells, how they did where the choice was made, the choice, and its controls."""
 
     cells: list[Cell]
-    judged: Judged
+    results: CellResults
     chosen: int
     controls: pd.DataFrame
     delta_test: float
@@ -66,8 +66,8 @@ def decide(question: Question, neurons: pd.DataFrame, every_control: bool = True
         every_control: False leaves out `all` and `inverse`, which no claim rests on.
     """
     cells = question.cells(neurons)
-    judged = judge_cells(cells, question.val)
-    chosen = choose(cells, judged, question.metric)
+    results = evaluate_cells(cells, question.val)
+    chosen = choose(cells, results, question.metric)
     cell = cells[chosen]
     labels = labels_of(neurons, cell.layer)
     generator = np.random.default_rng([question.seed, 1])
@@ -82,10 +82,10 @@ def decide(question: Question, neurons: pd.DataFrame, every_control: bool = True
     controls = [(name, replace(cell, scale=scale)) for name, scale in drawn]
     if cell.uses_labels and question.shuffled_draws:
         controls += [("shuffled", pick) for pick in _shuffled_studies(question, neurons, alone=len(cells) == 1)]
-    on_test = judge_cells([cell, *(control for _, control in controls)], question.test).delta
+    on_test = evaluate_cells([cell, *(control for _, control in controls)], question.test).delta
     frame = pd.DataFrame({"control": [name for name, _ in controls], "delta_test": on_test[1:]})
     frame.insert(1, "draw", frame.groupby("control").cumcount())
-    return Decision(cells, judged, chosen, frame, float(on_test[0]))
+    return Decision(cells, results, chosen, frame, float(on_test[0]))
 
 
 def _shuffled_studies(question: Question, neurons: pd.DataFrame, alone: bool) -> list[Cell]:
@@ -105,14 +105,14 @@ def _shuffled_studies(question: Question, neurons: pd.DataFrame, alone: bool) ->
 
 def _choices(question: Question, draws: Sequence[list[Cell]]) -> list[Cell]:
     """The best cell of each grid on validation."""
-    judged = judge_cells([cell for cells in draws for cell in cells], question.val)
+    results = evaluate_cells([cell for cells in draws for cell in cells], question.val)
     size = len(draws[0])
     picks = []
     for draw, cells in enumerate(draws):
         place = slice(draw * size, (draw + 1) * size)
-        part = Judged(
-            *(judged.predicted[place], judged.nll[place], judged.labels),
-            *(judged.unedited, judged.unedited_nll, judged.classes),
+        part = CellResults(
+            *(results.predicted[place], results.nll[place], results.labels),
+            *(results.unedited, results.unedited_nll, results.classes),
         )
         picks.append(cells[choose(cells, part, question.metric)])
     return picks

@@ -14,7 +14,7 @@ from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.rules import Rule
 from emodissect.editing.selection import Selection
 from emodissect.models.predictions import Inference
-from emodissect.study.cells import judge, labels_of, shuffled
+from emodissect.study.cells import evaluate_scales, labels_of, shuffled
 from emodissect.study.decision import Question, decide
 
 
@@ -54,10 +54,10 @@ def null_studies(
         )
         decision = decide(question, moved, every_control=False)
         cell = decision.cells[decision.chosen]
-        found = judge(on_test[cell.layer], [cell.scale], cell.rule.parameters)
+        found = evaluate_scales(on_test[cell.layer], [cell.scale], cell.rule.parameters)
         row = {
             "study": study,
-            "delta_val": float(decision.judged.delta[decision.chosen]),
+            "delta_val": float(decision.results.delta[decision.chosen]),
             "delta_test": decision.delta_test,
             "p_value": mcnemar(int(found.gained[0]), int(found.lost[0])),
             "p_random": decision.p("random"),

@@ -16,7 +16,7 @@ from emodissect.editing.rules import Edit
 from emodissect.models.predictions import Comparison, Predictions
 
 _PLAIN = (
-    *("select_on", "metric", "alpha", "selection", "rule", "tau", "factor", "p_random", "p_shuffled"),
+    *("select_on_test", "metric", "alpha", "selection", "rule", "tau", "factor", "p_random", "p_shuffled"),
     *("detectable_delta", "logit_difference", "identical_predictions", "is_cut", "cut_reason", "kept_bytes"),
 )
 
@@ -34,7 +34,7 @@ class EditStudy:
         selection, rule, tau, factor: its coordinates in the grid.
         val, test: the chosen edit against the unedited network.
         before, after: predictions on test.
-        metric, select_on, alpha: how it was chosen and judged.
+        metric, select_on_test, alpha: how it was chosen and judged.
         p_random: share of random living neurons of the same number that give as large a delta on test; NaN where none
             were drawn.
         p_shuffled: share of whole studies with shuffled labels, their own choice included, whose choice gives as large
@@ -57,7 +57,7 @@ class EditStudy:
     before: Predictions
     after: Predictions
     metric: str
-    select_on: str
+    select_on_test: bool
     alpha: float
     p_random: float
     p_shuffled: float
@@ -71,7 +71,7 @@ class EditStudy:
     @property
     def optimistic(self) -> bool:
         """Whether the edit was chosen on the images it is judged on."""
-        return self.select_on == "test"
+        return self.select_on_test
 
     @property
     def claims_gain(self) -> bool:

@@ -40,11 +40,10 @@ class _MadeWhenAsked(dict[str, EditedLogits]):
         return self[layer]
 
 
-def check_words(metric: str, select_on: str) -> None:
-    """Raises UserError for a metric or a set to choose on that is not known."""
-    for key, word, known in (("metric", metric, METRICS), ("select_on", select_on, ("val", "test"))):
-        if word not in known:
-            raise UserError(f"study.{key}={word} is not known. {nearest(word, known)}")
+def check_metric(metric: str) -> None:
+    """Raises UserError for an unknown metric."""
+    if metric not in METRICS:
+        raise UserError(f"study.metric={metric} is not known. {nearest(metric, METRICS)}")
 
 
 def warn_of_few_draws(alpha: float, controls: int) -> None:
@@ -62,8 +61,8 @@ def check_apart(val: ImageSet, test: ImageSet) -> None:
     if shared:
         raise UserError(
             f"{shared:,} of the {len(val):,} images that the edit is chosen on are among those it is judged on, so its "
-            "figure would be optimistic. Give study.choose_on and study.judge_on splits that share none, or "
-            "study.select_on=test to repeat the published mistake."
+            "figure would be optimistic. Give study.selection_split and study.test_split splits that share none, or "
+            "study.select_on_test=true to repeat the published mistake."
         )
 
 
@@ -77,7 +76,7 @@ def run_study(
     test: ImageSet,
     *,
     metric: str = "accuracy",
-    select_on: str = "val",
+    select_on_test: bool = False,
     alpha: float = 0.05,
     controls: int = 200,
     control_cells: int = 4000,
@@ -98,7 +97,7 @@ def run_study(
         val: the images the choice is made on.
         test: read once, for the chosen edit, the unedited network and the controls of that edit.
         metric: `accuracy`, `macro_f1` or `nll`; of equals the smallest change is taken.
-        select_on: `val`; `test` chooses on the test images, only to repeat the study, and marks the result.
+        select_on_test: choose on the test images, only to repeat the published study; the result is marked.
         alpha: level at which a gain is claimed.
         controls: draws of random neurons, and of shuffled labels.
         control_cells: at most so many cells are evaluated for shuffled labels, each draw of which repeats the whole
@@ -112,17 +111,17 @@ def run_study(
         UserError: before any forward pass: unknown layer, metric or word, empty images, images chosen on among those
             judged on, a grid that cannot be made; and where the unedited network gives no finite logits.
     """
-    check_words(metric, select_on)
+    check_metric(metric)
     for name, images in (("validation", val), ("test", test)):
         if not len(images):
             raise UserError(f"The {name} set holds no images, so no edit can be judged.")
-    optimistic = select_on == "test"
+    optimistic = select_on_test
     if not optimistic:
         check_apart(val, test)
     layers = list(dict.fromkeys(layers))
     cells = len(grid(inference.network, layers, neurons, selections, rules))
     if optimistic:
-        log.warning("select_on=test: the edit is chosen on the images it is judged on; its figure is optimistic.")
+        log.warning("select_on_test=true: the edit is chosen on the images it is judged on; its figure is optimistic.")
 
     # Layers share the memory; a layer's test outputs are made only when a chosen edit is in it.
     room = memory_limit // (2 * len(layers))
@@ -155,7 +154,7 @@ def run_study(
         log.warning("The grid's predictions differ from the edited weights' (logits by up to %.2g).", difference)
     comparison = compare(before, exact, bootstrap, seed)
     return EditStudy(
-        grid=grid_frame(decision.cells, decision.judged, decision.chosen, bootstrap, seed),
+        grid=grid_frame(decision.cells, decision.results, decision.chosen, bootstrap, seed),
         controls=decision.controls,
         edit=edit,
         selected=cell.selected,
@@ -168,7 +167,7 @@ def run_study(
         before=before,
         after=exact,
         metric=metric,
-        select_on=select_on,
+        select_on_test=select_on_test,
         alpha=alpha,
         p_random=decision.p("random"),
         p_shuffled=decision.p("shuffled"),

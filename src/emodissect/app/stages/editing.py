@@ -12,24 +12,24 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from emodissect.app.published import beside_shares, beside_study
+from emodissect.app.published import compare_shares, compare_to_published
 from emodissect.app.session import Session, session
-from emodissect.app.stages.dissecting import Dissected, Plan, dissected, labels_made, layer_summary, pictured
-from emodissect.app.stages.reporting import dissection_figures, dissection_page, write_figures, write_page
+from emodissect.app.stages.classifier import Trained, trained_classifier
+from emodissect.app.stages.dissection import Dissected, Plan, dissected, labels_artifact, layer_summary, with_maps
+from emodissect.app.stages.edit_study import Asked, check_editable, grid_of
+from emodissect.app.stages.pages import dissection_figures, dissection_page, write_figures, write_page
 from emodissect.app.stages.study_words import best_cells, edit_summary, readable_study, study_checks
-from emodissect.app.stages.studying import Asked, check_editable, grid_of
-from emodissect.app.stages.training import Trained, trained_classifier
 from emodissect.core.atomic_files import atomic_write
 from emodissect.core.distributed import first_rank
 from emodissect.core.errors import UserError
 from emodissect.core.number_format import unbroken
 from emodissect.data.images import ImageSet
 from emodissect.editing.rules import bake
-from emodissect.lightning.tracking import Made, log_artifact, log_dissection, log_metrics, log_study
+from emodissect.lightning.tracking import Artifact, log_artifact, log_dissection, log_metrics, log_study
 from emodissect.models.classifier import Classifier
 from emodissect.report import EditPage, figures
 from emodissect.report.terminal import figures_table
-from emodissect.study import ConceptAblation, EditStudy, check_apart, check_words, warn_of_few_draws
+from emodissect.study import ConceptAblation, EditStudy, check_apart, check_metric, warn_of_few_draws
 
 EDITED = "edited.ckpt"
 
@@ -38,30 +38,30 @@ def edit(cfg: DictConfig) -> dict[str, Any]:
     """Judges a grid of edits on validation, takes the best, and reads test once for it."""
     with session(cfg) as run:
         plan, asked = Plan(run), cfg.study
-        check_words(asked.metric, asked.select_on)
+        check_metric(asked.metric)
         warn_of_few_draws(asked.alpha, asked.controls)
-        if asked.null_studies and asked.select_on == "test":
-            raise UserError("study.null_studies counts claims of a gain; with study.select_on=test none is ever made.")
+        if asked.null_studies and asked.select_on_test:
+            raise UserError("study.null_studies counts claims of a gain; study.select_on_test=true never makes one.")
         if asked.ablate_concepts and asked.controls < 2:
             raise UserError("study.ablate_concepts=true needs study.controls=20 or more, to compare with.")
         selections, rules = grid_of(cfg, "selection"), grid_of(cfg, "edit")
         plan.check()
         check_editable(run, plan, rules)
-        judged = {name: run.data.judged(asked[name]) for name in ("choose_on", "judge_on")}
-        if asked.select_on != "test":
-            check_apart(judged["choose_on"], judged["judge_on"])
+        splits = {name: run.data.evaluation_images(asked[name]) for name in ("selection_split", "test_split")}
+        if not asked.select_on_test:
+            check_apart(splits["selection_split"], splits["test_split"])
         trained = trained_classifier(run, fit=False)
         layers = plan.layers(trained.classifier)
-        found = pictured(run, plan, trained, dissected(run, plan, trained, layers))
+        found = with_maps(run, plan, trained, dissected(run, plan, trained, layers))
         run.console.print(layer_summary(found.dissection, plan.interpretation))
         layers = _kept(run, found, layers, trained.classifier)
         if not first_rank():
             return {}
-        asked_of = Asked(run, found, trained, layers, selections, rules, judged)
-        study = asked_of.study()
-        ablations = asked_of.ablations() if asked.ablate_concepts else {}
-        null = asked_of.null_studies() if asked.null_studies else None
-        return _told(run, plan, trained, found, study, ablations, null, judged)
+        question = Asked(run, found, trained, layers, selections, rules, splits)
+        study = question.study()
+        ablations = question.ablations() if asked.ablate_concepts else {}
+        null = question.null_studies() if asked.null_studies else None
+        return write_outputs(run, plan, trained, found, study, ablations, null, splits)
 
 
 def _kept(run: Session, found: Dissected, layers: list[str], classifier: Classifier) -> list[str]:
@@ -74,7 +74,7 @@ def _kept(run: Session, found: Dissected, layers: list[str], classifier: Classif
     return [chosen]
 
 
-def _told(
+def write_outputs(
     run: Session,
     plan: Plan,
     trained: Trained,
@@ -82,7 +82,7 @@ def _told(
     study: EditStudy,
     ablations: Mapping[str, ConceptAblation],
     null: pd.DataFrame | None,
-    judged: Mapping[str, ImageSet],
+    splits: Mapping[str, ImageSet],
 ) -> dict[str, Any]:
     """Files, terminal, loggers and page."""
     found.dissection.save(run.folder)
@@ -98,17 +98,17 @@ def _told(
         controls=study.controls,
         before=study.before,
         after=study.after,
-        images=judged["judge_on"],
+        images=splits["test_split"],
         dissection=replace(dissection_page(run, plan, trained, found), main_layer=study.edit.layer),
         command=run.manifest()["command"],
         manifest=run.manifest(),
         optimistic=study.optimistic,
         alpha=study.alpha,
-        grid_images=len(judged["judge_on" if study.optimistic else "choose_on"]),
+        grid_images=len(splits["test_split" if study.optimistic else "selection_split"]),
         notes=[found.warning] if found.warning else [],
         checks=study_checks(study, null),
         ablations=ablations,
-        extras=[*beside_study(run.cfg, study), *beside_shares(run.cfg, found.dissection)],
+        extras=[*compare_to_published(run.cfg, study), *compare_shares(run.cfg, found.dissection)],
     )
     for layer, result in ablations.items():
         result.frame.to_csv(run.folder / f"concept_ablation_{layer}.csv", index=False)
@@ -129,12 +129,12 @@ def _told(
     log_study(run.loggers, study, drawn_edit)
     log_artifact(
         run.loggers,
-        Made("edited-classifier", "edited-checkpoint", [checkpoint], {"weights": trained.weights, **found.key}),
-        [*trained.kept, labels_made(run)],
+        Artifact("edited-classifier", "edited-checkpoint", [checkpoint], {"weights": trained.weights, **found.key}),
+        [*trained.kept, labels_artifact(run)],
     )
-    run.wrote("labels", run.folder / "neurons.csv")
-    run.wrote("grid", run.folder / "study" / "grid.csv")
-    run.wrote("edited checkpoint", checkpoint)
+    run.add_output("labels", run.folder / "neurons.csv")
+    run.add_output("grid", run.folder / "study" / "grid.csv")
+    run.add_output("edited checkpoint", checkpoint)
     write_page(run, page)
     run.summary(summary)
     return {**summary, "objective": study.val.delta}

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 def given_labels(
     folder: str | Path, activations: Mapping[str, LayerActivations], probe: ImageSet, weights: str
 ) -> tuple[Dissection, dict[str, Any], str]:
-    """Labels from ``labels=<folder>``, what they are for the manifest, and what a reader must know of them.
+    """Labels from ``labels_dir=<folder>``, what they are for the manifest, and what a reader must know of them.
 
     Args:
         folder: of a dissect.py or edit.py run.
@@ -40,26 +40,26 @@ def given_labels(
         rows = dissection.of(name)
         if len(rows) != layer.neurons:
             raise UserError(
-                f"labels={folder} holds {len(rows):,} neurons of layer '{name}', and this network has "
-                f"{layer.neurons:,}: they are of another network. Give its own labels, or labels=null to dissect now."
+                f"labels_dir={folder} holds {len(rows):,} neurons of layer '{name}', and this network has "
+                f"{layer.neurons:,}: they belong to another network. Give its own labels, or labels_dir=null."
             )
         top = torch.tensor([image for ids in rows["top_ids"] for image in ids], dtype=torch.int64)
         strange = int((~torch.isin(top, probe.ids)).sum())
         if strange:
             raise UserError(
-                f"labels={folder} names {strange:,} top images of layer '{name}' that are not among this run's "
+                f"labels_dir={folder} names {strange:,} top images of layer '{name}' that are not among this run's "
                 f"{len(probe):,} probe images: they were found on other images. Give the same data and probe settings, "
-                "or labels=null to dissect now."
+                "or labels_dir=null to dissect now."
             )
     path = Path(folder)  # of the run, or of its file of labels
     found_in = _weights_of(path.parent if path.name == "neurons.parquet" else path)
     described = {"path": str(folder), "content": dissection.fingerprint(), "weights": found_in}
     warning = ""
     if found_in is None:
-        log.info("labels=%s has no manifest.json beside it: whose labels they are is not known.", folder)
+        log.info("labels_dir=%s has no manifest.json beside it: whose labels they are is not known.", folder)
     elif found_in != weights:
         warning = (
-            f"The labels are of another network: labels={folder} was found in weights {found_in[:12]}, and this "
+            f"The labels are of another network: labels_dir={folder} was found in weights {found_in[:12]}, and this "
             f"network's are {weights[:12]}. They are used as they are given."
         )
         log.warning("%s", warning)

@@ -222,10 +222,10 @@ def train_tiny_clip(
         figures = _test_figures(training, splits.test)
         weights = run.folder / WEIGHTS.name
         save_tiny_clip(training.model, tokenizer, weights)
-        run.wrote("weights", weights)
+        run.add_output("weights", weights)
         if ship:
             save_tiny_clip(training.model, tokenizer, WEIGHTS)
-            run.wrote("shipped weights", WEIGHTS)
+            run.add_output("shipped weights", WEIGHTS)
         run.console.print(f"zero-shot top-1 {figures['test/zero_shot']:.1%}, mean AUROC {figures['test/auroc']:.3f}")
         run.summary(figures)
         return dict(figures)

@@ -20,7 +20,7 @@ from emodissect.core.progress import tracked
 from emodissect.data.images import ImageSet, image_loader
 from emodissect.editing.editable import columns_scale, editable_layer, next_layer_of
 from emodissect.editing.fast.cut import Cut, LinearTail, cut_behind
-from emodissect.editing.fast.linear_reads import Between, Differences, OneProduct
+from emodissect.editing.fast.linear_reads import BatchedProduct, Between, Differences
 from emodissect.editing.rules import Edit, edited
 from emodissect.editing.tracing import CannotTrace
 from emodissect.models.predictions import Inference, Predictions, evaluating, predict
@@ -268,7 +268,7 @@ class EditedLogits:
 
     def _by_product(self, tail: LinearTail, columns: Tensor, parameters: str) -> Float[Tensor, "cell image class"]:
         found = torch.empty(len(columns), len(self.images), self.before.logits.shape[1])
-        reads = OneProduct(tail.reader, columns)
+        reads = BatchedProduct(tail.reader, columns)
         with evaluating(self.inference), torch.inference_mode():
             for place, (outputs,) in self._kept_batches("behind the layer, in one product"):
                 read = reads(self._between(tail, outputs, parameters), len(outputs))

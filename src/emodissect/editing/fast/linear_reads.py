@@ -16,7 +16,7 @@ Between = Callable[[float], Float[Tensor, "image column"]]
 """``between(z)`` where every neuron is scaled by one value."""
 
 
-class OneProduct:
+class BatchedProduct:
     """The reader's outputs of all cells as one matrix product for each distinct scale v::
 
         reader(between(z_cell)) = bias + sum_v between(v z) (W * [s_cell = v])^T
@@ -58,7 +58,7 @@ class Differences:
     has two scales.
 
     Args:
-        columns: as for `OneProduct`.
+        columns: as for `BatchedProduct`.
     """
 
     def __init__(self, reader: nn.Linear, columns: Float[Tensor, "cell column"]) -> None:

@@ -1,4 +1,4 @@
-"""What ``evaluate=true`` found, as files, tables on the terminal, and sections of the report."""
+"""What ``label_quality=true`` found, as files, tables on the terminal, and sections of the report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from emodissect.app.session import Session
-from emodissect.app.stages.reporting import write_figures
+from emodissect.app.stages.pages import write_figures
 from emodissect.core.number_format import percent
 from emodissect.lightning.tracking import log_metrics, log_tables
 from emodissect.report import Extra, figures
@@ -67,8 +67,8 @@ _SANITY = {
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What ``evaluate=true`` found. Every frame has the column ``layer``, or is empty.
+class QualityTables:
+    """What ``label_quality=true`` found. Every frame has the column ``layer``, or is empty.
 
     Attributes:
         level: of the false discovery rate at which a label holds.
@@ -110,7 +110,7 @@ class Judged:
                 frame.to_csv(run.folder / f"label_quality_{name}.csv", index=False)
         if len(self.recovery):
             write_figures(run, {"label_quality": self._bars()})
-        run.wrote("label quality", run.folder / "label_quality_neurons.csv")
+        run.add_output("label quality", run.folder / "label_quality_neurons.csv")
 
     def log(self, run: Session) -> None:
         """Sends the layers' means to every logger, and to W&B the tables."""

@@ -15,8 +15,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from emodissect.app.session import Session, resolved
-from emodissect.app.stages.dissecting import Dissected, Plan
-from emodissect.app.stages.training import Trained, untrained
+from emodissect.app.stages.classifier import Trained, untrained
+from emodissect.app.stages.dissection import Dissected, Plan
 from emodissect.data.images import ImageSet
 from emodissect.editing.editable import editable_layer, next_layer_of
 from emodissect.models.predictions import Inference
@@ -65,7 +65,7 @@ class Asked:
     layers: Sequence[str]
     selections: Sequence[Any]
     rules: Sequence[Any]
-    judged: Mapping[str, ImageSet]
+    splits: Mapping[str, ImageSet]
 
     @property
     def inference(self) -> Inference:
@@ -75,15 +75,15 @@ class Asked:
     def study(self) -> EditStudy:
         """The grid, the choice and the look at test."""
         asked = self.run.cfg.study
-        key = self._key("metric", "select_on", "alpha", "controls", "bootstrap")
+        key = self._key("metric", "select_on_test", "alpha", "controls", "bootstrap")
         self.run.inputs["study"] = key
 
         def write(folder: Path) -> None:
             run_study(
                 *(self.inference, self.layers, self.found.dissection.neurons, self.selections, self.rules),
-                *(self.judged["choose_on"], self.judged["judge_on"]),
+                *(self.splits["selection_split"], self.splits["test_split"]),
                 metric=asked.metric,
-                select_on=asked.select_on,
+                select_on_test=asked.select_on_test,
                 alpha=asked.alpha,
                 controls=asked.controls,
                 bootstrap=asked.bootstrap,
@@ -100,7 +100,7 @@ class Asked:
         def write(folder: Path) -> None:
             null_studies(
                 *(self.inference, self.layers, self.found.dissection.neurons, self.selections, self.rules),
-                *(self.judged["choose_on"], self.judged["judge_on"]),
+                *(self.splits["selection_split"], self.splits["test_split"]),
                 studies=asked.null_studies,
                 controls=asked.controls,
                 metric=asked.metric,
@@ -120,7 +120,7 @@ class Asked:
 
             def write(folder: Path, layer: str = layer) -> None:
                 ablate_concepts(
-                    *(self.inference, layer, self.found.dissection.neurons, self.judged["choose_on"]),
+                    *(self.inference, layer, self.found.dissection.neurons, self.splits["selection_split"]),
                     self.run.data.splits.class_names,
                     draws=self.run.cfg.study.controls,
                     seed=self.run.cfg.seed,
@@ -137,7 +137,7 @@ class Asked:
             "layers": list(self.layers),
             "selections": [repr(selection) for selection in self.selections],
             "rules": [repr(rule) for rule in self.rules],
-            "images": {name: images.fingerprint() for name, images in self.judged.items()},
+            "images": {name: images.fingerprint() for name, images in self.splits.items()},
             "study": {name: self.run.cfg.study[name] for name in of_study},
             "seed": self.run.cfg.seed,
         }

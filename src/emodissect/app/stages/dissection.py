@@ -15,10 +15,10 @@ from omegaconf import DictConfig, ListConfig
 
 from emodissect.app.manifest import versions
 from emodissect.app.session import Session, session
+from emodissect.app.stages.classifier import Trained, trained_classifier, untrained
 from emodissect.app.stages.given_labels import given_labels
-from emodissect.app.stages.picturing import chosen_ids, neuron_maps, saliency_maps
-from emodissect.app.stages.reporting import dissection_figures, dissection_page, write_figures, write_page
-from emodissect.app.stages.training import Trained, trained_classifier, untrained
+from emodissect.app.stages.pages import dissection_figures, dissection_page, write_figures, write_page
+from emodissect.app.stages.saliency_maps import chosen_ids, neuron_maps, saliency_maps
 from emodissect.concepts import AnnotationScorer, ConceptScores, Scorer
 from emodissect.concepts.concept_set import ConceptSet
 from emodissect.core.cache import content_key, file_hash
@@ -28,11 +28,11 @@ from emodissect.data.images import ImageSet, image_loader
 from emodissect.dissection.labels import Dissection, Interpretation
 from emodissect.dissection.labels import dissect as label_neurons
 from emodissect.lightning.callbacks import RecordActivations
-from emodissect.lightning.tracking import Made, log_artifact, log_dissection
+from emodissect.lightning.tracking import Artifact, log_artifact, log_dissection
 from emodissect.models.classifier import Classifier
 from emodissect.models.predictions import Predictions
 from emodissect.recording import LayerActivations, reached_layers, resolve_layers
-from emodissect.recording.store import passing_folder
+from emodissect.recording.store import scratch_dir
 from emodissect.report.terminal import Column, frame_table
 from emodissect.similarity import Similarity
 
@@ -43,12 +43,12 @@ PREDICTIONS = "predictions.safetensors"
 
 def dissect(cfg: DictConfig) -> dict[str, Any]:
     """Labels the neurons of the chosen layers, writes and logs the labels and the report."""
-    from emodissect.app.stages.judging import Quality, judge  # it takes this module's plan
+    from emodissect.app.stages.label_quality import Quality, score_labels  # it takes this module's plan
 
     with session(cfg) as run:
         plan = Plan(run, needs_classes=False)
         plan.check()
-        if cfg.evaluate:
+        if cfg.label_quality:
             Quality(run, plan).check()
         trained = trained_classifier(run, fit=False, needs_classes=False)
         if not trained.classifier.knows_classes:
@@ -57,25 +57,25 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
                 *(type(trained.classifier.network).__name__, ", ".join(run.data.class_names)),
             )
         layers = plan.layers(trained.classifier)
-        found = pictured(run, plan, trained, dissected(run, plan, trained, layers))
+        found = with_maps(run, plan, trained, dissected(run, plan, trained, layers))
         found.dissection.save(run.folder)
-        run.wrote("labels", run.folder / "neurons.csv")
+        run.add_output("labels", run.folder / "neurons.csv")
         run.console.print(layer_summary(found.dissection, plan.interpretation))
         drawn = write_figures(run, dissection_figures(found.dissection, plan.interpretation.tau))
         page = dissection_page(run, plan, trained, found)
-        judged = None
-        if cfg.evaluate:
-            judged = judge(run, plan, trained, found)
-            judged.show(run)
-            judged.save(run)
-            page.extras = [*page.extras, *judged.extras()]
-            page.held_out = judged.neurons
-            judged.log(run)
+        quality = None
+        if cfg.label_quality:
+            quality = score_labels(run, plan, trained, found)
+            quality.show(run)
+            quality.save(run)
+            page.extras = [*page.extras, *quality.extras()]
+            page.held_out = quality.neurons
+            quality.log(run)
         write_page(run, page)
         log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=drawn)
-        log_artifact(run.loggers, labels_made(run), trained.kept)
+        log_artifact(run.loggers, labels_artifact(run), trained.kept)
         summary = dissection_summary(found.dissection)
-        held_out = judged.figures() if judged else {}
+        held_out = quality.figures() if quality else {}
         run.summary({**summary, **held_out, "layers": found.dissection.layers.to_dict("records")})
         return {**summary, "objective": summary["neuron_accuracy"]}
 
@@ -95,9 +95,9 @@ def dissection_summary(dissection: Dissection) -> dict[str, Any]:
     }
 
 
-def labels_made(run: Session) -> Made:
+def labels_artifact(run: Session) -> Artifact:
     """The labels in the run folder as W&B keeps them."""
-    return Made("neuron-labels", "labels", [run.folder / "neurons.parquet", run.folder / "layers.csv"], run.inputs)
+    return Artifact("neuron-labels", "labels", [run.folder / "neurons.parquet", run.folder / "layers.csv"], run.inputs)
 
 
 class Plan:
@@ -136,7 +136,7 @@ class Plan:
     @property
     def keeps_values(self) -> bool:
         """Whether every activation is needed, not only the top images."""
-        return self.measure.needs_values or bool(self.run.cfg.evaluate)
+        return self.measure.needs_values or bool(self.run.cfg.label_quality)
 
     @cached_property
     def measure(self) -> Similarity:
@@ -177,9 +177,9 @@ class Plan:
             )
         names = self.run.data.splits.class_names
         self.concepts.class_mask(names)
-        chosen_ids(self.probe, self.run.cfg.pictures)
-        if self.run.cfg.labels:
-            Dissection.load(self.run.cfg.labels)
+        chosen_ids(self.probe, self.run.cfg.saliency)
+        if self.run.cfg.labels_dir:
+            Dissection.load(self.run.cfg.labels_dir)
         # a network's layers are known without training it, so a misspelt one costs nothing
         resolve_layers(untrained(self.run, self.needs_classes).network, self.layer_words)
         self.scorer.check(self.probe, self.concepts, names)
@@ -226,8 +226,8 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
     }
     run.inputs["concepts"] = concepts_from(plan.concepts)
     run.inputs["dissection"] = key
-    if run.cfg.labels:
-        dissection, given, warning = given_labels(run.cfg.labels, activations, plan.probe, trained.weights)
+    if run.cfg.labels_dir:
+        dissection, given, warning = given_labels(run.cfg.labels_dir, activations, plan.probe, trained.weights)
         run.inputs["labels"] = given
         key = {**key, "labels": given["content"]}
         return Dissected(dissection, predictions, activations, scores, key, warning=warning)
@@ -247,9 +247,9 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
     return Dissected(Dissection.load(folder), predictions, activations, scores, key)
 
 
-def pictured(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Dissected:
+def with_maps(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Dissected:
     """The same with the maps that the report lays over images."""
-    wanted = run.cfg.pictures
+    wanted = run.cfg.saliency
     return replace(
         found,
         heat=neuron_maps(trained.classifier, found.dissection, plan.probe, wanted, run.cfg.layer.channels_last),
@@ -281,7 +281,7 @@ def recorded(
     if missing or not run.cache.holds("predictions", prediction_key):
         # every run has a store of its own: two that record the same layer at once would write into each other's
         mine, anew = content_key({"run": str(run.folder.absolute())}), not run.cfg.reuse
-        with passing_folder(run.cache.root / "stores", mine, owner=first_rank()) as store:
+        with scratch_dir(run.cache.root / "stores", mine, owner=first_rank()) as store:
             fresh, predictions = _predict(run, plan, trained, missing, top_k, store)
             if first_rank():
                 for layer in missing:

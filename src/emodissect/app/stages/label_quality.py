@@ -1,4 +1,4 @@
-"""dissect.py evaluate=true: are the labels right?"""
+"""dissect.py label_quality=true: are the labels right?"""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from emodissect.app.session import Session
-from emodissect.app.stages.dissecting import Dissected, Plan, recorded
-from emodissect.app.stages.judged import ANNOTATIONS, SCORER, Judged
-from emodissect.app.stages.training import Trained
+from emodissect.app.stages.classifier import Trained
+from emodissect.app.stages.dissection import Dissected, Plan, recorded
+from emodissect.app.stages.quality_tables import ANNOTATIONS, SCORER, QualityTables
 from emodissect.concepts import AnnotationScorer, ConceptScores, Scorer
 from emodissect.concepts.concept_set import concept_set
 from emodissect.core.errors import UserError
@@ -56,7 +56,7 @@ class Quality:
         images = len(self.plan.probe)
         if images < LEAST_IMAGES:
             raise UserError(
-                f"evaluate=true labels by one half of the probe images and judges by the other; {images} are too few. "
+                f"label_quality=true labels on half of the probe images and scores on the other; {images} are too few. "
                 f"Give {LEAST_IMAGES} or more: probe.limit, probe.split."
             )
         if not self.alphas or not all(0 < alpha <= 1 for alpha in self.alphas):
@@ -116,7 +116,7 @@ class Quality:
         return None
 
 
-def judge(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Judged:
+def score_labels(run: Session, plan: Plan, trained: Trained, found: Dissected) -> QualityTables:
     """Judges the labels of every layer that was dissected."""
     quality, names, seed = Quality(run, plan), found.scores.names, int(run.cfg.seed)
     others = {
@@ -155,7 +155,7 @@ def judge(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Judge
     of_logits, tested = pd.DataFrame(), pd.DataFrame()
     if trained.classifier.knows_classes:
         of_logits, tested = _logits(run, plan, quality, found, seed)
-    return Judged(
+    return QualityTables(
         level=plan.interpretation.level,
         neurons=_together(neurons),
         sanity=_together([*sanity, tested]),

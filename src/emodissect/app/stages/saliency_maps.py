@@ -24,10 +24,10 @@ def neuron_maps(
     classifier: Classifier,
     dissection: Dissection,
     probe: ImageSet,
-    pictures: DictConfig,
+    settings: DictConfig,
     channels_last: ChannelsLast = "auto",
 ) -> Mapping[tuple[str, int], Tensor]:
-    """Activation maps of the ``pictures.maps`` clearest neurons of each layer over their top images.
+    """Activation maps of the ``saliency.maps`` clearest neurons of each layer over their top images.
 
     Layers whose output is no map over the image have none.
     """
@@ -35,38 +35,38 @@ def neuron_maps(
         top_image_maps,  # captum takes a second to import; runs without pictures skip it
     )
 
-    if not pictures.maps:
+    if not settings.maps:
         return {}
     live = dissection.neurons[~dissection.neurons["dead"]]
-    clearest = live.sort_values("z", ascending=False).groupby("layer", sort=False).head(int(pictures.maps))
+    clearest = live.sort_values("z", ascending=False).groupby("layer", sort=False).head(int(settings.maps))
     return top_image_maps(classifier.cpu().network, classifier.preprocess, probe, clearest, channels_last=channels_last)
 
 
-def chosen_ids(images: ImageSet, pictures: DictConfig) -> list[int]:
-    """``pictures.ids``, each of which must be among the images. Raises UserError."""
-    named = [int(i) for i in pictures.ids or ()]
+def chosen_ids(images: ImageSet, settings: DictConfig) -> list[int]:
+    """``saliency.ids``, each of which must be among the images. Raises UserError."""
+    named = [int(i) for i in settings.ids or ()]
     if unknown := sorted(set(named) - set(images.ids.tolist())):
         raise UserError(
-            f"pictures.ids names images that are not there: {', '.join(map(str, unknown[:5]))}. "
+            f"saliency.ids names images that are not there: {', '.join(map(str, unknown[:5]))}. "
             f"The ids run from {int(images.ids.min())} to {int(images.ids.max())}."
         )
     return named
 
 
 def saliency_maps(
-    classifier: Classifier, images: ImageSet, pictures: DictConfig, seed: int, ids: Sequence[int] = ()
+    classifier: Classifier, images: ImageSet, settings: DictConfig, seed: int, ids: Sequence[int] = ()
 ) -> dict[int, Tensor]:
-    """Gradient saliency of the images named in ``pictures.ids``, else of ``ids``, else of a few of each class."""
+    """Gradient saliency of the images named in ``saliency.ids``, else of ``ids``, else of a few of each class."""
     from emodissect.dissection.saliency import saliency_of  # as above
 
-    named = chosen_ids(images, pictures)
-    if not named and not pictures.saliency:
+    named = chosen_ids(images, settings)
+    if not named and not settings.images:
         return {}
-    most = int(pictures.saliency)
+    most = int(settings.images)
     some = images.ids[stratified_rows(images.labels, min(most, len(images)), seed)].tolist() if most else []
     chosen = named or [int(i) for i in ids][:most] or some
     network = classifier.cpu().network
-    return saliency_of(network, classifier.preprocess, images, chosen, samples=int(pictures.samples), seed=seed)
+    return saliency_of(network, classifier.preprocess, images, chosen, samples=int(settings.samples), seed=seed)
 
 
 def surest_mistakes(outputs: Outputs, most: int) -> list[int]:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from emodissect.app.manifest import architecture_hash, versions, weights_hash, write_json
 from emodissect.app.session import Session, resolved, session
-from emodissect.app.stages.picturing import chosen_ids
-from emodissect.app.stages.reporting import HISTORY, history, train_page, write_page
+from emodissect.app.stages.pages import HISTORY, history, train_page, write_page
+from emodissect.app.stages.saliency_maps import chosen_ids
 from emodissect.core.cache import content_key, file_hash
 from emodissect.core.distributed import first_rank
 from emodissect.core.errors import UserError, nearest
@@ -28,7 +28,7 @@ from emodissect.core.number_format import percent
 from emodissect.core.statistics import wilson
 from emodissect.data.ferplus import soft_labels
 from emodissect.lightning.epoch_history import EpochHistory
-from emodissect.lightning.tracking import Made, log_artifact, log_metrics
+from emodissect.lightning.tracking import Artifact, log_artifact, log_metrics
 from emodissect.models.checkpoints import read_checkpoint
 from emodissect.models.classifier import Classifier
 from emodissect.models.weights import checkpoint_arguments, load_weights, read_state_dict
@@ -62,9 +62,9 @@ class Trained:
     metrics: Mapping[str, float]
 
     @property
-    def kept(self) -> list[Made]:
+    def kept(self) -> list[Artifact]:
         """The checkpoint as W&B keeps it."""
-        return [as_made(self.checkpoint, self.weights)] if self.checkpoint else []
+        return [classifier_artifact(self.checkpoint, self.weights)] if self.checkpoint else []
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         )
     with session(cfg) as run:
         if cfg.test:
-            chosen_ids(run.data.splits.test, cfg.pictures)  # told before the training
+            chosen_ids(run.data.splits.test, cfg.saliency)  # told before the training
         trained = trained_classifier(run, fit=cfg.fit)
         figures: dict[str, Any] = dict(trained.metrics)
         if cfg.test:
@@ -103,7 +103,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         run.console.print(figures_table(shown, f"{type(trained.classifier.network).__name__}"))
         write_page(run, train_page(run, trained, figures))
         if trained.checkpoint:
-            run.wrote("checkpoint", trained.checkpoint)
+            run.add_output("checkpoint", trained.checkpoint)
         run.summary(figures)
         return {**figures, "objective": figures.get("val/acc")}
 
@@ -243,11 +243,11 @@ def untrained(run: Session, needs_classes: bool = True) -> Classifier:
     classifier = _build(run, given).eval()
     splits = run.data.splits
     images = next(split.images[:2] for split in (splits.train, splits.val, splits.test) if len(split))
-    misfit = classifier.misfit(classifier.tried(images))
+    mismatch = classifier.check_output(classifier.dry_run(images))
     taught = given is not None or run.cfg.get("fit", True)
-    if misfit and (needs_classes or (given is None and taught)):
-        raise UserError(misfit)
-    classifier.knows_classes = taught and not misfit
+    if mismatch and (needs_classes or (given is None and taught)):
+        raise UserError(mismatch)
+    classifier.knows_classes = taught and not mismatch
     return classifier
 
 
@@ -332,7 +332,7 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
         curves.frame().to_csv(folder / HISTORY, index=False)
         torch.save(metrics, folder / "metrics.pt")
         write_json(folder / "key.json", key)
-        log_artifact(run.loggers, as_made(folder / CHECKPOINT, weights_hash(classifier.network)))
+        log_artifact(run.loggers, classifier_artifact(folder / CHECKPOINT, weights_hash(classifier.network)))
     resume.done()
 
 
@@ -372,9 +372,9 @@ def require_resumable(path: Path, max_epochs: int | None) -> None:
         )
 
 
-def as_made(checkpoint: Path, weights: str) -> Made:
+def classifier_artifact(checkpoint: Path, weights: str) -> Artifact:
     """A classifier as W&B keeps it."""
-    return Made("classifier", "checkpoint", [checkpoint], {"weights": weights})
+    return Artifact("classifier", "checkpoint", [checkpoint], {"weights": weights})
 
 
 def _copy(source: str, target: Path) -> None:

@@ -10,16 +10,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from emodissect.app.manifest import command
-from emodissect.app.published import beside_shares, beside_training, published_layers
-from emodissect.app.stages.picturing import audit_extras, saliency_maps, surest_mistakes
+from emodissect.app.published import compare_shares, compare_training, published_layers
+from emodissect.app.stages.saliency_maps import audit_extras, saliency_maps, surest_mistakes
 from emodissect.core.distributed import first_rank
 from emodissect.dissection.labels import Dissection
 from emodissect.report import DissectionPage, TrainPage, figures
 
 if TYPE_CHECKING:
     from emodissect.app.session import Session
-    from emodissect.app.stages.dissecting import Dissected, Plan
-    from emodissect.app.stages.training import Trained
+    from emodissect.app.stages.classifier import Trained
+    from emodissect.app.stages.dissection import Dissected, Plan
 
 HISTORY = "history.csv"
 """The figures of a training by epoch, beside its checkpoint."""
@@ -44,7 +44,7 @@ def write_figures(run: Session, found: Mapping[str, Figure]) -> dict[str, Path]:
     """Each figure as a PNG under ``figures/``: the files by the figures' names."""
     folder = run.folder / "figures"
     folder.mkdir(exist_ok=True)
-    run.wrote("figures", folder)
+    run.add_output("figures", folder)
     return {name: figures.save_png(figure, folder / f"{name.replace('/', '_')}.png") for name, figure in found.items()}
 
 
@@ -63,7 +63,7 @@ def dissection_page(run: Session, plan: Plan, trained: Trained, found: Dissected
         tau=plan.interpretation.tau,
         level=plan.interpretation.level,
         published=published_layers(run.cfg),
-        extras=beside_shares(run.cfg, found.dissection),
+        extras=compare_shares(run.cfg, found.dissection),
         heat=found.heat,
         saliency=found.saliency,
     )
@@ -74,7 +74,7 @@ def write_page(run: Session, page: Any) -> Path | None:
     if not first_rank():
         return None
     path = page.write(run.folder / "report.html")
-    run.wrote("report", path)
+    run.add_output("report", path)
     return path
 
 
@@ -82,8 +82,8 @@ def train_page(run: Session, trained: Trained, metrics: Mapping[str, float]) -> 
     """The page of a training."""
     classifier = trained.classifier
     outputs, tested = classifier.results.get("test"), run.data.splits.test
-    wanted = run.cfg.pictures
-    mistakes = surest_mistakes(outputs, wanted.saliency) if outputs is not None else []
+    wanted = run.cfg.saliency
+    mistakes = surest_mistakes(outputs, wanted.images) if outputs is not None else []
     return TrainPage(
         metrics=metrics,
         class_names=run.data.splits.class_names,
@@ -91,7 +91,7 @@ def train_page(run: Session, trained: Trained, metrics: Mapping[str, float]) -> 
         predictions=outputs,
         images=tested if outputs is not None else None,
         saliency=saliency_maps(classifier, tested, wanted, run.cfg.seed, mistakes) if outputs is not None else {},
-        extras=[*beside_training(run.cfg, metrics), *audit_extras(run.data, outputs)],
+        extras=[*compare_training(run.cfg, metrics), *audit_extras(run.data, outputs)],
         command=command(),
         manifest=run.manifest(),
     )
