@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
+import sysconfig
 import traceback
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,11 +96,11 @@ def custom_model(target: str, arguments: Mapping[str, Any] | None = None) -> nn.
         arguments: its arguments by name.
 
     Raises:
-        UserError: no such module, file or name, arguments that do not suit, or something that is no nn.Module.
+        UserError: no such module, file or name, arguments that do not suit, or something that is no nn.Module; what
+            cannot make one is refused before it is called.
     """
     found = _found(str(target))
-    if not callable(found):
-        raise UserError(f"model.target={target} is a {type(found).__name__}, nothing that makes a torch module.")
+    require_network_maker(found, f"model.target={target}")
     try:
         network = found(**dict(arguments or {}))
     except TypeError as error:
@@ -105,6 +108,56 @@ def custom_model(target: str, arguments: Mapping[str, Any] | None = None) -> nn.
     if not isinstance(network, nn.Module):
         raise UserError(f"model.target={target} made a {type(network).__name__}, not a torch.nn.Module.")
     return network
+
+
+def require_network_maker(found: Any, key: str) -> None:
+    """Raises UserError unless calling ``found`` can make a network, without calling it.
+
+    Accepted: a subclass of nn.Module and its class methods; a function that declares to return one; any function in a
+    file of the user's own. Python's own functions, and those of installed packages that do not say what they return,
+    are refused: `model.target=os.system` runs nothing.
+
+    Args:
+        found: what the config names.
+        key: the config's key and value, for the message.
+    """
+    if isinstance(found, type):
+        if not issubclass(found, nn.Module):
+            raise UserError(f"{key} is the class {found.__qualname__}, which is not a torch.nn.Module.")
+        return
+    owner = getattr(found, "__self__", None)
+    if inspect.ismethod(found) and isinstance(owner, type) and issubclass(owner, nn.Module):
+        return
+    function = inspect.unwrap(found) if inspect.isfunction(found) else None
+    if function is not None and (_declares_network(function) or _of_the_user(function)):
+        return
+    raise UserError(
+        f"{key} is {_described(found)}. A torch.nn.Module class is accepted, or a function that returns one: of "
+        "your own, or declared so (`-> nn.Module`). Wrap anything else in a function of your own: "
+        "model.target=path/to/file.py:make_network."
+    )
+
+
+def _declares_network(function: Any) -> bool:
+    try:
+        returned = typing.get_type_hints(function).get("return")
+    except Exception:  # names that exist for type checkers only
+        return False
+    return isinstance(returned, type) and issubclass(returned, nn.Module)
+
+
+def _of_the_user(function: Any) -> bool:
+    """Whether a function's source lies outside Python's own library and outside the installed packages."""
+    source = Path(function.__code__.co_filename)
+    if not source.is_file() or {"site-packages", "dist-packages"} & set(source.parts):
+        return False
+    return not source.resolve().is_relative_to(Path(sysconfig.get_path("stdlib")).resolve())
+
+
+def _described(found: Any) -> str:
+    if callable(found) and hasattr(found, "__qualname__"):
+        return f"the function {found.__module__}.{found.__qualname__}, which does not declare to return a network"
+    return f"a {type(found).__name__}, which makes no network"
 
 
 def replace_head(network: nn.Module, num_classes: int) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning import seed_everything
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -31,7 +31,9 @@ from emodissect.lightning.epoch_history import EpochHistory
 from emodissect.lightning.tracking import Artifact, log_artifact, log_metrics
 from emodissect.models.checkpoints import read_checkpoint
 from emodissect.models.classifier import Classifier
+from emodissect.models.file_arguments import filled_from_file
 from emodissect.models.weights import checkpoint_arguments, load_weights, read_state_dict
+from emodissect.models.zoo import require_network_maker
 from emodissect.report.terminal import figures_table
 
 log = logging.getLogger(__name__)
@@ -257,6 +259,7 @@ def _build(run: Session, checkpoint: Path | None = None) -> Classifier:
     model = resolved(cfg.model)
     if checkpoint is not None:
         model = _completed(model, checkpoint)
+    require_network_maker(_constructor(model), f"model._target_={model.get('_target_')}")
     network = instantiate({k: v for k, v in model.items() if k not in NOT_THE_NETWORKS})
     training = cfg.get("training") or {}
     return Classifier(
@@ -273,16 +276,24 @@ def _build(run: Session, checkpoint: Path | None = None) -> Classifier:
 
 
 def _completed(model: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """The model group with its null arguments filled from the checkpoint's own hyper-parameters or tensor shapes."""
-    stored = checkpoint_arguments(checkpoint).get("model") or {}
-    target = model.get("_target_")
-    found = dict(stored) if stored.get("_target_") == target else {}
-    if not found:
-        from hydra.utils import get_object
+    """The model group with its null arguments filled from the checkpoint: from tensor shapes, else from what it says.
 
-        arguments_of = getattr(get_object(str(target)), "arguments_of", None)
-        found = arguments_of(read_state_dict(checkpoint)) if arguments_of else {}
-    return {key: found.get(key) if value is None else value for key, value in model.items()}
+    What it says is a stranger's: ``filled_from_file`` takes numbers only.
+    """
+    constructor = _constructor(model)
+    stored = checkpoint_arguments(checkpoint).get("model")
+    if isinstance(stored, Mapping) and stored.get("_target_") == model.get("_target_"):
+        return filled_from_file(model, stored, constructor, checkpoint)
+    arguments_of = getattr(constructor, "arguments_of", None)
+    shapes = arguments_of(read_state_dict(checkpoint)) if arguments_of else {}
+    return filled_from_file(model, shapes, constructor, checkpoint)
+
+
+def _constructor(model: Mapping[str, Any]) -> Callable[..., Any]:
+    try:
+        return get_object(str(model.get("_target_")))
+    except Exception as error:  # whatever importing a module of the user's raises
+        raise UserError(f"model._target_={model.get('_target_')} cannot be found: {error}") from error
 
 
 def _callbacks(run: Session) -> list[Callback]:
