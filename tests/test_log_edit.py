@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from emodissect.data.images import Batch, ImageSet, image_loader
 from emodissect.editing.rules import Edit, edited
 from emodissect.lightning.callbacks import LogEdit
-from emodissect.models.predictions import compare, predict
+from emodissect.models.predictions import predict
+from emodissect.study.comparison import compare
 
 
 class Faces(LightningModule):

@@ -25,6 +25,8 @@ from emodissect.models.predictions import Inference
 from emodissect.study import ConceptAblation, EditStudy, ablate_concepts, null_studies, run_study, warn_of_few_draws
 from emodissect.study.ablation import leave_one_out_z
 from emodissect.study.cells import Cell, CellResults, choose, shuffled
+from emodissect.study.claim import claims_gain
+from emodissect.study.run import require_same_logits
 
 GOOD, NOISE, CLASSES = 12, 12, 3
 
@@ -479,3 +481,25 @@ def test_labels_that_say_nothing_lead_to_a_claim_at_most_as_often_as_alpha(
     assert ((frame["p_value"] < 0.05) & (frame["delta_test"] > 0)).mean() > 0.05
     # p-values of an exact permutation test are uniform, or larger.
     assert (frame["p_shuffled"] <= 0.25).sum() <= binom.ppf(0.999, studies, 0.25)
+
+
+def test_logits_that_edited_weights_do_not_give_are_an_error() -> None:
+    """No class flips, and yet every cell of the grid was of another edit."""
+    exact = torch.tensor([[5.0, 0.0, -2.0]])
+    require_same_logits(exact + 1e-4, exact, "scale")
+    with pytest.raises(UserError, match=r"disagree for scale: logits differ by 0\.58, accepted is 0\.005"):
+        require_same_logits(exact + 0.58, exact, "scale")
+    with pytest.raises(UserError, match="disagree"):
+        require_same_logits(torch.full_like(exact, torch.nan), exact, "scale")
+    require_same_logits(torch.full_like(exact, torch.inf), torch.full_like(exact, torch.nan), "scale")
+
+
+@pytest.mark.parametrize("figures", [(0.1, 0.01, 0.01, 0.01), (0.1, 0.01, 0.01, np.nan), (0.1, 0.01, np.nan, 0.01),
+                                     (-0.1, 0.01, 0.01, 0.01), (0.1, 0.2, 0.01, 0.01), (0.1, 0.01, 0.2, 0.01),
+                                     (0.1, 0.01, 0.01, 0.2)])  # fmt: skip
+def test_studies_claim_by_the_one_rule(found: EditStudy, figures: tuple[float, float, float, float]) -> None:
+    delta, p_value, p_random, p_shuffled = figures
+    test = replace(found.test, delta=delta, p_value=p_value)
+    study = replace(found, test=test, p_random=p_random, p_shuffled=p_shuffled)
+    assert study.claims_gain == claims_gain(*figures, alpha=0.05) == (figures[1:3] == (0.01, 0.01)
+                                                                      and delta > 0 and figures[3] != 0.2)  # fmt: skip

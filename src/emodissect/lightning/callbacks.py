@@ -19,10 +19,11 @@ from emodissect.data.images import Batch, image_loader
 from emodissect.dissection.labels import Dissection, Interpretation, dissect
 from emodissect.editing.rules import Edit, edited
 from emodissect.lightning.tracking import edit_metrics, log_dissection, log_metrics
-from emodissect.models.predictions import Comparison, Predictions, compare
+from emodissect.models.predictions import Predictions
 from emodissect.recording import ActivationCollector, LayerActivations, resolve_layers
 from emodissect.recording.pooling import ChannelsLast
 from emodissect.similarity import Similarity
+from emodissect.study.comparison import Comparison, compare
 
 
 def network_of(module: LightningModule) -> nn.Module:

@@ -16,8 +16,8 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 from emodissect.data.images import ImageSet
 from emodissect.dissection.labels import Dissection
-from emodissect.models.predictions import Comparison
 from emodissect.study import EditStudy
+from emodissect.study.comparison import Comparison
 
 log = logging.getLogger(__name__)
 

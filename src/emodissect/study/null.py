@@ -15,6 +15,7 @@ from emodissect.editing.rules import Rule
 from emodissect.editing.selection import Selection
 from emodissect.models.predictions import Inference
 from emodissect.study.cells import evaluate_scales, labels_of, shuffled
+from emodissect.study.claim import claims_gain
 from emodissect.study.decision import Question, decide
 
 
@@ -55,20 +56,17 @@ def null_studies(
         decision = decide(question, moved, every_control=False)
         cell = decision.cells[decision.chosen]
         found = evaluate_scales(on_test[cell.layer], [cell.scale], cell.rule.parameters)
-        row = {
-            "study": study,
-            "delta_val": float(decision.results.delta[decision.chosen]),
-            "delta_test": decision.delta_test,
-            "p_value": mcnemar(int(found.gained[0]), int(found.lost[0])),
-            "p_random": decision.p("random"),
-            "p_shuffled": decision.p("shuffled"),
-        }
-        rows.append({**row, "claims_gain": claims(row, alpha)})
+        p_value = mcnemar(int(found.gained[0]), int(found.lost[0]))
+        p_random, p_shuffled = decision.p("random"), decision.p("shuffled")
+        rows.append(
+            {
+                "study": study,
+                "delta_val": float(decision.results.delta[decision.chosen]),
+                "delta_test": decision.delta_test,
+                "p_value": p_value,
+                "p_random": p_random,
+                "p_shuffled": p_shuffled,
+                "claims_gain": claims_gain(decision.delta_test, p_value, p_random, p_shuffled, alpha),
+            }
+        )
     return pd.DataFrame(rows)
-
-
-def claims(row: dict[str, float], alpha: float) -> bool:
-    """The rule of :func:`emodissect.study.result.claims_gain` on a row of figures."""
-    return (
-        row["delta_test"] > 0 and row["p_value"] < alpha and row["p_random"] < alpha and not row["p_shuffled"] >= alpha
-    )

@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from emodissect.editing.rules import Edit
-from emodissect.models.predictions import Comparison, Predictions
+from emodissect.models.predictions import Predictions
+from emodissect.study.claim import claims_gain
+from emodissect.study.comparison import Comparison
 
 _PLAIN = (
     *("select_on_test", "metric", "alpha", "selection", "rule", "tau", "factor", "p_random", "p_shuffled"),
@@ -82,7 +84,9 @@ class EditStudy:
         test of the whole procedure, so labels that say nothing lead to a claim in at most alpha of all studies. A study
         that chose on the test images claims nothing.
         """
-        return not self.optimistic and claims_gain(self.test, self.p_random, self.p_shuffled, self.alpha)
+        test = self.test
+        claimed = claims_gain(test.delta, test.p_value, self.p_random, self.p_shuffled, self.alpha)
+        return claimed and not self.optimistic
 
     @property
     def verdict(self) -> str:
@@ -184,11 +188,6 @@ class EditStudy:
             after=Predictions.load(folder / "test_after.safetensors"),
             **plain,
         )
-
-
-def claims_gain(test: Comparison, p_random: float, p_shuffled: float, alpha: float) -> bool:
-    """See :attr:`EditStudy.claims_gain`; a NaN p_shuffled (no labels read) is no obstacle."""
-    return test.delta > 0 and test.p_value < alpha and p_random < alpha and not p_shuffled >= alpha
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.statistics import detectable_delta
@@ -15,13 +16,15 @@ from emodissect.data.images import ImageSet
 from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.rules import Rule
 from emodissect.editing.selection import Selection, threshold
-from emodissect.models.predictions import Inference, Predictions, compare
+from emodissect.models.predictions import Inference, Predictions
 from emodissect.study.cells import METRICS, grid, grid_frame
+from emodissect.study.comparison import compare
 from emodissect.study.decision import Question, decide
 from emodissect.study.result import EditStudy
 
 log = logging.getLogger(__name__)
 
+_TOLERANCE = 1e-3  # of the largest logit: twenty times what float32 rounding was seen to give
 _FEWEST_DRAWS = 39  # below, p < .05 could not be reached with room for one draw as good
 
 
@@ -44,6 +47,23 @@ def check_metric(metric: str) -> None:
     """Raises UserError for an unknown metric."""
     if metric not in METRICS:
         raise UserError(f"study.metric={metric} is not known. {nearest(metric, METRICS)}")
+
+
+def require_same_logits(fast: Tensor, exact: Tensor, what: str) -> None:
+    """Checks logits behind the cut against those of the edited weights, where these are finite.
+
+    Raises:
+        UserError: they differ by more than float32 rounding: by more than 1e-3 of the largest logit.
+    """
+    known = exact.isfinite()
+    largest = max(1.0, float(exact[known].abs().max())) if bool(known.any()) else 1.0
+    difference = float((fast - exact)[known].abs().max()) if bool(known.any()) else 0.0
+    if not difference <= _TOLERANCE * largest:
+        raise UserError(
+            f"The fast evaluation and the edited weights disagree for {what}: logits differ by {difference:.2g}, "
+            f"accepted is {_TOLERANCE * largest:.2g}. What the edit does to the layer's output (on_output) is not what "
+            "it does to the weights (on_weights), or the network changes its own weights between forward passes."
+        )
 
 
 def warn_of_few_draws(alpha: float, controls: int) -> None:
@@ -150,8 +170,7 @@ def run_study(
     fast, exact, before = after(chosen_test), chosen_test.exact(edit), chosen_test.exact(None)
     difference = float((fast.logits - exact.logits).abs().max())
     identical = torch.equal(fast.predicted, exact.predicted)
-    if not identical:
-        log.warning("The grid's predictions differ from the edited weights' (logits by up to %.2g).", difference)
+    require_same_logits(fast.logits, exact.logits, f"{cell.rule.name} on layer '{cell.layer}'")
     comparison = compare(before, exact, bootstrap, seed)
     return EditStudy(
         grid=grid_frame(decision.cells, decision.results, decision.chosen, bootstrap, seed),
