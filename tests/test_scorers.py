@@ -332,6 +332,16 @@ def test_plain_state_dict_and_bf16(small: OpenClip, tmp_path: Path) -> None:
     torch.testing.assert_close(a, c, atol=0.05, rtol=0)
 
 
+def test_openais_archives_give_their_weights_and_their_program_is_not_run(
+    small: OpenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_clip.create_model("small-test-clip", pretrained=small.weights)
+    torch.jit.trace_module(model, {"encode_image": torch.rand(2, 3, 32, 32)}).save(str(tmp_path / "traced.pt"))
+    monkeypatch.setattr(torch.jit, "load", lambda *args, **kwargs: pytest.fail("the archive's program was loaded"))
+    read = OpenClip("small-test-clip", weights=str(tmp_path / "traced.pt")).model.state_dict()
+    assert all(torch.equal(read[name], value) for name, value in model.state_dict().items())
+
+
 def test_progress_bar_runs(small: OpenClip, tmp_path: Path) -> None:
     ClipScorer(small, device="cpu", shard_size=4).score(_images(), NAMES, CLASSES, Cache(tmp_path))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from emodissect.concepts.clip_images import ClipImages
 from emodissect.concepts.clip_weights import downloaded, offline_advice
 from emodissect.core.cache import file_hash
 from emodissect.core.errors import UserError, nearest
+from emodissect.core.tensor_files import check_archive, is_torchscript, torchscript_tensors
 
 log = logging.getLogger(__name__)
 
@@ -107,14 +107,15 @@ class OpenClip:
                 ) from error
             return model
         try:
-            if _is_torchscript(self.checkpoint):
-                model = open_clip.load_openai_model(str(self.checkpoint), precision="fp32", device="cpu")
+            check_archive(self.checkpoint)
+            if is_torchscript(self.checkpoint):
+                model = self._of_torchscript()
             else:
                 model = open_clip.create_model(
                     self.model_name,
                     pretrained=str(self.checkpoint),
                     force_quick_gelu=bool(self._tag.get("quick_gelu")),
-                    force_preprocess_cfg={k: v for k, v in self._preprocessing().items() if k != "size"},
+                    force_preprocess_cfg=self._normalisation(),
                 )
         except Exception as error:
             raise UserError(
@@ -122,6 +123,19 @@ class OpenClip:
                 "architecture that the file was made with: clip.model_name=<one of open_clip.list_models()>."
             ) from error
         return model
+
+    def _of_torchscript(self) -> nn.Module:
+        """OpenAI's own archives: the weights beside the program in them; all were trained with QuickGELU."""
+        with quiet_loading(logging.WARNING):  # of random weights, for a moment
+            model = open_clip.create_model(
+                self.model_name, force_quick_gelu=True, force_preprocess_cfg=self._normalisation()
+            )
+        wanted, held = model.state_dict(), torchscript_tensors(self.checkpoint)
+        model.load_state_dict({name: value for name, value in held.items() if name in wanted})
+        return model
+
+    def _normalisation(self) -> dict[str, Any]:
+        return {name: value for name, value in self._preprocessing().items() if name != "size"}
 
     @cached_property
     def images(self) -> ClipImages:
@@ -180,14 +194,6 @@ def quiet_loading(level: int = logging.INFO) -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-def _is_torchscript(path: Path) -> bool:
-    """Whether the file is one of OpenAI's own archives, which hold a program beside the weights."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
 
 
 def _state_hash(model: nn.Module) -> str:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from emodissect.core.errors import UserError
+from emodissect.core.tensor_files import check_archive, is_torchscript, torchscript_tensors
 
 _CONTAINERS = ("params", "state_dict", "model_state_dict", "model", "network", "net", "weights")
 _PREFIXES = ("module.", "net.", "model.", "network.", "_orig_mod.")
@@ -22,9 +23,10 @@ _PREFIXES = ("module.", "net.", "model.", "network.", "_orig_mod.")
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The weights in a file, by name.
 
-    Taken: safetensors; torch files that hold a plain state dict, or one under `params`, `state_dict`,
-    `model_state_dict`, `model`, `network`, `net` or `weights`; Lightning checkpoints. The prefixes `module.`, `net.`,
-    `model.`, `network.` and `_orig_mod.` are taken off where every name carries them.
+    Accepted: safetensors; torch files that hold a plain state dict, or one under `params`, `state_dict`,
+    `model_state_dict`, `model`, `network`, `net` or `weights`; Lightning checkpoints; TorchScript archives, whose
+    program is not loaded. The prefixes `module.`, `net.`, `model.`, `network.` and `_orig_mod.` are taken off where
+    every name carries them.
 
     Raises:
         UserError: no such file, a damaged one, none with weights, or one that would run code.
@@ -91,6 +93,9 @@ def read_checkpoint(path: Path) -> Any:
         except (SafetensorError, ValueError) as error:
             raise _damaged(path, error) from error
     try:
+        check_archive(path)
+        if is_torchscript(path):
+            return torchscript_tensors(path)
         with torch.serialization.safe_globals(_numbers()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

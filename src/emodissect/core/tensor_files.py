@@ -1,0 +1,138 @@
+"""Zip archives of tensors, as torch.save and TorchScript write them: checked before use, read without running them."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+_LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
+
+
+class DamagedArchiveError(Exception):
+    """An archive whose content is not what was written, or that unpacks to more than it says."""
+
+
+def check_archive(path: str | Path) -> None:
+    """Reads every record of a torch archive and compares its CRC-32 (5 GB/s). Does nothing for another file.
+
+    torch.load itself does not look at the checksums. Archives that were written without any
+    (`torch.serialization.set_crc32_options(False)`) pass.
+
+    Raises:
+        DamagedArchiveError: a record is damaged, or a tensor's is compressed, which torch never does and bombs do.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            for record in records:
+                # of TorchScript the program is compressed, which nobody here unpacks
+                if record.compress_type != zipfile.ZIP_STORED and "/code/" not in record.filename:
+                    raise DamagedArchiveError(f"its record {record.filename!r} is compressed, which torch never writes")
+            if any(record.CRC for record in records) and (damaged := archive.testzip()) is not None:
+                raise DamagedArchiveError(f"the checksum of its record {damaged!r} is wrong")
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DamagedArchiveError(str(error)) from error
+
+
+def is_torchscript(path: str | Path) -> bool:
+    """Whether a file is a TorchScript archive: one that holds a program beside the weights."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, OSError):
+        return False
+
+
+def torchscript_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The parameters, buffers and other tensors of a TorchScript archive, by their path in the module.
+
+    `torch.jit.load` would also load the archive's program. Here its objects become plain attribute holders, and
+    nothing but tensors, lists and numbers is built. A tensor that is no parameter or buffer cannot be told from one
+    that is: keep the names that the network has.
+
+    Raises:
+        DamagedArchiveError: damaged, or asking for anything else to be built.
+    """
+    check_archive(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (tree,) = (name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1)
+            with archive.open(tree) as stream:
+                root = _TreeReader(stream, archive, tree.removesuffix("data.pkl")).load()
+    except Exception as error:  # a damaged pickle fails in a dozen ways
+        raise DamagedArchiveError(str(error) or type(error).__name__) from error
+    return dict(_tensors(root, ""))
+
+
+class _Module:
+    """A module of the archive: its attributes and no code."""
+
+    attributes: dict[str, Any]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.attributes = dict(state)
+
+
+class _TreeReader(pickle.Unpickler):
+    def __init__(self, stream: Any, archive: zipfile.ZipFile, folder: str) -> None:
+        super().__init__(stream)
+        self.archive, self.folder = archive, folder
+        self.storages: dict[str, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] == "__torch__":
+            return _Module
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _tensor
+        if module == "torch.jit._pickle" and name in _LISTS:
+            return list
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        _, dtype, key, _, count = pid
+        if key not in self.storages:
+            content = bytearray(self.archive.read(f"{self.folder}data/{key}"))
+            whole = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+            self.storages[key] = whole
+        if len(self.storages[key]) < count:
+            raise pickle.UnpicklingError(f"the tensor {key} is cut off")
+        return self.storages[key]
+
+
+def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
+    return storage.as_strided(tuple(size), tuple(stride), offset).clone()  # which checks the bounds
+
+
+def _tensors(value: Any, path: str, outer: tuple[int, ...] = ()) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, _Module) and id(value) not in outer:  # a tree that holds itself would never end
+        for name, part in getattr(value, "attributes", {}).items():
+            yield from _tensors(part, f"{path}.{name}" if path else str(name), (*outer, id(value)))
