@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -245,9 +246,8 @@ def check_surroundings(cfg: DictConfig) -> None:
     for name, folder in (("paths.run_dir", cfg.paths.run_dir), ("paths.cache_dir", cfg.paths.cache_dir)):
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            probe = Path(folder) / ".writable"
-            probe.touch()
-            probe.unlink()
+            with tempfile.TemporaryFile(dir=folder):  # of this process alone: many may start at once
+                pass
         except OSError as error:
             raise UserError(f"{name}={folder} cannot be written: {error.strerror}. Give another folder.") from error
         free = shutil.disk_usage(folder).free / 2**30

@@ -5,26 +5,37 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
+import stat
+import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from filelock import FileLock
 
+from emodissect.core.cache_readers import Readers
 from emodissect.core.errors import UserError
 
 log = logging.getLogger(__name__)
 
 _SEAL = "entry.json"
+_HASHES: Mapping[str, Callable[..., Any]] = {"xxh3_128": xxhash.xxh3_128, "sha256": hashlib.sha256}
 
 
 class Cache:
     """Folders of finished results, each named by the hash of everything it was made from.
 
-    An entry is written to a temporary folder, sealed with the size and SHA-256 of each file, and renamed. Two
-    processes that want the same entry make it once: one makes, the other waits on a file lock. An entry whose files
-    no longer match its seal is reported and made anew.
+    An entry is written to a temporary folder, sealed with the size and hash of each file, and renamed. Two processes
+    that want the same entry make it once: one makes, the other waits on a file lock. An entry whose files no longer
+    match its seal is reported and recomputed. Every file is read and compared the first time that a process uses the
+    entry (20 GB/s), and again where its size or time has changed since.
+
+    A finished entry never changes. Recomputing it makes a further version (``<key>.1``, ``<key>.2``, ...), which others
+    find from then on, and the old one is removed when no process is left that may read it.
 
     Args:
         root: the folder of the store; made on first use.
@@ -32,25 +43,29 @@ class Cache:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser().absolute()
+        self._readers = Readers(self.root)
+        self._verified: dict[Path, list[tuple[Any, ...]]] = {}
+        self._given: set[Path] = set()
 
     def entry(self, kind: str, key: Mapping[str, Any], write: Callable[[Path], None], anew: bool = False) -> Path:
-        """The folder of the entry for ``key``, made by ``write(folder)`` where it does not stand yet.
+        """The folder of the entry for ``key``, made by ``write(folder)`` where it does not exist yet.
 
         Args:
             kind: what is stored, e.g. ``activations``; the first level of folders.
             key: everything the result depends on, as plain JSON values.
             write: fills an empty folder with the entry's files.
-            anew: make it even where it stands; the old one stays until the new one is whole.
+            anew: make a new version even where one exists, unless another process is making one already.
 
         Raises:
             UserError: the store cannot be written, or its disk is full.
         """
-        folder = self.path(kind, key)
-        if not anew and _intact(folder, quick=True):
-            return folder
+        before = self._newest(kind, key)
+        if not anew and self._intact(before):
+            return self._give(before)
+        name = self.root / kind / content_key(key)
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder.with_suffix(".lock"))
+            name.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(name.with_suffix(".lock"))
             lock.acquire()
         except OSError as error:
             raise UserError(
@@ -58,37 +73,82 @@ class Cache:
                 "Give another: paths.cache_dir=<folder>."
             ) from error
         with lock:
-            if not anew and _intact(folder):
-                return folder
-            if folder.exists() and not anew:
-                log.warning("Cache entry %s is damaged; it is made anew.", folder)
-            unfinished = folder.with_suffix(".unfinished")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
-            try:
-                write(unfinished)
-                files = {str(p.relative_to(unfinished)): _seal(p) for p in sorted(unfinished.rglob("*")) if p.is_file()}
-                (unfinished / _SEAL).write_text(json.dumps({"key": key, "files": files}, indent=1, default=str))
-                shutil.rmtree(folder, ignore_errors=True)
-                unfinished.rename(folder)
-            except BaseException as error:
-                full = disk_is_full(self.root)
-                shutil.rmtree(unfinished, ignore_errors=True)
-                if full and isinstance(error, Exception):
-                    raise UserError(
-                        f"The disk of the cache folder {self.root} is full. What was made before stays: free some "
-                        "space and run the same command, or give another folder: paths.cache_dir=<folder>."
-                    ) from error
-                raise
-        return folder
+            newest = self._newest(kind, key)
+            if (not anew or newest != before) and self._intact(newest):
+                return self._give(newest)
+            if os.path.lexists(newest) and not anew:
+                log.warning("Cache entry %s is damaged or is not an entry; it is recomputed.", newest)
+            made = self._make(name, key, write)
+            self._remove_replaced(name, made)
+            return self._give(made)
 
     def holds(self, kind: str, key: Mapping[str, Any]) -> bool:
-        """Whether the entry for ``key`` stands and its files match its seal."""
-        return _intact(self.path(kind, key))
+        """Whether the entry for ``key`` exists and its files match its seal."""
+        return self._intact(self._newest(kind, key))
 
     def path(self, kind: str, key: Mapping[str, Any]) -> Path:
-        """Where the entry for ``key`` stands or would stand."""
-        return self.root / kind / content_key(key)
+        """Where the newest version of the entry for ``key`` is, or would be."""
+        return self._give(self._newest(kind, key))
+
+    def _newest(self, kind: str, key: Mapping[str, Any]) -> Path:
+        self._readers.announce()
+        name = self.root / kind / content_key(key)
+        return max(_versions(name), key=_number, default=name)
+
+    def _give(self, folder: Path) -> Path:
+        self._given.add(folder)
+        return folder
+
+    def _make(self, name: Path, key: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+        for left in name.parent.glob(f"{name.name}.*.unfinished"):  # of a process that was killed: the lock is ours
+            shutil.rmtree(left, ignore_errors=True)
+        unfinished = name.with_name(f"{name.name}.{uuid.uuid4().hex[:8]}.unfinished")
+        unfinished.mkdir()
+        try:
+            write(unfinished)
+            files = {str(p.relative_to(unfinished)): _seal(p) for p in sorted(unfinished.rglob("*")) if p.is_file()}
+            seal = {"name": name.name, "key": key, "files": files}
+            (unfinished / _SEAL).write_text(json.dumps(seal, indent=1, default=str), encoding="utf-8")
+            number = max(map(_number, _versions(name)), default=-1) + 1
+            while os.path.lexists(made := _version(name, number)):  # a file or a link: not ours to remove
+                number += 1
+            unfinished.rename(made)
+        except BaseException as error:
+            full = disk_is_full(self.root)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            if full and isinstance(error, Exception):
+                raise UserError(
+                    f"The disk of the cache folder {self.root} is full. What was made before stays: free some "
+                    "space and run the same command, or give another folder: paths.cache_dir=<folder>."
+                ) from error
+            raise
+        return made
+
+    def _remove_replaced(self, name: Path, newest: Path) -> None:
+        replaced = [folder for folder in _versions(name) if _number(folder) < _number(newest)]
+        if not replaced or self._given & set(replaced):
+            return
+        if not self._readers.others_since_before((newest / _SEAL).stat().st_mtime):
+            for folder in replaced:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _intact(self, folder: Path) -> bool:
+        """Whether every sealed file is there unchanged; files are read once, and again where they look changed."""
+        try:
+            seal = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
+            files = seal["files"]
+            if not files or seal.get("name", _stem(folder)) != _stem(folder):
+                return False
+            found = [(name, *_size_and_time(folder, name)) for name in files]
+            if any(size != files[name]["bytes"] for name, size, *_ in found):
+                return False
+            if self._verified.get(folder) != found:
+                if not all(_matches(folder / name, sealed) for name, sealed in files.items()):
+                    return False
+                self._verified[folder] = found
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):  # a seal of any shape
+            return False
+        return True
 
 
 def content_key(key: Mapping[str, Any]) -> str:
@@ -103,23 +163,52 @@ def disk_is_full(folder: Path) -> bool:
 
 def file_hash(path: str | Path) -> str:
     """SHA-256 of a file's content."""
+    return _digest(Path(path), "sha256")
+
+
+def _digest(path: Path, method: str) -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return str(hashlib.file_digest(file, _HASHES[method]).hexdigest())
 
 
 def _seal(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+    return {"bytes": path.stat().st_size, "xxh3_128": _digest(path, "xxh3_128")}
 
 
-def _intact(folder: Path, quick: bool = False) -> bool:
-    """Whether every sealed file is there unchanged; ``quick`` compares sizes, and hashes only files under 64 MiB."""
-    try:
-        files = json.loads((folder / _SEAL).read_text())["files"]
-        for name, seal in files.items():
-            if (folder / name).stat().st_size != seal["bytes"]:
-                return False
-            if not (quick and seal["bytes"] > 2**26) and file_hash(folder / name) != seal["sha256"]:
-                return False
-    except (OSError, ValueError, KeyError):
-        return False
-    return True
+def _matches(path: Path, sealed: Mapping[str, Any]) -> bool:
+    """Whether a file has the sealed hash; entries of earlier versions hold SHA-256."""
+    method = "xxh3_128" if "xxh3_128" in sealed else "sha256"
+    return _digest(path, method) == sealed[method]
+
+
+def _size_and_time(folder: Path, name: str) -> tuple[int, int, int]:
+    """Of a regular file inside the folder. Raises ValueError for anything else that a seal may name."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{name} is outside the entry")
+    about = os.lstat(folder / name)
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError(f"{name} is not a regular file")
+    return about.st_size, about.st_mtime_ns, about.st_ino
+
+
+def _versions(name: Path) -> list[Path]:
+    """The folders of an entry's versions; files and links of such names are not ours."""
+    found: list[Path] = []
+    with suppress(OSError), os.scandir(name.parent) as items:
+        for item in items:
+            stem, _, number = item.name.partition(".")
+            if stem == name.name and (number.isdecimal() or item.name == stem) and item.is_dir(follow_symlinks=False):
+                found.append(Path(item.path))
+    return found
+
+
+def _version(name: Path, number: int) -> Path:
+    return name.with_name(f"{name.name}.{number}") if number else name
+
+
+def _stem(folder: Path) -> str:
+    return folder.name.partition(".")[0]
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.partition(".")[2] or 0)

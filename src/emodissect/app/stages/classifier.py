@@ -21,6 +21,7 @@ from emodissect.app.manifest import architecture_hash, versions, weights_hash, w
 from emodissect.app.session import Session, resolved, session
 from emodissect.app.stages.pages import HISTORY, history, train_page, write_page
 from emodissect.app.stages.saliency_maps import chosen_ids
+from emodissect.core.atomic_files import atomic_write
 from emodissect.core.cache import content_key, file_hash
 from emodissect.core.distributed import first_rank
 from emodissect.core.errors import UserError, nearest
@@ -402,16 +403,7 @@ class _Resume:
 
     def point_to(self, callbacks: list[Callback]) -> str | None:
         """Points to where this run will keep its last checkpoint; gives the last run's, where one was cut off."""
-        found = None
-        if self.pointer.exists() and self.run.cfg.reuse:
-            last = Path(self.pointer.read_text().strip())
-            if last.exists():
-                try:
-                    epoch = int(torch.load(last, map_location="cpu", weights_only=True)["epoch"])
-                    log.warning("Going on with the training that was cut off after epoch %d (%s).", epoch, last)
-                    found = str(last)
-                except (RuntimeError, KeyError, EOFError, OSError) as error:
-                    log.warning("The last state of a training that was cut off is unusable (%s): starting anew.", error)
+        found = self._last_state() if self.run.cfg.reuse else None
         keepers = [c for c in callbacks if isinstance(c, ModelCheckpoint)]
         if found:  # in the folder of the run that was cut off: there lies the best so far, and its callbacks know it
             for keeper in keepers:
@@ -419,8 +411,22 @@ class _Resume:
         kept = [c for c in keepers if c.monitor is None and c.dirpath]
         if kept and first_rank():
             self.pointer.parent.mkdir(parents=True, exist_ok=True)
-            self.pointer.write_text(str(Path(str(kept[0].dirpath)) / f"{kept[0].filename}.ckpt"))
+            with atomic_write(self.pointer) as unfinished:
+                unfinished.write_text(str(Path(str(kept[0].dirpath)) / f"{kept[0].filename}.ckpt"), encoding="utf-8")
         return found
+
+    def _last_state(self) -> str | None:
+        """The checkpoint of a training that was cut off; None where there is none, or none that can be used."""
+        try:
+            last = Path(self.pointer.read_text(encoding="utf-8").strip())
+            epoch = int(read_checkpoint(last)["epoch"])
+        except FileNotFoundError:
+            return None
+        except (UserError, OSError, ValueError, LookupError, TypeError) as error:
+            log.warning("The last state of a training that was cut off is unusable (%s): starting anew.", error)
+            return None
+        log.warning("Going on with the training that was cut off after epoch %d (%s).", epoch, last)
+        return str(last)
 
     def done(self) -> None:
         """Forgets the pointer."""
