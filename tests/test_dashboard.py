@@ -15,6 +15,7 @@ from emodissect.report.dashboard import LAYERS, Panel, Part, main, parts
 
 LOGGED = {
     *("train/loss", "train/acc", "train/lr", "val/acc", "val/nll", "test/acc", "test/f1", "test/ece", "best/val/acc"),
+    "test/confusion",
     *("edit/delta", "edit/p_value", "edit/p_random", "edit/p_shuffled", "edit/tau", "edit/factor", "edit/layer"),
     *("edit/val/delta", "edit/test/nll_before", "edit/test/nll_after", "edit/null_claims"),
     *("edit/grid", "edit/control_draws", "edit/controls", "edit/confusion"),
@@ -92,8 +93,9 @@ def test_a_dry_run_prints_the_view_that_would_be_sent(capsys: pytest.CaptureFixt
     ]
     assert "edit/grid" in json.dumps(edits[6])
     assert edits[8]["config"]["mediaKeys"] == ["edit/grid_lin2"]
-    lines = sections[2]["panels"][0]["config"]
-    assert (lines["metricRegex"], lines["useMetricRegex"]) == ("dissect/.*/proportion$", True)
+    assert sections[2]["panels"][0]["config"]["metrics"] == ["dissect/lin2/proportion"]
+    lines = sections[2]["panels"][4]["config"]
+    assert (lines["metricRegex"], lines["useMetricRegex"]) == ("dissect/.*/accuracy$", True)
     assert sections[4]["panels"][0]["config"]["metrics"] == ["train/loss"]
     assert section["runSets"][0]["runFeed"]["columnOrder"] == list(dashboard.COLUMNS)
 

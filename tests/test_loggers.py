@@ -7,7 +7,8 @@ import wandb
 from wandb_file import read_run
 
 from emodissect.core.errors import UserError
-from emodissect.lightning.loggers import logged_in_to_wandb, wandb_logger, wandb_mode, where_wandb_went
+from emodissect.lightning.sinks import sink_for
+from emodissect.lightning.sinks.wandb import logged_in_to_wandb, wandb_logger, wandb_mode
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_a_server_that_cannot_be_reached_is_told_with_a_way_on(tmp_path: Path, m
     def refused(**_: object) -> None:
         raise wandb.errors.CommError("Run initialization has timed out")
 
-    monkeypatch.setattr("emodissect.lightning.loggers.wandb.init", refused)
+    monkeypatch.setattr("wandb.init", refused)
     with pytest.raises(UserError, match=r"timed out.*logger\.wandb\.mode=offline"):
         wandb_logger(project="p", save_dir=str(tmp_path), mode="offline")
 
@@ -72,8 +73,7 @@ def test_a_server_that_cannot_be_reached_is_told_with_a_way_on(tmp_path: Path, m
 def test_a_disabled_run_writes_nothing(tmp_path: Path) -> None:
     logger = wandb_logger(project="p", save_dir=str(tmp_path), mode="disabled")
     logger.log_metrics({"a": 1.0})
-    assert where_wandb_went(logger) == "disabled"
-    logger.experiment.finish()
+    assert sink_for(logger).finish(failed=False) == "disabled"
     assert not list(tmp_path.rglob("*.wandb"))
 
 
@@ -92,6 +92,7 @@ def test_an_offline_run_says_how_to_sync(tmp_path: Path) -> None:
     try:
         assert run.offline
         assert (run.group, run.job_type, run.tags) == ("g", "train", ("a",))
-        assert where_wandb_went(logger).startswith("kept offline; upload it with: wandb sync")
     finally:
-        run.finish()
+        place = sink_for(logger).finish(failed=False)
+    assert place is not None
+    assert place.startswith("kept offline; upload it with: wandb sync")

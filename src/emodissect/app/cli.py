@@ -24,6 +24,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from emodissect.app.manifest import write_json
+from emodissect.app.run_names import run_name, sweep_name
 from emodissect.core.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
@@ -35,10 +36,11 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def register_resolvers() -> None:
-    """The resolvers that conf/ uses: ``len``, ``project_root``, ``sweep_name`` and ``class_folders``."""
+    """The resolvers that conf/ uses."""
     OmegaConf.register_new_resolver("len", len, replace=True)
     OmegaConf.register_new_resolver("project_root", lambda *_: str(ROOT), replace=True)
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("class_folders", _class_folders, replace=True)
 
 
@@ -46,13 +48,6 @@ def _class_folders(*given: Any) -> list[str]:
     from emodissect.data.folder import class_folders  # only a user's own folders need it, and it takes a second
 
     return list(class_folders(*given))
-
-
-def sweep_name(*_: object) -> str | None:
-    """The name of the multirun's folder, None in a single run: W&B groups the jobs of a sweep by it."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return None
-    return Path(HydraConfig.get().sweep.dir).name
 
 
 def with_layer_words(arguments: Sequence[str], conf: Path) -> list[str]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
@@ -24,8 +23,8 @@ from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.loggers import Logger, WandbLogger
-from omegaconf import DictConfig, OmegaConf
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from emodissect.app.cli import SUMMARY_FILE
@@ -35,7 +34,7 @@ from emodissect.core.cache import Cache, disk_is_full
 from emodissect.core.distributed import first_rank, leave_group, rank, wait_for_others
 from emodissect.core.errors import UserError
 from emodissect.data.datamodule import FaceDataModule
-from emodissect.lightning.loggers import where_wandb_went
+from emodissect.lightning.sinks import sinks_of
 from emodissect.report.terminal import config_tree
 
 log = logging.getLogger(__name__)
@@ -66,6 +65,7 @@ class Session:
         self.inputs: dict[str, Any] = {}
         self.written: dict[str, Path | str] = {}
         self.started = time.monotonic()
+        self._loggers: dict[str, Logger] = {}
 
     @cached_property
     def data(self) -> FaceDataModule:
@@ -82,15 +82,12 @@ class Session:
 
     @cached_property
     def loggers(self) -> list[Logger]:
-        """The loggers, each from its entry of the ``logger`` group."""
-        loggers = [instantiate(entry) for entry in (self.cfg.get("logger") or {}).values()]
-        for logger in loggers:
-            if isinstance(logger, WandbLogger):
-                if first_rank():
-                    logger.experiment.config.update(resolved(self.cfg), allow_val_change=True)
-            else:
-                logger.log_hyperparams(OmegaConf.create({"seed": self.cfg.seed, "task_name": self.cfg.task_name}))
-        return loggers
+        """The loggers, each from its entry of the ``logger`` group; all have the resolved config."""
+        for name, entry in logger_entries(self.cfg).items():
+            self._loggers[name] = instantiate(entry)
+        for sink in sinks_of(self._loggers.values()):
+            sink.config(resolved(self.cfg))
+        return list(self._loggers.values())
 
     @cached_property
     def device(self) -> torch.device:
@@ -153,6 +150,12 @@ class Session:
         with suppress(OSError):  # there is none, or another rank still has files in it
             (self.folder / DISTRIBUTED).rmdir()
 
+    def end_loggers(self, failed: bool) -> None:
+        """Ends every logger; where its results are is added to the summary."""
+        for name, sink in zip(self._loggers, sinks_of(self._loggers.values()), strict=False):
+            if place := sink.finish(failed):
+                self.add_output(name, place)
+
     def add_output(self, what: str, path: Path | str) -> None:
         """Notes a file for the summary."""
         self.written[what] = path
@@ -212,12 +215,7 @@ def session(cfg: DictConfig) -> Iterator[Session]:
             ) from error
         raise
     finally:
-        for logger in run.__dict__.get("loggers", []):
-            if isinstance(logger, WandbLogger) and first_rank():
-                run.add_output("W&B", where_wandb_went(logger))
-            logger.finalize("failed" if failed else "success")
-        if wandb.run is not None:
-            wandb.finish(exit_code=1 if failed else 0)
+        run.end_loggers(failed)
     leave_group()
     run.tidy()
     if first_rank():
@@ -225,6 +223,20 @@ def session(cfg: DictConfig) -> Iterator[Session]:
         for what, path in run.written.items():
             run.console.print(f"[dim]{what}:[/] {path}", soft_wrap=True, highlight=False)
         run.console.print(f"[dim]Done in {seconds:.1f} s.[/]")
+
+
+def logger_entries(cfg: DictConfig) -> dict[str, DictConfig]:
+    """The entries of the ``logger`` group by name.
+
+    A fixed ``id`` of a W&B run would merge the jobs of a multirun into one run, so it gets the job's number.
+    """
+    entries = {str(name): entry.copy() for name, entry in (cfg.get("logger") or {}).items()}
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        for entry in entries.values():
+            if entry.get("id"):
+                with open_dict(entry):
+                    entry.id = f"{entry.id}-{HydraConfig.get().job.num}"
+    return entries
 
 
 def resolved(node: DictConfig) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import wandb
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.columns import Columns
 from rich.console import Console
@@ -17,10 +16,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from emodissect.app.manifest import manifest, typed_command
+from emodissect.app.session import resolved
 from emodissect.app.sweep import TABLE
 from emodissect.core.atomic_files import atomic_write
 from emodissect.core.number_format import p_value, percent, plain, points, unbroken
-from emodissect.lightning.tracking import log_metrics
+from emodissect.lightning.sinks import sink_for
 from emodissect.report import SweepPage, figures
 from emodissect.report.sweep import readable
 from emodissect.report.terminal import Column, frame_table, matrix_table
@@ -118,31 +118,29 @@ def heat_map(grid: pd.DataFrame, title: str) -> Table:
 
 
 def _log(page: SweepPage, folder: Path, config: DictConfig) -> None:
-    """One W&B run of the sweep's group, where the jobs logged to W&B."""
+    """One W&B run that holds the sweep together, where the jobs logged to W&B."""
     entry = (config.get("logger") or {}).get("wandb")
     if entry is None:
         return
-    entry = OmegaConf.create(OmegaConf.to_container(entry))
+    entry = OmegaConf.create(OmegaConf.to_container(entry, resolve=True))
     with open_dict(entry):
-        entry.update(save_dir=str(folder), group=folder.name, job_type="sweep", name=f"sweep-{folder.name}", id=None)
-        entry.tags = list(config.get("tags") or [])
-    logger: Any = instantiate(entry)
-    assert isinstance(logger, WandbLogger)
-    run = logger.experiment
-    try:
-        run.log({"sweep/jobs": wandb.Table(dataframe=page.jobs.astype(str))})
-        if len(page.replicates):
-            run.log({"sweep/seeds": wandb.Table(dataframe=page.replicates)})
-        limit = page.full_colour()
-        for name, grid in page.grids().items():
-            drawing = figures.grid_heatmap(grid, f"{name}: change on validation", limit=limit)
-            run.log({f"sweep/grid_{name.replace(' · ', '_')}": wandb.Image(drawing)})
-        numbers: dict[str, float] = {"sweep/count": len(page.jobs), "sweep/failed": len(page.failed)}
-        if (best := page.best) is not None:
-            wanted = [name for name in (*SETTINGS, "seed", *FIGURES) if isinstance(best.get(name), int | float)]
-            numbers |= {f"sweep/best/{name}": float(best[name]) for name in wanted}
-            run.summary["sweep/best/job"] = f"{best['job']}: {page.name(best)}"
-        log_metrics([logger], numbers)
-        run.summary.update(numbers)
-    finally:
-        wandb.finish()
+        entry.update(group=folder.name, job_type="sweep", name=f"sweep-{folder.name}", id=None)
+        if "WANDB_DIR" not in os.environ:
+            entry.save_dir = str(folder)
+    sink = sink_for(instantiate(entry))
+    sink.config({**resolved(config), "swept": list(page.swept)})
+    sink.table("sweep/jobs", page.jobs.astype(str))
+    if len(page.replicates):
+        sink.table("sweep/seeds", page.replicates)
+    limit = page.full_colour()
+    for name, grid in page.grids().items():
+        drawing = figures.grid_heatmap(grid, f"{name}: change on validation", limit=limit)
+        name = f"grid_{name.replace(' · ', '_')}"
+        sink.image(f"sweep/{name}", figures.save_png(drawing, folder / "figures" / f"{name}.png"))
+    results: dict[str, float | str] = {"sweep/count": len(page.jobs), "sweep/failed": len(page.failed)}
+    if (best := page.best) is not None:
+        wanted = [name for name in (*SETTINGS, "seed", *FIGURES) if isinstance(best.get(name), int | float)]
+        results |= {f"sweep/best/{name}": float(best[name]) for name in wanted if math.isfinite(best[name])}
+        results["sweep/best/job"] = f"{best['job']}: {page.name(best)}"
+    sink.summary(results)
+    sink.finish(failed=False)

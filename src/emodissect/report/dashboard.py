@@ -99,14 +99,15 @@ def parts(layers: Sequence[str] = LAYERS) -> tuple[Part, ...]:
         Part(
             "Dissection: what the neurons respond to",
             (
-                Panel("lines_matching", "Share called interpretable, by layer", ("dissect/.*/proportion$",)),
-                Panel("lines_matching", "The same among random image sets", ("dissect/.*/proportion_null$",)),
-                Panel("lines_matching", "Neurons labelled beyond chance", ("dissect/.*/significant$",)),
-                Panel("lines_matching", "Neuron accuracy, by layer", ("dissect/.*/accuracy$",)),
+                Panel("bar", "Share called interpretable, by layer", _of(layers, "proportion")),
+                Panel("bar", "The same among random image sets", _of(layers, "proportion_null")),
+                Panel("bar", "Neurons labelled beyond chance", _of(layers, "significant")),
+                Panel("bar", "Neuron accuracy, by layer", _of(layers, "accuracy")),
+                Panel("lines_matching", "Neuron accuracy while training", ("dissect/.*/accuracy$",)),
                 Panel("images", "Similarity against chance", tuple(f"dissect/similarity_{layer}" for layer in layers)),
                 Panel("images", "Concept shares as bars", tuple(f"dissect/concepts_{layer}" for layer in layers)),
                 Panel("images", "Layers side by side", ("dissect/layer_proportions", "dissect/layer_table")),
-                Panel("lines_matching", "Labels that hold on held-out images", ("dissect/.*/held_out_holds$",)),
+                Panel("bar", "Labels that hold on held-out images", _of(layers, "held_out_holds")),
                 Panel("table", "How much of the truth each similarity finds", ("dissect/label_quality_recovery",)),
                 Panel("table", "Labels that survive a change", ("dissect/label_quality_stability",)),
                 Panel("table", "Neurons with their top images", ("dissect/neuron_cards",)),
@@ -124,6 +125,7 @@ def parts(layers: Sequence[str] = LAYERS) -> tuple[Part, ...]:
                 Panel("bar", "Test accuracy", ("test/acc",)),
                 Panel("bar", "Test macro F1", ("test/f1",)),
                 Panel("bar", "Test calibration error", ("test/ece",)),
+                Panel("images", "Test images by true and predicted class", ("test/confusion",)),
             ),
         ),
         Part(
@@ -135,6 +137,10 @@ def parts(layers: Sequence[str] = LAYERS) -> tuple[Part, ...]:
             ),
         ),
     )
+
+
+def _of(layers: Sequence[str], figure: str) -> tuple[str, ...]:
+    return tuple(f"dissect/{layer}/{figure}" for layer in layers)
 
 
 #: Columns of the run table, left to right.

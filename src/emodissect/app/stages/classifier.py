@@ -19,7 +19,7 @@ from torch import Tensor
 
 from emodissect.app.manifest import architecture_hash, versions, weights_hash, write_json
 from emodissect.app.session import Session, resolved, session
-from emodissect.app.stages.pages import HISTORY, history, train_page, write_page
+from emodissect.app.stages.pages import HISTORY, confusion_file, history, train_page, write_page
 from emodissect.app.stages.saliency_maps import chosen_ids
 from emodissect.core.atomic_files import atomic_write
 from emodissect.core.cache import content_key, file_hash
@@ -29,7 +29,8 @@ from emodissect.core.number_format import percent
 from emodissect.core.statistics import wilson
 from emodissect.data.ferplus import soft_labels
 from emodissect.lightning.epoch_history import EpochHistory
-from emodissect.lightning.tracking import Artifact, log_artifact, log_metrics
+from emodissect.lightning.sinks import Artifact
+from emodissect.lightning.tracking import log_artifact, log_history, log_images, log_metrics
 from emodissect.models.checkpoints import read_checkpoint
 from emodissect.models.classifier import Classifier
 from emodissect.models.file_arguments import filled_from_file
@@ -108,12 +109,16 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         if trained.checkpoint:
             run.add_output("checkpoint", trained.checkpoint)
         run.summary(figures)
+        log_metrics(run.loggers, {name: value for name, value in figures.items() if name.startswith("test/")})
+        if cfg.test and first_rank():
+            log_images(run.loggers, {"test/confusion": confusion_file(run, trained.classifier)})
         return {**figures, "objective": figures.get("val/acc")}
 
 
 def evaluate(run: Session, classifier: Classifier) -> dict[str, float]:
-    """Accuracy and the rest on the test split, with a Wilson interval; logged as ``test/*``."""
-    results = run.evaluating_trainer().test(classifier, datamodule=run.data, verbose=False)
+    """Accuracy and the rest on the test split, with a Wilson interval; as ``test/*``."""
+    # not logged by the trainer: each of these figures would be a curve of one point
+    results = run.evaluating_trainer(logger=False).test(classifier, datamodule=run.data, verbose=False)
     figures = {name: float(value) for name, value in results[0].items()}
     images = len(classifier.results["test"].ids)  # fewer than the split where trainer.limit_test_batches says so
     low, high = wilson(round(figures["test/acc"] * images), images)
@@ -172,6 +177,7 @@ def trained_classifier(run: Session, fit: bool = True, needs_classes: bool = Tru
         return _finished(run, untrained(run, needs_classes), None, {})
     key = training_key(run, given)
     run.inputs["training"] = key
+    cached = bool(run.cfg.reuse) and run.cache.holds("training", key)
     folder = run.made("training", key, lambda out: _fit(run, given, key, out), jointly=True)
     classifier = _build(run, folder / CHECKPOINT)
     load_weights(classifier.network, folder / CHECKPOINT)
@@ -180,8 +186,14 @@ def trained_classifier(run: Session, fit: bool = True, needs_classes: bool = Tru
         for name, value in torch.load(folder / "metrics.pt", weights_only=True).items()
         if name.startswith("val/")
     }
-    log_metrics(run.loggers if first_rank() else (), {f"best/{name}": value for name, value in metrics.items()})
-    return _finished(run, classifier, folder / CHECKPOINT, metrics)
+    trained = _finished(run, classifier, folder / CHECKPOINT, metrics)
+    curves = history(trained)
+    if cached and curves is not None:
+        log_history(run.loggers, curves)
+    log_metrics(run.loggers, {f"best/{name}": value for name, value in metrics.items()})
+    for artifact in trained.kept:
+        log_artifact(run.loggers, artifact)
+    return trained
 
 
 def _finished(run: Session, classifier: Classifier, checkpoint: Path | None, metrics: Mapping[str, float]) -> Trained:
@@ -344,7 +356,6 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
         curves.frame().to_csv(folder / HISTORY, index=False)
         torch.save(metrics, folder / "metrics.pt")
         write_json(folder / "key.json", key)
-        log_artifact(run.loggers, classifier_artifact(folder / CHECKPOINT, weights_hash(classifier.network)))
     resume.done()
 
 

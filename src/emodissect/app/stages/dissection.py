@@ -28,7 +28,8 @@ from emodissect.data.images import ImageSet, image_loader
 from emodissect.dissection.labels import Dissection, Interpretation
 from emodissect.dissection.labels import dissect as label_neurons
 from emodissect.lightning.callbacks import RecordActivations
-from emodissect.lightning.tracking import Artifact, log_artifact, log_dissection
+from emodissect.lightning.sinks import Artifact
+from emodissect.lightning.tracking import log_artifact, log_dissection
 from emodissect.models.classifier import Classifier
 from emodissect.models.predictions import Predictions
 from emodissect.recording import LayerActivations, reached_layers, resolve_layers
@@ -70,13 +71,15 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
             quality.save(run)
             page.extras = [*page.extras, *quality.extras()]
             page.held_out = quality.neurons
-            quality.log(run)
         write_page(run, page)
-        log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=drawn)
-        log_artifact(run.loggers, labels_artifact(run), trained.kept)
         summary = dissection_summary(found.dissection)
         held_out = quality.figures() if quality else {}
         run.summary({**summary, **held_out, "layers": found.dissection.layers.to_dict("records")})
+        # the results are on disk: whatever a logging back end does now, they stay
+        if quality:
+            quality.log(run)
+        log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=drawn)
+        log_artifact(run.loggers, labels_artifact(run), trained.kept)
         return {**summary, "objective": summary["neuron_accuracy"]}
 
 

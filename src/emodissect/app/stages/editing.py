@@ -25,7 +25,8 @@ from emodissect.core.errors import UserError
 from emodissect.core.number_format import unbroken
 from emodissect.data.images import ImageSet
 from emodissect.editing.rules import bake
-from emodissect.lightning.tracking import Artifact, log_artifact, log_dissection, log_metrics, log_study
+from emodissect.lightning.sinks import Artifact
+from emodissect.lightning.tracking import log_artifact, log_dissection, log_metrics, log_study
 from emodissect.models.classifier import Classifier
 from emodissect.report import EditPage, figures
 from emodissect.report.terminal import figures_table
@@ -121,22 +122,25 @@ def write_outputs(
     summary = edit_summary(study)
     if null is not None:
         summary |= {"null_studies": len(null), "null_claims": float(null["claims_gain"].mean())}
-        log_metrics(run.loggers, {"edit/null_claims": summary["null_claims"]})
     run.console.print(best_cells(study))
     run.console.print(figures_table(readable_study(study, null), f"The chosen edit of {study.edit.layer}, on test"))
     run.console.print(f"\n{unbroken(study.verdict)}\n", style="bold", highlight=False, markup=False)
-    log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=drawn_labels)
-    log_study(run.loggers, study, drawn_edit)
-    log_artifact(
-        run.loggers,
-        Artifact("edited-classifier", "edited-checkpoint", [checkpoint], {"weights": trained.weights, **found.key}),
-        [*trained.kept, labels_artifact(run)],
-    )
     run.add_output("labels", run.folder / "neurons.csv")
     run.add_output("grid", run.folder / "study" / "grid.csv")
     run.add_output("edited checkpoint", checkpoint)
     write_page(run, page)
     run.summary(summary)
+    # the results are on disk: whatever a logging back end does now, they stay
+    log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=drawn_labels)
+    log_study(run.loggers, study, drawn_edit)
+    if null is not None:
+        log_metrics(run.loggers, {"edit/null_claims": summary["null_claims"]})
+    labels = labels_artifact(run)
+    edited_classifier = Artifact(
+        "edited-classifier", "edited-checkpoint", [checkpoint], {"weights": trained.weights, **found.key}
+    )
+    log_artifact(run.loggers, labels, trained.kept)
+    log_artifact(run.loggers, edited_classifier, [*trained.kept, labels])
     return {**summary, "objective": study.val.delta}
 
 

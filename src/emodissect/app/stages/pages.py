@@ -15,11 +15,13 @@ from emodissect.app.stages.saliency_maps import audit_extras, saliency_maps, sur
 from emodissect.core.distributed import first_rank
 from emodissect.dissection.labels import Dissection
 from emodissect.report import DissectionPage, TrainPage, figures
+from emodissect.report.editing import confusion_counts
 
 if TYPE_CHECKING:
     from emodissect.app.session import Session
     from emodissect.app.stages.classifier import Trained
     from emodissect.app.stages.dissection import Dissected, Plan
+    from emodissect.models.classifier import Classifier
 
 HISTORY = "history.csv"
 """The figures of a training by epoch, beside its checkpoint."""
@@ -46,6 +48,13 @@ def write_figures(run: Session, found: Mapping[str, Figure]) -> dict[str, Path]:
     folder.mkdir(exist_ok=True)
     run.add_output("figures", folder)
     return {name: figures.save_png(figure, folder / f"{name.replace('/', '_')}.png") for name, figure in found.items()}
+
+
+def confusion_file(run: Session, classifier: Classifier) -> Path:
+    """The confusion matrix of the test split as a PNG under ``figures/``."""
+    names = classifier.class_names
+    drawn = figures.confusion(confusion_counts(classifier.results["test"], len(names)), names)
+    return write_figures(run, {"confusion": drawn})["confusion"]
 
 
 def dissection_page(run: Session, plan: Plan, trained: Trained, found: Dissected) -> DissectionPage:

@@ -1,0 +1,61 @@
+"""What a run is called where runs are listed: by what it is, and in a sweep by what differs from the other jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+IDENTITY = ("layer", "model", "data")
+"""Config groups whose choices say what a run is."""
+
+
+def sweep_name(*_: object) -> str | None:
+    """The name of the multirun's folder, None in a single run: W&B groups the jobs of a sweep by it."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir).name
+
+
+def run_name(task: str, *_: object) -> str | None:
+    """``edit lin2 vgg sketches`` for a single run, ``layer=lin2 tau=0.5`` for a job of a sweep.
+
+    Args:
+        task: the verb.
+    """
+    if not HydraConfig.initialized():
+        return None
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        swept = swept_keys(Path(hydra.sweep.dir))
+        words = [word for word in hydra.overrides.task if swept is None or _key(word) in swept]
+        return " ".join(word.lstrip("+") for word in words) or f"{task} {hydra.job.num}"
+    choices = {**hydra.runtime.choices, "layer": _layer(hydra.runtime.choices.get("layer"), hydra.overrides.task)}
+    chosen = [str(choices[name]) for name in IDENTITY if choices.get(name)]
+    return " ".join([task, *(chosen if task != "train" else chosen[1:])])
+
+
+def swept_keys(folder: Path) -> set[str] | None:
+    """The keys that a multirun sweeps, from the file that Hydra leaves in its folder; None where there is none."""
+    try:
+        left = OmegaConf.load(folder / "multirun.yaml").hydra
+        overrides = OverridesParser.create().parse_overrides(list(left.overrides.task))
+        keys = {override.get_key_element() for override in overrides if override.is_sweep_override()}
+        return keys | {str(name) for name in left.sweeper.get("params") or {}} or None
+    except (OSError, HydraException, OmegaConfBaseException, AttributeError):
+        return None
+
+
+def _layer(choice: str | None, overrides: list[str]) -> str | None:
+    """``layer=layer4.1`` was taken as ``layer=named layer.names=layer4.1``."""
+    named = [word.partition("=")[2] for word in overrides if word.startswith("layer.names=")]
+    return named[-1] if choice == "named" and named else choice
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+").partition("=")[0]
