@@ -23,8 +23,9 @@ import pandas as pd
 import torch
 
 from emodissect.data.images import ImageSet, image_loader
+from emodissect.editing.edit import Edit, edited
 from emodissect.editing.fast.edited_logits import EditedLogits
-from emodissect.editing.rules import Edit, Scale, edited
+from emodissect.editing.rules import Scale
 from emodissect.editing.selection import Tau
 from emodissect.models.predictions import Inference, predict
 from emodissect.models.preprocessing import Preprocess
@@ -60,17 +61,17 @@ def measure(inference: Inference, layer: str, images: ImageSet, full_cells: int,
     judged = evaluate_cells(cells, {layer: logits})
     fast = time.perf_counter() - start
 
-    changed = [place for place, cell in enumerate(cells) if bool((cell.scale != 1).any())]
+    changed = [place for place, cell in enumerate(cells) if not cell.operation.is_identity]
     spread = [changed[step * len(changed) // full_cells] for step in range(min(full_cells, len(changed)))]
     checked = list(range(len(cells))) if full_cells >= len(cells) else spread
     took, same, difference = 0.0, 0, 0.0
     for place in checked:
         start = time.perf_counter()
-        with edited(network, Edit(layer, cells[place].scale)):
+        with edited(network, Edit(layer, cells[place].operation)):
             full = predict(inference, image_loader(images, 64))
         took += time.perf_counter() - start
         same += int((full.predicted == judged.predicted[place]).sum())
-        found = logits.logits(cells[place].scale[None], "weight")[0]
+        found = logits.logits([cells[place].operation])[0]
         difference = max(difference, float((found - full.logits).abs().max()))
     each = took / len(checked)
     return {

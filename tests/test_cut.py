@@ -15,7 +15,7 @@ from emodissect.core.errors import UserError
 from emodissect.data.images import ImageSet
 from emodissect.editing.fast.cut import cut_behind
 from emodissect.editing.fast.edited_logits import EditedLogits
-from emodissect.editing.rules import PARAMETERS
+from emodissect.editing.operations import PARAMETERS, Operation, Scaling
 from emodissect.editing.tracing import CannotTrace
 from emodissect.models.classifier import Classifier
 from emodissect.models.deep_emotion import DeepEmotion
@@ -30,6 +30,10 @@ def faces(count: int = 11, size: int = 48) -> ImageSet:
     torch.manual_seed(1)
     pixels = torch.randint(0, 256, (count, 1, size, size), dtype=torch.uint8)
     return ImageSet(pixels, torch.arange(count) % 7, torch.randperm(count) + 100)
+
+
+def scalings(scales: Tensor, parameters: str = "weight") -> list[Operation]:
+    return [Scaling(row, parameters) for row in scales]
 
 
 def settle(network: nn.Module, images: Tensor) -> nn.Module:
@@ -84,8 +88,8 @@ def test_a_resnet(layer: str) -> None:
     cut = EditedLogits(resnet(), layer, faces(), batch_size=4)
     assert cut.is_cut, cut.reason
     scales = torch.where(torch.rand(1, cut.neurons) < 0.5, 1.7, 1 / 1.7)
-    exact = cut.exact(cut.edit(scales[0], "weight"))
-    torch.testing.assert_close(cut.logits(scales, "weight")[0], exact.logits, atol=2e-4, rtol=1e-3)
+    exact = cut.exact(cut.edit(Scaling(scales[0])))
+    torch.testing.assert_close(cut.logits(scalings(scales))[0], exact.logits, atol=2e-4, rtol=1e-3)
 
 
 def deep_emotion() -> Inference:
@@ -118,13 +122,13 @@ def test_the_cut_gives_what_edited_weights_give(make: Callable[[], Inference], l
     )
     if unknown_reader:
         with pytest.raises(UserError, match="layer behind"):
-            cut.logits(scales, parameters)
+            cut.logits(scalings(scales, parameters))
         return
-    fast = cut.logits(scales, parameters)
+    fast = cut.logits(scalings(scales, parameters))
     assert torch.equal(fast[0], fast[4])
     assert torch.equal(fast[3], cut.before.logits)
     for cell in (0, 1, 2, 5):
-        exact = cut.exact(cut.edit(scales[cell], parameters))
+        exact = cut.exact(cut.edit(Scaling(scales[cell], parameters)))
         torch.testing.assert_close(fast[cell], exact.logits, atol=2e-4, rtol=1e-3)
         assert torch.equal(fast[cell].argmax(1), exact.predicted)
     assert not torch.allclose(fast[0], cut.before.logits, atol=1e-4)
@@ -144,18 +148,18 @@ def test_many_cells_at_once_give_what_cell_by_cell_gives(
     monkeypatch.setattr("emodissect.editing.fast.edited_logits._WIDEST_PRODUCT", widest)
     size = cut._parts.linear.reader.weight.numel()
     monkeypatch.setattr("emodissect.editing.fast.edited_logits._PRODUCT_BYTES", 2 * size * 4 * 2.5)  # two cells at once
-    apart = cut._by_cell(cut._parts, scales, parameters)
+    apart = cut._by_cell(cut._parts, scalings(scales, parameters))
     monkeypatch.setattr(EditedLogits, "_by_cell", None)
-    torch.testing.assert_close(cut.logits(scales, parameters), apart, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(cut.logits(scalings(scales, parameters)), apart, atol=1e-5, rtol=1e-4)
 
 
 def test_scales_of_many_values_go_cell_by_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     cut = EditedLogits(vgg(), "lin2", faces(), batch_size=4)
     scales = torch.rand(2, cut.neurons)
-    expected = torch.stack([cut.exact(cut.edit(row, "weight")).logits for row in scales])
+    expected = torch.stack([cut.exact(cut.edit(Scaling(row))).logits for row in scales])
     for way in ("_by_product", "_by_difference"):
         monkeypatch.setattr(EditedLogits, way, None)
-    torch.testing.assert_close(cut.logits(scales, "weight"), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(cut.logits(scalings(scales)), expected, atol=1e-5, rtol=1e-4)
 
 
 class Tokens(nn.Module):
@@ -187,8 +191,8 @@ def test_neurons_that_are_not_alone_in_their_columns_go_cell_by_cell(network: ty
     assert cut._parts is not None
     assert cut._parts.linear is None
     scales = torch.where(torch.rand(3, cut.neurons) < 0.5, 2.0, 0.5)
-    expected = torch.stack([cut.exact(cut.edit(row, "weight")).logits for row in scales])
-    torch.testing.assert_close(cut.logits(scales, "weight"), expected, atol=1e-5, rtol=1e-4)
+    expected = torch.stack([cut.exact(cut.edit(Scaling(row))).logits for row in scales])
+    torch.testing.assert_close(cut.logits(scalings(scales)), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_rows_are_ascending_by_id() -> None:
@@ -208,7 +212,7 @@ def test_large_outputs_lie_on_disk_and_leave_nothing(caplog: pytest.LogCaptureFi
     assert "on disk" in caplog.text
     assert disk.bytes == memory.bytes == 11 * disk.neurons * 25 * 4
     scales = torch.rand(2, disk.neurons)
-    assert torch.equal(disk.logits(scales, "weight"), memory.logits(scales, "weight"))
+    assert torch.equal(disk.logits(scalings(scales)), memory.logits(scalings(scales)))
     folder = disk._folder
     del disk
     folder.cleanup()
@@ -245,8 +249,8 @@ def test_masks_are_worked_out_again_behind_the_cut() -> None:
     cut = EditedLogits(Inference(Preprocess(size=4), Masked().eval()), "lin", faces(), batch_size=4)
     assert cut.is_cut, cut.reason
     scales = torch.rand(2, 5)
-    for cell, logits in enumerate(cut.logits(scales, "weight")):
-        torch.testing.assert_close(logits, cut.exact(cut.edit(scales[cell], "weight")).logits, atol=1e-5, rtol=1e-4)
+    for cell, logits in enumerate(cut.logits(scalings(scales))):
+        torch.testing.assert_close(logits, cut.exact(cut.edit(Scaling(scales[cell]))).logits, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("views", ["single", "ten_crop"])
@@ -261,7 +265,10 @@ def test_a_classifiers_views_and_class_order(views: str) -> None:
     torch.testing.assert_close(cut.before.logits, expected, atol=1e-5, rtol=1e-4)
     scales = torch.where(torch.rand(2, cut.neurons) < 0.5, 2.0, 0.5)
     torch.testing.assert_close(
-        cut.logits(scales, "weight")[1], cut.exact(cut.edit(scales[1], "weight")).logits, atol=1e-4, rtol=1e-4
+        cut.logits(scalings(scales))[1],
+        cut.exact(cut.edit(Scaling(scales[1]))).logits,
+        atol=1e-4,
+        rtol=1e-4,
     )
 
 
@@ -286,8 +293,8 @@ def test_an_untraceable_network_is_evaluated_in_full_and_says_so(caplog: pytest.
     assert "Every edit is a full evaluation" in caplog.text
     assert "torch.fx cannot trace Untraceable" in full.reason
     scales = torch.rand(2, 5)
-    logits = full.logits(scales, "weight_and_bias")
-    assert torch.equal(logits[1], full.exact(full.edit(scales[1], "weight_and_bias")).logits)
+    logits = full.logits(scalings(scales, "weight_and_bias"))
+    assert torch.equal(logits[1], full.exact(full.edit(Scaling(scales[1], "weight_and_bias"))).logits)
     assert inference.network.training  # the mode it came in
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,8 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from emodissect.core.errors import UserError
+from emodissect.data.images import ImageSet
+from emodissect.editing import Ablate, Edit, Proportional, Rule, Scale, ScaleChosen, Scaling, Shift, bake, edited
 from emodissect.editing.editable import next_layer_of
-from emodissect.editing.rules import Ablate, Edit, Proportional, Rule, Scale, ScaleChosen, bake, edited
+from emodissect.editing.fast.edited_logits import EditedLogits
+from emodissect.editing.operations import Target
+from emodissect.models.predictions import Inference
 
 SELECTED = torch.tensor([True, False, True])
 SIMILARITY = torch.tensor([2.0, 0.0, 1.0])
@@ -28,12 +36,12 @@ SIMILARITY = torch.tensor([2.0, 0.0, 1.0])
     ],
 )
 def test_rules(rule: Rule, scale: list[float]) -> None:
-    assert rule(SELECTED, SIMILARITY).tolist() == scale
+    assert rule(SELECTED, SIMILARITY).values.tolist() == scale
 
 
 def test_proportional_leaves_dead_neurons() -> None:
     scale = Proportional(factor=2.0)(torch.ones(3, dtype=torch.bool), torch.tensor([torch.nan, 0.0, 4.0]))
-    assert scale.tolist() == [1.0, 0.0, 2.0]
+    assert scale.values.tolist() == [1.0, 0.0, 2.0]
     with pytest.raises(UserError, match="all have the same"):
         Proportional()(SELECTED, torch.ones(3))
 
@@ -63,7 +71,7 @@ def three_neurons() -> nn.Sequential:
 )
 def test_hand_worked_network(parameters: str, logits: list[float]) -> None:
     network = three_neurons()
-    edit = Edit("hidden", Scale(factor=2.0)(SELECTED, SIMILARITY), parameters)
+    edit = Edit("hidden", Scale(2.0, parameters)(SELECTED))
     images = torch.ones(1, 2)
     assert network(images).tolist() == [[10.0, 0.0]]
     with edited(network, edit) as same:
@@ -113,7 +121,7 @@ def test_any_edit_any_exception_leaves_every_bit(data: st.DataObject, wild: floa
         kinds = ["weight", "weight_and_bias", *(["outgoing"] if NEXT[layer] else [])]
         count = NEURONS[layer]
         scale = data.draw(st.lists(st.floats(-1e30, 1e30), min_size=count, max_size=count))
-        edits.append(Edit(layer, torch.tensor(scale), data.draw(st.sampled_from(kinds)), NEXT[layer]))
+        edits.append(Edit(layer, Scaling(scale, data.draw(st.sampled_from(kinds)), NEXT[layer])))
     failure = data.draw(st.sampled_from([None, ValueError, KeyboardInterrupt, UserError]))
     try:
         with edited(network, *edits), edited(network, edits[0]):
@@ -131,7 +139,7 @@ def test_a_mistake_in_the_second_edit_changes_nothing() -> None:
     network = Small()
     before = bits(network)
     good, bad = Edit("conv", torch.full((3,), 2.0)), Edit("lin", torch.ones(4))
-    with pytest.raises(UserError, match="has 5 neurons; the scale is"), edited(network, good, bad):
+    with pytest.raises(UserError, match="has 5 neurons; the edit holds values for 4"), edited(network, good, bad):
         pass
     assert bits(network) == before
 
@@ -153,7 +161,7 @@ def test_outgoing_of_a_map_repeats_over_positions() -> None:
     assert next_layer_of(network, "conv", images) == "lin"
     maps = network.pool(network.relu(network.bn(network.conv(images)))) * scale[:, None, None]
     expected = network.out(torch.relu(network.lin(maps.flatten(1))))
-    with edited(network, Edit("conv", scale, "outgoing", next_layer="lin")):
+    with edited(network, Edit("conv", Scaling(scale, "outgoing", next_layer="lin"))):
         torch.testing.assert_close(network(images), expected)
         assert torch.equal(network.lin.weight[:, 4:8], torch.zeros(5, 4))
 
@@ -169,7 +177,7 @@ def test_conv_before_batchnorm_keeps_the_running_statistics() -> None:
     network.train()
     network.bn.momentum = 0.0
     plain = network(images)
-    with edited(network, Edit("conv", scale, "weight_and_bias")):
+    with edited(network, Edit("conv", Scaling(scale, "weight_and_bias"))):
         torch.testing.assert_close(network(images), plain, atol=1e-3, rtol=1e-3)  # batch statistics undo the scale
 
 
@@ -181,14 +189,14 @@ def test_mistakes() -> None:
         (Edit("bn", ones), r"'bn' is a BatchNorm2d.*Known: conv, lin, out"),
         (Edit("relu", ones), "is a ReLU"),
         (Edit("conv", torch.tensor([1.0, float("nan"), 1.0])), "NaN or infinity"),
-        (Edit("out", torch.ones(2), "outgoing"), "layer behind 'out' is not known"),
-        (Edit("conv", ones, "outgoing", next_layer="out"), "do not fit the 3 neurons"),
+        (Edit("out", Scaling(torch.ones(2), "outgoing")), "layer behind 'out' is not known"),
+        (Edit("conv", Scaling(ones, "outgoing", next_layer="out")), "do not fit the 3 neurons"),
     ]
     for edit, message in cases:
         with pytest.raises(UserError, match=message), edited(network, edit):
             pass
     with pytest.raises(UserError, match=r"edit\.parameters=weights.*Did you mean 'weight'"):
-        Edit("conv", ones, "weights")
+        Scaling(ones, "weights")
     with pytest.raises(UserError, match=r"edit\.parameters=row"):
         Ablate(parameters="row")
     for factor in (0.0, -1.0, float("inf")):
@@ -222,3 +230,55 @@ def test_a_residual_branch_has_no_single_next_layer() -> None:
         next_layer_of(Residual(), "first")
     with pytest.raises(UserError, match="read by 0 operations"):
         next_layer_of(Residual(), "second")
+
+
+@pytest.mark.parametrize(
+    "selected",
+    [SELECTED, SELECTED.numpy(), SELECTED.tolist(), pd.Series([2.0, -1.0, 1.0]) > 0,
+     pd.Series([True, False, True], dtype="boolean", index=[7, 8, 9])],
+)  # fmt: skip
+def test_a_rule_takes_what_people_have(selected: Any) -> None:
+    edit = Edit("hidden", Scale(2.0)(selected))
+    assert edit.operation.values.tolist() == [2.0, 0.5, 2.0]
+    assert Edit("hidden", pd.Series([2, 1, 0])).operation.values.tolist() == [2.0, 1.0, 0.0]
+    assert Edit("hidden", np.array([2, 1, 0])).operation.is_identity is False
+
+
+def test_what_a_rule_does_not_take() -> None:
+    with pytest.raises(UserError, match=r"Compare it with a threshold first"):
+        Scale(2.0)(pd.Series([0.1, 0.2]))
+    with pytest.raises(UserError, match="Compare it with a threshold"):
+        Scale(2.0)(pd.Series([True, None], dtype="boolean"))
+    with pytest.raises(UserError, match=r"reads similarities: call the rule as rule\(selected, similarity\)"):
+        Proportional(2.0)(SELECTED)
+    with pytest.raises(UserError, match="3 neurons are selected from, and 2 similarities"):
+        Proportional(2.0)(SELECTED, [0.1, 0.2])
+    with pytest.raises(UserError, match="one number; an edit takes one for each neuron"):
+        Edit("hidden", 2.0)
+
+
+def test_a_shift_by_hand() -> None:
+    network = three_neurons()  # z = (1, 3, 1) + (-2, 0, -2) = (-1, 3, -1) -> relu -> (0, 3, 0)
+    with edited(network, Edit("hidden", Shift(-2.0)(SELECTED))):
+        assert network(torch.ones(1, 2)).tolist() == [[6.0, 0.0]]
+    without = nn.Sequential(OrderedDict(hidden=nn.Linear(2, 3, bias=False), out=nn.Linear(3, 2)))
+    with pytest.raises(UserError, match="'hidden' has no bias"), edited(without, Edit("hidden", Shift()(SELECTED))):
+        pass
+
+
+class Wrong(Scaling):
+    """The fast path rounds the scale; the weights are scaled exactly."""
+
+    def on_output(self, output: Tensor, target: Target) -> Tensor:
+        return replace(self, values=self.values.round()).as_scaling().on_output(output, target)
+
+    def as_scaling(self) -> Scaling:
+        return Scaling(self.values, self.parameters)
+
+
+def test_an_operation_that_does_two_things_is_refused_before_any_result() -> None:
+    images = ImageSet(torch.randint(0, 256, (9, 1, 1, 2), dtype=torch.uint8), torch.arange(9) % 2, torch.arange(9))
+    logits = EditedLogits(Inference(lambda pixels: pixels.flatten(1).float() / 255, three_neurons()), "hidden", images)
+    logits.logits([Wrong([2.0, 1.0, 3.0])])
+    with pytest.raises(UserError, match=r"disagree for Wrong on layer 'hidden': logits differ by"):
+        EditedLogits(logits.inference, "hidden", images).logits([Wrong([2.4, 1.0, 3.0])])

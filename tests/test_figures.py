@@ -122,7 +122,7 @@ def test_grid_heatmap_writes_points_and_marks_what_lies_outside_the_band() -> No
     assert sorted(texts(likelihood)) == sorted(["0.000", "+0.050", "−0.020", "+0.100"])
     without_tau = GRID[:2].assign(tau=np.nan)
     assert sorted(texts(figures.grid_heatmap(without_tau))) == sorted(["0.00", "+2.00"])
-    by_level = figures.grid_heatmap(GRID.assign(level=GRID["tau"] + 1, tau=np.nan))
+    by_level = figures.grid_heatmap(GRID.assign(tau=GRID["tau"] + 1).rename(columns={"tau": "level"}))
     assert sorted(texts(by_level)) == sorted(texts(figure))
     assert by_level.axes[0].get_ylabel() == "level"
 

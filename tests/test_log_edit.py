@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from emodissect.data.images import Batch, ImageSet, image_loader
-from emodissect.editing.rules import Edit, edited
+from emodissect.editing.edit import Edit, edited
 from emodissect.lightning.callbacks import LogEdit
 from emodissect.models.predictions import predict
 from emodissect.study.comparison import compare

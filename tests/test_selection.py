@@ -21,7 +21,6 @@ from emodissect.editing.selection import (
     Tau,
     WeightNorm,
     similarities,
-    threshold,
 )
 
 
@@ -101,9 +100,6 @@ def test_mistakes(neurons: pd.DataFrame, layer: nn.Module) -> None:
 
 
 def test_what_they_say_of_themselves(neurons: pd.DataFrame) -> None:
-    assert threshold(Inverse(Tau(0.25))) == 0.25
-    assert threshold(RandomNeurons(like=Tau(0.5))) == 0.5
-    assert np.isnan(threshold(WeightNorm()))
     assert Inverse(Tau()).uses_labels
     assert not Inverse(WeightNorm()).uses_labels
     assert not RandomNeurons(like=Tau()).uses_labels

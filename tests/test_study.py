@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,15 +19,16 @@ from emodissect.core.errors import UserError
 from emodissect.core.statistics import exceedance_p, holm, mcnemar
 from emodissect.data.datamodule import joined
 from emodissect.data.images import ImageSet
-from emodissect.editing.fast.edited_logits import EditedLogits
-from emodissect.editing.rules import Ablate, Proportional, Scale, ScaleChosen, edited
+from emodissect.editing.edit import edited
+from emodissect.editing.fast.edited_logits import EditedLogits, require_same_logits
+from emodissect.editing.operations import Operation, Scaling
+from emodissect.editing.rules import Ablate, Proportional, Scale, ScaleChosen
 from emodissect.editing.selection import AllNeurons, Fdr, Inverse, LabelledWith, Tau, WeightNorm
 from emodissect.models.predictions import Inference
 from emodissect.study import ConceptAblation, EditStudy, ablate_concepts, null_studies, run_study, warn_of_few_draws
 from emodissect.study.ablation import leave_one_out_z
 from emodissect.study.cells import Cell, CellResults, choose, shuffled
 from emodissect.study.claim import claims_gain
-from emodissect.study.run import require_same_logits
 
 GOOD, NOISE, CLASSES = 12, 12, 3
 
@@ -92,7 +94,8 @@ def found() -> EditStudy:
 
 
 def test_the_planted_edit_is_found_and_claimed(found: EditStudy) -> None:
-    assert (found.selection, found.rule, found.tau, found.factor) == ("tau", "scale", 0.0, 3.0)
+    assert (found.selection, found.rule) == ("tau", "scale")
+    assert found.settings == {"tau": 0.0, "factor": 3.0, "parameters": "weight"}
     assert found.selected.tolist() == [True] * GOOD + [False] * NOISE
     assert found.claims_gain
     assert not found.optimistic
@@ -112,8 +115,7 @@ def test_every_cell_is_what_edited_weights_give(found: EditStudy) -> None:
     before = net(flat(VAL.images)).argmax(1)
     assert len(found.grid) == 9
     for row in found.grid.itertuples():
-        scale = Scale(factor=row.factor)(torch.from_numpy(labels()["similarity"].to_numpy() > row.tau), torch.zeros(1))
-        net.lin.weight.data.mul_(scale[:, None])
+        net.lin.weight.data.mul_(Scale(row.factor)(labels()["similarity"] > row.tau).values[:, None])
         after = net(flat(VAL.images)).argmax(1)
         net = network()
         gained, lost = (
@@ -152,9 +154,9 @@ def test_controls(found: EditStudy) -> None:
     random = found.controls[found.controls["control"] == "random"]
     assert random["draw"].tolist() == list(range(60))
     assert found.p_random == exceedance_p(found.test.delta, random["delta_test"])
-    net, images = network(), TEST
+    net, images, scales = network(), TEST, found.edit.operation.values
     before = net(flat(images.images)).argmax(1) == images.labels
-    for control, scale in (("inverse", 1 / found.edit.scale), ("all", torch.full_like(found.edit.scale, 3.0))):
+    for control, scale in (("inverse", 1 / scales), ("all", torch.full_like(scales, 3.0))):
         net = network()
         net.lin.weight.data.mul_(scale[:, None])
         after = net(flat(images.images)).argmax(1) == images.labels
@@ -164,13 +166,13 @@ def test_controls(found: EditStudy) -> None:
 
 def test_one_cell_has_one_set_of_random_edits(monkeypatch: pytest.MonkeyPatch) -> None:
     evaluated: list[int] = []
-    really = EditedLogits._of_distinct
+    really = EditedLogits._of_one_kind
 
-    def counted(logits: EditedLogits, scales: Tensor, parameters: str) -> Tensor:
-        evaluated.append(len(scales))
-        return really(logits, scales, parameters)
+    def counted(logits: EditedLogits, operations: Sequence[Operation]) -> Tensor:
+        evaluated.append(len(operations))
+        return really(logits, operations)
 
-    monkeypatch.setattr(EditedLogits, "_of_distinct", counted)
+    monkeypatch.setattr(EditedLogits, "_of_one_kind", counted)
     single = study(selections=[Tau(0.0)], rules=[Scale(factor=3.0)])
     deltas = {name: part["delta_test"].tolist() for name, part in single.controls.groupby("control")}
     assert deltas["random"] == deltas["shuffled"]
@@ -194,7 +196,7 @@ def test_saved_and_loaded(found: EditStudy, tmp_path: Path) -> None:
     assert again.row() == found.row()
     pd.testing.assert_frame_equal(again.grid, found.grid)
     pd.testing.assert_frame_equal(again.controls, found.controls)
-    assert torch.equal(again.edit.scale, found.edit.scale)
+    assert torch.equal(again.edit.operation.values, found.edit.operation.values)
     assert torch.equal(again.after.logits, found.after.logits)
 
 
@@ -233,7 +235,7 @@ def test_verdicts(found: EditStudy) -> None:
 
 def test_no_edit_helps() -> None:
     other = study(neurons=labels(-1.0, 1.0), selections=[Tau(0.0)], controls=5)
-    assert other.factor == 1.0
+    assert other.settings["factor"] == 1.0
     assert not other.claims_gain
     assert other.verdict.startswith("No edit of the grid was better")
 
@@ -283,7 +285,7 @@ def test_an_edit_of_infinite_scale_never_wins_and_ends_nothing() -> None:
     rules = [Proportional(factor=1e38), Proportional(factor=1.0)]
     for metric in ("nll", "accuracy", "macro_f1"):
         other = study(selections=[AllNeurons()], rules=rules, metric=metric, controls=3)
-        assert other.factor == 1.0, metric
+        assert other.settings["factor"] == 1.0, metric
         assert len(other.grid) == 2
     alone = study(selections=[AllNeurons()], rules=rules[:1], metric="nll", controls=3)
     assert not alone.claims_gain
@@ -330,7 +332,7 @@ def test_a_grid_of_levels_keeps_them_apart() -> None:
     named = labels().assign(q_value=np.linspace(0, 1, GOOD + NOISE))
     other = study(neurons=named, selections=[Fdr(0.2), Inverse(Fdr(0.5))], controls=3)
     assert other.grid["level"].tolist() == [0.2] * 3 + [0.5] * 3
-    assert other.grid["tau"].isna().all()
+    assert "tau" not in other.grid
 
 
 def test_large_grids_shuffle_less_often() -> None:
@@ -339,8 +341,7 @@ def test_large_grids_shuffle_less_often() -> None:
 
 
 def cell(change: float) -> Cell:
-    scale = torch.tensor([change, 1.0])
-    return Cell("lin", Tau(0.0), Scale(), torch.tensor([True, False]), scale)
+    return Cell("lin", Tau(0.0), Scale(), torch.tensor([True, False]), Scaling([change, 1.0]))
 
 
 def test_ties_take_the_smallest_change() -> None:
@@ -355,7 +356,7 @@ def test_ties_take_the_smallest_change() -> None:
     assert choose(cells, judged, "nll") == 2
     expected = [float(multiclass_f1_score(row, truth, 3, average="macro")) for row in predicted]
     np.testing.assert_allclose(judged.metric("macro_f1"), expected, rtol=1e-6)
-    assert cell(0.0).change == pytest.approx(np.log(1e6) / 2)
+    assert cell(0.0).operation.size == pytest.approx(np.log(1e6) / 2)
 
 
 def test_mistakes_come_before_any_forward_pass() -> None:

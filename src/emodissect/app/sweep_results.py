@@ -88,7 +88,8 @@ def show(page: SweepPage, console: Console) -> None:
     spare = [name for name in shown if name in FIGURES and name not in RANKED_BY[:2]]
     console.print(frame_table(jobs, "The sweep", shown, rows=60, spare=spare, console=console))
     if maps := [heat_map(grid, name) for name, grid in page.grids().items()]:
-        console.print("[bold]Change on validation in points, by tau (down) and factor (across)[/]")
+        down, across = page.axes[0], page.axes[-1]
+        console.print(f"[bold]Change on validation in points, by {down} (down) and {across} (across)[/]")
         console.print(Columns(maps, padding=(0, 3)))
     if len(page.replicates):
         console.print(frame_table(readable(page.replicates), "Over seeds, in per cent or points", console=console))
@@ -101,20 +102,21 @@ def show(page: SweepPage, console: Console) -> None:
 
 
 def heat_map(grid: pd.DataFrame, title: str) -> Table:
-    """A layer's cells by tau and factor: green above zero, red below, the best of the sweep reversed.
+    """A layer's cells by their two settings: green above zero, red below, the best of the sweep reversed.
 
     Args:
-        grid: columns tau, factor, delta (a fraction), chosen.
+        grid: its two axes, delta (a fraction), chosen.
         title: above it.
     """
+    down, across = grid.columns[0], grid.columns[1]
     cells: dict[tuple[str, str], str] = {}
     for cell in grid.to_dict("records"):
         colour = "green" if cell["delta"] > 0 else "red" if cell["delta"] < 0 else ""
         style = " ".join(filter(None, (colour, "reverse" if cell["chosen"] else "")))
         text = points(cell["delta"])
-        cells[plain(cell["tau"]), plain(cell["factor"])] = f"[{style}]{text}[/]" if style else text
-    rows, across = ([plain(v) for v in sorted(grid[name].unique())] for name in ("tau", "factor"))
-    return matrix_table(title, "tau \\ factor", rows, across, cells)
+        cells[plain(cell[down]), plain(cell[across])] = f"[{style}]{text}[/]" if style else text
+    rows, columns = ([plain(v) for v in sorted(grid[name].unique())] for name in (down, across))
+    return matrix_table(title, f"{down} \\ {across}", rows, columns, cells)
 
 
 def _log(page: SweepPage, folder: Path, config: DictConfig) -> None:

@@ -18,7 +18,7 @@ class UserError(Exception):
 def require_number(key: str, given: object) -> None:
     """Raises UserError where ``given`` is no number: NaN, a word, or a list where one value is taken."""
     if isinstance(given, bool) or not isinstance(given, Real) or math.isnan(given):
-        several = " One value is taken here; tau, level and factor take lists." if isinstance(given, Sequence) else ""
+        several = " One value is taken here; in a config, a list makes a grid." if isinstance(given, Sequence) else ""
         raise UserError(f"{key}={given} is no number.{several if not isinstance(given, str) else ''}")
 
 

@@ -77,7 +77,7 @@ def next_layer_of(network: nn.Module, layer: str, example: Tensor | None = None)
     except CannotTrace as error:
         raise UserError(
             f"The layer behind '{layer}' is not known, because {error}. "
-            "Give the layer that reads it as Edit.next_layer, or edit.parameters=weight."
+            "Give the layer that reads it as next_layer (Scaling), or edit.parameters=weight."
         ) from error
 
 
@@ -119,7 +119,7 @@ def columns_scale(
     if grouped or positions * neurons != inputs or (positions != 1 and not linear):
         raise UserError(
             f"'{name}' takes {inputs} inputs{' in groups' if grouped else ''}, which do not fit the {neurons} "
-            f"neurons of '{layer}'. Give another Edit.next_layer, or edit.parameters=weight."
+            f"neurons of '{layer}'. Give another next_layer, or edit.parameters=weight."
         )
     return scale.repeat_interleave(positions, -1)
 

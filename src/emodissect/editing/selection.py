@@ -211,12 +211,6 @@ def similarities(neurons: pd.DataFrame) -> Float[Tensor, " neuron"]:
     return torch.where(_alive(neurons), values, torch.nan)
 
 
-def threshold(selection: object, name: str = "tau") -> float:
-    """The `tau` (or `level`) of a selection, or of the one it wraps; NaN where there is none."""
-    inner = getattr(selection, "of", None) or getattr(selection, "like", None)
-    return float(getattr(selection, name, threshold(inner, name) if inner is not None else np.nan))
-
-
 def exchanged(neurons: pd.DataFrame, generator: np.random.Generator) -> Int64[Tensor, " neuron"]:
     """Neurons in a random order in which the living change places among themselves and dead ones stay.
 

@@ -17,7 +17,7 @@ from emodissect.core.errors import UserError
 from emodissect.data.datamodule import FaceDataModule
 from emodissect.data.images import Batch, image_loader
 from emodissect.dissection.labels import Dissection, Interpretation, dissect
-from emodissect.editing.rules import Edit, edited
+from emodissect.editing.edit import Edit, edited
 from emodissect.lightning.tracking import edit_metrics, log_dissection, log_metrics
 from emodissect.models.predictions import Predictions
 from emodissect.recording import ActivationCollector, LayerActivations, resolve_layers

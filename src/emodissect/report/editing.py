@@ -19,14 +19,12 @@ from emodissect.report.dissection import DissectionPage
 from emodissect.report.neurons import Predicted, predicted_classes
 from emodissect.report.page import Column, Content, Extra, Fact, Section
 from emodissect.study import ConceptAblation
+from emodissect.study.cells import axes_of, map_axes, settings_in
 
 GRID_COLUMNS = (
     Column("layer", "layer"),
     Column("selection", "selection"),
     Column("rule", "rule"),
-    Column("tau", "τ", 2),
-    Column("level", "level", 3),
-    Column("factor", "factor", 2),
     Column("selected", "selected", "count", "neurons the selection takes"),
     Column("accuracy_before", "before", "percent"),
     Column("accuracy_after", "after", "percent"),
@@ -191,6 +189,7 @@ class EditPage:
             )
         told = [name for name in ("layer", "selection", "rule") if name in self.grid]
         by = [name for name in told if name == "layer" or len(set(self.grid[name])) > 1] or told
+        by = [*by, *axes_of(self.grid)[1:-1]]  # a heat map has two axes
         drawings = Markup("")
         images = self.grid_images or _images_of(self.grid)
         limit = figures.full_colour(self.grid, images) if images else None
@@ -198,8 +197,7 @@ class EditPage:
         if {"nll_before", "nll_after"} <= set(self.grid):
             worst_nll = float((self.grid["nll_after"] - self.grid["nll_before"]).abs().max())
         for key, cells in self.grid.groupby(by, sort=False, dropna=False):
-            axes = [name for name in ("tau", "level", "factor") if name in cells]
-            if len(cells) == 1 or cells.duplicated(axes).any():
+            if len(cells) == 1 or cells.duplicated([name for name in map_axes(cells) if name]).any():
                 continue  # the table below says it
             names = [str(part) for part in (key if isinstance(key, tuple) else (key,))]
             name = " · ".join(names)
@@ -218,7 +216,7 @@ class EditPage:
             words.count(tried, "row"),
             page.table(
                 self.grid.dropna(axis=1, how="all"),
-                GRID_COLUMNS,
+                [*GRID_COLUMNS[:3], *_setting_columns(self.grid), *GRID_COLUMNS[3:]],
                 list(self.grid["chosen"]) if "chosen" in self.grid else None,
                 limit=1000,
             ),
@@ -394,13 +392,21 @@ class EditPage:
 
 
 def setting(cell: pd.Series) -> str:
-    """``τ = −0.5, factor 1.5``, as far as the cell has them."""
+    """``τ = −0.5, factor 1.5``: the numbers among the cell's settings."""
     parts = [
         f"{word}{words.plain(cell[name])}"
-        for name, word in (("tau", "τ = "), ("level", "level "), ("factor", "factor "))
-        if _known(cell, name)
+        for name, word in ((name, "τ = " if name == "tau" else f"{name} ") for name in settings_in(cell.to_frame().T))
+        if _known(cell, name) and not isinstance(cell[name], str | bool)
     ]
     return ", ".join(parts) or "its only setting"
+
+
+def _setting_columns(grid: pd.DataFrame) -> list[Column]:
+    """A column for each setting of the grid's cells."""
+    return [
+        Column(name, "τ" if name == "tau" else name, "setting" if pd.api.types.is_numeric_dtype(grid[name]) else "text")
+        for name in settings_in(grid)
+    ]
 
 
 def confusion_counts(predictions: Predicted, classes: int) -> np.ndarray:

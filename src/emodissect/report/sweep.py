@@ -182,29 +182,39 @@ class SweepPage:
         job = row.get("job", row.name)
         return ", ".join(parts) or f"job {words.plain(job) if _is_number(job) else job}"
 
-    def grids(self) -> dict[str, pd.DataFrame]:
-        """The cells of each layer (and of each other word that was swept) by tau and factor, where there are several.
+    @property
+    def axes(self) -> list[str]:
+        """Two settings that the heat maps go by: numbers that were swept, else those that jobs have anyway."""
+        numbers = [name for name in self.swept if name != "seed" and name in self.done]
+        numbers = [name for name in numbers if pd.to_numeric(self.done[name], errors="coerce").notna().all()]
+        further = [name for name in ("tau", "factor") if name in self.done and name not in numbers]
+        chosen = [*numbers, *further][:2]
+        return sorted(chosen, key=["tau", "factor"].index) if set(chosen) == {"tau", "factor"} else chosen
 
-        Columns tau, factor, delta (on validation), chosen, jobs, and p_value where each cell is one job. Jobs that
-        differ in their seed alone are one cell, their mean.
+    def grids(self) -> dict[str, pd.DataFrame]:
+        """The cells of each layer (and of each other word that was swept) by the swept numbers, if there are several.
+
+        Columns: the two :attr:`axes`, delta (on validation), chosen, jobs, and p_value where each cell is one job.
+        Jobs that differ in their seed alone are one cell, their mean.
         """
-        needed = ["tau", "factor", self.value]
-        if not set(needed) <= set(self.done) or "delta" not in self.value:
+        axes = self.axes
+        needed = [*axes, self.value]
+        if not axes or not set(needed) <= set(self.done) or "delta" not in self.value:
             return {}
         cells = self.done.copy()
-        for name in ("tau", "factor"):
+        for name in axes:
             cells[name] = pd.to_numeric(cells[name], errors="coerce")
         cells = cells.dropna(subset=needed)
         cells["chosen"] = [self.best is not None and index == self.best.name for index in cells.index]
-        others = [name for name in self.swept if name not in {*SETTINGS, "edit"}]
+        others = [name for name in self.swept if name not in {*SETTINGS, *axes, "edit"}]
         told = [name for name in ("layer", "selection", "rule", *others) if name in cells]
         by = [name for name in told if name == "layer" or len(set(cells[name].astype(str))) > 1]
         found = {}
         for name, group in cells.groupby(_joined(cells, by), sort=False):
             columns = {"delta": (self.value, "mean"), "chosen": ("chosen", "any"), "jobs": ("chosen", "size")}
-            if "p_val" in group and not group.duplicated(["tau", "factor"]).any():
+            if "p_val" in group and not group.duplicated(axes).any():
                 columns["p_value"] = ("p_val", "first")
-            grid = group.groupby(["tau", "factor"], as_index=False).agg(**columns)
+            grid = group.groupby(axes, as_index=False).agg(**columns)
             if len(grid) > 1:
                 found[str(name)] = grid
         return found
@@ -218,10 +228,8 @@ class SweepPage:
         for names, grid in self.grids().items():
             top = grid.iloc[int(grid["delta"].to_numpy().argmax())]
             several = ", the mean of jobs alike" if (grid["jobs"] > 1).any() else ""
-            caption = (
-                f"{names}: change on validation in points{several}; best {words.points(top['delta'])} at τ = "
-                f"{words.plain(top['tau'])}, factor {words.plain(top['factor'])}."
-            )
+            at = ", ".join(f"{'τ =' if name == 'tau' else name} {words.plain(top[name])}" for name in self.axes)
+            caption = f"{names}: change on validation in points{several}; best {words.points(top['delta'])} at {at}."
             caption += " The best job of all is in the framed cell." if grid["chosen"].any() else ""
             drawings += content.figure(figures.grid_heatmap(grid, names, limit=self.full_colour()), caption)
         return Markup('<div class="figures">{}</div>').format(drawings) if drawings else Markup("")

@@ -16,10 +16,11 @@ from emodissect.core.errors import UserError
 from emodissect.core.statistics import exceedance_p
 from emodissect.data.images import ImageSet
 from emodissect.editing.fast.edited_logits import EditedLogits
+from emodissect.editing.operations import Scaling
 from emodissect.editing.rules import Ablate, Rule
 from emodissect.editing.selection import LabelledWith, exchanged, similarities
 from emodissect.models.predictions import Inference
-from emodissect.study.cells import evaluate_scales, labels_of
+from emodissect.study.cells import evaluate_operations, labels_of
 
 _FILE = "concept_ablation.csv"
 
@@ -94,13 +95,13 @@ def ablate_concepts(
     if not concepts:
         raise UserError(f"No living neuron of layer '{layer}' has a label, so no concept can be ablated.")
     masks = [LabelledWith([concept])(labels, module) for concept in concepts]
-    scales = torch.stack([rule(mask, similarity) for mask in masks])
+    operations = [rule(mask, similarity) for mask in masks]
     generator = np.random.default_rng([seed, 4])
-    cells = torch.cat([scales, *(scales[:, exchanged(labels, generator)] for _ in range(draws))])
+    orders = [torch.arange(len(labels)), *(exchanged(labels, generator) for _ in range(draws))]
+    cells = [operation.permuted(order) for order in orders for operation in operations]
     logits = EditedLogits(inference, layer, images, batch_size, progress=progress)
-    counts = (
-        evaluate_scales(logits, torch.cat([torch.ones(1, len(labels)), cells]), rule.parameters).confusion().double()
-    )
+    unchanged = Scaling(torch.ones(len(labels)))
+    counts = evaluate_operations(logits, [unchanged, *cells]).confusion().double()
     of_class = counts[0].sum(1).numpy()
     with np.errstate(invalid="ignore"):  # A class without images has no recall: NaN.
         recall = counts.diagonal(dim1=1, dim2=2).numpy() / of_class

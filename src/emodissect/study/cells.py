@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,27 +16,45 @@ from torch.nn.functional import cross_entropy
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.statistics import delta_interval, holm, mcnemar
 from emodissect.editing.fast.edited_logits import EditedLogits
+from emodissect.editing.operations import Operation, distinct
 from emodissect.editing.rules import Rule
-from emodissect.editing.selection import Selection, exchanged, similarities, threshold
+from emodissect.editing.selection import Selection, exchanged, similarities
 
 METRICS = ("accuracy", "nll", "macro_f1")
+
+COORDINATES = ("layer", "selection", "rule")
+"""Columns of a grid that every cell has beside its settings."""
+
+RESULTS = (
+    *("selected", "accuracy_before", "accuracy_after", "delta", "delta_low", "delta_high", "gained", "lost"),
+    *("p_value", "p_holm", "nll_before", "nll_after", "chosen", "jobs"),
+)
+"""Columns of a grid that are results."""
+
 _CELLS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One point of the grid: these neurons of this layer, scaled so."""
+    """One point of the grid: these neurons of this layer, changed so."""
 
     layer: str
     selection: Selection
     rule: Rule
     selected: Bool[Tensor, " neuron"]
-    scale: Float[Tensor, " neuron"]
+    operation: Operation
 
     @property
-    def change(self) -> float:
-        """How large the edit is: mean |log scale|, an ablated neuron as one scaled to a millionth."""
-        return float(self.scale.double().abs().clamp_min(1e-6).log().abs().mean())
+    def settings(self) -> dict[str, Any]:
+        """What the selection and the rule were given, by name: the cell's coordinates in the grid.
+
+        A name that both have is written `selection.<name>` and `edit.<name>`.
+        """
+        chosen, done = settings_of(self.selection), settings_of(self.rule)
+        both = chosen.keys() & done.keys()
+        return {(f"selection.{name}" if name in both else name): value for name, value in chosen.items()} | {
+            (f"edit.{name}" if name in both else name): value for name, value in done.items()
+        }
 
     @property
     def uses_labels(self) -> bool:
@@ -119,6 +138,45 @@ def grid(
     return cells
 
 
+def settings_of(given: object) -> dict[str, Any]:
+    """Numbers, words and lists of words among an object's fields, and those of an object that it wraps."""
+    found: dict[str, Any] = {}
+    for field in fields(given) if is_dataclass(given) else ():
+        value = getattr(given, field.name)
+        if isinstance(value, bool | int | float | str):
+            found[field.name] = value
+        elif isinstance(value, tuple | list):
+            found[field.name] = ", ".join(map(str, value))
+        else:
+            found |= settings_of(value)
+    return found
+
+
+def settings_in(grid: pd.DataFrame) -> list[str]:
+    """The columns of a grid that are coordinates of its cells, e.g. tau, factor and parameters."""
+    return [str(name) for name in grid.columns if name not in (*COORDINATES, *RESULTS)]
+
+
+def axes_of(grid: pd.DataFrame) -> list[str]:
+    """Those settings in which the cells of a grid differ, in the order selection, edit."""
+    return [name for name in settings_in(grid) if len(grid[name].dropna().unique()) > 1]
+
+
+def map_axes(grid: pd.DataFrame) -> tuple[str | None, str | None]:
+    """The settings that a heat map of the grid has as rows and columns: two in which cells differ, or numbers.
+
+    None where the cells have too few settings.
+    """
+    varied = axes_of(grid)
+    known = [name for name in settings_in(grid) if grid[name].notna().any()]
+    shown = [name for name in known if name in varied or pd.api.types.is_numeric_dtype(grid[name])]
+    if len(varied) > 1:
+        return varied[0], varied[-1]
+    if len(shown) < 2:
+        return None, shown[0] if shown else None
+    return (varied[0] if varied and varied[0] != shown[-1] else shown[0]), shown[-1]
+
+
 def labels_of(neurons: pd.DataFrame, layer: str) -> pd.DataFrame:
     """The rows of one layer, in the order of their neuron."""
     labels = neurons[neurons["layer"] == layer].sort_values("neuron", ignore_index=True)
@@ -135,25 +193,15 @@ def shuffled(labels: pd.DataFrame, generator: np.random.Generator) -> pd.DataFra
     return moved
 
 
-def evaluate_scales(
-    logits: EditedLogits, scales: Sequence[Tensor] | Tensor, parameters: str | Sequence[str]
-) -> CellResults:
+def evaluate_operations(logits: EditedLogits, operations: Sequence[Operation]) -> CellResults:
     """What every edit of one layer gives; equal edits are evaluated once."""
-    kinds = [parameters] * len(scales) if isinstance(parameters, str) else list(parameters)
-    rows = [row.float() for row in scales]
-    distinct: dict[tuple[str, bytes], int] = {}
-    # An edit that changes nothing is the same whatever it does not change.
-    keys = [
-        ("" if bool((row == 1).all()) else kind, row.numpy().tobytes()) for kind, row in zip(kinds, rows, strict=True)
-    ]
-    places = [distinct.setdefault(key, len(distinct)) for key in keys]
-    first = {place: index for index, place in reversed(list(enumerate(places)))}
-    predicted = torch.empty(len(distinct), len(logits.before.labels), dtype=torch.int64)
-    nll = torch.empty(len(distinct), dtype=torch.float64)
-    for kind in dict.fromkeys(kinds[first[place]] for place in range(len(distinct))):
-        wanted = torch.tensor([place for place in range(len(distinct)) if kinds[first[place]] == kind])
-        for some in wanted.split(_CELLS_AT_ONCE):
-            found = logits.logits(torch.stack([rows[first[int(place)]] for place in some]), kind)
+    different, places = distinct(operations)
+    predicted = torch.empty(len(different), len(logits.before.labels), dtype=torch.int64)
+    nll = torch.empty(len(different), dtype=torch.float64)
+    for kind in dict.fromkeys(operation.kind for operation in different):
+        alike = torch.tensor([place for place, operation in enumerate(different) if operation.kind == kind])
+        for some in alike.split(_CELLS_AT_ONCE):
+            found = logits.logits([different[place] for place in some.tolist()])
             predicted[some] = found.argmax(2)
             for place, cell in zip(some.tolist(), found, strict=True):
                 nll[place] = float(cross_entropy(cell.double(), logits.before.labels))
@@ -173,7 +221,7 @@ def evaluate_cells(cells: Sequence[Cell], logits: Mapping[str, EditedLogits]) ->
     parts: dict[str, CellResults] = {}
     for layer in dict.fromkeys(cell.layer for cell in cells):
         chosen = [cell for cell in cells if cell.layer == layer]
-        parts[layer] = evaluate_scales(logits[layer], [c.scale for c in chosen], [c.rule.parameters for c in chosen])
+        parts[layer] = evaluate_operations(logits[layer], [c.operation for c in chosen])
     some = next(iter(parts.values()))
     order = torch.tensor([i for layer in parts for i, cell in enumerate(cells) if cell.layer == layer]).argsort()
     return CellResults(
@@ -187,7 +235,7 @@ def choose(cells: Sequence[Cell], results: CellResults, metric: str) -> int:
     """The cell of the best metric; of equals the smallest change, then the first. An edit that gives NaN never wins."""
     values = np.nan_to_num(results.metric(metric).astype(np.float64), nan=-np.inf)
     best = np.flatnonzero(values == values.max())
-    return min(best.tolist(), key=lambda place: (round(cells[place].change, 9), place))
+    return min(best.tolist(), key=lambda place: (round(cells[place].operation.size, 9), place))
 
 
 def grid_frame(cells: Sequence[Cell], results: CellResults, chosen: int, draws: int, seed: int) -> pd.DataFrame:
@@ -202,10 +250,7 @@ def grid_frame(cells: Sequence[Cell], results: CellResults, chosen: int, draws: 
                 "layer": cell.layer,
                 "selection": cell.selection.name,
                 "rule": cell.rule.name,
-                "parameters": cell.rule.parameters,
-                "tau": threshold(cell.selection),
-                "level": threshold(cell.selection, "level"),
-                "factor": float(getattr(cell.rule, "factor", np.nan)),
+                **cell.settings,
                 "selected": int(cell.selected.sum()),
                 "accuracy_before": before,
                 "accuracy_after": before + (int(gained) - int(lost)) / images,

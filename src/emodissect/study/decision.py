@@ -71,15 +71,15 @@ def decide(question: Question, neurons: pd.DataFrame, every_control: bool = True
     cell = cells[chosen]
     labels = labels_of(neurons, cell.layer)
     generator = np.random.default_rng([question.seed, 1])
-    # The chosen scales on living neurons at random: for rules of two values, random neurons of the same number.
-    drawn = [("random", cell.scale[exchanged(labels, generator)]) for _ in range(question.random_draws)]
+    # The chosen operation on living neurons at random: for rules of two values, random neurons of the same number.
+    drawn = [("random", cell.operation.permuted(exchanged(labels, generator))) for _ in range(question.random_draws)]
     if every_control:
         similarity = similarities(labels)
         drawn += [
             ("all", cell.rule(torch.ones_like(cell.selected), similarity)),
             ("inverse", cell.rule(~cell.selected, similarity)),
         ]
-    controls = [(name, replace(cell, scale=scale)) for name, scale in drawn]
+    controls = [(name, replace(cell, operation=operation)) for name, operation in drawn]
     if cell.uses_labels and question.shuffled_draws:
         controls += [("shuffled", pick) for pick in _shuffled_studies(question, neurons, alone=len(cells) == 1)]
     on_test = evaluate_cells([cell, *(control for _, control in controls)], question.test).delta

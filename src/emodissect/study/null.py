@@ -14,7 +14,7 @@ from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.rules import Rule
 from emodissect.editing.selection import Selection
 from emodissect.models.predictions import Inference
-from emodissect.study.cells import evaluate_scales, labels_of, shuffled
+from emodissect.study.cells import evaluate_operations, labels_of, shuffled
 from emodissect.study.claim import claims_gain
 from emodissect.study.decision import Question, decide
 
@@ -55,7 +55,7 @@ def null_studies(
         )
         decision = decide(question, moved, every_control=False)
         cell = decision.cells[decision.chosen]
-        found = evaluate_scales(on_test[cell.layer], [cell.scale], cell.rule.parameters)
+        found = evaluate_operations(on_test[cell.layer], [cell.operation])
         p_value = mcnemar(int(found.gained[0]), int(found.lost[0]))
         p_random, p_shuffled = decision.p("random"), decision.p("shuffled")
         rows.append(

@@ -12,13 +12,14 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from emodissect.editing.rules import Edit
+from emodissect.editing.edit import Edit
+from emodissect.editing.operations import Operation, Scaling
 from emodissect.models.predictions import Predictions
 from emodissect.study.claim import claims_gain
 from emodissect.study.comparison import Comparison
 
 _PLAIN = (
-    *("select_on_test", "metric", "alpha", "selection", "rule", "tau", "factor", "p_random", "p_shuffled"),
+    *("select_on_test", "metric", "alpha", "selection", "rule", "settings", "p_random", "p_shuffled"),
     *("detectable_delta", "logit_difference", "identical_predictions", "is_cut", "cut_reason", "kept_bytes"),
 )
 
@@ -33,7 +34,7 @@ class EditStudy:
             delta_test.
         edit: the chosen one.
         selected: which neurons it chose.
-        selection, rule, tau, factor: its coordinates in the grid.
+        selection, rule, settings: its coordinates in the grid; `settings` by name, e.g. tau and factor.
         val, test: the chosen edit against the unedited network.
         before, after: predictions on test.
         metric, select_on_test, alpha: how it was chosen and judged.
@@ -52,8 +53,7 @@ class EditStudy:
     selected: torch.Tensor
     selection: str
     rule: str
-    tau: float
-    factor: float
+    settings: dict[str, Any]
     val: Comparison
     test: Comparison
     before: Predictions
@@ -99,7 +99,7 @@ class EditStudy:
     def _sentence(self) -> str:
         test, alpha = self.test, self.alpha
         chance = f"within what random neurons of the same number give, {_p(self.p_random)}"
-        if bool((self.edit.scale == 1).all()):
+        if self.edit.operation.is_identity:
             return self._nothing()
         images = "image" if test.gained == 1 else "images"
         flips = f"{100 * test.delta:+.2f} points on test ({test.gained} {images} gained, {test.lost} lost"
@@ -129,7 +129,7 @@ class EditStudy:
     def _of_one_scale(self) -> str:
         """What to know where a selection told no neurons apart."""
         chosen, neurons = int(self.selected.sum()), len(self.selected)
-        if self.selection == "all" or chosen not in (0, neurons) or bool((self.edit.scale == 1).all()):
+        if self.selection == "all" or chosen not in (0, neurons) or self.edit.operation.is_identity:
             return ""
         return f" The selection took {'every' if chosen else 'no'} neuron of {self.edit.layer}."
 
@@ -138,8 +138,14 @@ class EditStudy:
         if len(self.grid) > 1:
             return "No edit of the grid was better than the unedited network, so nothing is changed."
         chosen, all_of_them = int(self.selected.sum()), len(self.selected)
-        why = "the selection chose no neuron" if not chosen else "each neuron's scale is 1"
+        why = "the selection chose no neuron" if not chosen else self._neutral()
         return f"The edit changes nothing: {why} ({chosen} of {all_of_them} neurons of {self.edit.layer} chosen)."
+
+    def _neutral(self) -> str:
+        """Why chosen neurons are left as they are: `each neuron's scale is 1`."""
+        operation = self.edit.operation
+        word = "scale" if isinstance(operation, Scaling) else "value"
+        return f"each neuron's {word} is {operation.neutral:g}"
 
     def row(self) -> dict[str, Any]:
         """Plain JSON values: everything but the frames and the tensors."""
@@ -147,8 +153,7 @@ class EditStudy:
         return {
             **plain,
             "layer": self.edit.layer,
-            "parameters": self.edit.parameters,
-            "next_layer": self.edit.next_layer,
+            "operation": self.edit.operation.plain(),
             "selected": int(self.selected.sum()),
             "neurons": len(self.selected),
             "optimistic": self.optimistic,
@@ -165,7 +170,7 @@ class EditStudy:
         (folder / "study.json").write_text(json.dumps(self.row(), indent=1, ensure_ascii=False), encoding="utf-8")
         self.grid.to_csv(folder / "grid.csv", index=False)
         self.controls.to_csv(folder / "controls.csv", index=False)
-        tensors = {"scale": self.edit.scale.contiguous(), "selected": self.selected.contiguous()}
+        tensors = {"values": self.edit.operation.values.contiguous(), "selected": self.selected.contiguous()}
         save_file(tensors, str(folder / "edit.safetensors"))
         self.before.save(folder / "test_before.safetensors")
         self.after.save(folder / "test_after.safetensors")
@@ -180,7 +185,7 @@ class EditStudy:
         return cls(
             grid=pd.read_csv(folder / "grid.csv", float_precision="round_trip"),
             controls=pd.read_csv(folder / "controls.csv", float_precision="round_trip"),
-            edit=Edit(row["layer"], tensors["scale"], row["parameters"], row["next_layer"]),
+            edit=Edit(row["layer"], Operation.from_plain(row["operation"], tensors["values"])),
             selected=tensors["selected"],
             val=Comparison.from_row(row["val"]),
             test=Comparison.from_row(row["test"]),

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.statistics import detectable_delta
 from emodissect.data.images import ImageSet
-from emodissect.editing.fast.edited_logits import EditedLogits
+from emodissect.editing.fast.edited_logits import EditedLogits, require_same_logits
 from emodissect.editing.rules import Rule
-from emodissect.editing.selection import Selection, threshold
+from emodissect.editing.selection import Selection
 from emodissect.models.predictions import Inference, Predictions
 from emodissect.study.cells import METRICS, grid, grid_frame
 from emodissect.study.comparison import compare
@@ -24,7 +23,6 @@ from emodissect.study.result import EditStudy
 
 log = logging.getLogger(__name__)
 
-_TOLERANCE = 1e-3  # of the largest logit: twenty times what float32 rounding was seen to give
 _FEWEST_DRAWS = 39  # below, p < .05 could not be reached with room for one draw as good
 
 
@@ -47,23 +45,6 @@ def check_metric(metric: str) -> None:
     """Raises UserError for an unknown metric."""
     if metric not in METRICS:
         raise UserError(f"study.metric={metric} is not known. {nearest(metric, METRICS)}")
-
-
-def require_same_logits(fast: Tensor, exact: Tensor, what: str) -> None:
-    """Checks logits behind the cut against those of the edited weights, where these are finite.
-
-    Raises:
-        UserError: they differ by more than float32 rounding: by more than 1e-3 of the largest logit.
-    """
-    known = exact.isfinite()
-    largest = max(1.0, float(exact[known].abs().max())) if bool(known.any()) else 1.0
-    difference = float((fast - exact)[known].abs().max()) if bool(known.any()) else 0.0
-    if not difference <= _TOLERANCE * largest:
-        raise UserError(
-            f"The fast evaluation and the edited weights disagree for {what}: logits differ by {difference:.2g}, "
-            f"accepted is {_TOLERANCE * largest:.2g}. What the edit does to the layer's output (on_output) is not what "
-            "it does to the weights (on_weights), or the network changes its own weights between forward passes."
-        )
 
 
 def warn_of_few_draws(alpha: float, controls: int) -> None:
@@ -161,10 +142,10 @@ def run_study(
     decision = decide(question, neurons)
     cell = decision.cells[decision.chosen]
     chosen_val, chosen_test = question.val[cell.layer], question.test[cell.layer]
-    edit = chosen_test.edit(cell.scale, cell.rule.parameters)
+    edit = chosen_test.edit(cell.operation)
 
     def after(logits: EditedLogits) -> Predictions:
-        found = logits.logits(cell.scale[None], cell.rule.parameters)[0]
+        found = logits.logits([cell.operation])[0]
         return Predictions(logits.before.ids, logits.before.labels, found)
 
     fast, exact, before = after(chosen_test), chosen_test.exact(edit), chosen_test.exact(None)
@@ -179,8 +160,7 @@ def run_study(
         selected=cell.selected,
         selection=cell.selection.name,
         rule=cell.rule.name,
-        tau=threshold(cell.selection),
-        factor=float(getattr(cell.rule, "factor", "nan")),
+        settings=cell.settings,
         val=comparison if optimistic else compare(chosen_val.before, after(chosen_val), bootstrap, seed),
         test=comparison,
         before=before,

@@ -2,43 +2,86 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import pandas as pd
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
 
 from emodissect.app.session import Session, resolved
 from emodissect.app.stages.classifier import Trained, untrained
 from emodissect.app.stages.dissection import Dissected, Plan
+from emodissect.core.errors import UserError
 from emodissect.data.images import ImageSet
-from emodissect.editing.editable import editable_layer, next_layer_of
+from emodissect.editing.edit import Edit
+from emodissect.editing.operations import Target
 from emodissect.models.predictions import Inference
 from emodissect.recording import resolve_layers
 from emodissect.study import ConceptAblation, EditStudy, ablate_concepts, null_studies, run_study
 
-AXES = ("tau", "factor", "level")
-"""Top-level values that a list turns into an axis of the grid."""
-
 
 def grid_of(cfg: DictConfig, group: str) -> list[Any]:
-    """One object of a group for every value of the lists among tau, factor and level that it refers to."""
-    axes = {name: list(cfg[name]) for name in AXES if isinstance(cfg[name], ListConfig)}
+    """One object of a group for every value of its lists, e.g. `selection.tau=[0,0.5]` or `edit.factor=[1.5,2]`.
+
+    A list is an axis of the grid, whether it is given in the group or at the top (`tau=[0,0.5]`), unless the argument
+    it is for takes a list itself (`selection.concepts=[Tears,Frown]`; a list of lists is an axis then).
+    """
+    written = OmegaConf.to_container(cfg[group], resolve=False)
+    axes: dict[str, tuple[list[tuple[str, ...]], list[Any]]] = {}  # a list that two fields refer to is one axis
+    for path, values in _lists(resolved(cfg[group])):
+        source = str(_at(written, path))
+        axes.setdefault(source if source.startswith("${") else ".".join(path), ([], values))[0].append(path)
     made: dict[str, Any] = {}
-    for values in itertools.product(*axes.values()):
-        cell = OmegaConf.merge(cfg, dict(zip(axes, values, strict=True)))
-        assert isinstance(cell, DictConfig)
-        plain = cell[group]
-        described = json.dumps(resolved(plain), sort_keys=True)
+    for combination in itertools.product(*(values for _, values in axes.values())):
+        plain = resolved(cfg[group])
+        for (paths, _), value in zip(axes.values(), combination, strict=True):
+            for path in paths:
+                _at(plain, path[:-1])[path[-1]] = value
+        described = json.dumps(plain, sort_keys=True)
         if described not in made:
             made[described] = instantiate(plain)
     return list(made.values())
+
+
+def _lists(node: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
+    """The paths of all lists that are axes, with their values."""
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _lists(value, (*path, name))
+        elif isinstance(value, list) and (
+            any(isinstance(item, list) for item in value) or not _takes_lists(node, name)
+        ):
+            if not value:
+                raise UserError(f"{'.'.join((*path, name))}=[] is an empty grid: give at least one value.")
+            yield (*path, name), value
+
+
+def _takes_lists(node: Mapping[str, Any], name: str) -> bool:
+    """Whether the argument of an object's class or function is a sequence by its annotation."""
+    try:
+        parameters = inspect.signature(get_object(str(node.get("_target_"))), eval_str=True).parameters
+        annotation = parameters[name].annotation
+    except Exception:  # whatever a user's annotations raise; the class itself says what is wrong with its arguments
+        return False
+    kinds = (
+        get_args(annotation) if isinstance(annotation, UnionType) or get_origin(annotation) is Union else [annotation]
+    )
+    origins = [get_origin(kind) or kind for kind in kinds]
+    return any(isinstance(o, type) and issubclass(o, Sequence) and not issubclass(o, str) for o in origins)
+
+
+def _at(node: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        node = node[name]
+    return node
 
 
 def check_editable(run: Session, plan: Plan, rules: Sequence[Any]) -> None:
@@ -47,12 +90,13 @@ def check_editable(run: Session, plan: Plan, rules: Sequence[Any]) -> None:
         return  # which one is not known yet
     classifier = untrained(run)
     network = classifier.network
+    with torch.inference_mode():
+        example = classifier.inputs(plan.probe.images[:2])
     for layer in resolve_layers(network, plan.layer_words):
-        editable_layer(network, layer)
-        if any(rule.parameters == "outgoing" for rule in rules):
-            with torch.inference_mode():
-                example = classifier.inputs(plan.probe.images[:2])
-            next_layer_of(network, layer, example)
+        neurons = Target(network, layer).neurons
+        for rule in rules:
+            operation = rule(torch.ones(neurons, dtype=torch.bool), torch.linspace(0, 1, neurons))
+            Edit(layer, operation).changes(network, example.clone())
 
 
 @dataclass(frozen=True)

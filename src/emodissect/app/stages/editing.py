@@ -24,7 +24,7 @@ from emodissect.core.distributed import first_rank
 from emodissect.core.errors import UserError
 from emodissect.core.number_format import unbroken
 from emodissect.data.images import ImageSet
-from emodissect.editing.rules import bake
+from emodissect.editing.edit import bake
 from emodissect.lightning.sinks import Artifact
 from emodissect.lightning.tracking import log_artifact, log_dissection, log_metrics, log_study
 from emodissect.models.classifier import Classifier

@@ -11,6 +11,7 @@ from emodissect.core.number_format import count, p_value, percent, plain, points
 from emodissect.core.statistics import clopper_pearson
 from emodissect.report.terminal import Column, frame_table
 from emodissect.study import EditStudy
+from emodissect.study.cells import settings_in
 
 SPARE = ("accuracy_after", "gained", "lost", "p_holm", "selected")
 """Columns of the grid that a narrow terminal is spared, the last first."""
@@ -22,8 +23,7 @@ def edit_summary(study: EditStudy) -> dict[str, Any]:
         "layer": study.edit.layer,
         "selection": study.selection,
         "rule": study.rule,
-        "tau": study.tau,
-        "factor": study.factor,
+        **study.settings,
         "selected": int(study.selected.sum()),
         "delta_val": study.val.delta,
         "p_val": study.val.p_value,
@@ -52,9 +52,7 @@ def best_cells(study: EditStudy) -> Any:
     """The grid for the terminal."""
     columns = {
         "layer": Column("layer"),
-        "tau": Column("tau", plain),
-        "level": Column("level", plain),
-        "factor": Column("factor", plain),
+        **{name: Column(name, plain_setting) for name in settings_in(study.grid)},
         "selected": Column("chosen"),
         "accuracy_after": Column("accuracy", percent),
         "delta": Column("points", points),
@@ -66,6 +64,11 @@ def best_cells(study: EditStudy) -> Any:
     ordered = study.grid.sort_values(["chosen", "delta"], ascending=False).dropna(axis=1, how="all")
     where = "the test images" if study.optimistic else "validation"
     return frame_table(ordered, f"The grid, on {where}; the chosen cell first", columns, rows=12, spare=SPARE)
+
+
+def plain_setting(value: Any) -> str:
+    """A number in short, a word as it is."""
+    return value if isinstance(value, str) else plain(value)
 
 
 def readable_study(study: EditStudy, null: pd.DataFrame | None) -> dict[str, Any]:

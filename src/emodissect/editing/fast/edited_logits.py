@@ -6,9 +6,11 @@ import logging
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +20,11 @@ from torch import Tensor, nn
 from emodissect.core.errors import UserError
 from emodissect.core.progress import tracked
 from emodissect.data.images import ImageSet, image_loader
-from emodissect.editing.editable import columns_scale, editable_layer, next_layer_of
+from emodissect.editing.edit import Edit, edited
+from emodissect.editing.editable import columns_scale
 from emodissect.editing.fast.cut import Cut, LinearTail, cut_behind
 from emodissect.editing.fast.linear_reads import BatchedProduct, Between, Differences
-from emodissect.editing.rules import Edit, edited
+from emodissect.editing.operations import Operation, Target, distinct
 from emodissect.editing.tracing import CannotTrace
 from emodissect.models.predictions import Inference, Predictions, evaluating, predict
 
@@ -30,7 +33,8 @@ log = logging.getLogger(__name__)
 _EXAMPLE_IMAGES = 5
 _PRODUCT_BYTES = 64 * 2**20  # of scaled copies of the reader's weight, kept at once
 _WIDEST_PRODUCT = 128  # outputs of the reader up to which many cells go into one product
-_VALUES_A_CELL = 4  # a cell of more distinct scales costs more as a product than by itself
+_VALUES_A_CELL = 4  # a cell of more distinct values costs more as a product than by itself
+_TOLERANCE = 1e-3  # of the largest logit: twenty times what float32 rounding was seen to give
 
 
 @dataclass(eq=False)
@@ -38,9 +42,10 @@ class EditedLogits:
     """A network's logits on some images under any edits of one layer.
 
     Where the network can be cut, the layer's unedited output z is computed once and kept as float32, in memory or,
-    above `memory_limit` bytes, in a memory-mapped temporary file; every edit rescales it and re-runs what lies
-    behind: s z + (1 - s) b for `weight` (b the bias), s z for `weight_and_bias`, and for `outgoing` the input of the
-    next layer times s. Where it cannot, every edit is a full forward pass of the really edited weights.
+    above `memory_limit` bytes, in a memory-mapped temporary file; every edit changes it as its operation says
+    (`on_output`) and re-runs what lies behind. Where it cannot, every edit is a full forward pass of the edited
+    weights. Of each kind of operation the first is put on the weights as well, and the logits of a few images are
+    compared.
 
     Args:
         inference: the network with what stands before and behind it.
@@ -72,14 +77,14 @@ class EditedLogits:
     def __post_init__(self) -> None:
         self.images = self.images.subset(torch.argsort(self.images.ids))
         network = self.inference.network
-        self._module = editable_layer(network, self.layer)
-        self.neurons = len(self._module._parameters["weight"])  # type: ignore[arg-type]
+        self.neurons = Target(network, self.layer).neurons
         self._device = next(network.parameters()).device
-        self._readers: dict[str, str] = {}
+        self._checked: set[tuple[Any, ...]] = set()
         with evaluating(network), torch.inference_mode():
             some = self.images.images[:_EXAMPLE_IMAGES].to(self._device)
             self.inference = self.inference.image_by_image(some)
             self._example = self.inference.preprocess(some)
+        self._target = Target(network, self.layer, self._example.clone())
         self._parts: Cut | None = None
         self._evaluate_unedited()
         if not bool(self.before.logits.isfinite().all()):
@@ -110,47 +115,66 @@ class EditedLogits:
             return
         self.is_cut = True
         self._keep_outputs(self._parts)
-        unedited = self._by_cell(self._parts, torch.ones(1, self.neurons), "none")[0]
+        unedited = self._by_cell(self._parts, [None])[0]
         self.before = Predictions(self.images.ids, self.images.labels, unedited)
 
-    def logits(self, scales: Float[Tensor, "cell neuron"], parameters: str) -> Float[Tensor, "cell image class"]:
-        """Logits under each row of scales; rows that are equal are evaluated once.
+    def logits(self, operations: Sequence[Operation]) -> Float[Tensor, "cell image class"]:
+        """Logits under each operation on the layer; equal ones are evaluated once.
 
-        Args:
-            parameters: what is scaled, as in :class:`~emodissect.editing.rules.Edit`.
+        Raises:
+            UserError: an operation does something else to the layer's output than to the weights.
         """
-        distinct: dict[bytes, int] = {}
-        places = [distinct.setdefault(row.tobytes(), len(distinct)) for row in scales.float().numpy()]
-        first = [places.index(place) for place in range(len(distinct))]
-        rows, changes = scales[first].float(), (scales[first] != 1).any(1)
-        found = self.before.logits.expand(len(rows), -1, -1).clone()
-        if bool(changes.any()):
-            found[changes] = self._of_distinct(rows[changes], parameters)
-        return found if len(first) == len(places) else found[places]
+        different, where = distinct(operations)
+        found = self.before.logits.expand(len(different), -1, -1).clone()
+        kinds: dict[tuple[Any, ...], list[int]] = {}
+        for place, operation in enumerate(different):
+            if not operation.is_identity:
+                kinds.setdefault(operation.kind, []).append(place)
+        for places in kinds.values():
+            alike = [different[place] for place in places]
+            self._check_kind(alike[0])
+            found[places] = self._of_one_kind(alike)
+        return found if len(different) == len(operations) else found[where]
 
-    def edit(self, scale: Float[Tensor, " neuron"], parameters: str) -> Edit:
+    def edit(self, operation: Operation) -> Edit:
         """The edit itself, to be put on the network's weights."""
-        return Edit(self.layer, scale, parameters, self._reader() if parameters == "outgoing" else None)
+        return Edit(self.layer, operation.bound(self._target))
 
     def exact(self, edit: Edit | None) -> Predictions:
-        """Predictions by a full forward pass of the really edited weights; None is the unedited network."""
+        """Predictions by a full forward pass of the edited weights; None is the unedited network."""
         return self.before if edit is None and not self.is_cut else self._full(edit)
 
-    def _of_distinct(self, scales: Tensor, parameters: str) -> Tensor:
+    def _of_one_kind(self, operations: Sequence[Operation]) -> Tensor:
         if self._parts is None:
-            rows = tracked(scales, "edits, in full" if self.progress else None)
-            return torch.stack([self._full(self.edit(row, parameters)).logits for row in rows])
-        linear = self._parts.linear
-        if linear is None or (parameters == "outgoing" and linear.name != self._reader()):
-            return self._by_cell(self._parts, scales, parameters)
-        values = sum(len(row.unique()) for row in scales) / len(scales)
-        if values > _VALUES_A_CELL:
-            return self._by_cell(self._parts, scales, parameters)
-        columns = columns_scale(linear.reader, scales.to(self._device), self.layer, linear.name)
+            rows = tracked(operations, "edits, in full" if self.progress else None)
+            return torch.stack([self._full(self.edit(operation)).logits for operation in rows])
+        linear, first = self._parts.linear, operations[0]
+        if linear is None or first.values.ndim > 1 or (first.reads_next and linear.name != self._target.reader_name):
+            return self._by_cell(self._parts, operations)
+        distinct = sum(len(operation.values.unique()) for operation in operations) / len(operations)
+        if distinct > _VALUES_A_CELL:
+            return self._by_cell(self._parts, operations)
+        values = torch.stack([operation.values for operation in operations]).to(self._device)
+        columns = columns_scale(linear.reader, values, self.layer, linear.name)
         if linear.reader.out_features > _WIDEST_PRODUCT:
-            return self._by_difference(linear, columns, parameters)
-        at_once = max(1, int(_PRODUCT_BYTES / (4 * values * linear.reader.weight.numel())))
-        return torch.cat([self._by_product(linear, part, parameters) for part in columns.split(at_once)])
+            return self._by_difference(linear, columns, first)
+        at_once = max(1, int(_PRODUCT_BYTES / (4 * distinct * linear.reader.weight.numel())))
+        return torch.cat([self._by_product(linear, part, first) for part in columns.split(at_once)])
+
+    @torch.no_grad()
+    def _check_kind(self, operation: Operation) -> None:
+        """The first of a kind: what it does to the output must be what it does to the weights."""
+        if operation.kind in self._checked or self._parts is None:
+            return
+        operation.check(self._target)
+        network = self.inference.network
+        with evaluating(network):
+            outputs, *skips = self._parts.head(self._example.clone())
+            fast = self._behind(self._parts, outputs, skips, operation)
+            with edited(network, self.edit(operation)):
+                exact = network(self._example.clone())
+        require_same_logits(fast, exact, f"{type(operation).__name__} on layer '{self.layer}'")
+        self._checked.add(operation.kind)
 
     def _full(self, edit: Edit | None) -> Predictions:
         loader = image_loader(self.images, min(self.batch_size, 64))
@@ -159,11 +183,6 @@ class EditedLogits:
             return predict(self.inference, loader, self._device, bar)
         with edited(self.inference.network, edit):
             return predict(self.inference, loader, self._device, bar)
-
-    def _reader(self) -> str:
-        if self.layer not in self._readers:
-            self._readers[self.layer] = next_layer_of(self.inference.network, self.layer, self._example.clone())
-        return self._readers[self.layer]
 
     # -- the cut network ---------------------------------------------------------------------------------------------
 
@@ -226,74 +245,91 @@ class EditedLogits:
             rows = slice(start * self._views, (start + len(batch)) * self._views)
             yield slice(start, start + len(batch)), [kept[rows].to(self._device) for kept in self._kept]
 
-    def _rescaled(self, outputs: Tensor, scale: Tensor, parameters: str) -> Tensor:
-        """A new tensor, always: the tail may work in place."""
-        if parameters in ("none", "outgoing"):
-            return outputs.clone()
-        scale, bias = scale.to(self._device), self._module._parameters.get("bias")
-        shape = (-1, *[1] * (outputs.ndim - 2)) if not isinstance(self._module, nn.Linear) else (-1,)
-        if parameters == "weight" and bias is not None:
-            return torch.addcmul(((1 - scale) * bias).reshape(shape), outputs, scale.reshape(shape))
-        return outputs * scale.reshape(shape)
+    def _behind(self, parts: Cut, outputs: Tensor, skips: Sequence[Tensor], operation: Operation | None) -> Tensor:
+        """The network's output under an operation; what is kept stays, though the tail may work in place."""
+        here = None if operation is None or operation.reads_next else operation
+        changed = outputs.clone() if here is None else self._on_output(here, outputs)
+        with _changed_input(self._target, operation):
+            return parts.tail(changed, *(skip.clone() for skip in skips))
 
-    def _by_cell(self, parts: Cut, scales: Tensor, parameters: str) -> Float[Tensor, "cell image class"]:
-        found: list[list[Tensor]] = [[] for _ in scales]
+    def _on_output(self, operation: Operation, outputs: Tensor) -> Tensor:
+        """With the neurons on axis 1, where a linear layer of tokens does not have them."""
+        if isinstance(self._target.module, nn.Linear) and outputs.ndim > 2:
+            return operation.on_output(outputs.movedim(-1, 1), self._target).movedim(1, -1)
+        return operation.on_output(outputs, self._target)
+
+    def _by_cell(self, parts: Cut, operations: Sequence[Operation | None]) -> Float[Tensor, "cell image class"]:
+        found: list[list[Tensor]] = [[] for _ in operations]
         with evaluating(self.inference), torch.inference_mode():
             for _, (outputs, *skips) in self._kept_batches("behind the layer"):
-                for cell, scale in enumerate(scales):
-                    with _scaled_input(*self._hooked(scale, parameters)):
-                        logits = parts.tail(
-                            self._rescaled(outputs, scale, parameters), *(skip.clone() for skip in skips)
-                        )
+                for cell, operation in enumerate(operations):
+                    logits = self._behind(parts, outputs, skips, operation)
                     found[cell].append(self.inference.finish(logits).float().cpu())
         return torch.stack([torch.cat(batches) for batches in found]).clone()
 
-    def _hooked(self, scale: Tensor, parameters: str) -> tuple[nn.Module | None, Tensor]:
-        if parameters != "outgoing":
-            return None, scale
-        name = self._reader()
-        reader = editable_layer(self.inference.network, name)
-        columns = columns_scale(reader, scale, self.layer, name).to(self._device)
-        weight = reader._parameters["weight"]
-        assert weight is not None
-        return reader, columns.reshape(-1, *[1] * (weight.ndim - 2))
+    def _between(self, tail: LinearTail, outputs: Tensor, alike: Operation) -> Between:
+        """What the reader is given where all neurons have one value."""
+        if not alike.reads_next:
+            return lambda value: tail.between(self._on_output(alike.uniform(value), outputs))[0]
+        unchanged = tail.between(outputs.clone())[0]
+        return lambda value: _on_input(alike.uniform(value), unchanged, self._target, tail.reader)
 
-    def _between(self, tail: LinearTail, outputs: Tensor, parameters: str) -> Between:
-        """What the reader is given where all neurons have one scale."""
-        if parameters == "outgoing":  # the reader's own columns are scaled, which is the same as scaling its input
-            unscaled = tail.between(outputs.clone())[0]
-            return lambda value: unscaled * value
-        ones = torch.ones(self.neurons)
-        return lambda value: tail.between(self._rescaled(outputs, value * ones, parameters))[0]
-
-    def _by_product(self, tail: LinearTail, columns: Tensor, parameters: str) -> Float[Tensor, "cell image class"]:
+    def _by_product(self, tail: LinearTail, columns: Tensor, alike: Operation) -> Float[Tensor, "cell image class"]:
         found = torch.empty(len(columns), len(self.images), self.before.logits.shape[1])
         reads = BatchedProduct(tail.reader, columns)
         with evaluating(self.inference), torch.inference_mode():
             for place, (outputs,) in self._kept_batches("behind the layer, in one product"):
-                read = reads(self._between(tail, outputs, parameters), len(outputs))
+                read = reads(self._between(tail, outputs, alike), len(outputs))
                 logits = tail.rest(read.transpose(0, 1).flatten(0, 1))  # rows: cell by cell, an image's views together
                 found[:, place] = self.inference.finish(logits).float().cpu().unflatten(0, (len(columns), -1))
         return found
 
-    def _by_difference(self, tail: LinearTail, columns: Tensor, parameters: str) -> Float[Tensor, "cell image class"]:
+    def _by_difference(self, tail: LinearTail, columns: Tensor, alike: Operation) -> Float[Tensor, "cell image class"]:
         found = torch.empty(len(columns), len(self.images), self.before.logits.shape[1])
         reads = Differences(tail.reader, columns)
         with evaluating(self.inference), torch.inference_mode():
             for place, (outputs,) in self._kept_batches("behind the layer"):
-                for cell, read in enumerate(reads(self._between(tail, outputs, parameters))):
+                for cell, read in enumerate(reads(self._between(tail, outputs, alike))):
                     found[cell, place] = self.inference.finish(tail.rest(read)).float().cpu()
         return found
 
 
-class _scaled_input:  # noqa: N801 - a context, read as a verb
-    """A layer whose input is multiplied: the same as scaling the columns of its weight."""
+@contextmanager
+def _changed_input(target: Target, operation: Operation | None) -> Iterator[None]:
+    """Meanwhile the next layer is given the changed neurons, where the operation acts there."""
+    if operation is None or not operation.reads_next:
+        yield
+        return
+    reader = target.reader
+    handle = reader.register_forward_pre_hook(lambda _, given: (_on_input(operation, given[0], target, reader),))
+    try:
+        yield
+    finally:
+        handle.remove()
 
-    def __init__(self, module: nn.Module | None, columns: Tensor) -> None:
-        self.handle = None if module is None else module.register_forward_pre_hook(lambda _, x: (x[0] * columns,))
 
-    def __enter__(self) -> None: ...
+def _on_input(operation: Operation, given: Tensor, target: Target, reader: nn.Module) -> Tensor:
+    """An operation on what the next layer is given: neurons on axis 1, flattened maps taken apart."""
+    if not isinstance(reader, nn.Linear):
+        return operation.on_output(given, target)
+    neurons = given.movedim(-1, 1).unflatten(1, (target.neurons, -1))
+    return operation.on_output(neurons, target).flatten(1, 2).movedim(1, -1)
 
-    def __exit__(self, *_: object) -> None:
-        if self.handle is not None:
-            self.handle.remove()
+
+def require_same_logits(fast: Tensor, exact: Tensor, what: str) -> None:
+    """Checks logits behind the cut against those of the edited weights, where these are finite.
+
+    Raises:
+        UserError: they differ by more than float32 rounding: by more than 1e-3 of the largest logit.
+    """
+    known = exact.isfinite()
+    if not bool(known.any()):
+        return
+    largest = max(1.0, float(exact[known].abs().max()))
+    difference = float((fast - exact)[known].abs().max())
+    if not difference <= _TOLERANCE * largest:
+        raise UserError(
+            f"The fast evaluation and the edited weights disagree for {what}: logits differ by {difference:.2g}, "
+            f"accepted is {_TOLERANCE * largest:.2g}. What the edit does to the layer's output (on_output) is not what "
+            "it does to the weights (on_weights), or the network changes its own weights between forward passes."
+        )

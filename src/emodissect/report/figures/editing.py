@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,9 +26,12 @@ from emodissect.report.figures.style import (
     new,
     signed_cells,
 )
+from emodissect.study.cells import map_axes
 
 #: Room for at least so many cells in a row, so that a narrow grid is not drawn as wide blocks.
 FEWEST_COLUMNS = 5
+#: Words for settings that are axes of a heat map.
+AXIS_NAMES = {"tau": "τ"}
 #: Words for the controls' names.
 CONTROL_NAMES = {
     "random": "random neurons",
@@ -57,22 +61,22 @@ def full_colour(grid: pd.DataFrame, images: int) -> float:
 
 
 def grid_heatmap(grid: pd.DataFrame, title: str = "", level: float = 0.05, limit: float | None = None) -> Figure:
-    """Change of accuracy in points, by tau (rows) and factor (columns), of one layer and rule.
+    """Change of accuracy in points by the grid's axes, e.g. tau (rows) and factor (columns), of one layer and rule.
 
-    Blue is better. Rows are levels where the selection has no tau; without either there is one row.
+    Blue is better. The axes are :func:`emodissect.study.cells.map_axes`; without a second there is one row.
 
     A ring marks cells outside the noise band (exact McNemar p < level), a filled dot those that stay so after Holm's
     correction over the grid, a frame the chosen cell.
 
     Args:
-        grid: columns tau, factor, delta, and where given level, p_value, p_holm, chosen; one row a cell.
+        grid: its settings (tau, factor, ...), delta, and where given p_value, p_holm, chosen; one row a cell.
         title: of the figure.
         level: of the marks.
         limit: the change (a fraction) that gets the full colour, so that several figures compare (see
             :func:`full_colour`); by default the largest of this grid.
     """
     with drawn():
-        figure, axes, cells = _by_tau_and_factor(grid, 100 * grid["delta"], 2, limit=limit and 100 * limit)
+        figure, axes, cells = _by_axes(grid, 100 * grid["delta"], 2, limit=limit and 100 * limit)
         for (row, column), cell in cells.items():
             if _number(cell, "p_value") < level:
                 sure = _number(cell, "p_holm") < level
@@ -84,15 +88,15 @@ def grid_heatmap(grid: pd.DataFrame, title: str = "", level: float = 0.05, limit
 
 
 def nll_heatmap(grid: pd.DataFrame, title: str = "", limit: float | None = None) -> Figure:
-    """Change of the negative log-likelihood by tau and factor. Orange is worse, as in :func:`grid_heatmap`.
+    """Change of the negative log-likelihood by the grid's axes. Orange is worse, as in :func:`grid_heatmap`.
 
     Args:
-        grid: columns tau, factor, nll_before, nll_after, and where given chosen; one row a cell.
+        grid: its settings (tau, factor, ...), nll_before, nll_after, and where given chosen; one row a cell.
         title: of the figure.
         limit: the change that gets the full colour; by default the largest of this grid.
     """
     with drawn():
-        figure, axes, _ = _by_tau_and_factor(grid, grid["nll_after"] - grid["nll_before"], 3, -1, limit)
+        figure, axes, _ = _by_axes(grid, grid["nll_after"] - grid["nll_before"], 3, -1, limit)
         _marks(figure, grid[[name for name in ("chosen",) if name in grid]], 0)
         axes.set_title(title)
     return figure
@@ -263,18 +267,19 @@ def concept_ablation(
     return figure
 
 
-def _by_tau_and_factor(
+def _by_axes(
     grid: pd.DataFrame, values: pd.Series, digits: int, better: int = 1, limit: float | None = None
 ) -> tuple[Figure, Axes, dict[tuple[int, int], pd.Series]]:
     """The matrix of cells with its numbers and the frame around the chosen one; the cells by place."""
-    rows_by = "level" if "level" in grid and not grid["tau"].notna().any() else "tau"
-    cutoffs = sorted(grid[rows_by].dropna().unique()) or [float("nan")]
-    factors = sorted(grid["factor"].dropna().unique()) or [float("nan")]
+    axes_by = map_axes(grid)
+    cutoffs, factors = (_steps(grid, name) for name in axes_by)
     table = np.full((len(cutoffs), len(factors)), np.nan)
     cells = {}
     for (_, cell), value in zip(grid.iterrows(), values, strict=True):
-        row = cutoffs.index(cell[rows_by]) if not pd.isna(cell[rows_by]) else 0
-        column = factors.index(cell["factor"]) if not pd.isna(cell["factor"]) else 0
+        row, column = (
+            steps.index(cell[name]) if name is not None and not pd.isna(cell[name]) else 0
+            for name, steps in zip(axes_by, (cutoffs, factors), strict=True)
+        )
         table[row, column] = value
         cells[row, column] = cell
     known = np.abs(table[np.isfinite(table)])
@@ -292,11 +297,10 @@ def _by_tau_and_factor(
                                      clip_on=False))  # fmt: skip
     cell_ticks(axes, [_plain(cutoff) for cutoff in cutoffs], [_plain(factor) for factor in factors])
     axes.set_xlim(0, columns)  # a few cells stay cells
-    axes.set_xlabel("factor", x=len(factors) / columns / 2)
-    if rows_by == "tau":
-        axes.set_ylabel("τ", rotation=0, labelpad=8)
-    else:
-        axes.set_ylabel("level")
+    rows_by, columns_by = (AXIS_NAMES.get(str(name), name or "") for name in axes_by)
+    axes.set_xlabel(columns_by, x=len(factors) / columns / 2)
+    short = len(rows_by) == 1
+    axes.set_ylabel(rows_by, rotation=0 if short else 90, labelpad=8 if short else None)
     return figure, axes, cells
 
 
@@ -337,5 +341,12 @@ def _points(value: float, digits: int = 2) -> str:
     return (text[1:] if float(text) == 0 else text).replace("-", "−")
 
 
-def _plain(value: float) -> str:
+def _steps(grid: pd.DataFrame, name: str | None) -> list[Any]:
+    """The values of an axis in their order; one step where the grid has no such axis."""
+    return (sorted(grid[name].dropna().unique()) if name is not None else []) or [float("nan")]
+
+
+def _plain(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
     return "" if np.isnan(value) else f"{value:g}".replace("-", "−")

@@ -1,0 +1,268 @@
+"""What an edit does to the neurons of a layer: on the weights and, equally, on the layer's output. Pure."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from emodissect.core.errors import UserError, nearest
+from emodissect.editing.editable import columns_scale, editable_layer, next_layer_of
+
+PARAMETERS = ("weight", "weight_and_bias", "outgoing")
+
+
+@dataclass(frozen=True)
+class Target:
+    """The layer that an operation acts on, in its network.
+
+    Attributes:
+        layer: path of a convolution or linear layer.
+        example: a batch of the network's input, for networks that look at its shape.
+        next_layer: the layer that reads this one; None finds it.
+    """
+
+    network: nn.Module
+    layer: str
+    example: Tensor | None = None
+    next_layer: str | None = None
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The layer itself. Raises UserError where its neurons are not rows of weights."""
+        return editable_layer(self.network, self.layer)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """One row a neuron."""
+        return self.module._parameters["weight"]  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """One number a neuron, where the layer has it."""
+        return self.module._parameters.get("bias")
+
+    @property
+    def neurons(self) -> int:
+        return len(self.weight)
+
+    @cached_property
+    def reader_name(self) -> str:
+        """Path of the one layer that reads this one. Raises UserError where there is none."""
+        return self.next_layer or next_layer_of(self.network, self.layer, self.example)
+
+    @property
+    def reader(self) -> nn.Module:
+        """The layer that reads this one."""
+        return editable_layer(self.network, self.reader_name)
+
+
+class Change(NamedTuple):
+    """A parameter, and what becomes of its value."""
+
+    parameter: nn.Parameter
+    of: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Operation(ABC):
+    """What is done to the neurons of one layer, each with a number (or several) of its own.
+
+    A new operation gives :meth:`on_weights` and :meth:`on_output`; grids, controls, the fast path and files know
+    nothing else. That the two do the same is checked on images before an operation is used.
+
+    Attributes:
+        values: the number of each neuron; further axes where a neuron has several.
+        neutral: the value (or values) that change nothing.
+        reads_next: whether it acts on what the next layer reads, not on the layer's own output.
+    """
+
+    values: Float[Tensor, neuron * number]
+    neutral: ClassVar[float | tuple[float, ...]]
+    known: ClassVar[dict[str, type[Operation]]] = {}
+
+    def __init_subclass__(cls, **further: Any) -> None:
+        super().__init_subclass__(**further)
+        Operation.known[cls.__name__] = cls
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", per_neuron(self.values))
+
+    @abstractmethod
+    def on_weights(self, target: Target) -> Sequence[Change]:
+        """The parameters that change, and how."""
+
+    @abstractmethod
+    def on_output(self, output: Float[Tensor, "image neuron *position"], target: Target) -> Tensor:
+        """The same on the layer's output (or on the next layer's input): a new tensor, each neuron by itself."""
+
+    @property
+    def reads_next(self) -> bool:
+        return False
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether no neuron is changed."""
+        return bool((self.values == torch.tensor(self.neutral)).all())
+
+    @property
+    def size(self) -> float:
+        """How large the change is: the mean distance from the neutral value. Decides between equally good edits."""
+        return float((self.values.double() - torch.tensor(self.neutral, dtype=torch.float64)).abs().mean())
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What it has in common with operations that differ in their values alone."""
+        return (type(self), *(getattr(self, field.name) for field in fields(self) if field.name != "values"))
+
+    def permuted(self, order: Int64[Tensor, " neuron"]) -> Self:
+        """The same with the values of other neurons: neuron i gets those of neuron order[i]."""
+        return replace(self, values=self.values[order])
+
+    def uniform(self, value: float) -> Self:
+        """The same with one value for all neurons."""
+        return replace(self, values=torch.full_like(self.values, value))
+
+    def bound(self, target: Target) -> Self:
+        """The same with all that had to be found out about the network's layers, so that it can be used without."""
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """Its class and everything but its values, as JSON values."""
+        further = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "values"}
+        return {"name": type(self).__name__, **further}
+
+    @staticmethod
+    def from_plain(row: dict[str, Any], values: Tensor) -> Operation:
+        """The inverse of :meth:`plain`.
+
+        Raises:
+            UserError: no class of this name is imported.
+        """
+        name = str(row["name"])
+        if name not in Operation.known:
+            raise UserError(
+                f"The edit is a '{name}', which is not known here. {nearest(name, sorted(Operation.known))} Import the "
+                "module that defines it first."
+            )
+        return Operation.known[name](values, **{key: value for key, value in row.items() if key != "name"})
+
+    def check(self, target: Target) -> None:
+        """Raises UserError where the values do not fit the layer."""
+        if len(self.values) != target.neurons:
+            raise UserError(
+                f"Layer '{target.layer}' has {target.neurons} neurons; the edit holds values for {len(self.values)}."
+            )
+        if not bool(self.values.isfinite().all()):
+            raise UserError(
+                f"The edit of layer '{target.layer}' holds NaN or infinity. Every neuron needs a finite number."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling(Operation):
+    """Each neuron's weights times a number.
+
+    With z = W x + b the layer's output and s the number: `weight` gives s (z - b) + b, `weight_and_bias` s z, and
+    `outgoing` multiplies the neuron's columns in the next layer, repeated over the positions of a flattened map.
+
+    Args:
+        values: s, by neuron.
+        parameters: `weight`, `weight_and_bias` or `outgoing`.
+        next_layer: for `outgoing`, the layer that reads this one; None finds it.
+    """
+
+    neutral = 1.0
+    parameters: str = "weight"
+    next_layer: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_parameters(self.parameters)
+
+    @property
+    def reads_next(self) -> bool:
+        return self.parameters == "outgoing"
+
+    @property
+    def size(self) -> float:
+        """Mean |log s|, an ablated neuron as one scaled to a millionth."""
+        return float(self.values.double().abs().clamp_min(1e-6).log().abs().mean())
+
+    def bound(self, target: Target) -> Self:
+        return replace(self, next_layer=target.reader_name) if self.reads_next else self
+
+    def on_weights(self, target: Target) -> list[Change]:
+        if self.parameters == "outgoing":
+            columns = columns_scale(target.reader, self.values, target.layer, target.reader_name)
+            read: nn.Parameter = target.reader._parameters["weight"]  # type: ignore[assignment]
+            return [_times(read, columns.reshape(1, -1, *[1] * (read.ndim - 2)))]
+        changes = [_times(target.weight, self.values.reshape(-1, *[1] * (target.weight.ndim - 1)))]
+        if self.parameters == "weight_and_bias" and target.bias is not None:
+            changes.append(_times(target.bias, self.values))
+        return changes
+
+    def on_output(self, output: Float[Tensor, "image neuron *position"], target: Target) -> Tensor:
+        scale = by_neuron(self.values, output)
+        if self.parameters == "weight" and target.bias is not None:
+            return torch.addcmul((1 - scale) * by_neuron(target.bias, output), output, scale)
+        return output * scale
+
+
+def distinct(operations: Sequence[Operation]) -> tuple[list[Operation], list[int]]:
+    """Operations that differ, and for each given one its place among them; all that change nothing are the same."""
+    places: dict[Any, int] = {}
+    found: list[Operation] = []
+    where = []
+    for each in operations:
+        key = "unchanged" if each.is_identity else (each.kind, each.values.numpy().tobytes())
+        if key not in places:
+            places[key] = len(found)
+            found.append(each)
+        where.append(places[key])
+    return found, where
+
+
+def per_neuron(values: ArrayLike | Tensor) -> Float[Tensor, neuron * number]:
+    """Numbers of neurons from a tensor, an array, a pandas column or a list, as float32.
+
+    Raises:
+        UserError: they are no numbers by neuron.
+    """
+    try:
+        numbers = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"The values of an edit must be a number for each neuron ({error}).") from error
+    if numbers.ndim == 0:
+        raise UserError(f"{float(numbers):g} is one number; an edit takes one for each neuron of the layer.")
+    return numbers.detach().float().cpu()
+
+
+def by_neuron(numbers: Tensor, output: Float[Tensor, "image neuron *position"]) -> Tensor:
+    """A number for each neuron in the shape that broadcasts over the layer's output."""
+    return numbers.to(output).reshape(-1, *[1] * (output.ndim - 2))
+
+
+def require_parameters(word: str) -> None:
+    """Raises UserError for an unknown `edit.parameters`."""
+    if word not in PARAMETERS:
+        raise UserError(f"edit.parameters={word} is not known. {nearest(word, PARAMETERS)}")
+
+
+def require_factor(factor: float) -> None:
+    """Raises UserError for a factor that is not finite and above 0."""
+    if not (math.isfinite(factor) and factor > 0):
+        raise UserError(f"factor={factor:g} scales nothing sensibly: give a number above 0, or use edit=ablate for 0.")
+
+
+def _times(parameter: nn.Parameter, factor: Tensor) -> Change:
+    return Change(parameter, lambda value: value * factor.to(value))
