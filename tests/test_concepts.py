@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from emodissect.concepts.concept_set import ConceptSet, clean_name, concept_set, read_concepts
+from emodissect.concepts.concept_set import ConceptSet, concept_set, read_concepts
 from emodissect.core.errors import UserError
-from emodissect.core.spelling import class_key, name_key
+from emodissect.core.spelling import class_key, clean_name, name_key
+from emodissect.data.images import ImageSet, Splits
 
 CONF = Path(__file__).parents[1] / "conf" / "concepts"
 FER2013 = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")
@@ -88,6 +89,62 @@ def test_text_is_tidied_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "1 not ASCII" in caplog.text
 
 
+def test_what_is_taken_off_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "mine.txt").write_text("# my words\n1) Smile\n2) Frown  # of anger\n")
+    with caplog.at_level(logging.INFO):
+        assert read_concepts(tmp_path / "mine.txt").names == ("Smile", "Frown")
+    assert "2 comments left out, 2 numbers taken off" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [
+        (("1 eye closed", "2 eyes closed", "a smile"), ("1 eye closed", "2 eyes closed", "a smile")),
+        (("3 teeth", "32 teeth"), ("3 teeth", "32 teeth")),
+        (("C# major", "- dash", "smile"), ("C# major", "- dash", "smile")),
+        (("1. Smile",), ("1. Smile",)),
+    ],
+)
+def test_numbers_and_marks_that_belong_to_names_stay(lines: tuple[str, ...], names: tuple[str, ...], tmp_path: Path):
+    (tmp_path / "mine.txt").write_text("\n".join(lines))
+    assert read_concepts(tmp_path / "mine.txt").names == names
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("\x1b[31mSmile\x1b[0m", "Smile"),
+        ("Smile\x1b]0;title\x07", "Smile"),
+        ("Smile\x07\x00\x9b31m", "Smile31m"),
+        ("Sou\trire gêné\r\n", "Sou rire gêné"),
+        ("a\tb", "a b"),
+        ("\u202eSmile\u200b", "Smile"),
+        ("Smi\udcffle", "Smi\ufffdle"),
+        ("e\u0301tonne\u0301", "étonné"),
+        ("[red]Smile[/]", "[red]Smile[/]"),
+        ("喜び", "喜び"),
+    ],
+)
+def test_names_hold_nothing_that_a_terminal_obeys(raw: str, clean: str) -> None:
+    assert concept_set([raw, "other"]).names[0] == clean
+    one = ImageSet(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), torch.arange(1))
+    assert Splits(one, one, one, (raw, "other")).class_names == (clean, "other")
+
+
+def test_concepts_of_classes_that_the_data_lack_are_dropped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """CK+ has no neutral faces."""
+    words = concept_set({"Smile": "happy", "Calm": "neutral", "Frown": ["angry", "hapy"], "Glasses": None}, "mine.txt")
+    kept = words.of_data(("anger", "happy"))
+    assert kept.names == ("Smile", "Frown", "Glasses")
+    assert kept.classes == {"Smile": ("happy",), "Frown": ("angry",)}
+    assert kept.class_mask(("anger", "happy")).tolist() == [[False, True], [True, False], [False, False]]
+    for said in ("no class 'neutral', 'hapy'", "Dropped: 'Calm'.", "other classes: 'Frown'", "Did you mean 'happy'"):
+        assert said in caplog.text
+    assert words.of_data(("angry", "happy", "neutral", "hapy")) is words
+    with pytest.raises(UserError, match=r"Every concept of mine\.txt.*neutral"):
+        concept_set({"Calm": "neutral"}, "mine.txt").of_data(("happy",))
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
 def test_encodings(tmp_path: Path, encoding: str) -> None:
     file = tmp_path / "mine.txt"
@@ -117,6 +174,15 @@ FORMS = {
     "semicolon.csv": "concept;classes\nSmile;happy\nno;angry,disgust\n1;\n",
     "single.csv": "concept\nSmile\nno\n1\n",
     "lines.txt": "Smile\nno\n1\n",
+    "lines": "Smile\nno\n1\n",
+    "map.tsv": "concept\tclasses\nSmile\thappy\nno\tangry;disgust\n1\t\n",
+    "lines_commented.txt": "# my words\nSmile # of joy\n  // no more\nno\n1\n",
+    "map_commented.csv": "# my words\nconcept,classes\nSmile,happy\n# none\nno,angry;disgust\n1,\n",
+    "lines_numbered.txt": "1. Smile\n2. no\n3. 1\n",
+    "lines_counted.txt": "0 Smile\n1 no\n2 1\n",
+    "lines_with_bullets.txt": "- Smile\n- no\n\n- 1\n",
+    "list_numbered.csv": "0,Smile\n1,no\n2,1\n",
+    "list_numbered.json": '{"0": "Smile", "1": "no", "2": "1"}',
 }
 
 
@@ -126,11 +192,11 @@ def test_every_form(tmp_path: Path, name: str) -> None:
     file.write_text(FORMS[name], encoding="utf-8")
     concepts = read_concepts(file)
     assert concepts.names == ("Smile", "no", "1")
-    if "list" in name or name in ("single.csv", "lines.txt"):
+    if "list" in name or "lines" in name or name == "single.csv":
         assert concepts.classes == {}
     else:
         assert concepts.classes["Smile"] == ("happy",)
-    if name in ("map.yaml", "plain.csv", "titled.csv", "semicolon.csv"):
+    if ("map." in name and name != "map.json") or name in ("plain.csv", "titled.csv", "semicolon.csv"):
         assert concepts.classes["no"] == ("angry", "disgust")
     assert concepts.origin == str(file)
 
@@ -147,8 +213,19 @@ def test_every_form(tmp_path: Path, name: str) -> None:
         ("broken.yaml", "a: [b\nc: d", "cannot be read"),
         ("scalar.yaml", "Smile", "not a single value"),
         ("sets.json", '{"fer7": {"about": "x"}}', "classes of 'fer7'"),
-        ("mine.xlsx", "x", "kind '.xlsx' is not taken"),
+        ("mine.xlsx", "x", "kind '.xlsx' is not accepted"),
         ("binary.txt", "a\0b", "not a text file"),
+        ("open.csv", 'concept,classes\nSmile,happy\n"Frown,sad\nTears,sad\n', "the quote in line 3 is not closed"),
+        ("swallow.csv", 'Smile,happy\n"Frown,sad\nTears","sad"\nFear,\n', "opens in line 2 is not closed in it"),
+        ("inner.csv", 'Smile,happy\n"Fro"wn,sad\n', "the quote in line 2 is not closed"),
+        ("deep.json", "[" * 100_000, "nested too deeply|cannot be read"),
+        ("deep.yaml", "[" * 3000, "nested too deeply"),
+        ("number.json", "[" + "1" * 5000 + "]", "cannot be read"),
+        (
+            "bomb.yaml",
+            "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 'x, [y]'}]\n" for n in range(9)),
+            "classes of 'a0'",
+        ),
     ],
 )
 def test_what_is_no_concept_set(tmp_path: Path, name: str, content: str, message: str) -> None:

@@ -11,7 +11,16 @@ from rich.progress import Progress
 
 from emodissect.core.number_format import percent
 from emodissect.core.progress import progress_bar, tracked
-from emodissect.report.terminal import Column, config_tree, figure, frame_table, too_wide, written
+from emodissect.report.terminal import (
+    Column,
+    config_tree,
+    figure,
+    figures_table,
+    frame_table,
+    matrix_table,
+    too_wide,
+    written,
+)
 
 
 def test_config_values_on_one_line() -> None:
@@ -112,3 +121,14 @@ def test_a_console_too_narrow_for_all_columns_is_spared_those_least_needed() -> 
 
 def test_negative_numbers_have_true_minus_signs_as_in_the_report() -> None:
     assert [figure(value) for value in (-0.25, -12, -1234.5, float("nan"))] == ["−0.2500", "−12", "−1234.50", "–"]
+
+
+def test_names_in_brackets_are_shown_as_they_are() -> None:
+    """rich takes brackets for markup, and a stray closing tag ends the run."""
+    console = Console(width=100, record=True, file=io.StringIO())
+    names = ["[red]Smile[/]", "[/] x", "[link=file:///etc]y"]
+    console.print(frame_table(pd.DataFrame({"concept": names, "[/]": [1, 2, 3]}), "of [bold]", console=console))
+    console.print(figures_table({name: name for name in names}, "[/]"))
+    console.print(matrix_table("[/]", "[/]", names, names, {(names[0], names[1]): "[red]1[/]"}))
+    text = console.export_text()
+    assert all(text.count(name) >= 4 for name in names)

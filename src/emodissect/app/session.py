@@ -26,11 +26,13 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
+from rich.markup import escape
 
 from emodissect.app.cli import SUMMARY_FILE
 from emodissect.app.config_values import check_values
 from emodissect.app.manifest import manifest, write_json
 from emodissect.core.cache import Cache, disk_is_full
+from emodissect.core.csv_files import write_csv
 from emodissect.core.distributed import first_rank, leave_group, rank, wait_for_others
 from emodissect.core.errors import UserError
 from emodissect.data.datamodule import FaceDataModule
@@ -76,7 +78,7 @@ class Session:
                 f"data._target_={self.cfg.data._target_} is no FaceDataModule, see emodissect.data.datamodule."
             )
         if data.audit and first_rank():
-            data.audit_report().table.to_csv(self.folder / "audit.csv", index=False)
+            write_csv(data.audit_report().table, self.folder / "audit.csv")
             self.add_output("audit", self.folder / "audit.csv")
         return data
 
@@ -221,7 +223,7 @@ def session(cfg: DictConfig) -> Iterator[Session]:
     if first_rank():
         seconds = time.monotonic() - run.started
         for what, path in run.written.items():
-            run.console.print(f"[dim]{what}:[/] {path}", soft_wrap=True, highlight=False)
+            run.console.print(f"[dim]{what}:[/] {escape(str(path))}", soft_wrap=True, highlight=False)
         run.console.print(f"[dim]Done in {seconds:.1f} s.[/]")
 
 

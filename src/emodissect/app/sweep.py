@@ -52,7 +52,9 @@ class SweepTable(Callback):
             )
         failed = jobs["error"].notna().sum() if "error" in jobs else 0
         if failed:
-            console.print(f"{failed} of {len(jobs)} jobs failed; {folder / TABLE} tells why.", style="red")
+            console.print(
+                f"{failed} of {len(jobs)} jobs failed; {folder / TABLE} tells why.", style="red", markup=False
+            )
             sys.exit(1)
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from emodissect.app.manifest import manifest, typed_command
 from emodissect.app.session import resolved
 from emodissect.app.sweep import TABLE
-from emodissect.core.atomic_files import atomic_write
+from emodissect.core.csv_files import write_csv
 from emodissect.core.number_format import p_value, percent, plain, points, unbroken
 from emodissect.lightning.sinks import sink_for
 from emodissect.report import SweepPage, figures
@@ -58,7 +58,7 @@ def summarize_sweep(jobs: pd.DataFrame, swept: Sequence[str], folder: Path, conf
         folder: of the multirun.
         config: as it was composed for the multirun.
     """
-    _write(jobs, folder / TABLE)
+    write_csv(jobs, folder / TABLE)
     replicates = over_seeds(jobs, swept)
     value = next((name for name in RANKED_BY if name in jobs and jobs[name].notna().any()), RANKED_BY[0])
     made_by = manifest(Path(config.paths.root_dir), folder=str(folder))
@@ -66,17 +66,12 @@ def summarize_sweep(jobs: pd.DataFrame, swept: Sequence[str], folder: Path, conf
     page.write(folder / "sweep.html")
     console = Console()
     show(page, console)
-    console.print(f"[dim]report:[/] {folder / 'sweep.html'}", soft_wrap=True, highlight=False)
-    console.print(f"[dim]table:[/] {folder / TABLE}", soft_wrap=True, highlight=False)
+    console.print(f"[dim]report:[/] {escape(str(folder / 'sweep.html'))}", soft_wrap=True, highlight=False)
+    console.print(f"[dim]table:[/] {escape(str(folder / TABLE))}", soft_wrap=True, highlight=False)
     if len(replicates):
-        _write(replicates, folder / SEEDS)
-        console.print(f"[dim]seeds:[/] {folder / SEEDS}", soft_wrap=True, highlight=False)
+        write_csv(replicates, folder / SEEDS)
+        console.print(f"[dim]seeds:[/] {escape(str(folder / SEEDS))}", soft_wrap=True, highlight=False)
     _log(page, folder, config)
-
-
-def _write(frame: pd.DataFrame, path: Path) -> None:
-    with atomic_write(path) as unfinished:
-        frame.to_csv(unfinished, index=False)
 
 
 def show(page: SweepPage, console: Console) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -103,23 +104,23 @@ class AnnotationScorer:
             raise UserError(
                 f"The annotation table {path} has no column 'image_id'. Its columns: {', '.join(frame.columns[:12])}."
             )
-        ids = pd.to_numeric(frame[id_column], errors="coerce")
-        if ids.isna().any() or ids.duplicated().any():
-            fault = "a value that is no number" if ids.isna().any() else "the same image twice"
+        ids = pd.to_numeric(frame[id_column], errors="coerce").to_numpy(dtype="float64")
+        whole = np.isfinite(ids) & (ids == np.round(ids)) & (np.abs(ids) < 2**53)
+        if not whole.all() or len(np.unique(ids)) < len(ids):
+            fault = "the same image twice" if whole.all() else f"no whole number in row {int(whole.argmin()) + 1}"
             raise UserError(f"The column '{id_column}' of the annotation table {path} holds {fault}.")
         wanted = {name_key(name) for name in concepts.names}
         kept = [name for name in frame.columns if name != id_column and name_key(name) in wanted]
         rest = [name for name in frame.columns if name != id_column and name not in kept]
         numbers = frame[kept].apply(pd.to_numeric, errors="coerce")
-        holed = [name for name in kept if numbers[name].isna().any()]
-        if holed:
-            row = int(numbers[holed[0]].isna().to_numpy().argmax())
+        values = torch.from_numpy(numbers.to_numpy(dtype="float32", copy=True))
+        if not (finite := values.isfinite()).all():
+            row, column = (~finite).nonzero()[0].tolist()
             raise UserError(
-                f"The annotation table {path} holds no number in row {row + 1} of the column '{holed[0]}'. "
+                f"The annotation table {path} holds no finite number in row {row + 1} of the column '{kept[column]}'. "
                 "Every image needs a score for every concept."
             )
-        values = torch.from_numpy(numbers.to_numpy(dtype="float32", copy=True))
-        rows = ConceptScores(torch.tensor(ids.to_numpy(dtype="int64")), tuple(kept), values)
+        rows = ConceptScores(torch.from_numpy(ids.astype("int64")), tuple(kept), values)
         # The names of columns that were not asked for stay known, for "did you mean".
         at_images = torch.cat([rows.at(images.ids), torch.zeros(len(images), len(rest))], dim=1)
         return Annotations((*kept, *rest), at_images)

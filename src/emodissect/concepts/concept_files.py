@@ -1,4 +1,4 @@
-"""Concepts as people write them down: text, YAML, JSON and CSV files read into (name, classes) rows."""
+"""Concepts as people write them down: text, YAML, JSON, CSV and TSV files read into (name, classes) rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import io
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,14 @@ log = logging.getLogger(__name__)
 
 Row = tuple[str, tuple[str, ...]]
 
+_LARGEST = 2**26  # bytes; a set of 20,000 concepts has a hundredth of it
+_COMMENT = re.compile(r"^\s*(#|//).*|\s#\s.*$")
+_BULLET = re.compile(r"^\s*[-*•·–]\s+")
+_NUMBERED = re.compile(r"^\s*\(?(\d+)[.):\]]?\s+(?=\S)")
 
-def read_rows(path: Path) -> list[Row]:
-    """The file's rows as they stand: untidied names, each with its classes.
+
+def read_rows(path: Path) -> tuple[list[Row], dict[str, int]]:
+    """The file's rows: untidied names, each with its classes; and counts of what was taken off, by what it was.
 
     Raises:
         UserError: the file is missing, of an unknown kind, or malformed.
@@ -30,14 +36,20 @@ def read_rows(path: Path) -> list[Row]:
     if not path.is_file():
         raise UserError(
             f"The concept file {path} does not exist. Give one with concepts=file concepts.path=<file>; "
-            f"taken: {', '.join(_READERS)}."
+            f"accepted: {', '.join(filter(None, _READERS))}."
         )
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise UserError(f"A concept file of the kind '{path.suffix}' is not taken. {nearest(path.suffix, _READERS)}")
+        known = list(filter(None, _READERS))
+        raise UserError(f"A concept file of the kind '{path.suffix}' is not accepted. {nearest(path.suffix, known)}")
+    if path.stat().st_size > _LARGEST:
+        raise UserError(f"The concept file {path} has {path.stat().st_size / 2**20:,.0f} MiB: is it a word list?")
+    notes: dict[str, int] = {}
     try:
-        return reader(_decoded(path))
-    except (yaml.YAMLError, json.JSONDecodeError, csv.Error) as error:
+        return reader(_decoded(path), notes), notes
+    except RecursionError as error:
+        raise UserError(f"The concept file {path} is nested too deeply for a word list.") from error
+    except (yaml.YAMLError, ValueError) as error:  # JSON's errors are ValueErrors
         raise UserError(f"The concept file {path} cannot be read: {' '.join(str(error).split())}") from error
     except _UnexpectedFormError as error:
         raise UserError(f"The concept file {path}: {error}") from error
@@ -61,26 +73,51 @@ def _decoded(path: Path) -> str:
         return content.decode("cp1252", errors="replace")
 
 
-def _from_text(text: str) -> list[Row]:
-    return [(line, ()) for line in text.splitlines()]
+def _from_text(text: str, notes: dict[str, int]) -> list[Row]:
+    lines = _without_comments(text.splitlines(), notes)
+    return [(name, ()) for name in _without_numbering(lines, notes)]
 
 
-def _from_yaml(text: str) -> list[Row]:
-    # BaseLoader leaves every scalar a string: a concept called "no" or "1" stays that word.
-    return _from_tree(yaml.load(text, Loader=yaml.BaseLoader))
+def _without_comments(lines: list[str], notes: dict[str, int]) -> list[str]:
+    """Lines without what follows a ``#``; one that holds a comment alone is left out."""
+    kept = [(line, _COMMENT.sub("", line)) for line in lines]
+    notes["comments left out"] = sum(line != plain for line, plain in kept)
+    return [plain for line, plain in kept if plain.strip() or not line.strip()]
 
 
-def _from_json(text: str) -> list[Row]:
-    return _from_tree(json.loads(text)) if text.strip() else []
+def _without_numbering(names: list[str], notes: dict[str, int]) -> list[str]:
+    """Names without bullets, or numbers that count up by one, where every name has them."""
+    filled = [name for name in names if name.strip()]
+    if len(filled) < 2:
+        return names
+    numbers = [int(found.group(1)) for name in filled if (found := _NUMBERED.match(name))]
+    counted = numbers == list(range(numbers[0], numbers[0] + len(filled))) if numbers else False
+    mark = _NUMBERED if counted else _BULLET
+    if not all(mark.match(name) for name in filled):
+        return names
+    notes["numbers taken off" if counted else "bullets taken off"] = len(filled)
+    return [mark.sub("", name) for name in names]
 
 
-def _from_tree(tree: Any) -> list[Row]:
+def _from_yaml(text: str, notes: dict[str, int]) -> list[Row]:
+    # BaseLoader builds strings, lists and mappings alone: a concept called "no" or "1" is that word.
+    return _from_tree(yaml.load(text, Loader=yaml.BaseLoader), notes)
+
+
+def _from_json(text: str, notes: dict[str, int]) -> list[Row]:
+    return _from_tree(json.loads(text), notes) if text.strip() else []
+
+
+def _from_tree(tree: Any, notes: dict[str, int]) -> list[Row]:
     """A list of names (or of ``{concept, classes}``), or ``{name: classes}``, also below a key ``concepts``."""
     if tree is None or tree == "":
         return []
     if isinstance(tree, Mapping) and "concepts" in tree and not isinstance(tree["concepts"], str):
         tree = tree["concepts"]
     if isinstance(tree, Mapping):
+        if _counts_up(tree) and all(isinstance(name, str) and name for name in tree.values()):
+            notes["numbers taken off"] = len(tree)  # {"0": "smile", "1": "frown"}
+            return [(name, ()) for name in tree.values()]
         return [(str(name), _classes(name, given)) for name, given in tree.items()]
     if not isinstance(tree, list):
         raise _UnexpectedFormError("a list of names or {name: classes} is taken, not a single value.")
@@ -99,10 +136,15 @@ def _from_tree(tree: Any) -> list[Row]:
     return rows
 
 
-def _from_csv(text: str) -> list[Row]:
+def _from_csv(text: str, notes: dict[str, int], delimiter: str | None = None) -> list[Row]:
     """Concept in the column ``concept`` or ``name`` or the first one, classes in ``classes`` or the second one."""
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    table = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if row]
+    lines = text.splitlines(keepends=True)
+    comments = [number for number, line in enumerate(lines) if line.lstrip().startswith("#")]
+    notes["comments left out"] = len(comments)
+    for number in comments:
+        lines[number] = "\n"  # so that messages name the file's own lines
+    first = next((line for line in lines if line.strip()), "")
+    table = _table("".join(lines), delimiter or max(",;\t", key=first.count))
     if not table:
         return []
     header = [cell.strip().lower() for cell in table[0]]
@@ -112,14 +154,45 @@ def _from_csv(text: str) -> list[Row]:
         name_column = header.index(titled)
         class_column = next((header.index(title) for title in ("classes", "class") if title in header), len(header))
         table = table[1:]
-    separator = r"[;|]" if delimiter == "," else r"[,|]"
+    elif len(table) > 1 and all(len(row) > 1 for row in table) and _counts_up([row[0].strip() for row in table]):
+        notes["numbers taken off"] = len(table)
+        name_column, class_column = 1, 2
     rows: list[Row] = []
     for row in table:
         cells = row[class_column] if class_column < len(row) else ""
         # A quoted list ("angry, disgust") is split at commas as well: no class name holds one.
-        classes = tuple(part for part in re.split(f"{separator}|,", cells) if part.strip())
+        classes = tuple(part for part in re.split("[;|,]", cells) if part.strip())
         rows.append((row[name_column] if name_column < len(row) else "", classes))
     return rows
+
+
+def _table(text: str, delimiter: str) -> list[list[str]]:
+    """The rows that hold anything. A cell of several lines is a quote that was never closed, and would swallow rows."""
+    table: list[list[str]] = []
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    begun = 1
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return table
+        except csv.Error as error:
+            raise _UnexpectedFormError(f"the quote in line {begun} is not closed, or not before a comma.") from error
+        if any("\n" in cell or "\r" in cell for cell in row):
+            raise _UnexpectedFormError(f"the quote that opens in line {begun} is not closed in it.")
+        if row:
+            table.append(row)
+        begun = reader.line_num + 1
+
+
+def _from_tsv(text: str, notes: dict[str, int]) -> list[Row]:
+    return _from_csv(text, notes, delimiter="\t")
+
+
+def _counts_up(numbers: Iterable[str]) -> bool:
+    """Whether these are 0, 1, 2, ... or 1, 2, 3, ..., at least two of them."""
+    listed = list(numbers)
+    return len(listed) > 1 and any(listed == [str(first + n) for n in range(len(listed))] for first in (0, 1))
 
 
 def _classes(name: object, given: Any) -> tuple[str, ...]:
@@ -129,13 +202,15 @@ def _classes(name: object, given: Any) -> tuple[str, ...]:
         return (given,)
     if isinstance(given, list) and all(isinstance(part, str) for part in given):
         return tuple(given)
-    raise _UnexpectedFormError(f"the classes of '{name}' are to be a word or a list of words, not {given!r:.60}.")
+    raise _UnexpectedFormError(f"the classes of '{name}' must be a word or a list of words, not {reprlib.repr(given)}.")
 
 
-_READERS: dict[str, Callable[[str], list[Row]]] = {
+_READERS: dict[str, Callable[[str, dict[str, int]], list[Row]]] = {
+    "": _from_text,
     ".txt": _from_text,
     ".yaml": _from_yaml,
     ".yml": _from_yaml,
     ".json": _from_json,
     ".csv": _from_csv,
+    ".tsv": _from_tsv,
 }

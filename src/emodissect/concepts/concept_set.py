@@ -14,7 +14,7 @@ from torch import Tensor
 
 from emodissect.concepts.concept_files import read_rows
 from emodissect.core.errors import UserError, nearest
-from emodissect.core.spelling import class_key, name_key
+from emodissect.core.spelling import class_key, clean_name, name_key
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,43 @@ class ConceptSet:
                 mask[row, column[class_key(name)]] = True
         return mask
 
+    def of_data(self, class_names: Sequence[str]) -> ConceptSet:
+        """The set without what the data lack: classes that they do not have, and concepts that stand for these alone.
+
+        Data sets differ (CK+ has no neutral faces), so this is a warning, which names the nearest class.
+
+        Args:
+            class_names: the data's classes.
+
+        Raises:
+            UserError: no concept is left.
+        """
+        known = {class_key(name) for name in class_names}
+        lacking = {
+            name: missing
+            for name, given in self.classes.items()
+            if (missing := [class_name for class_name in given if class_key(class_name) not in known])
+        }
+        if not lacking:
+            return self
+        kept = {name: tuple(c for c in given if class_key(c) in known) for name, given in self.classes.items()}
+        names = tuple(name for name in self.names if kept.get(name) or name not in lacking)
+        absent = {class_key(c): c for missing in lacking.values() for c in missing}.values()
+        nearby = " ".join(f"'{name}': {nearest(name, class_names)}" for name in list(absent)[:3])
+        if not names:
+            raise UserError(
+                f"Every concept of {self.origin} stands for classes that the data do not have ({', '.join(absent)}). "
+                f"{nearby} Change the concepts' classes, or choose concepts without classes."
+            )
+        dropped = [name for name in self.names if name not in names]
+        log.warning(
+            "The data have no class %s, which concepts of %s stand for. Dropped: %s. Kept with their other classes: "
+            "%s. %s",
+            *(", ".join(map(repr, absent)), self.origin, ", ".join(map(repr, dropped)) or "none"),
+            *(", ".join(repr(name) for name in lacking if name in names) or "none", nearby),
+        )
+        return ConceptSet(names, {name: of for name, of in kept.items() if of and name in names}, self.origin)
+
     def fingerprint(self) -> dict[str, object]:
         """The content of the set as plain values: names in order, and classes."""
         return {"names": list(self.names), "classes": {name: list(of) for name, of in self.classes.items()}}
@@ -89,24 +126,28 @@ def concept_set(
 
 
 def read_concepts(path: str | Path) -> ConceptSet:
-    """A set from a file: ``.txt`` (one concept a line), ``.yaml``/``.yml``, ``.json`` or ``.csv``.
+    """A set from a file: ``.txt`` or no ending (one concept a line), ``.yaml``/``.yml``, ``.json``, ``.csv``, ``.tsv``.
 
-    YAML and JSON hold a list of names or ``{name: classes}``; CSV holds one concept a row and, in a second column, its
-    classes with ``;`` between them (a header ``concept,classes`` is recognised). What had to be tidied is logged.
+    YAML and JSON hold a list of names or ``{name: classes}``; tables hold one concept a row and, in a second column,
+    its classes with ``;`` between them (a header ``concept,classes`` is recognised). Comments (``# ...``), numbering
+    and bullets are taken off. What had to be tidied is logged.
 
     Raises:
         UserError: the file is missing, of another kind, malformed, or holds no concept.
     """
     path = Path(path).expanduser()
-    return tidied(read_rows(path), str(path))
+    rows, notes = read_rows(path)
+    return tidied(rows, str(path), notes)
 
 
-def tidied(rows: Iterable[tuple[str, tuple[str, ...]]], origin: str) -> ConceptSet:
+def tidied(
+    rows: Iterable[tuple[str, tuple[str, ...]]], origin: str, notes: Mapping[str, int] | None = None
+) -> ConceptSet:
     """A set of clean, distinct names; one log line says what was dropped or changed.
 
     Spaces are trimmed and runs of them made one, byte-order marks and zero-width characters removed, letters composed
     (Unicode NFC). Names that differ only in case, spaces or compatible forms are one concept: the first spelling
-    stays, the classes are joined.
+    stays, the classes are joined. ``notes`` are counts of what reading a file took off.
     """
     classes: dict[str, tuple[str, ...]] = {}
     spelled: dict[str, str] = {}
@@ -130,20 +171,13 @@ def tidied(rows: Iterable[tuple[str, tuple[str, ...]]], origin: str) -> ConceptS
             f"The concept set {origin} holds no concept. Write one a line (.txt), or a list or {{name: classes}} "
             "(.yaml, .json), or choose a set: concepts=expressions25 or concepts=fer7."
         )
-    notes = {"blank left out": blank, "duplicate left out": doubled, "tidied": spaced, "not ASCII": foreign}
-    told = "".join(f", {count:,} {what}" for what, count in notes.items() if count)
+    counts = {"blank left out": blank, "duplicate left out": doubled, "tidied": spaced, "not ASCII": foreign}
+    reported = "".join(f", {count:,} {what}" for what, count in {**counts, **(notes or {})}.items() if count)
     log.info(
         "%s concepts from %s, %s of them with classes%s.",
-        *(f"{len(classes):,}", origin, f"{sum(map(bool, classes.values())):,}", told),
+        *(f"{len(classes):,}", origin, f"{sum(map(bool, classes.values())):,}", reported),
     )
     return ConceptSet(tuple(classes), {name: of for name, of in classes.items() if of}, origin)
-
-
-def clean_name(text: str) -> str:
-    """A name without stray spaces, invisible characters and byte-order marks, its letters composed (NFC)."""
-    if not text.isascii():
-        text = "".join(c for c in unicodedata.normalize("NFC", text) if unicodedata.category(c) not in ("Cf", "Cc"))
-    return " ".join(text.split())
 
 
 def _listed(classes: str | Sequence[str] | None) -> tuple[str, ...]:

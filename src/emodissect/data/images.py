@@ -12,6 +12,8 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from emodissect.core.spelling import clean_name
+
 
 class Batch(NamedTuple):
     """Some images, each with the id that places its results."""
@@ -109,6 +111,10 @@ class Splits:
     val: ImageSet
     test: ImageSet
     class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        # folders and files name classes: what a terminal would take for a command ends here
+        object.__setattr__(self, "class_names", tuple(clean_name(str(name)) for name in self.class_names))
 
 
 class _Rows(Dataset[Batch]):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from emodissect.concepts import ConceptScores
 from emodissect.concepts.concept_set import ConceptSet
+from emodissect.core.csv_files import write_csv
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.statistics import benjamini_hochberg, wilson
 from emodissect.data.images import ImageSet
@@ -85,7 +86,7 @@ class Dissection:
         flat = self.neurons.copy()
         for column in ("top_ids", "top_values", "runners_up", "runners_up_similarity"):
             flat[column] = [";".join(str(x) for x in row) for row in flat[column]]
-        flat.to_csv(folder / "neurons.csv", index=False)
+        write_csv(flat, folder / "neurons.csv")
         self.layers.to_csv(folder / "layers.csv", index=False)
         self.shares.to_csv(folder / "shares.csv", index=False)
         null = {name: torch.from_numpy(draws.copy()) for name, draws in self.null.items()}

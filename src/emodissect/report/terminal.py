@@ -10,6 +10,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -26,7 +27,7 @@ def config_tree(cfg: DictConfig) -> Tree:
     Left out is what tells nothing: switches that are off, arguments left open, and the folders of ``paths``, which
     the summary names. The whole config is in ``.hydra/config.yaml`` of the run folder.
     """
-    tree = Tree(f"[bold]{cfg.task_name}[/]", guide_style="dim")
+    tree = Tree(f"[bold]{escape(str(cfg.task_name))}[/]", guide_style="dim")
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     folders = {str(folder) for folder in (plain.get("paths") or {}).values()}
@@ -131,16 +132,18 @@ def frame_table(
 
 
 def _laid_out(frame: pd.DataFrame, title: str, columns: Mapping[str, Column]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
+    table = Table(title=escape(title), title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
     table.pad_edge, table.collapse_padding = False, True
     cells = {name: [(column.written or figure)(value) for value in frame[name]] for name, column in columns.items()}
     for name, column in columns.items():
         numeric = pd.api.types.is_numeric_dtype(frame[name])
         words = [*(cells[name] if numeric else " ".join(cells[name]).split()), *column.heading.split()]
         width = min(max(map(len, words), default=1), 40)  # rich would fold within a number or a word
-        table.add_column(column.heading, justify="right" if numeric else "left", overflow="fold", min_width=width)
+        table.add_column(
+            escape(column.heading), justify="right" if numeric else "left", overflow="fold", min_width=width
+        )
     for row in zip(*cells.values(), strict=True):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))  # a name in brackets is a name
     return table
 
 
@@ -155,24 +158,24 @@ def _measured(table: Table, console: Console) -> Measurement:
 
 def figures_table(figures: Mapping[str, Any], title: str) -> Table:
     """Named figures, one a row."""
-    table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
+    table = Table(title=escape(title), title_justify="left", title_style="bold", show_header=False)
     table.add_column(style="dim")
     table.add_column(justify="right")
     for name, value in figures.items():
-        table.add_row(name, figure(value))
+        table.add_row(escape(name), escape(figure(value)))
     return table
 
 
 def matrix_table(
     title: str, corner: str, rows: Sequence[str], columns: Sequence[str], cells: Mapping[tuple[str, str], str]
 ) -> Table:
-    """A small matrix of cells, by row and column; a missing one is a dash."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
-    table.add_column(corner, style="dim", justify="right", no_wrap=True)
+    """A small matrix of cells, by row and column, in rich's markup; a missing one is a dash."""
+    table = Table(title=escape(title), title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
+    table.add_column(escape(corner), style="dim", justify="right", no_wrap=True)
     for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(escape(column), justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row, *(cells.get((row, column), "–") for column in columns))
+        table.add_row(escape(row), *(cells.get((row, column), "–") for column in columns))
     return table
 
 

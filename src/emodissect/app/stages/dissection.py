@@ -123,8 +123,8 @@ class Plan:
 
     @cached_property
     def concepts(self) -> ConceptSet:
-        """The words."""
-        return instantiate(self.run.cfg.concepts)
+        """The words, without those for classes that the data lack."""
+        return instantiate(self.run.cfg.concepts).of_data(self.run.data.splits.class_names)
 
     @cached_property
     def scorer(self) -> Scorer:

@@ -20,6 +20,7 @@ from emodissect.app.stages.edit_study import Asked, check_editable, grid_of
 from emodissect.app.stages.pages import dissection_figures, dissection_page, write_figures, write_page
 from emodissect.app.stages.study_words import best_cells, edit_summary, readable_study, study_checks
 from emodissect.core.atomic_files import atomic_write
+from emodissect.core.csv_files import write_csv
 from emodissect.core.distributed import first_rank
 from emodissect.core.errors import UserError
 from emodissect.core.number_format import unbroken
@@ -112,12 +113,12 @@ def write_outputs(
         extras=[*compare_to_published(run.cfg, study), *compare_shares(run.cfg, found.dissection)],
     )
     for layer, result in ablations.items():
-        result.frame.to_csv(run.folder / f"concept_ablation_{layer}.csv", index=False)
+        write_csv(result.frame, run.folder / f"concept_ablation_{layer}.csv")
         of_edit[f"concept_ablation_{layer}"] = figures.concept_ablation(
             result.matrix("drop"), result.beyond(study.alpha)
         )
     if null is not None:
-        null.to_csv(run.folder / "null_studies.csv", index=False)
+        write_csv(null, run.folder / "null_studies.csv")
     drawn_labels, drawn_edit = write_figures(run, of_labels), write_figures(run, of_edit)
     summary = edit_summary(study)
     if null is not None:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from emodissect.app.session import Session
 from emodissect.app.stages.pages import write_figures
+from emodissect.core.csv_files import write_csv
 from emodissect.core.number_format import percent
 from emodissect.lightning.tracking import log_metrics, log_tables
 from emodissect.report import Extra, figures
@@ -107,7 +108,7 @@ class QualityTables:
         for name in FRAMES:
             frame: pd.DataFrame = getattr(self, name)
             if len(frame):
-                frame.to_csv(run.folder / f"label_quality_{name}.csv", index=False)
+                write_csv(frame, run.folder / f"label_quality_{name}.csv")
         if len(self.recovery):
             write_figures(run, {"label_quality": self._bars()})
         run.add_output("label quality", run.folder / "label_quality_neurons.csv")
