@@ -30,7 +30,7 @@ from emodissect.editing.selection import Tau
 from emodissect.models.predictions import Inference, predict
 from emodissect.models.preprocessing import Preprocess
 from emodissect.models.vgg import VGG
-from emodissect.study.cells import evaluate_cells, grid
+from emodissect.studies.cells import evaluate_cells, grid
 
 TAUS = [-1 + 0.25 * step for step in range(12)]
 FACTORS = [1.0, 1.5, 2.0, 2.5, 3.0, 3.5]

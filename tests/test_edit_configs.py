@@ -22,8 +22,8 @@ from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.selection import Fdr, Inverse, LabelledWith, Selection, Tau, similarities
 from emodissect.models.predictions import Inference
 from emodissect.report.figures import grid_heatmap
-from emodissect.study import EditStudy, run_study
-from emodissect.study.cells import Cell, axes_of, grid, map_axes, settings_in
+from emodissect.studies import EditStudy, run_study
+from emodissect.studies.cells import Cell, axes_of, grid, map_axes, settings_in
 
 NEEDS = {"concept": ["selection.concepts=[Smile]"]}
 NEURONS = 9

@@ -12,7 +12,7 @@ from torch import nn
 
 from emodissect.data.images import ImageSet, image_loader
 from emodissect.models.predictions import Inference, Predictions, predict
-from emodissect.study.comparison import Comparison, compare
+from emodissect.studies.comparison import Comparison, compare
 
 
 def of(predicted: list[int], labels: list[int], classes: int = 3) -> Predictions:

@@ -17,7 +17,7 @@ from emodissect.data.images import Batch, ImageSet, image_loader
 from emodissect.editing.edit import Edit, edited
 from emodissect.lightning.callbacks import LogEdit
 from emodissect.models.predictions import predict
-from emodissect.study.comparison import compare
+from emodissect.studies.comparison import compare
 
 
 class Faces(LightningModule):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from emodissect.report import SweepPage
-from emodissect.study.seeds import over_seeds
+from emodissect.studies.seeds import over_seeds
 
 JOBS = pd.DataFrame(
     {

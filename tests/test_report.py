@@ -23,7 +23,7 @@ from emodissect.core.errors import UserError
 from emodissect.data.images import ImageSet
 from emodissect.report import Extra, SweepPage, TrainPage, page
 from emodissect.report.images import ImagePool
-from emodissect.study import ConceptAblation
+from emodissect.studies import ConceptAblation
 
 
 class Reader(HTMLParser):

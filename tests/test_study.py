@@ -25,10 +25,10 @@ from emodissect.editing.operations import Operation, Scaling
 from emodissect.editing.rules import Ablate, Proportional, Scale, ScaleChosen
 from emodissect.editing.selection import AllNeurons, Fdr, Inverse, LabelledWith, Tau, WeightNorm
 from emodissect.models.predictions import Inference
-from emodissect.study import ConceptAblation, EditStudy, ablate_concepts, null_studies, run_study, warn_of_few_draws
-from emodissect.study.ablation import leave_one_out_z
-from emodissect.study.cells import Cell, CellResults, choose, shuffled
-from emodissect.study.claim import claims_gain
+from emodissect.studies import ConceptAblation, EditStudy, ablate_concepts, null_studies, run_study, warn_of_few_draws
+from emodissect.studies.ablation import leave_one_out_z
+from emodissect.studies.cells import Cell, CellResults, choose, shuffled
+from emodissect.studies.claim import claims_gain
 
 GOOD, NOISE, CLASSES = 12, 12, 3
 

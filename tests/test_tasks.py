@@ -33,7 +33,7 @@ from emodissect.models.preprocessing import Preprocess
 from emodissect.models.vgg import VGG
 from emodissect.models.weights import load_weights
 from emodissect.similarity import SoftWPMI
-from emodissect.study import EditStudy
+from emodissect.studies import EditStudy
 
 Verb = Callable[..., tuple[Path, dict[str, Any]]]
 

@@ -12,7 +12,7 @@ from emodissect.app.session import resolved
 from emodissect.core.number_format import percent, plain
 from emodissect.dissection.labels import Dissection
 from emodissect.report import Extra
-from emodissect.study import EditStudy
+from emodissect.studies import EditStudy
 
 SOURCE = "The published figures come from the published network and CLIP ViT-B/16; this run's from its own inputs."
 

@@ -24,7 +24,7 @@ from emodissect.lightning.sinks import sink_for
 from emodissect.report import SweepPage, figures
 from emodissect.report.sweep import readable
 from emodissect.report.terminal import Column, frame_table, matrix_table
-from emodissect.study.seeds import over_seeds
+from emodissect.studies.seeds import over_seeds
 
 SEEDS = "seeds.csv"
 """Means and intervals over the seeds of a sweep, in its folder."""

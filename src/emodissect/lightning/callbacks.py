@@ -23,7 +23,7 @@ from emodissect.models.predictions import Predictions
 from emodissect.recording import ActivationCollector, LayerActivations, resolve_layers
 from emodissect.recording.pooling import ChannelsLast
 from emodissect.similarity import Similarity
-from emodissect.study.comparison import Comparison, compare
+from emodissect.studies.comparison import Comparison, compare
 
 
 def network_of(module: LightningModule) -> nn.Module:

@@ -13,8 +13,8 @@ from lightning.pytorch.loggers import Logger
 from emodissect.data.images import ImageSet
 from emodissect.dissection.labels import Dissection
 from emodissect.lightning.sinks import Artifact, Picture, sinks_of
-from emodissect.study import EditStudy
-from emodissect.study.comparison import Comparison
+from emodissect.studies import EditStudy
+from emodissect.studies.comparison import Comparison
 
 LAYER_METRICS = (
     "interpretable",

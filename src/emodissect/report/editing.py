@@ -18,8 +18,8 @@ from emodissect.report import figures, page
 from emodissect.report.dissection import DissectionPage
 from emodissect.report.neurons import Predicted, predicted_classes
 from emodissect.report.page import Column, Content, Extra, Fact, Section
-from emodissect.study import ConceptAblation
-from emodissect.study.cells import axes_of, map_axes, settings_in
+from emodissect.studies import ConceptAblation
+from emodissect.studies.cells import axes_of, map_axes, settings_in
 
 GRID_COLUMNS = (
     Column("layer", "layer"),

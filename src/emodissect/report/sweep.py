@@ -67,7 +67,7 @@ class SweepPage:
         value: the column that the jobs were ranked by; higher is better.
         command, manifest: where it comes from.
         swept: the columns that tell jobs apart; layer, tau and factor where nothing is given.
-        replicates: figures averaged over seeds (:func:`emodissect.study.seeds.over_seeds`), where seeds were swept.
+        replicates: figures averaged over seeds (:func:`emodissect.studies.seeds.over_seeds`), where seeds were swept.
         title: of the page.
         extras: further sections.
     """

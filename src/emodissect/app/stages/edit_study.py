@@ -25,7 +25,7 @@ from emodissect.editing.edit import Edit
 from emodissect.editing.operations import Target
 from emodissect.models.predictions import Inference
 from emodissect.recording import resolve_layers
-from emodissect.study import ConceptAblation, EditStudy, ablate_concepts, null_studies, run_study
+from emodissect.studies import ConceptAblation, EditStudy, ablate_concepts, null_studies, run_study
 
 
 def grid_of(cfg: DictConfig, group: str) -> list[Any]:

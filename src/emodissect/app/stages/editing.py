@@ -31,7 +31,7 @@ from emodissect.lightning.tracking import log_artifact, log_dissection, log_metr
 from emodissect.models.classifier import Classifier
 from emodissect.report import EditPage, figures
 from emodissect.report.terminal import figures_table
-from emodissect.study import ConceptAblation, EditStudy, check_apart, check_metric, warn_of_few_draws
+from emodissect.studies import ConceptAblation, EditStudy, check_apart, check_metric, warn_of_few_draws
 
 EDITED = "edited.ckpt"
 

@@ -10,8 +10,8 @@ import pandas as pd
 from emodissect.core.number_format import count, p_value, percent, plain, points
 from emodissect.core.statistics import clopper_pearson
 from emodissect.report.terminal import Column, frame_table
-from emodissect.study import EditStudy
-from emodissect.study.cells import settings_in
+from emodissect.studies import EditStudy
+from emodissect.studies.cells import settings_in
 
 SPARE = ("accuracy_after", "gained", "lost", "p_holm", "selected")
 """Columns of the grid that a narrow terminal is spared, the last first."""

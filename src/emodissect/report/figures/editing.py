@@ -26,7 +26,7 @@ from emodissect.report.figures.style import (
     new,
     signed_cells,
 )
-from emodissect.study.cells import map_axes
+from emodissect.studies.cells import map_axes
 
 #: Room for at least so many cells in a row, so that a narrow grid is not drawn as wide blocks.
 FEWEST_COLUMNS = 5
@@ -63,7 +63,7 @@ def full_colour(grid: pd.DataFrame, images: int) -> float:
 def grid_heatmap(grid: pd.DataFrame, title: str = "", level: float = 0.05, limit: float | None = None) -> Figure:
     """Change of accuracy in points by the grid's axes, e.g. tau (rows) and factor (columns), of one layer and rule.
 
-    Blue is better. The axes are :func:`emodissect.study.cells.map_axes`; without a second there is one row.
+    Blue is better. The axes are :func:`emodissect.studies.cells.map_axes`; without a second there is one row.
 
     A ring marks cells outside the noise band (exact McNemar p < level), a filled dot those that stay so after Holm's
     correction over the grid, a frame the chosen cell.

@@ -20,7 +20,7 @@ from emodissect.editing.operations import Scaling
 from emodissect.editing.rules import Ablate, Rule
 from emodissect.editing.selection import LabelledWith, exchanged, similarities
 from emodissect.models.predictions import Inference
-from emodissect.study.cells import evaluate_operations, labels_of
+from emodissect.studies.cells import evaluate_operations, labels_of
 
 _FILE = "concept_ablation.csv"
 

@@ -16,10 +16,10 @@ from emodissect.editing.fast.edited_logits import EditedLogits, require_same_log
 from emodissect.editing.rules import Rule
 from emodissect.editing.selection import Selection
 from emodissect.models.predictions import Inference, Predictions
-from emodissect.study.cells import METRICS, grid, grid_frame
-from emodissect.study.comparison import compare
-from emodissect.study.decision import Question, decide
-from emodissect.study.result import EditStudy
+from emodissect.studies.cells import METRICS, grid, grid_frame
+from emodissect.studies.comparison import compare
+from emodissect.studies.decision import Question, decide
+from emodissect.studies.result import EditStudy
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.rules import Rule
 from emodissect.editing.selection import Selection
 from emodissect.models.predictions import Inference
-from emodissect.study.cells import evaluate_operations, labels_of, shuffled
-from emodissect.study.claim import claims_gain
-from emodissect.study.decision import Question, decide
+from emodissect.studies.cells import evaluate_operations, labels_of, shuffled
+from emodissect.studies.claim import claims_gain
+from emodissect.studies.decision import Question, decide
 
 
 def null_studies(

@@ -14,7 +14,7 @@ from emodissect.core.statistics import exceedance_p
 from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.rules import Rule
 from emodissect.editing.selection import Selection, exchanged, similarities
-from emodissect.study.cells import Cell, CellResults, choose, evaluate_cells, grid, labels_of, shuffled
+from emodissect.studies.cells import Cell, CellResults, choose, evaluate_cells, grid, labels_of, shuffled
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from emodissect.editing.edit import Edit
 from emodissect.editing.operations import Operation, Scaling
 from emodissect.models.predictions import Predictions
-from emodissect.study.claim import claims_gain
-from emodissect.study.comparison import Comparison
+from emodissect.studies.claim import claims_gain
+from emodissect.studies.comparison import Comparison
 
 _PLAIN = (
     *("select_on_test", "metric", "alpha", "selection", "rule", "settings", "p_random", "p_shuffled"),
