@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
 from composing import CONF, composed
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from rich.console import Console
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from emodissect.app.sweep import SweepTable, job_folders, sweep_table, swept_words
-from emodissect.app.sweep_results import show
+from emodissect.app.sweep_results import resolvable, show
 from emodissect.report import SweepPage
 
 
@@ -69,6 +72,20 @@ def test_jobs_that_an_earlier_multirun_left_in_the_folder_are_not_this_ones(
     table = pd.read_csv(tmp_path / "sweep.csv")
     assert table["delta_val"].tolist() == [0.01, 0.02]
     assert "on test it gives −2.00 points" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_sweeps_own_config_resolves_where_hydra_has_set_none(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("edit", ["logger=many", f"hydra.sweep.dir={tmp_path}"], return_hydra_config=True)
+    before, HydraConfig.instance().cfg = HydraConfig.instance().cfg, None
+    try:
+        plain = OmegaConf.to_container(resolvable(config, tmp_path), resolve=True)
+    finally:
+        HydraConfig.instance().cfg = before
+    assert plain["logger"]["wandb"]["save_dir"] == plain["paths"]["run_dir"] == str(tmp_path)
+    assert plain["callbacks"]["best"]["dirpath"] == f"{tmp_path}/checkpoints"
+    assert "hydra" not in plain
 
 
 def _overwritten(folder: Path, number: int, **summary: object) -> None:

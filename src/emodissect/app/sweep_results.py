@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.columns import Columns
@@ -116,14 +116,12 @@ def heat_map(grid: pd.DataFrame, title: str) -> Table:
 
 def _log(page: SweepPage, folder: Path, config: DictConfig) -> None:
     """One W&B run that holds the sweep together, where the jobs logged to W&B."""
-    entry = (config.get("logger") or {}).get("wandb")
-    if entry is None:
+    if (config.get("logger") or {}).get("wandb") is None:
         return
-    entry = OmegaConf.create(OmegaConf.to_container(entry, resolve=True))
+    config = resolvable(config, folder)
+    entry = OmegaConf.create(OmegaConf.to_container(config.logger.wandb, resolve=True))
     with open_dict(entry):
         entry.update(group=folder.name, job_type="sweep", name=f"sweep-{folder.name}", id=None)
-        if "WANDB_DIR" not in os.environ:
-            entry.save_dir = str(folder)
     sink = sink_for(instantiate(entry))
     sink.config({**resolved(config), "swept": list(page.swept)})
     sink.table("sweep/jobs", page.jobs.astype(str))
@@ -141,3 +139,18 @@ def _log(page: SweepPage, folder: Path, config: DictConfig) -> None:
         results["sweep/best/job"] = f"{best['job']}: {page.name(best)}"
     sink.summary(results)
     sink.finish(failed=False)
+
+
+def resolvable(config: DictConfig, folder: Path) -> DictConfig:
+    """The multirun's config with the sweep's folder as its run folder, so that every ``${hydra:...}`` in it resolves.
+
+    Hydra sets ``HydraConfig`` for the jobs alone; at a multirun's end there is none.
+    """
+    config = config.copy()
+    with open_dict(config):
+        config.hydra.runtime.output_dir = str(folder)
+        config.hydra.job.num, config.hydra.job.id = -1, "sweep"
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config["hydra"]
+    return config
