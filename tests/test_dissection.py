@@ -15,9 +15,9 @@ from emodissect.core.errors import UserError
 from emodissect.data.images import ImageSet
 from emodissect.dissection.labels import (
     Dissection,
-    Interpretation,
+    Labelling,
     concept_shares,
-    dissect,
+    label_neurons,
     layer_table,
     most_interpretable,
     neuron_accuracy,
@@ -53,16 +53,16 @@ def world() -> World:
 
 
 def test_planted_neurons_get_their_labels_and_the_dead_one_none(world: World) -> None:
-    found = dissect(
+    found = label_neurons(
         {"lin": world.layer},
         world.scores,
         Pearson(),
         world.probe,
         CONCEPTS,
         CLASSES,
-        Interpretation(tau=0.9, draws=200),
-    )
-    rows = found.of("lin")
+        Labelling(draws=200),
+    ).at(tau=0.9)
+    rows = found["lin"]
     assert list(rows["concept"][:3]) == ["smile", "tears", ""]
     np.testing.assert_allclose(rows["similarity"][:2], [1.0, 1.0], atol=1e-5)
     assert np.isnan(rows["similarity"][2])
@@ -87,7 +87,7 @@ def test_rows_are_placed_by_id_whatever_their_order(world: World, measure: Simil
         probe = ImageSet(world.probe.images[first], world.probe.labels[first], ids[first])
         scores = ConceptScores(ids[second], CONCEPTS.names, world.scores.values[second])
         layer = LayerActivations.of("lin", ids[third], world.layer.values[third].round(decimals=1), top_k=10)
-        return dissect({"lin": layer}, scores, measure, probe, CONCEPTS, CLASSES).fingerprint()
+        return label_neurons({"lin": layer}, scores, measure, probe, CONCEPTS, CLASSES).fingerprint()
 
     generator = torch.Generator().manual_seed(0)
     plain = labels(*[torch.arange(30)] * 3)
@@ -122,7 +122,7 @@ def test_layer_table_by_hand() -> None:
             "z": [4.0, 2.0, 0.0, np.nan],
         }
     )
-    row = layer_table(neurons, {"lin": np.array([-1.0, 0.5, 1.0, 2.0])}, Interpretation(tau=0.0)).iloc[0]
+    row = layer_table(neurons, {"lin": np.array([-1.0, 0.5, 1.0, 2.0])}, 0.0).iloc[0]
     assert (row["neurons"], row["dead"], row["interpretable"], row["not_interpretable"]) == (4, 1, 2, 1)
     assert row["proportion"] == pytest.approx(2 / 3)
     assert row["proportion_null"] == pytest.approx(0.75)
@@ -168,7 +168,7 @@ def test_pooled_thins_evenly_and_keeps_the_ends() -> None:
 
 def test_a_dissection_is_read_back_as_it_was(world: World, tmp_path: Path) -> None:
     layer = LayerActivations.of("a.b", world.layer.ids, world.layer.values, top_k=50)
-    found = dissect({"a.b": layer}, world.scores, Pearson(), world.probe, CONCEPTS, CLASSES)
+    found = label_neurons({"a.b": layer}, world.scores, Pearson(), world.probe, CONCEPTS, CLASSES)
     found.save(tmp_path)
     again = Dissection.load(tmp_path)
     pd.testing.assert_frame_equal(again.layers, found.layers)
@@ -182,9 +182,9 @@ def test_a_dissection_is_read_back_as_it_was(world: World, tmp_path: Path) -> No
 def test_labels_that_are_not_there_are_told(tmp_path: Path, world: World) -> None:
     with pytest.raises(UserError, match=r"neurons\.parquet"):
         Dissection.load(tmp_path)
-    found = dissect({"lin": world.layer}, world.scores, Pearson(), world.probe, CONCEPTS, CLASSES)
+    found = label_neurons({"lin": world.layer}, world.scores, Pearson(), world.probe, CONCEPTS, CLASSES)
     with pytest.raises(UserError, match="Did you mean 'lin'"):
-        found.of("lin2")
+        found["lin2"]
 
 
 def test_noise_is_called_significant_at_most_nominally() -> None:
@@ -196,9 +196,9 @@ def test_noise_is_called_significant_at_most_nominally() -> None:
     presence: Tensor = torch.rand(images, 3, generator=generator)
     layer = LayerActivations.of("lin", ids, torch.randn(images, neurons, generator=generator), top_k=50)
     probe = ImageSet(torch.zeros(images, 1, 2, 2, dtype=torch.uint8), labels, ids)
-    found = dissect(
+    found = label_neurons(
         {"lin": layer}, ConceptScores(ids, CONCEPTS.names, presence), Pearson(), probe, CONCEPTS, CLASSES,
-        Interpretation(draws=300),
+        Labelling(draws=300),
     )  # fmt: skip
     share = (found.neurons["p_value"] < 0.05).mean()
     assert share <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / neurons)
@@ -214,9 +214,9 @@ def test_one_detector_in_a_wide_layer_is_found() -> None:
     values[:, 0] = presence[:, 1]
     layer = LayerActivations.of("lin", ids, values, top_k=50)
     probe = ImageSet(torch.zeros(1000, 1, 2, 2, dtype=torch.uint8), ids % 3, ids)
-    found = dissect(
+    found = label_neurons(
         {"lin": layer}, ConceptScores(ids, CONCEPTS.names, presence), SoftWPMI(top_k=50), probe, CONCEPTS, CLASSES,
-        Interpretation(draws=100),
+        Labelling(draws=100),
     )  # fmt: skip
     assert found.neurons["p_value"][0] == pytest.approx(1 / 6001)
     assert list(found.neurons.index[found.neurons["significant"]]) == [0]
@@ -226,5 +226,29 @@ def test_draws_too_dear_to_make_are_asked_for(world: World, caplog: pytest.LogCa
     values = torch.randn(30, 300, generator=torch.Generator().manual_seed(5))
     values[:, 0] = world.scores.values[:, 1]
     layer = LayerActivations.of("lin", world.layer.ids, values, top_k=10)
-    dissect({"lin": layer}, world.scores, Pearson(), world.probe, CONCEPTS, CLASSES, Interpretation(draws=100))
+    label_neurons({"lin": layer}, world.scores, Pearson(), world.probe, CONCEPTS, CLASSES, Labelling(draws=100))
     assert "probe.null_draws=6000 is fine enough" in caplog.text
+
+
+def test_thresholds_apply_to_labels_afterwards(world: World, tmp_path: Path) -> None:
+    found = label_neurons(
+        {"lin": world.layer}, world.scores, Pearson(), world.probe, CONCEPTS, CLASSES, Labelling(draws=200)
+    )
+    stricter = found.at(tau=2.0, level=0.001)
+    assert not stricter["lin"]["interpretable"].any()
+    assert not stricter["lin"]["significant"].any()
+    assert (stricter.layers["interpretable"].iloc[0], stricter.layers["proportion_null"].iloc[0]) == (0, 0.0)
+    assert stricter.fingerprint() == found.fingerprint()
+    stricter.save(tmp_path)
+    loaded = Dissection.load(tmp_path)
+    assert (loaded.tau, loaded.level) == (2.0, 0.001)
+    pd.testing.assert_frame_equal(loaded.at(0.0, 0.05).neurons, found.neurons)
+    pd.testing.assert_frame_equal(loaded.at(0.0, 0.05).layers, found.layers)
+
+
+def test_the_repr_is_three_lines(world: World) -> None:
+    found = label_neurons(
+        {"lin": world.layer}, world.scores, Pearson(), world.probe, CONCEPTS, CLASSES, Labelling(draws=200)
+    )
+    assert len(repr(found).splitlines()) == 3
+    assert repr(found.at(tau=0.9)).startswith("Dissection of 4 neurons in 1 layer: 2 interpretable (similarity > 0.9)")

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from emodissect.core.errors import UserError
 from emodissect.data.ferplus import VOTED_ON
 from emodissect.demo.sketches import CLASS_NAMES
 from emodissect.dissection.labels import Dissection
@@ -70,6 +71,20 @@ def test_another_precision_makes_labels_anew(verb: Verb, home: Path) -> None:
     before = entries(home, "labels")
     verb("dissect", f"ckpt_path={checkpoint(home)}", "trainer.precision=bf16-mixed")
     assert len(entries(home, "labels") - before) == 1
+
+
+def test_another_tau_or_level_reuses_the_labels(verb: Verb, home: Path) -> None:
+    folder, _ = verb("dissect")
+    before = entries(home, "labels")
+    other, summary = verb("dissect", "tau=-10", "level=0.5")
+    assert entries(home, "labels") == before
+    assert summary["interpretable"] == summary["neurons"] - summary["dead"]
+    assert Dissection.load(other).fingerprint() == Dissection.load(folder).fingerprint()
+
+
+def test_a_list_of_tau_is_refused_where_there_is_no_grid(verb: Verb) -> None:
+    with pytest.raises(UserError, match=r"tau=\[0, 1\] is a list.*-m tau=0,1"):
+        verb("dissect", "tau=[0,1]")
 
 
 def test_labels_rewritten_in_their_folder_are_studied_anew(verb: Verb) -> None:

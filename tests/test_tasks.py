@@ -335,7 +335,7 @@ def test_a_dissections_manifest_names_everything_it_came_from(verb: Verb, home: 
     assert (list(found["concepts"]), len(found["scorer"]["templates"]) > 1) == (["Smile", "Frown"], True)
     assert found["scorer"]["clip"]["weights"] == file_hash(WEIGHTS)
     assert found["similarity"] == {"class": "SoftWPMI", **asdict(SoftWPMI())}
-    assert (found["interpretation"]["draws"], found["interpretation"]["seed"]) == (100, 42)
+    assert (found["labelling"]["draws"], found["labelling"]["seed"]) == (100, 42)
     checkpoint = next((home / "training").glob("*/classifier.ckpt"))
     given, _ = verb("dissect", f"ckpt_path={checkpoint}")
     inputs = json.loads((given / "manifest.json").read_text())["inputs"]
@@ -350,7 +350,7 @@ def test_a_network_is_dissected_as_it_is_made(verb: Verb, home: Path, monkeypatc
     words += ["layer=[blocks.0.attn.qkv,head]", "layer.pool=token_mean", "data.train=120"]
     folder, result = verb("dissect", "fit=false", *words)
     labels = Dissection.load(folder)
-    assert (labels.of("blocks.0.attn.qkv")["similarity"].notna().all(), len(labels.of("head"))) == (True, 12)
+    assert (labels["blocks.0.attn.qkv"]["similarity"].notna().all(), len(labels["head"])) == (True, 12)
     page = (folder / "report.html").read_text()
     assert "what the classifier took it for" not in page
     assert "Where the classifier looked" not in page

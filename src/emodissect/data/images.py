@@ -14,6 +14,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from emodissect.core.spelling import clean_name
 
+UNKNOWN_LABEL = -1
+"""The label of an image whose class is not known."""
+
 
 class Batch(NamedTuple):
     """Some images, each with the id that places its results."""
@@ -42,16 +45,16 @@ class Annotations:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one split, kept as uint8.
+    """Images of one split, kept as uint8 (a network of one's own may be given floats).
 
     Attributes:
-        images: grey or RGB pixels, 0..255.
-        labels: class index in the data set's class order.
+        images: grey or RGB pixels, 0..255; or floats as a network takes them, which CLIP and reports cannot show.
+        labels: class index in the data set's class order, or ``UNKNOWN_LABEL``.
         ids: unique over all splits of the data set; results are placed by them.
         annotations: by kind, e.g. ``presence`` (drawn faces) or ``votes`` (FER+).
     """
 
-    images: UInt8[Tensor, "image channel height width"]
+    images: UInt8[Tensor, "image channel height width"] | Float[Tensor, "image channel height width"]
     labels: Int64[Tensor, " image"]
     ids: Int64[Tensor, " image"]
     annotations: Mapping[str, Annotations] = field(default_factory=dict)
@@ -65,13 +68,18 @@ class ImageSet:
         }
         if len(lengths) != 1:
             raise ValueError(f"images, labels, ids and annotations differ in length: {sorted(lengths)}")
-        if self.images.dtype != torch.uint8:
-            raise ValueError(f"images are kept as uint8, not {self.images.dtype}")
+        if self.images.dtype != torch.uint8 and not self.images.is_floating_point():
+            raise ValueError(f"images are uint8, or floating-point as a network takes them, not {self.images.dtype}")
         if len(torch.unique(self.ids)) != len(self.ids):
             raise ValueError("image ids are not unique")
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the class of every image is known."""
+        return not bool((self.labels == UNKNOWN_LABEL).any())
 
     def subset(self, rows: Int64[Tensor, " kept"] | Sequence[int]) -> ImageSet:
         """The images at the given rows, in that order."""

@@ -13,13 +13,15 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int64
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from emodissect.concepts import ConceptScores
 from emodissect.concepts.concept_set import ConceptSet
 from emodissect.core.csv_files import write_csv
 from emodissect.core.errors import UserError, nearest
+from emodissect.core.number_format import percent
 from emodissect.core.statistics import benjamini_hochberg, wilson
 from emodissect.data.images import ImageSet
 from emodissect.recording import LayerActivations
@@ -29,45 +31,92 @@ log = logging.getLogger(__name__)
 
 RUNNERS_UP = 4
 NO_CONCEPT = ""
+REFERENCE_LEVEL = 0.05
+"""The false discovery rate that the null's draws are made for; other levels only read their p-values."""
+THRESHOLDED = ("interpretable", "significant")
 _CHEAP = 2**23  # (draw, concept) pairs that are scored in seconds
 
 
 @dataclass(frozen=True)
-class Interpretation:
-    """When a label counts, and against what.
+class Labelling:
+    """How labels are compared with chance and with classes.
 
     Attributes:
-        tau: a neuron is interpretable when its similarity is above this (the study's cutoff).
-        level: false discovery rate at which a label counts as significant.
         draws: random image sets behind each p-value; more where a wide layer needs them, see ``draws_to_pass``.
         top_images: images whose classes decide a neuron's accuracy.
         seed: of the random image sets.
     """
 
-    tau: float = 0.0
-    level: float = 0.05
     draws: int = 1000
     top_images: int = 10
     seed: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dissection:
-    """The labels of a network's neurons.
+    """The labels of a network's neurons, at thresholds that :meth:`at` changes without any recomputation.
 
     Attributes:
-        neurons: one row a neuron of each layer.
-        layers: one row a layer, the study's table with its null.
+        neurons: one row per neuron of each layer.
+        layers: one row per layer, the published study's table with its null.
         shares: each concept's share of the correctly labelled neurons, by layer.
         null: by layer, the best similarity of random image sets, Float["draw"] (pooled over neurons).
+        tau: a neuron is interpretable where its similarity is above it.
+        level: false discovery rate at which a label is significant.
+
+    Example:
+        >>> neurons = pd.DataFrame({"layer": "fc", "neuron": [0, 1], "concept": ["smile", "tears"], "dead": False,
+        ...     "similarity": [0.2, 0.9], "q_value": [0.5, 0.01], "accuracy": [0.5, 1.0], "accuracy_chance": 0.5,
+        ...     "z": [0.1, 4.0]})
+        >>> labels = Dissection.of_neurons(neurons, {}, tau=0.5)
+        >>> labels
+        Dissection of 2 neurons in 1 layer: 1 interpretable (similarity > 0.5), 1 significant (q < 0.05), 0 dead
+          fc: 1 of 2 interpretable, accuracy 75.0 % (chance 50.0 %)
+          most frequent labels: smile (1), tears (1)
+        >>> int(labels.at(tau=0.1).layers["interpretable"].sum()), labels["fc"].concept.tolist()
+        (2, ['smile', 'tears'])
     """
 
     neurons: pd.DataFrame
     layers: pd.DataFrame
     shares: pd.DataFrame
     null: Mapping[str, np.ndarray] = field(default_factory=dict)
+    tau: float = 0.0
+    level: float = REFERENCE_LEVEL
 
-    def of(self, layer: str) -> pd.DataFrame:
+    @classmethod
+    def of_neurons(
+        cls,
+        neurons: pd.DataFrame,
+        null: Mapping[str, np.ndarray],
+        tau: float = 0.0,
+        level: float = REFERENCE_LEVEL,
+    ) -> Dissection:
+        """The tables of all layers from the rows of their neurons.
+
+        Args:
+            neurons: as in the class; columns ``interpretable`` and ``significant`` are computed.
+            null: as in the class.
+            tau, level: the thresholds.
+        """
+        neurons = with_thresholds(neurons, tau, level)
+        return cls(neurons, layer_table(neurons, null, tau), concept_shares(neurons), null, tau, level)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Dissection]) -> Dissection:
+        """Several layers' labels as one, at the first part's thresholds."""
+        neurons = pd.concat([part.neurons for part in parts], ignore_index=True)
+        null = {layer: draws for part in parts for layer, draws in part.null.items()}
+        return cls.of_neurons(neurons, null, parts[0].tau, parts[0].level)
+
+    def at(self, tau: float | None = None, level: float | None = None) -> Dissection:
+        """The same labels at other thresholds; None keeps a threshold."""
+        tau, level = self.tau if tau is None else tau, self.level if level is None else level
+        if (tau, level) == (self.tau, self.level):
+            return self
+        return self.of_neurons(self.neurons, self.null, tau, level)
+
+    def __getitem__(self, layer: str) -> pd.DataFrame:
         """The rows of one layer, ordered by neuron. Raises UserError for a layer that was not dissected."""
         rows = self.neurons[self.neurons["layer"] == layer]
         if rows.empty:
@@ -75,12 +124,38 @@ class Dissection:
             raise UserError(f"The labels hold no layer '{layer}'. {nearest(layer, known)}")
         return rows.sort_values("neuron").reset_index(drop=True)
 
+    def __repr__(self) -> str:
+        neurons, layers = self.neurons, self.layers
+        counts = {name: int(layers[name].sum()) for name in ("interpretable", "significant", "dead")}
+        lines = [
+            f"Dissection of {len(neurons):,} neurons in {len(layers)} layer{'s' if len(layers) != 1 else ''}: "
+            f"{counts['interpretable']:,} interpretable (similarity > {self.tau:g}), "
+            f"{counts['significant']:,} significant (q < {self.level:g}), {counts['dead']:,} dead"
+        ]
+        best = layers.iloc[int(layers["proportion"].fillna(-1).to_numpy().argmax())]
+        accuracy = (
+            "no class labels"
+            if math.isnan(best["accuracy"])
+            else f"accuracy {percent(best['accuracy'], 1)} (chance {percent(best['accuracy_chance'], 1)})"
+        )
+        which = "" if len(layers) == 1 else "most interpretable layer "
+        lines.append(
+            f"  {which}{best['layer']}: {best['interpretable']} of {best['neurons']} interpretable, {accuracy}"
+        )
+        labels = neurons.loc[~neurons["dead"], "concept"].value_counts().head(3)
+        lines.append("  most frequent labels: " + ", ".join(f"{name} ({count:,})" for name, count in labels.items()))
+        return "\n".join(lines)
+
     def fingerprint(self) -> str:
-        """SHA-256 of every neuron's row."""
-        return hashlib.sha256(self.neurons.to_json(orient="split", double_precision=15).encode()).hexdigest()
+        """SHA-256 of every neuron's row, whatever the thresholds."""
+        rows = self.neurons.drop(columns=list(THRESHOLDED), errors="ignore")
+        return hashlib.sha256(rows.to_json(orient="split", double_precision=15).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Writes neurons.parquet and .csv, layers.csv, shares.csv and null.safetensors."""
+        """Writes neurons.parquet and .csv, layers.csv, shares.csv and null.safetensors, which holds the thresholds.
+
+        The CSV files are for people and spreadsheets; they are never read back.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self.neurons.to_parquet(folder / "neurons.parquet", index=False)
         flat = self.neurons.copy()
@@ -90,35 +165,56 @@ class Dissection:
         self.layers.to_csv(folder / "layers.csv", index=False)
         self.shares.to_csv(folder / "shares.csv", index=False)
         null = {name: torch.from_numpy(draws.copy()) for name, draws in self.null.items()}
-        save_file(null, folder / "null.safetensors")
+        save_file(null, folder / "null.safetensors", {"tau": repr(self.tau), "level": repr(self.level)})
 
     @classmethod
     def load(cls, folder: str | Path) -> Dissection:
-        """Reads what :meth:`save` wrote. Raises UserError where the folder holds no labels."""
+        """Reads what :meth:`save` wrote, from neurons.parquet and null.safetensors.
+
+        Raises:
+            UserError: the folder holds no labels.
+        """
         path = Path(folder)
         path = path.parent if path.name == "neurons.parquet" else path
         try:
             neurons = pd.read_parquet(path / "neurons.parquet")
-            layers = pd.read_csv(path / "layers.csv")
-            shares = pd.read_csv(path / "shares.csv", keep_default_na=False)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{folder} holds no neuron labels ({error}). Give the run folder of a dissect.py run, "
-                "which has neurons.parquet and layers.csv in it, or leave labels_dir=null to dissect now."
+                "which has neurons.parquet in it, or leave labels_dir=null to dissect now."
             ) from error
-        null_path = path / "null.safetensors"
-        null = {name: draws.numpy() for name, draws in load_file(null_path).items()} if null_path.exists() else {}
-        return cls(neurons, layers, shares, null)
+        null, tau, level = _read_null(path / "null.safetensors")
+        return cls.of_neurons(neurons, null, tau, level)
 
 
-def dissect(
+def _read_null(path: Path) -> tuple[dict[str, np.ndarray], float, float]:
+    """The null's draws by layer and the thresholds; none and the defaults where there is no such file."""
+    if not path.exists():
+        return {}, 0.0, REFERENCE_LEVEL
+    with safe_open(path, framework="np") as file:
+        held = file.metadata() or {}
+        null = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+    return null, float(held.get("tau", 0.0)), float(held.get("level", REFERENCE_LEVEL))
+
+
+def with_thresholds(neurons: pd.DataFrame, tau: float, level: float) -> pd.DataFrame:
+    """The rows with ``interpretable`` (similarity > tau) and ``significant`` (q < level); dead neurons are neither."""
+    alive = ~neurons["dead"]
+    rows = neurons.drop(columns=list(THRESHOLDED), errors="ignore")
+    place = list(rows).index("dead") + 1
+    rows.insert(place, "interpretable", alive & (neurons["similarity"] > tau))
+    rows.insert(place + 1, "significant", alive & (neurons["q_value"] < level))
+    return rows
+
+
+def label_neurons(
     activations: Mapping[str, LayerActivations],
     scores: ConceptScores,
     measure: Similarity,
     probe: ImageSet,
     concepts: ConceptSet,
     class_names: Sequence[str],
-    interpretation: Interpretation = Interpretation(),
+    labelling: Labelling = Labelling(),
 ) -> Dissection:
     """Labels every neuron of every layer.
 
@@ -128,16 +224,14 @@ def dissect(
         measure: a similarity.
         probe: the images, for their classes.
         concepts: with the classes each stands for.
-        class_names: the classes in the order of ``probe.labels``.
-        interpretation: what counts as interpretable.
+        class_names: the classes in the order of ``probe.labels``; none where the images have no labels.
+        labelling: how labels are compared with chance and with classes.
     """
     tables, nulls = [], {}
     for name, layer in activations.items():
-        neurons, null = label_layer(layer, scores, measure, probe, concepts, class_names, interpretation)
+        neurons, nulls[name] = label_layer(layer, scores, measure, probe, concepts, class_names, labelling)
         tables.append(neurons)
-        nulls[name] = null
-    neurons = pd.concat(tables, ignore_index=True)
-    return Dissection(neurons, layer_table(neurons, nulls, interpretation), concept_shares(neurons), nulls)
+    return Dissection.of_neurons(pd.concat(tables, ignore_index=True), nulls)
 
 
 def label_layer(
@@ -147,9 +241,9 @@ def label_layer(
     probe: ImageSet,
     concepts: ConceptSet,
     class_names: Sequence[str],
-    interpretation: Interpretation,
+    labelling: Labelling,
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """One row a neuron, and the layer's null of the best similarity.
+    """One row per neuron, and the layer's null of the best similarity.
 
     A dead neuron (the same activation for every image) has no concept and a similarity of NaN: it is neither
     interpretable nor significant, and takes no part in the false discovery rate.
@@ -159,15 +253,15 @@ def label_layer(
     shown = min(RUNNERS_UP + 1, similarity.shape[1])
     best, concept = similarity.topk(shown, dim=1)
     dead = layer.dead
-    null = best_similarity_null(measure, presence, layer, interpretation.draws, interpretation.seed, _null_of(layer))
-    p_value = _p_values(best[:, 0], null, measure, presence, layer, interpretation)
+    null = best_similarity_null(measure, presence, layer, labelling.draws, labelling.seed, _null_of(layer))
+    p_value = _p_values(best[:, 0], null, measure, presence, layer, labelling)
     z = standardised(best[:, 0], null)
     q_value = torch.full_like(p_value, float("nan"))
     if (~dead).any():
         q_value[~dead] = torch.as_tensor(benjamini_hochberg(p_value[~dead].numpy()), dtype=p_value.dtype)
 
-    top_ids = layer.top_ids[: interpretation.top_images]
-    top_values = layer.top_values[: interpretation.top_images]
+    top_ids = layer.top_ids[: labelling.top_images]
+    top_values = layer.top_values[: labelling.top_images]
     accuracy, chance = neuron_accuracy(probe, top_ids, concept[:, 0], concepts.class_mask(class_names))
     images = top_ids.shape[0]
     intervals = np.array([wilson(hits, images) for hits in range(images + 1)])
@@ -196,8 +290,6 @@ def label_layer(
             "accuracy_low": np.where(unknown, np.nan, low),
             "accuracy_high": np.where(unknown, np.nan, high),
             "dead": dead.numpy(),
-            "interpretable": (~dead & (best[:, 0] > interpretation.tau)).numpy(),
-            "significant": (~dead & (q_value < interpretation.level)).numpy(),
             "top_ids": top_ids.T.tolist(),
             "top_values": top_values.T.double().tolist(),
             "runners_up": [list(names[row]) for row in concept[:, 1:].numpy()],
@@ -213,22 +305,22 @@ def _p_values(
     measure: Similarity,
     presence: Float[Tensor, "image concept"],
     layer: LayerActivations,
-    interpretation: Interpretation,
+    labelling: Labelling,
 ) -> Float[Tensor, " neuron"]:
     """p-values from the null, and from further draws where a wide layer's few clear neurons could not pass otherwise.
 
     Where further draws are dear a warning says how many it would take.
     """
-    draws, seed = len(null), interpretation.seed
+    draws, seed = len(null), labelling.seed
     p_value = permutation_p(best, null)
-    needed = draws_to_pass(p_value[~layer.dead], draws, interpretation.level)
+    needed = draws_to_pass(p_value[~layer.dead], draws, REFERENCE_LEVEL)
     if needed == draws:
         return p_value
     if measure.needs_values or needed * presence.shape[1] > _CHEAP:
         log.warning(
             "Layer %s: some neurons lie beyond all %s draws of the null, too few to pass a false discovery rate of %g "
             "among %s neurons: p-values are no finer than 1/%s. probe.null_draws=%d is fine enough.",
-            *(layer.layer, f"{draws:,}", interpretation.level, f"{layer.neurons:,}", f"{draws + 1:,}", needed),
+            *(layer.layer, f"{draws:,}", REFERENCE_LEVEL, f"{layer.neurons:,}", f"{draws + 1:,}", needed),
         )
         return p_value
     counts, rounds = reached(best, null), math.ceil(needed / draws)
@@ -260,8 +352,11 @@ def neuron_accuracy(
     Chance is what images drawn at random from the probe set would give: the sum of the shares of the label's classes.
     Both are NaN for a concept that stands for no class.
     """
-    labels = probe.labels[probe.rows_of(top_ids.flatten())].view(top_ids.shape)
     accepted = class_mask[concept]  # neuron class
+    if not probe.labelled:
+        unknown = torch.full((len(concept),), float("nan"))
+        return unknown, unknown.clone()
+    labels = probe.labels[probe.rows_of(top_ids.flatten())].view(top_ids.shape)
     hit = accepted.gather(1, labels.T)
     priors = torch.bincount(probe.labels, minlength=class_mask.shape[1]).float() / len(probe)
     chance = accepted.float() @ priors
@@ -271,7 +366,7 @@ def neuron_accuracy(
     return torch.where(stands_for_none, nan, accuracy), torch.where(stands_for_none, nan, chance)
 
 
-def layer_table(neurons: pd.DataFrame, nulls: Mapping[str, np.ndarray], interpretation: Interpretation) -> pd.DataFrame:
+def layer_table(neurons: pd.DataFrame, nulls: Mapping[str, np.ndarray], tau: float) -> pd.DataFrame:
     """The study's table, one row a layer, with what chance would give beside it.
 
     ``proportion`` is the share of live neurons that are interpretable (similarity > tau), ``proportion_null`` the same
@@ -294,7 +389,7 @@ def layer_table(neurons: pd.DataFrame, nulls: Mapping[str, np.ndarray], interpre
                 "accuracy_others": others["accuracy"].mean(),
                 "accuracy_chance": live["accuracy_chance"].mean(),
                 "proportion": len(chosen) / max(len(live), 1),
-                "proportion_null": float(np.mean(null > interpretation.tau)) if null is not None else np.nan,
+                "proportion_null": float(np.mean(null > tau)) if null is not None else np.nan,
                 "significant": int(group["significant"].sum()),
                 "mean_z": live["z"].mean(),
             }

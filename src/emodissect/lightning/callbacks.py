@@ -16,7 +16,7 @@ from emodissect.core.cache import Cache
 from emodissect.core.errors import UserError
 from emodissect.data.datamodule import FaceDataModule
 from emodissect.data.images import Batch, image_loader
-from emodissect.dissection.labels import Dissection, Interpretation, dissect
+from emodissect.dissection.labels import Dissection, Labelling, label_neurons
 from emodissect.editing.edit import Edit, edited
 from emodissect.lightning.tracking import edit_metrics, log_dissection, log_metrics
 from emodissect.models.predictions import Predictions
@@ -134,7 +134,7 @@ class DissectNeurons(Callback):
         similarity: neuron against concept.
         probe: ``split``, ``limit``, ``top_images``, ``null_draws`` and ``batch_size`` as in conf/base.yaml.
         pool, channels_last: how positions of a layer's output are pooled.
-        tau, level: when a label counts, see :class:`emodissect.dissection.labels.Interpretation`.
+        tau, level: when a label counts, see :class:`emodissect.dissection.labels.Dissection`.
         seed: of the null's draws and of a limited probe set.
         cache_dir: where concept scores are kept.
         every_n_epochs: 0 dissects only at the end of the fit.
@@ -162,9 +162,8 @@ class DissectNeurons(Callback):
         self.layers, self.pool, self.channels_last = layers, pool, channels_last
         self.concepts, self.scorer, self.similarity = concepts, scorer, similarity
         self.probe = dict(probe)
-        self.interpretation = Interpretation(
-            tau=tau, level=level, draws=self.probe["null_draws"], top_images=self.probe["top_images"], seed=seed
-        )
+        self.labelling = Labelling(self.probe["null_draws"], self.probe["top_images"], seed)
+        self.tau, self.level = tau, level
         self.cache = Cache(cache_dir)
         self.every_n_epochs = every_n_epochs
         self.dissection: Dissection | None = None
@@ -193,13 +192,13 @@ class DissectNeurons(Callback):
 
     def _dissect(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = self._data(trainer)
-        images = data.probe(self.probe["split"], self.probe["limit"], self.interpretation.seed)
+        images = data.probe(self.probe["split"], self.probe["limit"], self.labelling.seed)
         network = network_of(pl_module)
         collector = ActivationCollector(
             resolve_layers(network, self.layers),
             pool=self.pool,
             channels_last=self.channels_last,
-            top_k=max(getattr(self.similarity, "top_k", None) or 0, self.interpretation.top_images),
+            top_k=max(getattr(self.similarity, "top_k", None) or 0, self.labelling.top_images),
             keep_values=self.similarity.needs_values,
         )
         was_training = {name: module.training for name, module in pl_module.named_modules()}
@@ -216,15 +215,15 @@ class DissectNeurons(Callback):
                 for name, module in pl_module.named_modules():
                     module.training = was_training[name]
             scores = self.scorer.score(images, self.concepts, data.class_names, self.cache)
-            self.dissection = dissect(
+            self.dissection = label_neurons(
                 collector.result(),
                 scores,
                 self.similarity,
                 images,
                 self.concepts,
                 data.class_names,
-                self.interpretation,
-            )
+                self.labelling,
+            ).at(self.tau, self.level)
         self._last_epoch = trainer.current_epoch
         if trainer.is_global_zero:
             log_dissection(trainer.loggers, self.dissection, images, data.class_names, step=trainer.global_step)

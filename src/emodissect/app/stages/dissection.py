@@ -23,10 +23,10 @@ from emodissect.concepts import AnnotationScorer, ConceptScores, Scorer
 from emodissect.concepts.concept_set import ConceptSet
 from emodissect.core.cache import content_key, file_hash
 from emodissect.core.distributed import first_rank, wait_for_others
+from emodissect.core.errors import UserError
 from emodissect.core.number_format import percent, plain
 from emodissect.data.images import ImageSet, image_loader
-from emodissect.dissection.labels import Dissection, Interpretation
-from emodissect.dissection.labels import dissect as label_neurons
+from emodissect.dissection.labels import Dissection, Labelling, label_neurons
 from emodissect.lightning.callbacks import RecordActivations
 from emodissect.lightning.sinks import Artifact
 from emodissect.lightning.tracking import log_artifact, log_dissection
@@ -48,6 +48,7 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
 
     with session(cfg) as run:
         plan = Plan(run, needs_classes=False)
+        one_threshold(cfg)
         plan.check()
         if cfg.label_quality:
             Quality(run, plan).check()
@@ -61,8 +62,8 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
         found = with_maps(run, plan, trained, dissected(run, plan, trained, layers))
         found.dissection.save(run.folder)
         run.add_output("labels", run.folder / "neurons.csv")
-        run.console.print(layer_summary(found.dissection, plan.interpretation))
-        drawn = write_figures(run, dissection_figures(found.dissection, plan.interpretation.tau))
+        run.console.print(layer_summary(found.dissection))
+        drawn = write_figures(run, dissection_figures(found.dissection))
         page = dissection_page(run, plan, trained, found)
         quality = None
         if cfg.label_quality:
@@ -81,6 +82,16 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
         log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=drawn)
         log_artifact(run.loggers, labels_artifact(run), trained.kept)
         return {**summary, "objective": summary["neuron_accuracy"]}
+
+
+def one_threshold(cfg: DictConfig) -> None:
+    """Raises UserError for a list of tau or level: dissect.py has no grid that it could be an axis of."""
+    for name in ("tau", "level"):
+        if isinstance(cfg[name], ListConfig):
+            raise UserError(
+                f"{name}={list(cfg[name])} is a list, and dissect.py takes one value. Lists are the grid of edit.py; "
+                f"for one dissection per value: -m {name}={','.join(map(str, cfg[name]))}."
+            )
 
 
 def dissection_summary(dissection: Dissection) -> dict[str, Any]:
@@ -152,13 +163,18 @@ class Plan:
         probe = self.run.cfg.probe
         return self.run.data.probe(probe.split, probe.limit, self.run.cfg.seed)
 
-    @cached_property
-    def interpretation(self) -> Interpretation:
-        """When a label counts. Of a grid's values the one nearest the study's decides the layer table."""
+    @property
+    def labelling(self) -> Labelling:
+        """How labels are compared with chance and with classes."""
+        return Labelling(self.run.cfg.probe.null_draws, self.run.cfg.probe.top_images, self.run.cfg.seed)
+
+    @property
+    def thresholds(self) -> tuple[float, float]:
+        """tau and level. Of a grid's lists the published tau, or else the nearest, and the strictest level."""
         cfg = self.run.cfg
         tau = min(cfg.tau, key=abs) if isinstance(cfg.tau, ListConfig) else cfg.tau
         level = min(cfg.level) if isinstance(cfg.level, ListConfig) else cfg.level
-        return Interpretation(float(tau), float(level), cfg.probe.null_draws, cfg.probe.top_images, cfg.seed)
+        return float(tau), float(level)
 
     def layers(self, classifier: Classifier) -> list[str]:
         """The layers' paths. Of a pattern, those that a forward pass calls (fused attention leaves some out)."""
@@ -213,7 +229,10 @@ class Dissected:
 
 
 def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> Dissected:
-    """The labels of the layers' neurons. Activations and concept scores come from the cache where they stand."""
+    """The labels of the layers' neurons. Activations, concept scores and each layer's labels come from the cache.
+
+    The thresholds tau and level are applied to cached labels afterwards.
+    """
     activations, predictions = recorded(run, plan, trained, layers)
     scores = plan.scorer.score(plan.probe, plan.concepts, run.data.splits.class_names, run.cache)
     key = {
@@ -224,7 +243,7 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
         "concepts": {name: list(plan.concepts.classes.get(name, ())) for name in plan.concepts.names},
         "scorer": plan.scorer.fingerprint(),
         "similarity": described(plan.measure),
-        "interpretation": asdict(plan.interpretation),
+        "labelling": asdict(plan.labelling),
         "emodissect": versions()["emodissect"],
     }
     run.inputs["concepts"] = concepts_from(plan.concepts)
@@ -233,21 +252,24 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
         dissection, given, warning = given_labels(run.cfg.labels_dir, activations, plan.probe, trained.weights)
         run.inputs["labels"] = given
         key = {**key, "labels": given["content"]}
+        dissection = dissection.at(*plan.thresholds)
         return Dissected(dissection, predictions, activations, scores, key, warning=warning)
+    found = []
+    for layer in layers:
 
-    def write(folder: Path) -> None:
-        label_neurons(
-            activations,
-            scores,
-            plan.measure,
-            plan.probe,
-            plan.concepts,
-            run.data.splits.class_names,
-            plan.interpretation,
-        ).save(folder)
+        def write(folder: Path, layer: str = layer) -> None:
+            label_neurons(
+                {layer: activations[layer]},
+                scores,
+                plan.measure,
+                plan.probe,
+                plan.concepts,
+                run.data.splits.class_names,
+                plan.labelling,
+            ).save(folder)
 
-    folder = run.made("labels", key, write)
-    return Dissected(Dissection.load(folder), predictions, activations, scores, key)
+        found.append(Dissection.load(run.made("labels", {**key, "layers": [layer]}, write)))
+    return Dissected(Dissection.joined(found).at(*plan.thresholds), predictions, activations, scores, key)
 
 
 def with_maps(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Dissected:
@@ -266,7 +288,7 @@ def recorded(
     run: Session, plan: Plan, trained: Trained, layers: list[str]
 ) -> tuple[dict[str, LayerActivations], Predictions]:
     """Each layer's activations on the probe images, and the predictions; one pass for all that do not stand yet."""
-    top_k = max(getattr(plan.measure, "top_k", None) or 0, plan.interpretation.top_images)
+    top_k = max(getattr(plan.measure, "top_k", None) or 0, plan.labelling.top_images)
 
     def key(layer: str) -> dict[str, Any]:
         return {
@@ -341,18 +363,19 @@ def described(measure: Similarity) -> dict[str, Any]:
     return {"class": type(measure).__qualname__, **parameters}
 
 
-def layer_summary(dissection: Dissection, interpretation: Interpretation) -> Any:
+def layer_summary(dissection: Dissection) -> Any:
     """The layer table for the terminal."""
+    tau, level = plain(dissection.tau), dissection.level
     columns = {
         "layer": Column("layer"),
         "neurons": Column("neurons"),
         "dead": Column("dead"),
-        "interpretable": Column(f"sim > {plain(interpretation.tau)}"),
+        "interpretable": Column(f"sim > {tau}"),
         "proportion": Column("share", percent),
         "proportion_null": Column("by chance", percent),
-        "significant": Column(f"q < {interpretation.level:g}"),
+        "significant": Column(f"q < {level:g}"),
         "accuracy": Column("accuracy", percent),
-        "accuracy_interpretable": Column(f"of > {plain(interpretation.tau)}", percent),
+        "accuracy_interpretable": Column(f"of > {tau}", percent),
         "accuracy_others": Column("of others", percent),
         "accuracy_chance": Column("chance", percent),
     }

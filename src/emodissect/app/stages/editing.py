@@ -23,8 +23,9 @@ from emodissect.core.atomic_files import atomic_write
 from emodissect.core.csv_files import write_csv
 from emodissect.core.distributed import first_rank
 from emodissect.core.errors import UserError
-from emodissect.core.number_format import unbroken
+from emodissect.core.number_format import plain, unbroken
 from emodissect.data.images import ImageSet
+from emodissect.dissection.labels import Dissection
 from emodissect.editing.edit import bake
 from emodissect.lightning.sinks import Artifact
 from emodissect.lightning.tracking import log_artifact, log_dissection, log_metrics, log_study
@@ -55,15 +56,21 @@ def edit(cfg: DictConfig) -> dict[str, Any]:
         trained = trained_classifier(run, fit=False)
         layers = plan.layers(trained.classifier)
         found = with_maps(run, plan, trained, dissected(run, plan, trained, layers))
-        run.console.print(layer_summary(found.dissection, plan.interpretation))
         layers = _kept(run, found, layers, trained.classifier)
         if not first_rank():
             return {}
         question = Asked(run, found, trained, layers, selections, rules, splits)
         study = question.study()
+        found = replace(found, dissection=at_thresholds_of(study, found.dissection))
+        run.console.print(layer_summary(found.dissection))
         ablations = question.ablations() if asked.ablate_concepts else {}
         null = question.null_studies() if asked.null_studies else None
         return write_outputs(run, plan, trained, found, study, ablations, null, splits)
+
+
+def at_thresholds_of(study: EditStudy, dissection: Dissection) -> Dissection:
+    """The labels at the chosen edit's tau and level, where it has them."""
+    return dissection.at(study.settings.get("tau"), study.settings.get("level"))
 
 
 def _kept(run: Session, found: Dissected, layers: list[str], classifier: Classifier) -> list[str]:
@@ -72,7 +79,8 @@ def _kept(run: Session, found: Dissected, layers: list[str], classifier: Classif
         return layers
     logits = [name for name, _ in classifier.network.named_modules() if name in layers][-1:]
     chosen = instantiate(run.cfg.layer.keep)(found.dissection.layers, tails=logits if len(layers) > 1 else ())
-    run.console.print(f"Most interpretable layer ({run.cfg.layer.keep.by}): [bold]{chosen}[/]")
+    at = f"{run.cfg.layer.keep.by}, tau {plain(found.dissection.tau)}"
+    run.console.print(f"Most interpretable layer ({at}): [bold]{chosen}[/]")
     return [chosen]
 
 
@@ -90,7 +98,7 @@ def write_outputs(
     found.dissection.save(run.folder)
     study.save(run.folder / "study")
     checkpoint = bake_checkpoint(run, trained, study)
-    of_labels = dissection_figures(found.dissection, plan.interpretation.tau)
+    of_labels = dissection_figures(found.dissection)
     of_edit = study_figures(run, study)
     page = EditPage(
         grid=study.grid,

@@ -37,7 +37,7 @@ def given_labels(
     """
     dissection = Dissection.load(folder)
     for name, layer in activations.items():
-        rows = dissection.of(name)
+        rows = dissection[name]
         if len(rows) != layer.neurons:
             raise UserError(
                 f"labels_dir={folder} holds {len(rows):,} neurons of layer '{name}', and this network has "

@@ -156,7 +156,7 @@ def score_labels(run: Session, plan: Plan, trained: Trained, found: Dissected) -
     if trained.classifier.knows_classes:
         of_logits, tested = _logits(run, plan, quality, found, seed)
     return QualityTables(
-        level=plan.interpretation.level,
+        level=found.dissection.level,
         neurons=_together(neurons),
         sanity=_together([*sanity, tested]),
         recovery=_together([*recovery, of_logits]),
@@ -201,7 +201,7 @@ def _clarity(run: Session, plan: Plan, layer: LayerActivations, seed: int) -> di
     if embed is None:
         return {}
     embeddings = embed(plan.probe, run.cache)
-    top = layer.top_ids[: plan.interpretation.top_images]
+    top = layer.top_ids[: plan.labelling.top_images]
     found = clarity(embeddings, plan.probe.rows_of(top.flatten()).reshape(top.shape))
     bound = random_clarity(embeddings, len(top), seed=seed).quantile(0.95)
     return {"clarity": found.numpy(), "scattered": ((found <= bound) & ~layer.dead).numpy()}
@@ -265,7 +265,7 @@ def _planted(plan: Plan, quality: Quality, found: Dissected, seed: int) -> tuple
     for name, layer in layers.items():
         found_truth = recovered(layer, sources, quality.measures, {"built": planted.truth}, seed=seed)
         recovery.append(found_truth.assign(layer=name))
-        level = plan.interpretation.level
+        level = found.dissection.level
         kinds.append(planted_table(layer, scores, quality.measures, planted, level=level, seed=seed).assign(layer=name))
     return _together(recovery), _together(kinds)
 

@@ -27,15 +27,16 @@ HISTORY = "history.csv"
 """The figures of a training by epoch, beside its checkpoint."""
 
 
-def dissection_figures(dissection: Dissection, tau: float | None) -> dict[str, Figure]:
+def dissection_figures(dissection: Dissection) -> dict[str, Figure]:
     """By name: the layer table, and each layer's similarity histogram and concept shares."""
     found = {"layer_table": figures.layer_table(dissection.layers)}
     if len(dissection.layers) > 1:
         found["layer_proportions"] = figures.layer_proportions(dissection.layers)
     for layer in dissection.layers["layer"]:
-        rows = dissection.of(layer)
+        rows = dissection[layer]
         null = dissection.null.get(layer)
-        found[f"similarity_{layer}"] = figures.similarity_histogram(rows["similarity"], null, tau, title=layer)
+        similarity = rows["similarity"]
+        found[f"similarity_{layer}"] = figures.similarity_histogram(similarity, null, dissection.tau, title=layer)
         shares = dissection.shares[dissection.shares["layer"] == layer]
         if len(shares):
             found[f"concepts_{layer}"] = figures.concept_shares(shares, title=layer)
@@ -69,8 +70,8 @@ def dissection_page(run: Session, plan: Plan, trained: Trained, found: Dissected
         manifest=run.manifest(),
         predictions=found.predictions if trained.classifier.knows_classes else None,
         null=found.dissection.null,
-        tau=plan.interpretation.tau,
-        level=plan.interpretation.level,
+        tau=found.dissection.tau,
+        level=found.dissection.level,
         published=published_layers(run.cfg),
         extras=compare_shares(run.cfg, found.dissection),
         heat=found.heat,
