@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,10 +53,10 @@ def test_three_splits(make, tmp_path):
 
 
 def test_grey_is_the_luma_of_itu_r_601(make, tmp_path):
-    data = make(draw(tmp_path / "own", {"train/a": 2, "val/a": 1, "test/a": 1}), size=4)
-    expected = [round(0.299 * s + 0.587 * (255 - s) + 0.114 * 100) for s in (0, 1)]
+    data = make(draw(tmp_path / "own", {"train/a": 2, "train/b": 1, "val/a": 1, "test/a": 1}), size=4)
+    expected = [round(0.299 * s + 0.587 * (255 - s) + 0.114 * 100) for s in (0, 1, 2)]
     assert data.splits.train.images[:, 0, 1, 1].tolist() == pytest.approx(expected, abs=1)
-    assert data.splits.train.images.shape == (2, 1, 4, 4)
+    assert data.splits.train.images.shape == (3, 1, 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_folder_names_can_stand_in_a_configuration(tmp_path):
     root = draw(tmp_path / "own", {"train/b": 1, "train/A": 1, "test/a": 1, "val/c": 1})
     OmegaConf.register_new_resolver("class_folders", class_folders, replace=True)
     config = OmegaConf.create({"path": str(root), "class_names": "${class_folders:${path},null}"})
-    assert list(config.class_names) == ["A", "a", "b", "c"]
+    assert list(config.class_names) == ["A", "b", "c"]  # of a and A the first
     with pytest.raises(UserError, match="no folder"):
         class_folders("nowhere", str(tmp_path))
 
@@ -140,7 +141,7 @@ def test_every_ending_is_decoded(tmp_path, ending, channels):
 def test_16_bit_palette_and_transparent_images(tmp_path):
     deep = (np.arange(16, dtype=np.uint16).reshape(4, 4) * 4096).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
-    assert decode(tmp_path / "deep.png", 1)[0].tolist() == (deep >> 8).tolist()
+    assert decode(tmp_path / "deep.png", 1)[0].tolist() == np.round(deep / 257).tolist()
     Image.new("RGB", (4, 4), (10, 20, 30)).convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "p.png")
     assert decode(tmp_path / "p.png", 3)[:, 0, 0].tolist() == [10, 20, 30]
     Image.new("RGBA", (4, 4), (10, 20, 30, 128)).save(tmp_path / "a.png")
@@ -148,24 +149,24 @@ def test_16_bit_palette_and_transparent_images(tmp_path):
 
 
 def test_unreadable_files_are_all_named_or_left_out(make, tmp_path, caplog):
-    root = draw(tmp_path / "own", {"train/a": 3, "val/a": 1, "test/a": 1})
+    root = draw(tmp_path / "own", {"train/a": 3, "train/b": 1, "val/a": 1, "test/a": 1})
     (root / "train" / "a" / "01.png").write_bytes(b"no image")
     (root / "test" / "a" / "zz.jpg").write_bytes(b"")
     with pytest.raises(UserError) as told:
         _ = make(root).splits
-    assert "2 of 6 image files cannot be read" in str(told.value)
+    assert "2 of 7 image files cannot be read" in str(told.value)
     assert "01.png" in str(told.value)
     assert "zz.jpg" in str(told.value)
     assert "data.skip_unreadable=true" in str(told.value)
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     splits = make(root, skip_unreadable=True).splits
-    assert splits.train.ids.tolist() == [0, 2]
-    assert splits.test.ids.tolist() == [4]
+    assert splits.train.ids.tolist() == [0, 2, 3]
+    assert splits.test.ids.tolist() == [5]
     assert "They are left out" in caplog.text
 
 
 def test_second_read_takes_the_cache_and_another_size_does_not(make, tmp_path, monkeypatch):
-    root = draw(tmp_path / "own", {"train/a": 3, "val/a": 1, "test/a": 1})
+    root = draw(tmp_path / "own", {"train/a": 3, "train/b": 1, "val/a": 1, "test/a": 1})
     first = make(root, size=8).splits
     calls: list[int] = []
     real = folder.read_images
@@ -179,10 +180,10 @@ def test_second_read_takes_the_cache_and_another_size_does_not(make, tmp_path, m
 
 
 def test_other_files_are_passed_over(make, tmp_path):
-    root = draw(tmp_path / "own", {"train/a": 2, "val/a": 1, "test/a": 1, "train/.hidden": 1})
+    root = draw(tmp_path / "own", {"train/a": 2, "train/b": 1, "val/a": 1, "test/a": 1, "train/.hidden": 1})
     (root / "train" / "a" / "notes.txt").write_text("x")
     (root / "train" / "a" / ".DS_Store").write_text("x")
-    assert len(make(root).splits.train) == 2
+    assert len(make(root).splits.train) == 3
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def test_other_files_are_passed_over(make, tmp_path):
     ],
 )
 def test_wrong_options(make, tmp_path, options, told):
-    root = draw(tmp_path / "own", {"train/a": 1, "val/a": 1, "test/a": 1})
+    root = draw(tmp_path / "own", {"train/a": 1, "train/b": 1, "val/a": 1, "test/a": 1})
     with pytest.raises(UserError, match=told):
         make(root, **options)
 
@@ -207,12 +208,139 @@ def test_missing_and_empty_folders(make, tmp_path):
     with pytest.raises(UserError, match="no image files in class folders"):
         make(tmp_path / "own")
     with pytest.raises(UserError, match="no images under train/"):
-        _ = make(draw(tmp_path / "other", {"val/a": 1, "test/a": 1})).splits
+        _ = make(draw(tmp_path / "other", {"val/a": 1, "val/b": 1, "test/a": 1})).splits
     with pytest.raises(UserError, match=r"its 2 images are too few .* none is left for val"):
-        _ = make(draw(tmp_path / "few", {"a": 2})).splits
+        _ = make(draw(tmp_path / "few", {"a": 1, "b": 1})).splits
 
 
 def test_more_than_memory_holds_is_refused_before_reading(make, tmp_path):
-    root = draw(tmp_path / "own", {"train/a": 1, "val/a": 1, "test/a": 1})
+    root = draw(tmp_path / "own", {"train/a": 1, "train/b": 1, "val/a": 1, "test/a": 1})
     with pytest.raises(UserError, match="GiB of memory are free"):
         _ = make(root, size=10_000_000).splits
+
+
+# -- files as they come ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "gif", "tiff", "bmp"])
+def test_no_flipped_byte_ends_the_process_or_changes_a_png(tmp_path, ending):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    path = tmp_path / f"x.{ending}"
+    Image.fromarray(pixels).save(path)
+    whole, expected = path.read_bytes(), decode(path, 3)
+    for place in np.random.default_rng(1).integers(0, len(whole), 60):
+        damaged = bytearray(whole)
+        damaged[place] ^= 255
+        path.write_bytes(damaged)
+        try:
+            image = decode(path, 3)
+        except Exception:
+            continue
+        assert ending != "png" or torch.equal(image, expected)
+
+
+def test_what_is_no_readable_file_is_named_and_skipped(make, tmp_path, caplog):
+    root = draw(tmp_path / "own", {"train/a": 3, "train/b": 3, "val/a": 1, "test/a": 1})
+    (root / "train" / "a" / "dangling.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(root / "train" / "a" / "pipe.png")
+    (root / "train" / "a" / "folder.png").mkdir()  # holds no image: nothing is lost
+    with pytest.raises(UserError) as told:
+        _ = make(root).splits
+    assert "2 of 10 image files cannot be read" in str(told.value)
+    assert "dangling.png (a link to a file that does not exist)" in str(told.value)
+    assert "pipe.png (a pipe, socket or device, not a file)" in str(told.value)
+    for _ in range(2):  # read, then from the cache
+        caplog.clear()
+        assert len(make(root, skip_unreadable=True).splits.train) == 6
+        assert "2 of 10 files are left out: train/a/dangling.png, train/a/pipe.png" in caplog.text
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_named(make, tmp_path):
+    root = draw(tmp_path / "own", {"train/a": 1, "train/b": 1, "val/a": 1, "test/a": 1})
+    (root / "train" / "a" / "00.png").chmod(0)
+    with pytest.raises(UserError, match=r"00\.png \(no permission to read it\)"):
+        _ = make(root).splits
+
+
+RAMP = np.arange(16).reshape(4, 4)
+
+
+@pytest.mark.parametrize(
+    ("ending", "pixels"),
+    [
+        ("png", (RAMP * 4369).astype(np.uint16)),
+        ("tiff", (RAMP * 4369).astype(np.uint16)),
+        ("pgm", (RAMP * 4369).astype(np.uint16)),
+        ("tiff", (RAMP / 15).astype(np.float32)),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_deep_files_are_scaled_by_the_range_of_their_type(tmp_path, ending, pixels, channels):
+    Image.fromarray(pixels).save(tmp_path / f"x.{ending}")
+    assert decode(tmp_path / f"x.{ending}", channels)[0].tolist() == (RAMP * 17).tolist()
+
+
+@pytest.mark.parametrize(
+    ("ending", "pixels", "white"),
+    [
+        ("png", (RAMP * 273).astype(np.uint16), 4095),  # 12 bits in a file of 16
+        ("tiff", (RAMP * 1000).astype(np.int32), 15000),
+        ("tiff", (RAMP * 17).astype(np.float32), 255),
+    ],
+)
+def test_a_range_that_is_not_known_is_refused_until_it_is_given(tmp_path, ending, pixels, white):
+    path = tmp_path / f"x.{ending}"
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(ValueError, match=r"data\.value_range="):
+        decode(path, 1)
+    assert decode(path, 1, value_range=white)[0].tolist() == (RAMP * 17).tolist()
+
+
+def test_lab_is_converted_by_its_definition(tmp_path):
+    lab = Image.merge("LAB", [Image.new("L", (4, 4), value) for value in (255, 128, 128)])
+    lab.paste((136, 128 + 80, 128 + 67), (0, 0, 2, 4))  # L* 53.3, a* 80, b* 67: sRGB's red
+    lab.save(tmp_path / "x.tiff")
+    image = decode(tmp_path / "x.tiff", 3)
+    assert image[:, 0, 3].tolist() == pytest.approx([255, 255, 255], abs=1)
+    assert image[:, 0, 0].tolist() == pytest.approx([255, 0, 0], abs=12)
+
+
+def test_one_class_is_an_error_that_names_the_folder_that_was_meant(make, tmp_path):
+    draw(tmp_path / "X" / "archive" / "images", {"train/a": 2, "train/b": 2})
+    with pytest.raises(UserError, match=r"one class only, 'archive'.*Did you mean data\.path=.*/X/archive/images\?"):
+        make(tmp_path / "X")
+    draw(tmp_path / "Y", {"raf/train/a": 1, "raf/train/b": 1, "sfew/train/a": 1, "sfew/train/b": 1})
+    with pytest.raises(UserError, match=r"whole data sets, .*Y/raf, .*Y/sfew\. Did you mean data\.path=.*Y/raf\?"):
+        make(tmp_path / "Y")
+    with pytest.raises(UserError, match=r"one class only, 'a'; two or more are needed\. Class folders lie directly"):
+        make(draw(tmp_path / "Z", {"train/a": 2}))
+
+
+def test_folders_as_they_come_are_read_or_reported_with_counts(make, tmp_path, caplog):
+    layout = {"train/a": 2, "Train/b": 3, "dev/a": 1, "dev/B": 1, "test/a": 1, "test/b": 1, "more/a": 4}
+    root = draw(tmp_path / "own", layout | {"__MACOSX/train": 1, "train/a/@eaDir/00.png": 1})
+    (root / "train" / "calm").mkdir()
+    (root / "train" / "a" / "00.png").rename(root / "train" / "a" / "00.jfif")
+    (root / "train" / "a" / "face.heic").write_bytes(b"x")
+    Image.new("L", (4, 4)).save(root / "test" / "unlabelled.png")
+    data = make(root)
+    assert data.class_names == ("a", "B")
+    assert [len(part) for part in (data.splits.train, data.splits.val, data.splits.test)] == [5, 2, 2]
+    assert data.splits.train.labels.tolist() == [1, 1, 1, 0, 0]
+    for note in (
+        "Taken together as train: Train/ (3 images), train/ (2 images).",
+        "Beside the split folders, not read: more/ (4 images).",
+        "Without images: 1 folders (train/calm).",
+        "Left by an operating system, not read: @eaDir/.",
+        "Files of other kinds, not read: .heic 1.",
+        "Outside class folders, without a label: 1 images in",
+    ):
+        assert note in caplog.text
+
+
+def test_links_that_lead_back_up_end(make, tmp_path):
+    root = draw(tmp_path / "own", {"train/a": 2, "train/b": 1, "val/a": 1, "test/a": 1})
+    (root / "train" / "a" / "again").symlink_to(root / "train" / "a")
+    (root / "train" / "c").symlink_to(draw(tmp_path / "elsewhere", {"c": 2}) / "c")
+    assert torch.bincount(make(root).splits.train.labels).tolist() == [2, 1, 2]

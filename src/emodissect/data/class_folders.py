@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,20 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from emodissect.core.cache import file_hash
+from emodissect.core.errors import UserError
+from emodissect.data.decoding import ENDINGS
 
-ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 SPLIT_FOLDERS = {
     "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "publictest"),
+    "val": ("val", "valid", "validation", "dev", "publictest"),
     "test": ("test", "testing", "privatetest"),
 }
+_SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
+
+LEFT_BY_SYSTEMS = ("__macosx", "@eadir", "$recycle.bin", "lost+found", "system volume information")
+"""Folders that operating systems and storage boxes leave among a user's own; they hold copies and thumbnails."""
+
+_DEPTH = 5  # folders between data.path and the class folders, when a forgotten part of the path is looked for
 
 
 @dataclass(frozen=True)
@@ -33,30 +41,91 @@ class FoundImage:
     path: Path
 
 
-def find_images(root: Path) -> list[FoundImage]:
-    """All image files below ``root/<split>/<class>`` or ``root/<class>``, in an order that never changes.
+@dataclass(frozen=True)
+class FoundImages:
+    """The image files of a folder.
 
-    Splits come in the order train, val, test, then by class folder, then by path, compared by characters. Hidden files
-    and files of other kinds are passed over.
+    Attributes:
+        images: in an order that never changes: split (train, val, test), class folder, path, compared by characters.
+        notes: what was passed over or taken together, with counts, one sentence each.
     """
-    folders = {folder.name.lower(): folder for folder in sorted(root.iterdir()) if folder.is_dir()}
-    found: list[FoundImage] = []
-    for split, names in SPLIT_FOLDERS.items():
-        for name in names:
-            if name in folders:
-                found += _below(folders[name], split)
-    return found or _below(root, None)
+
+    images: tuple[FoundImage, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def folders(self) -> list[str]:
+        """The names of the class folders that hold images, alphabetically; of names that differ by capitals the first.
+
+        >>> FoundImages((FoundImage(None, "b", Path("b/0.png")), FoundImage(None, "A", Path("A/0.png"))), ()).folders
+        ['A', 'b']
+        """
+        names = sorted({image.folder for image in self.images}, key=lambda name: (name.lower(), name))
+        return list({name.lower(): name for name in reversed(names)}.values())[::-1]
 
 
-def class_folder_names(root: Path) -> list[str]:
-    """The names of the class folders that hold images, by the alphabet without regard to capitals."""
-    return sorted({image.folder for image in find_images(root)}, key=lambda name: (name.lower(), name))
+def find_images(root: Path) -> FoundImages:
+    """All image files below ``root/<split>/<class>`` or ``root/<class>``.
+
+    Links to folders are followed. Hidden files and folders, those that systems leave behind (`__MACOSX`, `@eaDir`) and
+    files of other kinds are passed over. Dangling links, pipes and files that may not be read are among the images,
+    so that whoever reads them names them.
+
+    Raises:
+        UserError: a folder that may not be listed.
+    """
+    folders = _subfolders(root)
+    by_split = {
+        split: [folder for folder in folders if folder.name.lower() in names] for split, names in SPLIT_FOLDERS.items()
+    }
+    found = _Finder(root)
+    for split, given in by_split.items():
+        counts = {folder: found.add(folder, split) for folder in given}
+        if len(counts) > 1:
+            listed = ", ".join(f"{folder.name}/ ({count:,} images)" for folder, count in counts.items())
+            found.notes.append(f"Taken together as {split}: {listed}.")
+    if found.images:
+        found.note_beside([folder for folder in folders if folder.name.lower() not in _SPLIT_OF])
+    else:
+        found = _Finder(root)
+        found.add(root, None)
+    return FoundImages(tuple(found.images), (*found.notes, *found.last_notes()))
+
+
+def deeper_folders(root: Path) -> list[Path]:
+    """The folders nearest below ``root`` that look as if they were meant: with split folders, or with two classes."""
+    level = _subfolders(root)
+    for _ in range(_DEPTH):
+        meant = [folder for folder in level if _has_splits(folder)]
+        meant = meant or [folder for folder in level if sum(map(_holds_images, _subfolders(folder))) > 1]
+        if meant:
+            return meant
+        level = [inner for folder in level for inner in _subfolders(folder)]
+    return []
+
+
+def require_classes(root: Path, found: FoundImages) -> None:
+    """Raises UserError where a part of the path was forgotten: one class folder, or splits below the class folders."""
+    folders = found.folders
+    no_split = bool(found.images) and found.images[0].split is None
+    deeper = deeper_folders(root) if len(folders) == 1 or no_split else []
+    if no_split and len(folders) > 1:
+        deeper = [folder for folder in deeper if _has_splits(folder)]
+    if len(folders) == 1:
+        what = f"{root} holds images of one class only, '{folders[0]}'; two or more are needed."
+    elif deeper:
+        what = f"{root} holds no class folders but whole data sets, {', '.join(str(d) for d in deeper[:3])}."
+    else:
+        return
+    advice = f" Did you mean data.path={deeper[0]}?" if deeper else " Class folders lie directly below data.path or "
+    advice += "" if deeper else "below its train/, val/ and test/."
+    raise UserError(what + advice)
 
 
 def content_hash(root: Path, files: Sequence[Path]) -> str:
-    """SHA-256 over the relative paths and contents of the files, in their order."""
+    """SHA-256 over the relative paths and contents of the files, in their order; of an unreadable one the path."""
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
-        hashes = list(threads.map(file_hash, files, chunksize=64))
+        hashes = list(threads.map(_hash_if_readable, files, chunksize=64))
     listed = [(path.relative_to(root).as_posix(), digest) for path, digest in zip(files, hashes, strict=True)]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
@@ -77,11 +146,111 @@ def stratified_parts(
     return [torch.cat(rows).sort().values if rows else torch.empty(0, dtype=torch.int64) for rows in parts]
 
 
-def _below(folder: Path, split: str | None) -> list[FoundImage]:
-    return [
-        FoundImage(split, class_folder.name, path)
-        for class_folder in sorted(folder.iterdir())
-        if class_folder.is_dir() and not class_folder.name.startswith(".")
-        for path in sorted(class_folder.rglob("*"))
-        if path.suffix.lower() in ENDINGS and not path.name.startswith(".")
-    ]
+class _Finder:
+    """Collects images, and counts what it passes over."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.images: list[FoundImage] = []
+        self.notes: list[str] = []
+        self._other_kinds: Counter[str] = Counter()
+        self._left_by_systems: Counter[str] = Counter()
+        self._empty: list[str] = []
+
+    def add(self, folder: Path, split: str | None) -> int:
+        """Takes the images of a folder's class folders; how many they are."""
+        before = len(self.images)
+        for class_folder in sorted(folder.iterdir()):
+            if not class_folder.is_dir():
+                continue
+            if _passed_over(class_folder.name):
+                self._left_by_systems[class_folder.name] += not class_folder.name.startswith(".")
+                continue
+            files = sorted(self._images_below(class_folder))
+            self.images += [FoundImage(split, class_folder.name, path) for path in files]
+            if not files:
+                self._empty.append(class_folder.relative_to(self.root).as_posix())
+        loose = sum(_is_image(item.name) for item in folder.iterdir() if not item.is_dir())
+        if loose and len(self.images) > before:
+            self.notes.append(f"Outside class folders, without a label: {loose:,} images in {folder}.")
+        elif loose and split is not None:
+            self.notes.append(f"{folder.name}/ has no class folders: its {loose:,} images have no label.")
+        return len(self.images) - before
+
+    def note_beside(self, folders: Sequence[Path]) -> None:
+        """Notes folders that stand beside the splits and are not read."""
+        counts = {folder.name: sum(1 for _ in self._images_below(folder)) for folder in folders}
+        listed = ", ".join(f"{name}/ ({count:,} images)" for name, count in counts.items() if count)
+        if listed:
+            self.notes.append(f"Beside the split folders, not read: {listed}.")
+
+    def last_notes(self) -> list[str]:
+        """What was passed over on the way."""
+        notes = []
+        if self._empty:
+            more = ", …" if len(self._empty) > 5 else ""
+            notes.append(f"Without images: {len(self._empty)} folders ({', '.join(self._empty[:5])}{more}).")
+        if names := [name for name, count in self._left_by_systems.items() if count]:
+            notes.append(f"Left by an operating system, not read: {', '.join(f'{name}/' for name in names)}.")
+        if self._other_kinds:
+            kinds = ", ".join(f"{kind or 'no ending'} {count:,}" for kind, count in self._other_kinds.most_common(5))
+            notes.append(f"Files of other kinds, not read: {kinds}.")
+        return notes
+
+    def _images_below(self, folder: Path) -> Iterator[Path]:
+        seen: set[tuple[int, int]] = set()
+        for place, names, files in os.walk(folder, followlinks=True, onerror=_unlisted):
+            about = os.stat(place)
+            if (about.st_dev, about.st_ino) in seen:  # a link that leads back up
+                names.clear()
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            self._left_by_systems.update(name for name in names if name.lower() in LEFT_BY_SYSTEMS)
+            names[:] = [name for name in names if not _passed_over(name)]
+            for name in files:
+                if _is_image(name):
+                    yield Path(place, name)
+                elif not name.startswith(".") and name.lower() not in ("thumbs.db", "desktop.ini"):
+                    self._other_kinds[Path(name).suffix.lower()] += 1
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return [item for item in sorted(folder.iterdir()) if item.is_dir() and not _passed_over(item.name)]
+    except OSError as error:
+        raise _unlistable(error) from error
+
+
+def _has_splits(folder: Path) -> bool:
+    splits = [inner for inner in _subfolders(folder) if inner.name.lower() in _SPLIT_OF]
+    return any(_holds_images(class_folder) for split in splits for class_folder in _subfolders(split))
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(_is_image(item.name) and not item.is_dir() for item in folder.iterdir())
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(ENDINGS) and not name.startswith(".")
+
+
+def _passed_over(name: str) -> bool:
+    return name.startswith(".") or name.lower() in LEFT_BY_SYSTEMS
+
+
+def _unlisted(error: OSError) -> None:
+    raise _unlistable(error) from error
+
+
+def _unlistable(error: OSError) -> UserError:
+    return UserError(
+        f"data.path: the folder {error.filename} cannot be listed ({error.strerror}). Give yourself permission to read "
+        "it, or move it away."
+    )
+
+
+def _hash_if_readable(path: Path) -> str:
+    try:
+        return file_hash(path) if path.is_file() else ""
+    except OSError:
+        return ""

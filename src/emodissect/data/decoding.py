@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -14,9 +16,8 @@ import numpy as np
 import psutil
 import torch
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image, read_file
 from torchvision.transforms.v2 import functional as transforms
 
 from emodissect.core.errors import UserError
@@ -25,7 +26,15 @@ from emodissect.core.progress import tracked
 log = logging.getLogger(__name__)
 
 FITS = ("crop", "stretch")
-_MODES = {1: (ImageReadMode.GRAY, "L"), 3: (ImageReadMode.RGB, "RGB")}
+ENDINGS = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png"),
+    *(".pgm", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
+"""What Pillow reads, by the ending of the file's name."""
+
+_MODES = {1: "L", 3: "RGB"}
+_AT_A_TIME = 256  # files that are decoded before the first of them is taken: what threads are ahead stays small
+_DARK = 16  # of 255: no photo ends there, but 12 bits in the place of 16 do
 
 
 def read_images(
@@ -34,6 +43,7 @@ def read_images(
     channels: int,
     fit: str = "crop",
     skip_unreadable: bool = False,
+    value_range: float | None = None,
     what: str = "Reading images",
     advice: str = "Mend or remove them, or leave them out with data.skip_unreadable=true.",
 ) -> tuple[UInt8[Tensor, "image channel size size"], Bool[Tensor, " image"]]:
@@ -45,6 +55,7 @@ def read_images(
         channels: 1 for grey, 3 for RGB, whatever the files hold.
         fit: ``crop`` resizes the shorter side and cuts the middle out; ``stretch`` changes the proportions.
         skip_unreadable: go on where files cannot be decoded, and log their names.
+        value_range: see :func:`decode`.
         what: the words beside the progress bar.
         advice: what the error says to do about files that cannot be decoded.
 
@@ -60,40 +71,76 @@ def read_images(
     images = torch.zeros(len(files), channels, size, size, dtype=torch.uint8)
     readable = torch.ones(len(files), dtype=torch.bool)
     faults: list[str] = []
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
-        decoded = threads.map(partial(_read_or_fault, size=size, channels=channels, fit=fit), files)
-        for row, image in enumerate(tracked(decoded, what, len(files))):
-            if isinstance(image, Tensor):
-                images[row] = image
-            else:
-                readable[row] = False
-                faults.append(f"{files[row]} ({image})")
-    if faults:
-        named = "".join(f"\n  {fault}" for fault in faults[:20])
-        more = f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else ""
-        told = f"{len(faults)} of {len(files):,} image files cannot be read:{named}{more}"
-        if not skip_unreadable:
-            raise UserError(f"{told}\n{advice}")
-        log.warning("%s\nThey are left out.", told)
+    decoded = decoded_images(files, size, channels, fit, value_range)
+    for row, image in enumerate(tracked(decoded, what, len(files))):
+        if isinstance(image, Tensor):
+            images[row] = image
+        else:
+            readable[row] = False
+            faults.append(f"{files[row]} ({image})")
+    report_unreadable(faults, len(files), skip_unreadable, advice)
     return images, readable
 
 
-def decode(path: Path, channels: int) -> UInt8[Tensor, "channel height width"]:
-    """One file's pixels, grey or RGB, turned upright as its EXIF says; by torchvision, else by Pillow.
+def decoded_images(
+    files: Sequence[Path], size: int, channels: int, fit: str = "crop", value_range: float | None = None
+) -> Iterator[UInt8[Tensor, "channel size size"] | str]:
+    """Each file's image at ``size``, in order, or in a few words why it cannot be read; decoded ahead in threads."""
+    read = partial(_read_or_fault, size=size, channels=channels, fit=fit, value_range=value_range)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
+        ahead = threads.map(read, files[:_AT_A_TIME])
+        for start in range(0, len(files), _AT_A_TIME):
+            now, end = ahead, start + _AT_A_TIME
+            ahead = threads.map(read, files[end : end + _AT_A_TIME])
+            yield from now
+
+
+def report_unreadable(faults: Sequence[str], of: int, skip: bool, advice: str) -> None:
+    """Names the files that cannot be read: in a warning where they are skipped, else in a UserError."""
+    if not faults:
+        return
+    named = "".join(f"\n  {fault}" for fault in faults[:20])
+    more = f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else ""
+    told = f"{len(faults)} of {of:,} image files cannot be read:{named}{more}"
+    if not skip:
+        raise UserError(f"{told}\n{advice}")
+    log.warning("%s\nThey are left out.", told)
+
+
+def decode(path: Path, channels: int, value_range: float | None = None) -> UInt8[Tensor, "channel height width"]:
+    """One file's pixels, grey or RGB, turned upright as its EXIF says; of several frames the first.
+
+    Pillow reads every format, because libpng, which torchvision uses, ends the process at a damaged PNG. The checksums
+    of a PNG are compared; other formats have none.
+
+    Files of more than 8 bits a channel are scaled to 0..255 by the range of their type: 16-bit integers by 65,535,
+    12-bit TIFFs by 4,095, floats in [0, 1] by 1.
+
+    Args:
+        path: a regular file.
+        channels: 1 or 3.
+        value_range: what is white in grey files of 16 and more bits, in place of their type's range.
 
     Raises:
-        OSError, ValueError, SyntaxError: Pillow cannot read it either.
+        OSError, ValueError, SyntaxError: the file cannot be read, or its range is not known.
     """
-    mode, pillow_mode = _MODES[channels]
-    if path.suffix.lower() in (".jpeg", ".jpg", ".png"):  # torchvision's other decoders do not turn colour into grey
-        with suppress(RuntimeError):
-            image = decode_image(read_file(str(path)), mode, apply_exif_orientation=True)
-            if image.dtype == torch.uint16:
-                image = (image.to(torch.int32) >> 8).to(torch.uint8)
-            if image.ndim == 3 and len(image) == channels:
-                return image
-    with Image.open(path) as opened:
-        pixels = torch.from_numpy(np.array(ImageOps.exif_transpose(opened).convert(pillow_mode)))
+    content = _content(path)
+    if content.startswith(b"\x89PNG"):
+        with Image.open(io.BytesIO(content)) as opened:
+            opened.verify()
+    mode = _MODES[channels]
+    with Image.open(io.BytesIO(content)) as opened:
+        if opened.format == "JPEG" and mode == "L" and opened.mode == "RGB":
+            opened.draft("L", None)  # the stored luma as it is
+        bits = _bits(opened, content)
+        opened.load()
+        white = value_range or (_white(opened, bits) if opened.mode.startswith(("I", "F")) else None)
+        pixels = torch.from_numpy(np.array(_in_mode(_upright(opened), mode, white)))
+    if bits > 8 and value_range is None and 0 < int(pixels.max()) <= _DARK:
+        raise ValueError(
+            "it has 16 bits a value but uses 12 or fewer of them: data.value_range=4095 scales grey ones; else convert "
+            "it to 8 bits"
+        )
     return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
 
 
@@ -111,8 +158,70 @@ def fitted(
     return transforms.center_crop(transforms.resize(image, scaled, antialias=True), [size, size])
 
 
-def _read_or_fault(path: Path, size: int, channels: int, fit: str) -> Tensor | str:
+def _content(path: Path) -> bytes:
+    """The bytes of a regular file; anything else is refused before it is opened, since a pipe would wait for ever."""
     try:
-        return fitted(decode(path, channels), size, fit)
+        kind = path.stat().st_mode
+    except FileNotFoundError:
+        raise ValueError("a link to a file that does not exist" if path.is_symlink() else "no such file") from None
+    if not stat.S_ISREG(kind):
+        raise ValueError("a folder" if stat.S_ISDIR(kind) else "a pipe, socket or device, not a file")
+    try:
+        content = path.read_bytes()
+    except PermissionError:
+        raise ValueError("no permission to read it") from None
+    if not content:
+        raise ValueError("the file is empty")
+    return content
+
+
+def _bits(opened: Image.Image, content: bytes) -> int:
+    """Bits of one value, where the format says so; else 8."""
+    if opened.format == "PNG":
+        return content[24]
+    if opened.format == "TIFF":
+        with suppress(Exception):  # a tag of a wrong type
+            return int(max(opened.tag_v2[258]))  # type: ignore[attr-defined]
+    return 8
+
+
+def _upright(opened: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(opened)
+    except Exception:  # EXIF that is broken says nothing about the pixels
+        return opened
+
+
+def _in_mode(opened: Image.Image, mode: str, white: float | None) -> Image.Image:
+    """The image as 8-bit grey or RGB; Pillow's own conversion cuts off what is above 255, or refuses."""
+    if opened.mode.startswith(("I", "F")) and white:
+        values = np.asarray(opened, dtype=np.float64) * (255 / white)
+        if not np.isfinite(values).all():
+            raise ValueError("it has values that are not numbers")
+        return Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8)).convert(mode)
+    if opened.mode == "LAB":
+        srgb = ImageCms.profileToProfile(
+            opened, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+        assert srgb is not None
+        return srgb.convert(mode)
+    return opened.convert(mode)
+
+
+def _white(opened: Image.Image, bits: int) -> float:
+    if opened.mode.startswith("I;16"):
+        return 4095.0 if bits == 12 else 65535.0
+    if opened.format == "PPM":  # which Pillow brings to 16 bits
+        return 65535.0
+    values = np.asarray(opened)
+    if opened.mode == "F" and float(np.nanmin(values)) >= 0 and float(np.nanmax(values)) <= 1:
+        return 1.0
+    kind = "floats outside [0, 1]" if opened.mode == "F" else "32-bit integers"
+    raise ValueError(f"it holds {kind}, whose white is not known: give data.value_range=<largest value>")
+
+
+def _read_or_fault(path: Path, size: int, channels: int, fit: str, value_range: float | None) -> Tensor | str:
+    try:
+        return fitted(decode(path, channels, value_range), size, fit)
     except Exception as error:  # a broken file can make a decoder raise anything
         return str(error).splitlines()[0] if str(error) else type(error).__name__

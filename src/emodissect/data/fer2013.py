@@ -38,7 +38,7 @@ WHERE_TO_GET_IT = (
     "data.path takes fer2013.csv, icml_face_data.csv, a folder with train/<class>/ and test/<class>/, or an .npz with "
     "pixels, labels and usage (docs/data.md)."
 )
-_FORM = 2  # of the cached file; a change makes every entry anew
+_FORM = 3  # of the cached file; a change makes every entry anew
 
 
 class Fer2013(FaceDataModule):
@@ -139,7 +139,7 @@ class Fer2013(FaceDataModule):
     def _stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         key: dict[str, Any] = {"form": _FORM}
         if self.path.is_dir():
-            files = [image.path for image in find_images(self.path)]
+            files = [image.path for image in find_images(self.path).images]
             key |= {"content": content_hash(self.path, files), "split_seed": self.split_seed}
         else:
             key |= {"content": file_hash(self.path)}

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.progress import tracked
-from emodissect.data.class_folders import find_images, stratified_parts
+from emodissect.data.class_folders import deeper_folders, find_images, stratified_parts
 from emodissect.data.decoding import read_images
 from emodissect.data.ferplus import VOTED_ON
 
@@ -141,19 +141,20 @@ def read_folders(root: Path, split_seed: int) -> tuple[FerRows, str]:
     Raises:
         UserError: a class folder that is none of FER2013's, no train or no test folder, unreadable images.
     """
-    found = find_images(root)
+    found = find_images(root).images
+    splits = {image.split for image in found}
     folders = {image.folder for image in found}
     unknown = sorted(folder for folder in folders if folder.strip().lower() not in _LABEL_OF)
-    if unknown:
+    if unknown and splits != {None}:
         raise UserError(
             f"{root} has a class folder '{unknown[0]}'. {nearest(unknown[0], CLASS_NAMES)} For other classes take "
             "data=image_folder."
         )
-    splits = {image.split for image in found}
     if not {"train", "test"} <= splits:
+        meant = "".join(f" Did you mean data.path={folder}?" for folder in deeper_folders(root)[:1])
         raise UserError(
             f"{root} has images under {sorted(str(s) for s in splits if s) or 'no split folder'}; train/<class>/ and "
-            "test/<class>/ are needed. A folder of classes alone is read by data=image_folder."
+            f"test/<class>/ are needed.{meant} A folder of classes alone is read by data=image_folder."
         )
     files = [image.path for image in found]
     advice = "Mend or remove them, or download the set again."

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from emodissect.core.errors import UserError, nearest
-from emodissect.data.class_folders import FoundImage, class_folder_names, content_hash, find_images, stratified_parts
+from emodissect.data.class_folders import FoundImage, content_hash, find_images, require_classes, stratified_parts
 from emodissect.data.datamodule import FaceDataModule
 from emodissect.data.decoding import FITS, read_images
 from emodissect.data.images import ImageSet, Splits
@@ -26,7 +26,7 @@ FORMS = (
     "<class>/ folders (docs/data.md)."
 )
 DEFAULT_SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
-_FORM = 1  # of the cached file; a change makes every entry anew
+_FORM = 2  # of the cached file; a change makes every entry anew
 
 
 class ImageFolder(FaceDataModule):
@@ -40,13 +40,14 @@ class ImageFolder(FaceDataModule):
         path: the folder.
         data_dir: where a relative ``path`` is looked for as well.
         class_names: names of the class folders (capitals do not matter) in the order of the labels; None takes the
-            folders' names by the alphabet.
+            folders' names alphabetically.
         size: pixels a side.
         channels: 1 for grey, 3 for RGB.
         fit: ``crop`` keeps proportions and cuts the middle out; ``stretch`` changes them.
         shares: of train, val and test where all three are cut out of one.
         split_seed: of that cutting.
         skip_unreadable: leave files out that cannot be decoded; otherwise they are an error that names them.
+        value_range: what is white in grey files of 16 or more bits; None takes the range of their type.
         loading: what every :class:`FaceDataModule` takes.
 
     Raises:
@@ -66,15 +67,19 @@ class ImageFolder(FaceDataModule):
         shares: Mapping[str, float] = DEFAULT_SHARES,
         split_seed: int = 0,
         skip_unreadable: bool = False,
+        value_range: float | None = None,
         **loading: Any,
     ) -> None:
         if path is None:
             raise UserError(f"data.path is not given. {FORMS}")
         self.path = _root(Path(path).expanduser(), data_dir)
-        self._found = find_images(self.path)
+        found = find_images(self.path)
+        self._found = found.images
         if not self._found:
             raise UserError(f"{self.path} holds no image files in class folders. {FORMS}")
-        folders = sorted({image.folder for image in self._found}, key=lambda name: (name.lower(), name))
+        require_classes(self.path, found)
+        self.notes = found.notes
+        folders = found.folders
         names = tuple(folders if class_names is None else class_names)
         super().__init__(class_names=names, **loading)
         self._label_of = _matched(self.path, folders, names)
@@ -82,6 +87,8 @@ class ImageFolder(FaceDataModule):
             raise UserError(f"data.channels={channels}: images are kept grey (1) or RGB (3).")
         if size < 1:
             raise UserError(f"data.size={size}: an image has at least one pixel a side.")
+        if value_range is not None and not value_range > 0:
+            raise UserError(f"data.value_range={value_range}: give the value of white, above 0, or null.")
         if fit not in FITS:
             raise UserError(f"data.fit={fit} is unknown. {nearest(fit, FITS)}")
         if set(shares) != set(DEFAULT_SHARES) or min(shares.values()) <= 0:
@@ -92,6 +99,7 @@ class ImageFolder(FaceDataModule):
         self.shares = [shares[name] for name in DEFAULT_SHARES]
         self.split_seed = split_seed
         self.skip_unreadable = skip_unreadable
+        self.value_range = value_range
         self.files = tuple(image.path.relative_to(self.path).as_posix() for image in self._found)
 
     def read(self) -> Splits:
@@ -104,11 +112,20 @@ class ImageFolder(FaceDataModule):
             "channels": self.channels,
             "fit": self.fit,
             "skip_unreadable": self.skip_unreadable,
+            "value_range": self.value_range,
         }
-        write = partial(_write, paths, self.size, self.channels, self.fit, self.skip_unreadable)
+        write = partial(_write, paths, self.size, self.channels, self.fit, self.skip_unreadable, self.value_range)
         stored = load_file(self.cache.entry("image_folder", key, write) / "images.safetensors")
-        labels = torch.tensor([self._label_of[image.folder] for image in self._found])
+        for note in self.notes:
+            log.warning("%s: %s", self.path, note)
+        labels = torch.tensor([self._label_of[image.folder.lower()] for image in self._found])
         rows = torch.nonzero(stored["readable"]).flatten()
+        if len(rows) < len(paths):
+            left_out = self.origin(torch.nonzero(~stored["readable"]).flatten())
+            log.warning(
+                "data.skip_unreadable: %d of %d files are left out: %s%s.",
+                *(len(left_out), len(paths), ", ".join(left_out[:3]), ", …" if len(left_out) > 3 else ""),
+            )
         whole = ImageSet(stored["images"][rows], labels[rows], rows)
         self._check_classes(whole.labels)
         parts = self._parts([self._found[row] for row in rows.tolist()], whole.labels)
@@ -165,10 +182,11 @@ def class_folders(path: str, data_dir: str | None = None) -> list[str]:
         UserError: no such folder, or no images in class folders below it.
     """
     root = _root(Path(path).expanduser(), data_dir)
-    names = class_folder_names(root)
-    if not names:
+    found = find_images(root)
+    if not found.images:
         raise UserError(f"{root} holds no image files in class folders. {FORMS}")
-    return names
+    require_classes(root, found)
+    return found.folders
 
 
 def _root(given: Path, data_dir: str | Path | None) -> Path:
@@ -181,7 +199,7 @@ def _root(given: Path, data_dir: str | Path | None) -> Path:
 
 
 def _matched(path: Path, folders: Sequence[str], names: Sequence[str]) -> dict[str, int]:
-    """The label of each class folder; exact names first, then without regard to capitals."""
+    """The label of each class folder, by its name in small letters."""
     if len({name.lower() for name in names}) != len(names):
         raise UserError(f"data.class_names={list(names)}: a name stands there twice.")
     lowered = {name.lower(): label for label, name in enumerate(names)}
@@ -191,10 +209,18 @@ def _matched(path: Path, folders: Sequence[str], names: Sequence[str]) -> dict[s
                 f"{path} has a folder '{folder}', which is none of data.class_names. {nearest(folder, names)} "
                 "data.class_names=null takes the folders' names."
             )
-    return {folder: lowered[folder.lower()] for folder in folders}
+    return lowered
 
 
-def _write(paths: Sequence[Path], size: int, channels: int, fit: str, skip_unreadable: bool, folder: Path) -> None:
-    images, readable = read_images(paths, size, channels, fit, skip_unreadable)
+def _write(
+    paths: Sequence[Path],
+    size: int,
+    channels: int,
+    fit: str,
+    skip_unreadable: bool,
+    value_range: float | None,
+    folder: Path,
+) -> None:
+    images, readable = read_images(paths, size, channels, fit, skip_unreadable, value_range)
     save_file({"images": images, "readable": readable}, folder / "images.safetensors")
     (folder / "files.json").write_text(json.dumps([str(path) for path in paths]))
