@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
+from emodissect.app.ending import RESUMES, cut_off, exit_on_signals, keep_streams_open, leave_gone_directory
 from emodissect.app.manifest import write_json
 from emodissect.app.run_names import run_name, sweep_name
 from emodissect.core.errors import UserError, nearest
@@ -137,6 +138,9 @@ def launch(main: Callable[[], Any], conf: Path) -> None:
         main: decorated by ``hydra.main``.
         conf: the folder of config groups.
     """
+    keep_streams_open()
+    exit_on_signals()
+    leave_gone_directory()
     register_resolvers()
     try:
         refuse_renamed(sys.argv[1:])
@@ -148,7 +152,16 @@ def launch(main: Callable[[], Any], conf: Path) -> None:
     # Ray's workers take this environment as it is; by `uv run` Ray would build one of its own
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     try:
-        main()
+        try:
+            main()
+        except BaseException:
+            end_unfinished_multirun()
+            raise
+    except (KeyboardInterrupt, SystemExit) as end:
+        cut = cut_off(end)
+        if cut is not None:
+            Console(stderr=True).print(f"\n{cut.said} {RESUMES}", style="yellow", markup=False, highlight=False)
+        raise (cut or end) from None
     except (HydraException, OmegaConfBaseException) as error:
         _tell(composing_mistake(error, conf))
         sys.exit(1)
@@ -164,6 +177,12 @@ def launch(main: Callable[[], Any], conf: Path) -> None:
             f"The run folder {error.filename} cannot be made: {error.strerror}. Give another: paths.log_dir=<folder>."
         )
         sys.exit(1)
+
+
+def end_unfinished_multirun() -> None:
+    """Writes the table of a multirun that ends before its last job, where there is one."""
+    if module := sys.modules.get("emodissect.app.sweep"):  # Hydra imports it with the first config it composes
+        module.SweepTable.end_unfinished()
 
 
 def _raised_by_hydra(error: Exception) -> bool:
@@ -212,11 +231,10 @@ def run(task: Callable[[DictConfig], dict[str, float]], cfg: DictConfig) -> floa
         objective = task(cfg).get("objective")
         return worst_objective() if objective is None or math.isnan(objective) else objective
     except (KeyboardInterrupt, SystemExit) as end:
-        # Lightning answers Ctrl-C with exit(1)
-        if isinstance(end, SystemExit) and not isinstance(end.__context__, KeyboardInterrupt):
-            raise
-        Console(stderr=True).print("\nInterrupted. The same command goes on from the last good state.", style="yellow")
-        sys.exit(130)
+        cut = cut_off(end)
+        if cut is not None and _in_multirun():
+            _note_error(cut.said)
+        raise (cut or end) from None
     except Exception as error:
         mistake = user_error_message(error)
         if mistake is None and not _in_multirun():
@@ -227,9 +245,14 @@ def run(task: Callable[[DictConfig], dict[str, float]], cfg: DictConfig) -> floa
         _tell(message)
         if not _in_multirun():
             sys.exit(1)
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        write_json(folder / ERROR_FILE, {"error": message, "overrides": list(HydraConfig.get().overrides.task)})
+        _note_error(message)
         return worst_objective()
+
+
+def _note_error(message: str) -> None:
+    """Leaves a job's error in its folder, for the multirun's table."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    write_json(folder / ERROR_FILE, {"error": message, "overrides": list(HydraConfig.get().overrides.task)})
 
 
 def worst_objective() -> float:

@@ -24,7 +24,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.markup import escape
 
@@ -33,7 +33,7 @@ from emodissect.app.config_values import check_values
 from emodissect.app.manifest import manifest, write_json
 from emodissect.core.cache import Cache, disk_is_full
 from emodissect.core.csv_files import write_csv
-from emodissect.core.distributed import first_rank, leave_group, rank, wait_for_others
+from emodissect.core.distributed import first_rank, leave_group, rank, run_alone, wait_for_others
 from emodissect.core.errors import UserError
 from emodissect.data.datamodule import FaceDataModule
 from emodissect.lightning.sinks import sinks_of
@@ -99,7 +99,7 @@ class Session:
     @property
     def distributed(self) -> bool:
         """Whether the trainer starts several processes."""
-        return "ddp" in str(self.cfg.trainer.get("strategy", "auto"))
+        return several_processes(self.cfg.trainer)
 
     def trainer(self, callbacks: Sequence[Callback], **changes: Any) -> Trainer:
         """A Trainer from the ``trainer`` group with this run's loggers."""
@@ -198,6 +198,8 @@ def session(cfg: DictConfig) -> Iterator[Session]:
     """
     check_values(cfg)
     check_surroundings(cfg)
+    if not several_processes(cfg.trainer):
+        run_alone()
     quiet()
     run = Session(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -227,6 +229,19 @@ def session(cfg: DictConfig) -> Iterator[Session]:
         run.console.print(f"[dim]Done in {seconds:.1f} s.[/]")
 
 
+def several_processes(trainer: DictConfig) -> bool:
+    """Whether the trainer of this config works in several processes: by its strategy, nodes or devices."""
+    strategy = str(trainer.get("strategy", "auto"))
+    if any(name in strategy for name in ("ddp", "fsdp", "deepspeed")) or int(trainer.get("num_nodes") or 1) > 1:
+        return True
+    devices = trainer.get("devices", "auto")
+    if isinstance(devices, ListConfig):
+        return len(devices) > 1
+    if str(devices) in ("auto", "-1"):
+        return trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.device_count() > 1
+    return "," in str(devices).strip(",") or (str(devices).isdigit() and int(devices) > 1)
+
+
 def logger_entries(cfg: DictConfig) -> dict[str, DictConfig]:
     """The entries of the ``logger`` group by name.
 
@@ -250,13 +265,13 @@ def resolved(node: DictConfig) -> dict[str, Any]:
 
 def check_surroundings(cfg: DictConfig) -> None:
     """Tries what would otherwise fail after the work: folders, disk space, the launcher. Raises UserError."""
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        strategy = str(cfg.trainer.get("strategy", "auto"))
-        if "ddp" in strategy:
-            raise UserError(
-                f"trainer.strategy={strategy} inside a multirun would start the whole sweep again in each process. "
-                "Sweep on one device per job (trainer=gpu, hydra/launcher=slurm), or run the jobs one by one."
-            )
+    in_multirun = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if in_multirun and several_processes(cfg.trainer):
+        asked = ", ".join(f"trainer.{name}={cfg.trainer.get(name)}" for name in ("strategy", "devices"))
+        raise UserError(
+            f"{asked} inside a multirun would start the whole sweep again in each process. "
+            "Sweep on one device per job (trainer=gpu, hydra/launcher=slurm), or run the jobs one by one."
+        )
     for name, folder in (("paths.run_dir", cfg.paths.run_dir), ("paths.cache_dir", cfg.paths.cache_dir)):
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)

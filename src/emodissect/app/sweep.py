@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from emodissect.app.cli import ERROR_FILE, SUMMARY_FILE, user_error_message
+from emodissect.app.ending import leave_gone_directory
 
 log = logging.getLogger(__name__)
 
@@ -25,21 +27,44 @@ class SweepTable(Callback):
     """A Hydra callback: after the last job of a multirun it writes ``sweep.csv`` and ``sweep.html``.
 
     A failed job is a row with its error; the multirun then ends with exit code 1, after the table is written.
+    A multirun that is cut off has the same table of the jobs that began.
     """
+
+    unfinished: ClassVar[Callable[[], object] | None] = None
+    """Ends the multirun of this process whose jobs are running."""
 
     def __init__(self) -> None:
         self.stood: dict[Path, int] = {}
 
+    @classmethod
+    def end_unfinished(cls) -> None:
+        """Writes the table of a multirun that was cut off, where there is one."""
+        end, cls.unfinished = cls.unfinished, None
+        if end is not None:
+            end()
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Notes what an earlier multirun left in the same folder: it is no job of this one."""
         self.stood = job_folders(Path(config.hydra.sweep.dir))
+        SweepTable.unfinished = lambda: self._collect(config)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        """Readies the process for the next job."""
+        leave_gone_directory()
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Collects the jobs' summaries."""
+        failed = self._collect(config)
+        SweepTable.unfinished = None
+        if failed:
+            sys.exit(1)
+
+    def _collect(self, config: DictConfig) -> int:
+        """Writes and shows the table; gives the number of failed jobs."""
         folder = Path(config.hydra.sweep.dir)
         started = [job for job, when in job_folders(folder).items() if self.stood.get(job) != when]
         if not started:
-            return
+            return 0
         from emodissect.app.sweep_results import summarize_sweep
 
         console = Console(stderr=True)
@@ -50,12 +75,12 @@ class SweepTable(Callback):
             console.print(
                 f"The sweep's end is incomplete: {user_error_message(error) or repr(error)}", style="red", markup=False
             )
-        failed = jobs["error"].notna().sum() if "error" in jobs else 0
+        failed = int(jobs["error"].notna().sum()) if "error" in jobs else 0
         if failed:
             console.print(
                 f"{failed} of {len(jobs)} jobs failed; {folder / TABLE} tells why.", style="red", markup=False
             )
-            sys.exit(1)
+        return failed
 
 
 def job_folders(folder: Path) -> dict[Path, int]:

@@ -16,6 +16,16 @@ def rank() -> int:
     return int(getattr(rank_zero_only, "rank", 0) or 0)
 
 
+def run_alone() -> None:
+    """Says that this process belongs to no group.
+
+    Before a group exists, Lightning takes ``RANK``, ``LOCAL_RANK`` and ``SLURM_PROCID`` for this process's place in
+    one. A scheduler's shell or another program may have left them: a process that took itself for the second would
+    write nothing.
+    """
+    rank_zero_only.rank = 0  # type: ignore[attr-defined]
+
+
 def wait_for_others() -> None:
     """Goes on once every process of a distributed run has come here."""
     if dist.is_available() and dist.is_initialized():

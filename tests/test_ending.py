@@ -1,0 +1,178 @@
+"""Signals, pipes, encodings and working directories that end while a run does not, or the other way round."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from composing import composed
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from emodissect.app.ending import SteadyStream
+from emodissect.app.session import session, several_processes
+from emodissect.core.distributed import first_rank
+
+APPLICATION = """
+import json, os, signal, sys, time
+from pathlib import Path
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from emodissect.app.cli import launch, run
+
+CONF = Path(__file__).parent / "conf"
+
+def work(cfg):
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    print("wörk ✓", flush=True)
+    if cfg.vanish:
+        os.rmdir(cfg.vanish)
+    if cfg.seed == cfg.die:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if cfg.seed == cfg.stop_at:
+        (CONF / "waits").touch()
+        time.sleep(60)
+    (folder / "summary.json").write_text(json.dumps({"task": "edit", "delta_val": cfg.seed / 100}))
+    return {"objective": cfg.seed}
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="app")
+def main(cfg):
+    return run(work, cfg)
+
+if __name__ == "__main__":
+    launch(main, CONF)
+"""
+
+CONFIG = """
+seed: 0
+stop_at: -1
+die: -1
+vanish: null
+paths: {root_dir: .}
+hydra:
+  sweep: {dir: "%s/sweep"}
+  run: {dir: "%s/run"}
+  callbacks: {sweep: {_target_: emodissect.app.sweep.SweepTable}}
+"""
+
+
+@pytest.fixture
+def application(tmp_path: Path) -> Path:
+    """A Hydra application with the command line and the sweep table of the verbs, and jobs of no work."""
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "app.yaml").write_text(CONFIG % (tmp_path, tmp_path))
+    (tmp_path / "app.py").write_text(APPLICATION)
+    return tmp_path / "app.py"
+
+
+def start(application: Path, *words: str, **options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, str(application), *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def signalled(application: Path, number: signal.Signals, *words: str) -> tuple[int, str]:
+    """Exit code and standard error of an application that gets a signal in the job that waits."""
+    begun = start(application, *words)
+    while not (application.parent / "conf" / "waits").exists():
+        assert begun.poll() is None, begun.communicate()
+        time.sleep(0.05)
+    begun.send_signal(number)
+    _, said = begun.communicate(timeout=60)
+    return begun.returncode, " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)],
+    ids=lambda value: str(value),
+)
+def test_a_signal_is_the_exit_code_and_says_how_to_resume(application: Path, number: signal.Signals, code: int) -> None:
+    ended, said = signalled(application, number, "stop_at=0")
+    assert ended == code
+    assert "The same command resumes" in said
+    assert "Traceback" not in said
+
+
+def test_a_multirun_that_is_cut_off_has_the_table_of_its_finished_jobs(application: Path) -> None:
+    code, said = signalled(application, signal.SIGTERM, "-m", "seed=1,2,3,4", "stop_at=3")
+    assert code == 143
+    assert "Traceback" not in said
+    table = pd.read_csv(application.parent / "sweep" / "sweep.csv")
+    assert table["delta_val"].tolist()[:2] == [0.01, 0.02]
+    assert table["error"].tolist()[2:] == ["Ended by SIGTERM."]
+
+
+def test_a_working_directory_that_is_removed_ends_nothing(application: Path, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    words = ["-m", "seed=1,2", f"vanish={tmp_path / 'here'}"]
+    begun = start(application, *words, cwd=tmp_path / "here")
+    _, said = begun.communicate(timeout=60)
+    assert "Traceback" not in said
+    table = pd.read_csv(tmp_path / "sweep" / "sweep.csv")
+    assert table["delta_val"].notna().tolist() == [True, False]  # the second finds nothing to remove
+    (tmp_path / "here").mkdir()
+    script = f"cd {tmp_path / 'here'} && rmdir ../here && exec {sys.executable} {application} seed=3"
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "The working directory was removed" in ran.stderr
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_pipe_that_is_closed_and_an_encoding_without_our_characters_lose_nothing(application: Path) -> None:
+    summary = application.parent / "run" / "summary.json"
+    reader, writer = os.pipe()
+    os.close(reader)
+    begun = subprocess.Popen([sys.executable, str(application)], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert begun.communicate(timeout=60)[1] == ""
+    assert begun.returncode == 0
+    assert summary.exists()
+    summary.unlink()
+    begun = start(application, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert begun.communicate(timeout=60) == ("w?rk ?\n", "")
+    assert summary.exists()
+
+
+def test_what_cannot_be_printed_is_dropped() -> None:
+    full = SteadyStream(io.TextIOWrapper(open("/dev/full", "wb"), encoding="utf-8"))  # noqa: SIM115
+    Console(file=full).print("much " * 10_000)  # type: ignore[arg-type]
+    full.flush()
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    Console(file=SteadyStream(stream), width=40).print("τ = 0.5 — é")  # type: ignore[arg-type]
+    assert stream.buffer.getvalue() == b"? = 0.5 ? \xe9\n"  # type: ignore[attr-defined]
+
+
+def test_a_single_process_is_the_first_whatever_variables_others_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # as Lightning reads LOCAL_RANK=1 when it is imported
+    cfg = composed("edit", "logger=csv", "print_config=false", f"paths.cache_dir={tmp_path}", run_dir=tmp_path / "run")
+    with session(cfg) as run:
+        assert first_rank()
+        run.summary({"delta": 0.5})
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("trainer", "several"),
+    [
+        ({"devices": 1}, False),
+        ({"devices": "auto", "accelerator": "cpu"}, False),
+        ({"devices": [3]}, False),
+        ({"devices": 2}, True),
+        ({"devices": "0,1"}, True),
+        ({"devices": [0, 1]}, True),
+        ({"devices": 1, "num_nodes": 2}, True),
+        ({"devices": 1, "strategy": "ddp_find_unused_parameters_true"}, True),
+    ],
+)
+def test_a_group_is_there_where_the_trainer_makes_one(trainer: dict[str, object], several: bool) -> None:
+    assert several_processes(OmegaConf.create(trainer)) is several
