@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import xxhash
 from filelock import FileLock
 
@@ -212,3 +213,8 @@ def _stem(folder: Path) -> str:
 
 def _number(folder: Path) -> int:
     return int(folder.name.partition(".")[2] or 0)
+
+
+def user_cache_dir() -> Path:
+    """The folder of the current user's caches for this package, e.g. ``~/.cache/emodissect``."""
+    return Path(platformdirs.user_cache_dir("emodissect", appauthor=False))

@@ -1,5 +1,8 @@
 """How alike neurons and concepts are: six pure measures, their callable shells, and the null behind a label."""
 
+from collections.abc import Mapping
+
+from emodissect.core.errors import UserError, nearest
 from emodissect.similarity.cosines import cos_similarity, cos_similarity_cubed, pearson
 from emodissect.similarity.information import soft_wpmi, soft_wpmi_from_top, wpmi, wpmi_from_top
 from emodissect.similarity.measures import Layer, Similarity
@@ -15,7 +18,36 @@ from emodissect.similarity.top import constant_neurons, top_rows
 from emodissect.similarity.top_measures import WPMI, SoftWPMI
 from emodissect.similarity.value_measures import CosSimilarity, CosSimilarityCubed, Pearson, RankReorder
 
+SIMILARITIES: Mapping[str, type[Similarity]] = {
+    "soft_wpmi": SoftWPMI,
+    "wpmi": WPMI,
+    "rank_reorder": RankReorder,
+    "cos_similarity": CosSimilarity,
+    "cos_similarity_cubed": CosSimilarityCubed,
+    "pearson": Pearson,
+}
+"""By the name of their file in conf/similarity."""
+
+
+def similarity_named(similarity: str | Similarity) -> Similarity:
+    """A similarity with its default parameters from its name; an object is returned as it is.
+
+    Raises:
+        UserError: an unknown name.
+
+    Example:
+        >>> similarity_named("pearson")
+        Pearson()
+    """
+    if not isinstance(similarity, str):
+        return similarity
+    if similarity not in SIMILARITIES:
+        raise UserError(f"similarity={similarity!r} is not known. {nearest(similarity, SIMILARITIES)}")
+    return SIMILARITIES[similarity]()
+
+
 __all__ = [
+    "SIMILARITIES",
     "WPMI",
     "CosSimilarity",
     "CosSimilarityCubed",
@@ -33,6 +65,7 @@ __all__ = [
     "permutation_p",
     "rank_reorder",
     "reached",
+    "similarity_named",
     "soft_wpmi",
     "soft_wpmi_from_top",
     "standardised",

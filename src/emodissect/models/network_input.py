@@ -1,0 +1,126 @@
+"""From raw images to what a network of any origin takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import to_pil_image
+
+from emodissect.core.errors import UserError
+
+Transform = Callable[[Any], Any]
+
+
+class NetworkInput:
+    """Turns raw images (uint8, or floats as given) into a network's input; how is found out on a few images.
+
+    With a transform: it is given the batch where that is the same as image by image, else each image as a tensor, else
+    each image as a PIL image (torchvision's ``ToTensor``). Without one: the images as they are, where the network takes
+    uint8, else divided by 255.
+
+    Args:
+        network: any module; run in evaluation mode for the trial.
+        transform: raw image to network input.
+        images: a few raw images.
+
+    Raises:
+        UserError: a transform that fails, is random or changes the number of images; a network that cannot take the
+            images.
+
+    Example:
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> images = torch.full((3, 1, 2, 2), 255, dtype=torch.uint8)
+        >>> NetworkInput(network, None, images)(images).max()
+        tensor(1.)
+    """
+
+    def __init__(self, network: nn.Module, transform: Transform | None, images: Tensor) -> None:
+        parameter = next(network.parameters(), None)
+        self.dtype = parameter.dtype if parameter is not None and parameter.is_floating_point() else torch.float32
+        self.device = parameter.device if parameter is not None else torch.device("cpu")
+        some = images[:2]
+        self._make = _as_transformed(transform, some) if transform is not None else _unchanged
+        if transform is None and some.dtype == torch.uint8 and _fails(network, self(some)) is not None:
+            self._make = _scaled
+        if (error := _fails(network, self(some))) is not None:
+            shape = "x".join(map(str, self(some).shape[1:]))
+            said = " ".join(str(error).split())[:300] or type(error).__name__
+            advice = "Give what the network needs as transform=." if transform is None else "Check transform=."
+            raise UserError(
+                f"{type(network).__name__} cannot take the images, {shape} (channel x height x width): {said} {advice}"
+            ) from error
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The network's input for raw images, on the network's device and in its precision."""
+        made = self._make(images).to(self.device)
+        return made.to(self.dtype) if made.is_floating_point() else made
+
+
+def forward_of(network: nn.Module) -> Callable[[Tensor], Any]:
+    """The forward pass with one view per image, where a module averages several (``single_view``)."""
+    return getattr(network, "single_view", network)
+
+
+def _unchanged(images: Tensor) -> Tensor:
+    return images
+
+
+def _scaled(images: Tensor) -> Tensor:
+    return images.float() / 255
+
+
+def _fails(network: nn.Module, inputs: Tensor) -> Exception | None:
+    training = [module for module in network.modules() if module.training]
+    try:
+        network.eval()
+        with torch.inference_mode():
+            forward_of(network)(inputs)
+        return None
+    except Exception as error:  # whatever a network of others raises
+        return error
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _as_transformed(transform: Transform, some: Tensor) -> Callable[[Tensor], Tensor]:
+    def by_tensor(images: Tensor) -> Tensor:
+        return torch.stack([_tensor(transform(image)) for image in images])
+
+    def by_pil(images: Tensor) -> Tensor:
+        return torch.stack([_tensor(transform(to_pil_image(image.cpu()))) for image in images])
+
+    def whole(images: Tensor) -> Tensor:
+        return _tensor(transform(images))
+
+    made = {way: _tried(way, some) for way in (whole, by_tensor, by_pil)}
+    single = next((way for way in (by_tensor, by_pil) if isinstance(made[way], Tensor)), None)
+    if single is not None:
+        again = _tried(single, some)
+        if not isinstance(again, Tensor) or not torch.equal(made[single], again):  # type: ignore[arg-type]
+            raise UserError("transform= gives another result each time: give the transform used for evaluation.")
+    at_once, one_by_one = made[whole], made.get(single) if single else None
+    if isinstance(at_once, Tensor) and len(at_once) == len(some):
+        same = isinstance(one_by_one, Tensor) and at_once.shape == one_by_one.shape
+        if one_by_one is None or (same and torch.allclose(at_once, one_by_one)):
+            return whole
+    if single is None:
+        errors = "; ".join(dict.fromkeys(str(made[way]).strip()[:150] for way in made))
+        raise UserError(f"transform= takes neither a batch, nor an image as a tensor, nor a PIL image: {errors}.")
+    return single
+
+
+def _tried(way: Callable[[Tensor], Tensor], some: Tensor) -> Tensor | Exception:
+    try:
+        return way(some)
+    except Exception as error:  # whatever a transform of others raises
+        return error
+
+
+def _tensor(made: Any) -> Tensor:
+    if not isinstance(made, Tensor):
+        raise TypeError(f"it gives {type(made).__name__}, not a tensor")
+    return made
