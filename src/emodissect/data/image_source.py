@@ -56,8 +56,9 @@ def image_set(source: Any, labels: Any = None, *, as_given: bool = False, progre
         known = torch.full((len(images),), UNKNOWN_LABEL)
     else:
         known = torch.cat([found for found in given if found is not None])
-    ids = [found for _, _, found in parts]
-    own = torch.arange(len(images)) if any(found is None for found in ids) else torch.cat([i for i in ids if i is not None])
+    own = torch.arange(len(images))
+    if all(found is not None for _, _, found in parts):
+        own = torch.cat([found for _, _, found in parts if found is not None])
     if len(own.unique()) < len(own):
         raise UserError(f"{len(own) - len(own.unique())} image ids occur more than once; ids must be unique.")
     return ImageSet(images, known, own)

@@ -57,15 +57,15 @@ def dissect(
     Args:
         network: any ``nn.Module`` or ``LightningModule``; its weights, modes and device are left as they were.
         images: the probe set: a uint8 tensor (image, channel, height, width), a ``Dataset`` (images alone,
-            ``(image, label)`` or dicts; tensors or PIL images) or a ``DataLoader``. Floats in [0, 1] are raw images too.
+            ``(image, label)`` or dicts; tensors or PIL images) or a ``DataLoader``. Floats in [0, 1] are raw too.
         concepts: a list of words, ``{word: [classes]}``, or a file of words (.txt, .yaml, .json, .csv).
         layers: a module path, a glob, a list of these, or ``all`` (every convolution and linear layer).
         transform: raw image to network input, by batch, tensor or PIL image; None gives the network raw uint8 images,
             or values in [0, 1] where it cannot take these. CLIP always sees the raw image.
         clip: ``tiny`` (shipped; knows drawn faces only), a name of open_clip, or a weights file.
         scorer: in place of a CLIP: an object with ``score``, or an (image, concept) array of scores.
-        similarity: ``soft_wpmi``, ``wpmi``, ``rank_reorder``, ``cos_similarity``, ``cos_similarity_cubed``, ``pearson``,
-            or an object.
+        similarity: ``soft_wpmi``, ``wpmi``, ``rank_reorder``, ``cos_similarity``, ``cos_similarity_cubed``,
+            ``pearson``, or an object.
         labels: one class index per image; None takes the data set's own. Without labels there is no neuron accuracy.
         class_names: in the order of the labels; None takes the data set's own (``classes``).
         tau: a neuron is interpretable where its similarity is above it.
@@ -144,7 +144,7 @@ class Labeller:
         clip: Any = "ViT-B-16",
         scorer: Scorer | Tensor | Any | None = None,
         similarity: str | Similarity = "soft_wpmi",
-        labelling: Labelling = Labelling(),
+        labelling: Labelling | None = None,
         tau: float = 0.0,
         level: float = REFERENCE_LEVEL,
         cache: Cache | None = None,
@@ -153,7 +153,7 @@ class Labeller:
         self.concepts = concepts_of(concepts)
         self.similarity = similarity_named(similarity)
         self.scorer = scorer_of(scorer, clip, progress)
-        self.labelling, self.tau, self.level = labelling, tau, level
+        self.labelling, self.tau, self.level = labelling or Labelling(), tau, level
         self.cache = cache or Cache(user_cache_dir())
 
     def known(self, class_names: Sequence[str]) -> ConceptSet:
@@ -191,9 +191,9 @@ class Labeller:
         scores = self.scorer.score(images, known, class_names, self.cache)
         labelled = class_names if images.labelled else ()
         concepts = known if labelled else ConceptSet(known.names, {}, known.origin)
-        return label_neurons(
-            activations, scores, self.similarity, images, concepts, labelled, self.labelling
-        ).at(self.tau, self.level)
+        return label_neurons(activations, scores, self.similarity, images, concepts, labelled, self.labelling).at(
+            self.tau, self.level
+        )
 
 
 class GivenScores:
@@ -255,7 +255,7 @@ def record_layers(
     progress: bool = False,
     context: Any = None,
 ) -> dict[str, LayerActivations]:
-    """The collector's layers on all images, in evaluation mode without gradients; modes are put back.
+    """The collector's layers on all images, in evaluation mode without gradients; modes and random state are put back.
 
     Args:
         network: the module whose forward pass is run.
@@ -267,9 +267,10 @@ def record_layers(
         context: a context manager to run in, e.g. a trainer's autocast.
     """
     training = [module for module in network.modules() if module.training]
+    devices = {parameter.device for parameter in network.parameters() if parameter.device.type == "cuda"}
     try:
         network.eval()
-        with torch.inference_mode(), context or nullcontext(), collector.on(network):
+        with torch.random.fork_rng(devices), torch.inference_mode(), context or nullcontext(), collector.on(network):
             for batch in tracked(image_loader(images, batch_size), "recording" if progress else None):
                 forward_of(network)(inputs(batch.images))
                 collector.update(batch.ids)

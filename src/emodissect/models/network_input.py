@@ -96,28 +96,25 @@ def _as_transformed(transform: Transform, some: Tensor) -> Callable[[Tensor], Te
     def whole(images: Tensor) -> Tensor:
         return _tensor(transform(images))
 
-    made = {way: _tried(way, some) for way in (whole, by_tensor, by_pil)}
-    single = next((way for way in (by_tensor, by_pil) if isinstance(made[way], Tensor)), None)
-    if single is not None:
-        again = _tried(single, some)
-        if not isinstance(again, Tensor) or not torch.equal(made[single], again):  # type: ignore[arg-type]
+    made: dict[str, Tensor] = {}
+    errors: list[str] = []
+    ways = {"batch": whole, "tensor": by_tensor, "PIL image": by_pil}
+    for name, way in ways.items():
+        try:
+            made[name], again = way(some), way(some)
+        except Exception as error:  # whatever a transform of others raises
+            errors.append(f"{name}: {' '.join(str(error).split())[:150]}")
+            continue
+        if not torch.equal(made[name], again):
             raise UserError("transform= gives another result each time: give the transform used for evaluation.")
-    at_once, one_by_one = made[whole], made.get(single) if single else None
-    if isinstance(at_once, Tensor) and len(at_once) == len(some):
-        same = isinstance(one_by_one, Tensor) and at_once.shape == one_by_one.shape
-        if one_by_one is None or (same and torch.allclose(at_once, one_by_one)):
+    at_once = made.pop("batch", None)
+    if at_once is not None and len(at_once) == len(some):
+        one_by_one = next(iter(made.values()), at_once)
+        if at_once.shape == one_by_one.shape and torch.allclose(at_once, one_by_one):
             return whole
-    if single is None:
-        errors = "; ".join(dict.fromkeys(str(made[way]).strip()[:150] for way in made))
-        raise UserError(f"transform= takes neither a batch, nor an image as a tensor, nor a PIL image: {errors}.")
-    return single
-
-
-def _tried(way: Callable[[Tensor], Tensor], some: Tensor) -> Tensor | Exception:
-    try:
-        return way(some)
-    except Exception as error:  # whatever a transform of others raises
-        return error
+    if not made:
+        raise UserError(f"transform= takes neither a batch, nor a tensor, nor a PIL image: {'; '.join(errors)}.")
+    return ways[next(iter(made))]
 
 
 def _tensor(made: Any) -> Tensor:
