@@ -22,7 +22,6 @@ SMALL = (
     "trainer.max_epochs=1",
     "probe.null_draws=100",
     "study.controls=20",
-    "study.bootstrap=200",
     "logger=csv",
     "print_config=false",
     "saliency.samples=0",

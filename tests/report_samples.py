@@ -146,7 +146,7 @@ def grid() -> pd.DataFrame:
 
 
 COMPARISON = {
-    "images": 60, "accuracy_before": 0.8, "accuracy_after": 0.85, "delta": 0.05, "delta_low": -0.01, "delta_high": 0.1,
+    "images": 60, "accuracy_before": 0.8, "accuracy_after": 0.85, "delta": 0.05, "low": -0.01, "high": 0.1,
     "gained": 3, "lost": 0, "changed": 3, "p_value": 0.25, "macro_f1_before": 0.7, "macro_f1_after": 0.75,
     "nll_before": 0.5, "nll_after": 0.52, "ece_before": 0.05, "ece_after": 0.04,
     "recall_before": [0.8, 0.8, 0.8], "recall_after": [0.85, 0.8, 0.75],

@@ -138,7 +138,6 @@ def test_a_study_of_every_entry_saves_and_loads(selection: str, rule: str, tmp_p
         *(Inference(lambda pixels: pixels.float() / 255, network()), ["lin"], labels("lin")),
         *([made("selection", selection, tmp_path)], [made("edit", rule, tmp_path)], faces(1), faces(2)),
         controls=3,
-        bootstrap=50,
     )
     study.save(tmp_path / "study")
     again = EditStudy.load(tmp_path / "study")
@@ -180,7 +179,6 @@ def test_the_axes_of_a_grid_are_those_its_cells_differ_in() -> None:
         *(Inference(lambda pixels: pixels.float() / 255, network()), ["lin"], labels("lin"), selections, rules),
         *(faces(1), faces(2)),
         controls=3,
-        bootstrap=50,
     )
     assert settings_in(study.grid) == axes_of(study.grid) == ["tau", "amount"]
     figure = grid_heatmap(study.grid)

@@ -29,7 +29,7 @@ def test_compare_by_hand() -> None:
     assert found.lost_ids == (11,)
     assert (found.accuracy_before, found.accuracy_after, found.delta) == (0.5, 0.75, 0.25)
     assert found.p_value == pytest.approx(2 * 5 / 16)
-    assert found.delta_low <= 0.0 < 0.25 < found.delta_high
+    assert found.low <= 0.0 < 0.25 < found.high
     assert found.accuracy_before_low < 0.5 < found.accuracy_before_high
     assert found.recall_before[:2] == (0.75, 0.25)
     assert found.recall_after[:2] == (0.75, 0.75)
@@ -49,7 +49,19 @@ def test_compare_by_hand() -> None:
 def test_nothing_changed() -> None:
     same = of([0, 1, 2], [0, 1, 1])
     found = compare(same, same)
-    assert (found.delta, found.p_value, found.delta_low, found.delta_high) == (0.0, 1.0, 0.0, 0.0)
+    assert (found.delta, found.p_value) == (0.0, 1.0)
+    # Without a flip in three images the rate of flips is below 1 - .025^(1/3).
+    assert found.high == pytest.approx(1 - 0.025 ** (1 / 3))
+    assert found.low == -found.high
+
+
+def test_a_comparison_reads_as_one_sentence() -> None:
+    labels = [0, 0, 0, 1, 1, 1, 1, 0]
+    found = compare(of([0, 0, 1, 1, 0, 0, 0, 0], labels), of([0, 1, 0, 1, 1, 1, 2, 0], labels))
+    assert repr(found) == (
+        "Accuracy 50.00 % before and 75.00 % after: +25.00 points (95 % interval −35.85 to +71.71), 3 gained and "
+        "1 lost of 8 images, exact McNemar p = .62."
+    )
 
 
 def test_other_images_are_refused() -> None:

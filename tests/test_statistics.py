@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import bootstrap
+from scipy.stats import multinomial
 from statsmodels.stats.contingency_tables import mcnemar as other_mcnemar
 
 from emodissect.core.statistics import (
@@ -39,16 +39,51 @@ def test_mcnemar_is_the_textbooks(gained: int, lost: int) -> None:
     assert mcnemar(gained, lost) == mcnemar(lost, gained)
 
 
-def test_interval_is_that_of_resampled_rows() -> None:
-    gained, lost, images = 30, 15, 400
-    rows = np.repeat([1.0, -1.0, 0.0], [gained, lost, images - gained - lost])
-    theirs = bootstrap((rows,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(0))
+def test_the_interval_of_a_delta_excludes_zero_exactly_where_mcnemar_rejects_it() -> None:
+    for gained in range(26):
+        for lost in range(26):
+            for level in (0.9, 0.95):
+                low, high = delta_interval(gained, lost, 60, level)
+                assert low <= (gained - lost) / 60 <= high
+                assert (low > 0 or high < 0) == (mcnemar(gained, lost) < 1 - level), (gained, lost)
+                assert delta_interval(lost, gained, 60, level) == (-high, -low)
+
+
+@pytest.mark.parametrize(("gained", "lost", "images"), [(4, 0, 3589), (60, 40, 3589), (3, 47, 50), (0, 50, 50)])
+def test_the_interval_of_a_delta_is_the_quantile_of_drawn_products(gained: int, lost: int, images: int) -> None:
+    generator, count = np.random.default_rng(0), 400_000
+
+    def drawn(a: float, b: float) -> np.ndarray:
+        return np.full(count, float(b <= 0)) if min(a, b) <= 0 else generator.beta(a, b, count)
+
+    def lower(more: int, fewer: int) -> float:
+        flips, effect = more + fewer, 2 * drawn(more, fewer + 1) - 1
+        theta = np.where(effect > 0, drawn(flips, images - flips + 1), drawn(flips + 1, images - flips))
+        return float(np.quantile(theta * effect, 0.025))
+
     low, high = delta_interval(gained, lost, images)
-    assert low == pytest.approx(theirs.confidence_interval.low, abs=0.004)
-    assert high == pytest.approx(theirs.confidence_interval.high, abs=0.004)
-    assert (low, high) == delta_interval(gained, lost, images)
-    assert low < (gained - lost) / images < high
-    assert delta_interval(0, 0, 10) == (0.0, 0.0)
+    assert low == pytest.approx(lower(gained, lost), abs=0.02 * (high - low))
+    assert high == pytest.approx(-lower(lost, gained), abs=0.02 * (high - low))
+
+
+@pytest.mark.parametrize(("gain", "loss"), [(0.01, 0.01), (0.05, 0.0), (0.2, 0.1), (0.02, 0.3), (0.5, 0.5)])
+def test_the_interval_of_a_delta_covers_what_it_says(gain: float, loss: float) -> None:
+    images, covered = 30, 0.0
+    for gained in range(images + 1):
+        for lost in range(images + 1 - gained):
+            low, high = delta_interval(gained, lost, images)
+            if low <= gain - loss <= high:
+                covered += multinomial.pmf(
+                    [gained, lost, images - gained - lost], images, [gain, loss, 1 - gain - loss]
+                )
+    assert covered >= 0.95
+
+
+def test_no_flips_leave_the_delta_uncertain() -> None:
+    low, high = delta_interval(0, 0, 100)
+    assert (low, high) == pytest.approx((0.025**0.01 - 1, 1 - 0.025**0.01))
+    with pytest.raises(ValueError, match="3 gained and 0 lost of 2 images"):
+        delta_interval(3, 0, 2)
 
 
 def test_wilson_by_hand() -> None:

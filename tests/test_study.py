@@ -81,7 +81,7 @@ SELECTIONS, RULES = [Tau(-5.0), Tau(0.0), Tau(1.05)], [Scale(factor=1.0), Scale(
 
 
 def study(**changes: object) -> EditStudy:
-    settings = {"controls": 60, "bootstrap": 500, "batch_size": 128, **changes}
+    settings = {"controls": 60, "batch_size": 128, **changes}
     net = settings.pop("net", None) or network()
     inference = Inference(flat, net)
     arguments = {"neurons": labels(), "selections": SELECTIONS, "rules": RULES, "val": VAL, "test": TEST, **settings}

@@ -135,7 +135,7 @@ def test_labels_of_an_earlier_dissection_are_taken(verb: Verb) -> None:
         verb("edit", f"labels_dir={labels}", "layer=lin1")
 
 
-PLAIN = ("saliency.maps=0", "saliency.images=0", "study.bootstrap=10")
+PLAIN = ("saliency.maps=0", "saliency.images=0")
 
 
 @pytest.mark.slow

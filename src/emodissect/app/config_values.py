@@ -160,7 +160,6 @@ ACCEPTED: Mapping[str, Accepted] = {
     "selection.like": Arguments(also=(None,)),
     "study.alpha": Number(above=0, below=1),
     **dict.fromkeys(("study.controls", "study.null_studies"), _COUNT),
-    "study.bootstrap": _PRESENT,
     "study.ablate_concepts": Flag(),
     "study.select_on_test": Flag(),
     **dict.fromkeys(("saliency.maps", "saliency.images", "saliency.samples"), _COUNT),

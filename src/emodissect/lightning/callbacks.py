@@ -238,15 +238,13 @@ class LogEdit(Callback):
 
     Args:
         edits: applied one after the other.
-        draws: resamples behind the interval.
-        seed: of the resamples.
 
     Attributes:
         comparison: of the last loop that ended.
     """
 
-    def __init__(self, *edits: Edit, draws: int = 2000, seed: int = 0) -> None:
-        self.edits, self.draws, self.seed = edits, draws, seed
+    def __init__(self, *edits: Edit) -> None:
+        self.edits = edits
         self.comparison: Comparison | None = None
         self._seen: list[tuple[Tensor, ...]] = []
 
@@ -297,8 +295,6 @@ class LogEdit(Callback):
         self.comparison = compare(
             Predictions.placed(ids, labels, before),
             Predictions.placed(ids, labels, after),
-            draws=self.draws,
-            seed=self.seed,
         )
         if trainer.is_global_zero:
             log_metrics(trainer.loggers, edit_metrics(self.comparison, stage), step=trainer.global_step)

@@ -29,8 +29,8 @@ GRID_COLUMNS = (
     Column("accuracy_before", "before", "percent"),
     Column("accuracy_after", "after", "percent"),
     Column("delta", "change (points)", "points"),
-    Column("delta_low", "from", "points", "paired bootstrap interval"),
-    Column("delta_high", "to", "points", "paired bootstrap interval"),
+    Column("delta_low", "from", "points", "95 % interval, compatible with exact McNemar"),
+    Column("delta_high", "to", "points", "95 % interval, compatible with exact McNemar"),
     Column("gained", "gained", "count", "images that became right"),
     Column("lost", "lost", "count", "images that became wrong"),
     Column("p_value", "p", "p", "exact McNemar"),
@@ -55,7 +55,7 @@ class EditPage:
 
     Attributes:
         grid: one row a cell of the study, on validation; the chosen one has ``chosen`` True.
-        comparison: of the chosen edit on test, as :meth:`emodissect.models.predictions.Comparison.row` gives it.
+        comparison: of the chosen edit on test, as :meth:`emodissect.studies.comparison.Comparison.row` gives it.
         verdict: one sentence in plain words.
         class_names: in the order of the labels.
         controls: columns control, draw, delta_test.
@@ -141,7 +141,7 @@ class EditPage:
         row = self.comparison
         delta, p = row["delta"], row.get("p_value")
         clear = p is not None and p < self.alpha
-        interval = f"95 %: {words.points(row.get('delta_low'))} to {words.points(row.get('delta_high'))}"
+        interval = f"95 %: {words.points(row.get('low'))} to {words.points(row.get('high'))}"
         facts = [
             Fact(
                 words.percent(row["accuracy_after"], 2),

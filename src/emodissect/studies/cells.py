@@ -238,13 +238,13 @@ def choose(cells: Sequence[Cell], results: CellResults, metric: str) -> int:
     return min(best.tolist(), key=lambda place: (round(cells[place].operation.size, 9), place))
 
 
-def grid_frame(cells: Sequence[Cell], results: CellResults, chosen: int, draws: int, seed: int) -> pd.DataFrame:
+def grid_frame(cells: Sequence[Cell], results: CellResults, chosen: int) -> pd.DataFrame:
     """One row a cell: its coordinates and what it does. `p_holm` is corrected over the grid."""
     images = len(results.labels)
     before = float((results.unedited == results.labels).double().mean())
     rows = []
     for place, (cell, gained, lost) in enumerate(zip(cells, results.gained, results.lost, strict=True)):
-        low, high = delta_interval(int(gained), int(lost), images, draws=draws, seed=seed)
+        low, high = delta_interval(int(gained), int(lost), images)
         rows.append(
             {
                 "layer": cell.layer,

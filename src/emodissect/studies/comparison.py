@@ -8,16 +8,18 @@ from typing import Any
 
 import torch
 
+from emodissect.core.number_format import count, p_sentence, percent, points
 from emodissect.core.statistics import delta_interval, mcnemar, wilson
 from emodissect.models.predictions import Predictions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """A network before and after an edit on the same images. Accuracies, recalls and deltas are in [0, 1].
 
-    `delta_low`, `delta_high`: paired bootstrap interval; `accuracy_*_low/high`: Wilson; `p_value`: exact McNemar;
-    `gained`, `lost`: images that became right, wrong; `changed`: images whose predicted class is another one.
+    `p_value`: exact McNemar; `low`, `high`: 95 % interval of `delta` that excludes 0 exactly where p_value < .05;
+    `accuracy_*_low/high`: Wilson, 95 %; `gained`, `lost`: images that became right, wrong; `changed`: images whose
+    predicted class is another one.
     """
 
     images: int
@@ -28,8 +30,8 @@ class Comparison:
     accuracy_after_low: float
     accuracy_after_high: float
     delta: float
-    delta_low: float
-    delta_high: float
+    low: float
+    high: float
     gained: int
     lost: int
     changed: int
@@ -47,6 +49,13 @@ class Comparison:
     gained_ids: tuple[int, ...]
     lost_ids: tuple[int, ...]
 
+    def __repr__(self) -> str:
+        return (
+            f"Accuracy {percent(self.accuracy_before, 2)} before and {percent(self.accuracy_after, 2)} after: "
+            f"{points(self.delta)} points (95 % interval {points(self.low)} to {points(self.high)}), {self.gained:,} "
+            f"gained and {self.lost:,} lost of {count(self.images, 'image')}, exact McNemar {p_sentence(self.p_value)}."
+        )
+
     def row(self) -> dict[str, Any]:
         """Plain JSON values; an unknown recall (class without images) is null."""
         return {name: _plain(value) for name, value in asdict(self).items()}
@@ -57,16 +66,12 @@ class Comparison:
         return cls(**{name: _kept(value) for name, value in row.items()})
 
 
-def compare(
-    before: Predictions, after: Predictions, draws: int = 10_000, seed: int = 0, level: float = 0.95
-) -> Comparison:
+def compare(before: Predictions, after: Predictions) -> Comparison:
     """What an edit did to the predictions.
 
     Args:
         before: of the unedited network.
         after: of the edited one, on the same images.
-        draws: bootstrap samples behind the interval of the delta.
-        level: coverage of every interval.
 
     Raises:
         ValueError: the two do not hold the same images with the same labels, or none.
@@ -79,8 +84,8 @@ def compare(
     gained, lost = right_after & ~right_before, right_before & ~right_after
     images, gains, losses = len(before.ids), int(gained.sum()), int(lost.sum())
     was, now = before.measures(), after.measures()
-    intervals = [wilson(int(right.sum()), images, level) for right in (right_before, right_after)]
-    delta_low, delta_high = delta_interval(gains, losses, images, level, draws, seed)
+    intervals = [wilson(int(right.sum()), images) for right in (right_before, right_after)]
+    low, high = delta_interval(gains, losses, images)
     return Comparison(
         images=images,
         accuracy_before_low=intervals[0][0],
@@ -88,8 +93,8 @@ def compare(
         accuracy_after_low=intervals[1][0],
         accuracy_after_high=intervals[1][1],
         delta=(gains - losses) / images,
-        delta_low=delta_low,
-        delta_high=delta_high,
+        low=low,
+        high=high,
         gained=gains,
         lost=losses,
         changed=int((before.predicted != after.predicted).sum()),

@@ -81,7 +81,6 @@ def run_study(
     alpha: float = 0.05,
     controls: int = 200,
     control_cells: int = 4000,
-    bootstrap: int = 10_000,
     seed: int = 0,
     batch_size: int = 256,
     memory_limit: int = 2 * 2**30,
@@ -103,8 +102,7 @@ def run_study(
         controls: draws of random neurons, and of shuffled labels.
         control_cells: at most so many cells are evaluated for shuffled labels, each draw of which repeats the whole
             grid; fewer draws are made of a large grid, never fewer than 39.
-        bootstrap: samples behind each interval.
-        seed: of controls and intervals.
+        seed: of the controls.
         batch_size, memory_limit: see :class:`~emodissect.editing.fast.edited_logits.EditedLogits`.
         progress: show bars.
 
@@ -152,16 +150,16 @@ def run_study(
     difference = float((fast.logits - exact.logits).abs().max())
     identical = torch.equal(fast.predicted, exact.predicted)
     require_same_logits(fast.logits, exact.logits, f"{cell.rule.name} on layer '{cell.layer}'")
-    comparison = compare(before, exact, bootstrap, seed)
+    comparison = compare(before, exact)
     return EditStudy(
-        grid=grid_frame(decision.cells, decision.results, decision.chosen, bootstrap, seed),
+        grid=grid_frame(decision.cells, decision.results, decision.chosen),
         controls=decision.controls,
         edit=edit,
         selected=cell.selected,
         selection=cell.selection.name,
         rule=cell.rule.name,
         settings=cell.settings,
-        val=comparison if optimistic else compare(chosen_val.before, after(chosen_val), bootstrap, seed),
+        val=comparison if optimistic else compare(chosen_val.before, after(chosen_val)),
         test=comparison,
         before=before,
         after=exact,

@@ -119,7 +119,7 @@ class Asked:
     def study(self) -> EditStudy:
         """The grid, the choice and the look at test."""
         asked = self.run.cfg.study
-        key = self._key("metric", "select_on_test", "alpha", "controls", "bootstrap")
+        key = self._key("metric", "select_on_test", "alpha", "controls")
         self.run.inputs["study"] = key
 
         def write(folder: Path) -> None:
@@ -130,7 +130,6 @@ class Asked:
                 select_on_test=asked.select_on_test,
                 alpha=asked.alpha,
                 controls=asked.controls,
-                bootstrap=asked.bootstrap,
                 seed=self.run.cfg.seed,
                 progress=True,
             ).save(folder)
