@@ -11,8 +11,9 @@ import pytest
 
 from emodissect.core import cache as cache_module
 from emodissect.core.atomic_files import atomic_write
-from emodissect.core.cache import Cache, content_key, file_hash
+from emodissect.core.cache import Cache, file_hash
 from emodissect.core.errors import UserError
+from emodissect.core.fingerprint import content_key
 
 
 def _write(text: str, calls: list[str] | None = None):
@@ -150,6 +151,28 @@ def test_entries_sealed_with_sha256_are_read(cache: Cache) -> None:
     assert cache.holds("things", {"x": 1})
     (folder / "a.txt").write_text("two")
     assert not cache.holds("things", {"x": 1})
+
+
+def test_an_entry_that_cannot_be_read_counts_as_absent(cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[str] = []
+
+    def read(folder: Path) -> int:
+        return json.loads((folder / "a.txt").read_text())["field"]
+
+    cache.entry("things", {"x": 1}, _write('{"another field": 1}'))
+    assert cache.held("things", {"x": 1}, read) is None
+    assert cache.value("things", {"x": 1}, _write('{"field": 2}', calls), read) == 2
+    assert "is not of this version (KeyError: 'field'); it is recomputed" in caplog.text
+    assert (
+        cache.value("things", {"x": 1}, _write('{"field": 3}', calls), read)
+        == 2
+        == cache.held("things", {"x": 1}, read)
+    )
+    assert len(calls) == 1
+    assert cache.held("things", {"x": 2}, read) is None
+    with pytest.raises(KeyError):  # what was just made is not made a third time
+        cache.value("things", {"x": 3}, _write("{}", calls), read)
+    assert len(calls) == 3
 
 
 def test_large_files_are_compared_too_and_read_once(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

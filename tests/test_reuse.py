@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from emodissect.core.cache import Cache
 from emodissect.core.errors import UserError
 from emodissect.data.ferplus import VOTED_ON
 from emodissect.demo.sketches import CLASS_NAMES
@@ -137,6 +140,50 @@ def test_an_edit_of_ones_own_network_trains_it_anew(verb: Verb, home: Path, tmp_
     before = entries(home, "training")
     verb("train", *words)
     assert entries(home, "training") == before
+
+
+SIMILARITY = """
+from emodissect.similarity import Pearson
+
+
+class Mine(Pearson):
+    def __call__(self, concept_scores, activations):
+        return {factor} * super().__call__(concept_scores, activations)
+"""
+
+
+def test_a_changed_similarity_is_another_labelling(
+    verb: Verb, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    highest, seen = [], []
+    for factor in (1.0, 0.25):
+        (tmp_path / "my_similarity.py").write_text(SIMILARITY.format(factor=factor))
+        sys.modules.pop("my_similarity", None)
+        importlib.invalidate_caches()
+        before = entries(home, "labels")
+        for _ in range(2):
+            folder, _ = verb("dissect", "similarity=pearson", "similarity._target_=my_similarity.Mine")
+        highest.append(Dissection.load(folder).neurons["similarity"].max())
+        seen.append(len(entries(home, "labels") - before))
+    assert seen == [1, 1]
+    assert highest[1] == pytest.approx(highest[0] / 4)
+
+
+def test_entries_of_another_form_count_as_absent(verb: Verb, home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Sealed with right hashes, by another version: each kind is recomputed, and the run ends as the first did."""
+    words = ("edit", "study.null_studies=2")
+    _, first = verb(*words)
+    kinds = ("activations", "predictions", "labels", "studies", "null-studies", "clip_images", "clip_texts", "sketches")
+    for kind in (*kinds, "training"):
+        for seal in list((home / kind).glob("*/entry.json")):
+            key = json.loads(seal.read_text())["key"]
+            Cache(home).entry(kind, key, lambda folder: (folder / "other.txt").write_text("x") and None, anew=True)
+    _, again = verb(*words)
+    assert {kind for kind in (*kinds, "training") if f"/{kind}/" in caplog.text} == {*kinds, "training"}
+    assert {name: again[name] for name in ("layer", "selected", "delta", "p_value")} == {
+        name: first[name] for name in ("layer", "selected", "delta", "p_value")
+    }
 
 
 def test_where_the_data_lies_trains_nothing_anew(verb: Verb, home: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ from composing import CONF, SMALL
 from safetensors.torch import load_file
 from torch import nn
 
-from emodissect.app.manifest import weights_hash
 from emodissect.core.cache import file_hash
 from emodissect.core.errors import UserError
+from emodissect.core.fingerprint import fingerprint, weights_hash
 from emodissect.core.statistics import wilson
 from emodissect.demo.sketches import CLASS_NAMES
 from emodissect.demo.sketches.source import BLOCK
@@ -332,9 +331,10 @@ def test_a_dissections_manifest_names_everything_it_came_from(verb: Verb, home: 
     assert found["classifier"]["weights"] == inputs["weights"]
     assert found["probe"][0] == inputs["data"]["train"]
     assert (found["layers"], found["recorded"]["pool"]) == (["lin1"], "avg")
-    assert (list(found["concepts"]), len(found["scorer"]["templates"]) > 1) == (["Smile", "Frown"], True)
-    assert found["scorer"]["clip"]["weights"] == file_hash(WEIGHTS)
-    assert found["similarity"] == {"class": "SoftWPMI", **asdict(SoftWPMI())}
+    scorer = found["scorer"]["parameters"]
+    assert (list(found["concepts"]), len(scorer["templates"]) > 1) == (["Smile", "Frown"], True)
+    assert scorer["clip"]["parameters"]["weights"] == file_hash(WEIGHTS)
+    assert found["similarity"] == fingerprint(SoftWPMI())
     assert (found["labelling"]["draws"], found["labelling"]["seed"]) == (100, 42)
     checkpoint = next((home / "training").glob("*/classifier.ckpt"))
     given, _ = verb("dissect", f"ckpt_path={checkpoint}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
 import os
 import platform
@@ -14,16 +12,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from emodissect.core.atomic_files import atomic_write
-from emodissect.core.cache import file_hash
-
-if TYPE_CHECKING:
-    from torch import nn
 
 PACKAGES = (
     *("emodissect", "torch", "torchvision", "timm", "lightning", "open_clip_torch", "torchmetrics", "hydra-core"),
@@ -40,37 +34,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def weights_hash(network: nn.Module) -> str:
-    """SHA-256 of a network's state: names, shapes, types and every bit."""
-    import torch  # seconds, which --help and tab completion would wait for
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def architecture_hash(network: nn.Module) -> str:
-    """SHA-256 of what a network computes beside its weights: its modules as printed, and the source files of theirs.
-
-    So an edit of a user's own network is another network, though its weights and its config are the same. PyTorch's
-    own modules go by name; a module without a source file (a traced one) by what it prints.
-    """
-    digest = hashlib.sha256(repr(network).encode())
-    kinds = {type(module) for module in network.modules() if not type(module).__module__.startswith("torch.")}
-    for file in sorted({file for kind in kinds if (file := _source_of(kind))}):
-        digest.update(file_hash(file).encode())
-    return digest.hexdigest()
-
-
-def _source_of(kind: type) -> str | None:
-    try:
-        return inspect.getfile(kind)
-    except (TypeError, OSError):
-        return None
 
 
 def typed_command() -> str:

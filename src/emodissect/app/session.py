@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -40,6 +40,8 @@ from emodissect.lightning.sinks import sinks_of
 from emodissect.report.terminal import config_tree
 
 log = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 
 NEEDED_GIB = 0.5
 
@@ -116,32 +118,41 @@ class Session:
         """A Trainer that only runs a network forward: no checkpoints, a progress bar."""
         return self.trainer([*callbacks, RichProgressBar(leave=False)], enable_checkpointing=False, **changes)
 
-    def made(self, kind: str, key: Mapping[str, Any], write: Callable[[Path], None], jointly: bool = False) -> Path:
-        """The cache entry for ``key``, made where it does not stand or where ``reuse=false``.
+    def made(
+        self,
+        kind: str,
+        key: Mapping[str, Any],
+        write: Callable[[Path], None],
+        read: Callable[[Path], Value],
+        jointly: bool = False,
+    ) -> Value:
+        """What ``read`` gives of the cache entry for ``key``, made where it does not exist or where ``reuse=false``.
 
         Between processes of one machine the entry is made once and waited for. The ranks of a distributed run cannot
         wait for one another so: rank 0 keeps what was made.
 
         Args:
-            kind, key, write: as in :meth:`emodissect.core.cache.Cache.entry`.
+            kind, key, write, read: as in :meth:`emodissect.core.cache.Cache.value`.
             jointly: ``write`` is run by all ranks of a distributed run together, and rank 0's files are everybody's
                 (a training); else each rank has files of its own.
         """
         anew = not self.cfg.reuse
-        if not self.distributed or (not anew and self.cache.holds(kind, key)):
-            return self.cache.entry(kind, key, write, anew)
+        if not self.distributed:
+            return self.cache.value(kind, key, write, read, anew)
+        if not anew and (held := self.cache.held(kind, key, read)) is not None:
+            return held
         folder = self.folder / DISTRIBUTED / (kind if jointly else f"{kind}-{rank()}")
         folder.mkdir(parents=True, exist_ok=True)
         write(folder)
         if jointly:
             wait_for_others()
         if not first_rank():
-            return folder
+            return read(folder)
 
         def keep(entry: Path) -> None:
             shutil.copytree(folder, entry, dirs_exist_ok=True)
 
-        return self.cache.entry(kind, key, keep, anew)
+        return self.cache.value(kind, key, keep, read, anew)
 
     def tidy(self) -> None:
         """Removes what this rank of a distributed run made outside the cache; rank 0 also what all made together."""

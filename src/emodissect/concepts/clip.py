@@ -20,6 +20,7 @@ from emodissect.concepts.scores import ConceptScores
 from emodissect.concepts.templates import prompts, resolve_templates
 from emodissect.core.cache import Cache
 from emodissect.core.errors import UserError, nearest
+from emodissect.core.fingerprint import fingerprint
 from emodissect.core.progress import progress_bar
 from emodissect.data.images import ImageSet
 
@@ -121,7 +122,7 @@ class ClipScorer:
         return self._embedded("clip_texts", "concepts", parts, keys, embed, cache)
 
     def _embedded_by(self) -> dict[str, Any]:
-        return {"clip": self.clip.fingerprint(), "precision": self.precision}
+        return {"clip": fingerprint(self.clip), "precision": self.precision}
 
     def _embedded(
         self,
@@ -153,7 +154,7 @@ class ClipScorer:
                             advance(len(rows[-1]))
                     save_file({"embeddings": torch.cat(rows)}, str(folder / "embeddings.safetensors"))
 
-                shards.append(load_file(str(cache.entry(kind, key, write) / "embeddings.safetensors"))["embeddings"])
+                shards.append(cache.value(kind, key, write, _read_shard))
         return torch.cat(shards)
 
     def _network(self) -> nn.Module:
@@ -218,6 +219,10 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision not in _PRECISIONS:
         raise UserError(f"scorer.precision={precision} is unknown. {nearest(precision, ('auto', *_PRECISIONS))}")
     return precision
+
+
+def _read_shard(folder: Path) -> Float[Tensor, "item embedding"]:
+    return load_file(str(folder / "embeddings.safetensors"))["embeddings"]
 
 
 def _starts(items: Any, scorer: ClipScorer) -> range:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -82,7 +82,3 @@ class ClipImages:
         mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
         return images.float().div_(255).sub_(mean).div_(std)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """The preprocessing as plain values."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-import torch
 from jaxtyping import Int64
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from emodissect.concepts.clip_images import ClipImages
 from emodissect.concepts.clip_weights import downloaded, offline_advice
 from emodissect.core.cache import file_hash
 from emodissect.core.errors import UserError, nearest
+from emodissect.core.fingerprint import fingerprint, weights_hash
 from emodissect.core.tensor_files import check_archive, is_torchscript, torchscript_tensors
 
 log = logging.getLogger(__name__)
@@ -166,14 +166,14 @@ class OpenClip:
     @cached_property
     def _fingerprint(self) -> dict[str, Any]:
         if self._brings_weights:
-            return {"model": self.model_name, "weights": _state_hash(self.model), "images": self.images.fingerprint()}
+            return {"model": self.model_name, "weights": weights_hash(self.model), "images": fingerprint(self.images)}
         config = json.dumps(open_clip.get_model_config(self.model_name), sort_keys=True)
         return {
             "model": self.model_name,
             "config": hashlib.sha256(config.encode()).hexdigest(),
             "quick_gelu": bool(self._tag.get("quick_gelu")),
             "weights": file_hash(self.checkpoint),
-            "images": self.images.fingerprint(),
+            "images": fingerprint(self.images),
         }
 
     def fingerprint(self) -> dict[str, Any]:
@@ -194,14 +194,6 @@ def quiet_loading(level: int = logging.INFO) -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-def _state_hash(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

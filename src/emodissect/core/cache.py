@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import platformdirs
 import xxhash
@@ -20,8 +20,11 @@ from filelock import FileLock
 
 from emodissect.core.cache_readers import Readers
 from emodissect.core.errors import UserError
+from emodissect.core.fingerprint import content_key, fingerprint
 
 log = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 
 _SEAL = "entry.json"
 _HASHES: Mapping[str, Callable[..., Any]] = {"xxh3_128": xxhash.xxh3_128, "sha256": hashlib.sha256}
@@ -53,7 +56,8 @@ class Cache:
 
         Args:
             kind: what is stored, e.g. ``activations``; the first level of folders.
-            key: everything the result depends on, as plain JSON values.
+            key: everything the result depends on: plain values, and objects by their fingerprint
+                (:func:`emodissect.core.fingerprint.fingerprint`).
             write: fills an empty folder with the entry's files.
             anew: make a new version even where one exists, unless another process is making one already.
 
@@ -83,6 +87,40 @@ class Cache:
             self._remove_replaced(name, made)
             return self._give(made)
 
+    def value(
+        self,
+        kind: str,
+        key: Mapping[str, Any],
+        write: Callable[[Path], None],
+        read: Callable[[Path], Value],
+        anew: bool = False,
+    ) -> Value:
+        """What ``read(folder)`` gives of the entry for ``key``, made by ``write`` where it does not exist yet.
+
+        An entry that ``read`` cannot take (its fields are those of another version) counts as absent.
+
+        Args:
+            kind, key, write, anew: as in :meth:`entry`.
+            read: raises anything where the folder does not hold what it expects.
+        """
+        folder = self.entry(kind, key, write, anew)
+        try:
+            return read(folder)
+        except Exception as error:  # KeyError, TypeError, a library's own: whatever reading another form raises
+            log.warning("Cache entry %s is not of this version (%s); it is recomputed.", folder, _reason(error))
+        return read(self.entry(kind, key, write, anew=True))
+
+    def held(self, kind: str, key: Mapping[str, Any], read: Callable[[Path], Value]) -> Value | None:
+        """What ``read(folder)`` gives of the entry for ``key``; None where there is none that it can take."""
+        folder = self._newest(kind, key)
+        if not self._intact(folder):
+            return None
+        try:
+            return read(self._give(folder))
+        except Exception as error:  # as in value()
+            log.warning("Cache entry %s is not of this version (%s); it is recomputed.", folder, _reason(error))
+            return None
+
     def holds(self, kind: str, key: Mapping[str, Any]) -> bool:
         """Whether the entry for ``key`` exists and its files match its seal."""
         return self._intact(self._newest(kind, key))
@@ -108,8 +146,8 @@ class Cache:
         try:
             write(unfinished)
             files = {str(p.relative_to(unfinished)): _seal(p) for p in sorted(unfinished.rglob("*")) if p.is_file()}
-            seal = {"name": name.name, "key": key, "files": files}
-            (unfinished / _SEAL).write_text(json.dumps(seal, indent=1, default=str), encoding="utf-8")
+            seal = {"name": name.name, "key": fingerprint(key), "files": files}
+            (unfinished / _SEAL).write_text(json.dumps(seal, indent=1), encoding="utf-8")
             number = max(map(_number, _versions(name)), default=-1) + 1
             while os.path.lexists(made := _version(name, number)):  # a file or a link: not ours to remove
                 number += 1
@@ -152,11 +190,6 @@ class Cache:
         return True
 
 
-def content_key(key: Mapping[str, Any]) -> str:
-    """The first 24 hex digits of the SHA-256 of ``key`` as JSON with sorted names."""
-    return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
-
-
 def disk_is_full(folder: Path) -> bool:
     """Whether less than a mebibyte is free where a folder lies; libraries raise anything at all when it is."""
     return shutil.disk_usage(folder).free < 2**20
@@ -170,6 +203,10 @@ def file_hash(path: str | Path) -> str:
 def _digest(path: Path, method: str) -> str:
     with open(path, "rb") as file:
         return str(hashlib.file_digest(file, _HASHES[method]).hexdigest())
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _seal(path: Path) -> dict[str, Any]:

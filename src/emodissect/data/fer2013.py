@@ -16,6 +16,7 @@ from torch import Tensor
 
 from emodissect.core.cache import file_hash
 from emodissect.core.errors import UserError, nearest
+from emodissect.core.fingerprint import source_hash
 from emodissect.data.class_folders import content_hash, find_images
 from emodissect.data.datamodule import FaceDataModule
 from emodissect.data.fer2013_files import CLASS_NAMES, SIDE, FerRows, read_csv, read_folders, read_npz
@@ -38,7 +39,6 @@ WHERE_TO_GET_IT = (
     "data.path takes fer2013.csv, icml_face_data.csv, a folder with train/<class>/ and test/<class>/, or an .npz with "
     "pixels, labels and usage (docs/data.md)."
 )
-_FORM = 3  # of the cached file; a change makes every entry anew
 
 
 class Fer2013(FaceDataModule):
@@ -137,14 +137,13 @@ class Fer2013(FaceDataModule):
         return [self.files[i] for i in ids.tolist()] if self.files else super().origin(ids)
 
     def _stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        key: dict[str, Any] = {"form": _FORM}
+        key: dict[str, Any] = {"read_by": source_hash(read_csv)}
         if self.path.is_dir():
             files = [image.path for image in find_images(self.path).images]
             key |= {"content": content_hash(self.path, files), "split_seed": self.split_seed}
         else:
             key |= {"content": file_hash(self.path)}
-        folder = self.cache.entry("fer2013", key, partial(_write, self.path, self.split_seed))
-        return load_file(folder / "images.safetensors"), json.loads((folder / "about.json").read_text())
+        return self.cache.value("fer2013", key, partial(_write, self.path, self.split_seed), _read)
 
     def _votes(self, stored: dict[str, Tensor], usage: np.ndarray) -> Tensor | None:
         if self.ferplus is None:
@@ -202,6 +201,15 @@ def _write(path: Path, split_seed: int, folder: Path) -> None:
         raise UserError(f"data.path={path}: the form is not known by its ending. {WHERE_TO_GET_IT}")
     save_file(_tensors(rows), folder / "images.safetensors")
     (folder / "about.json").write_text(json.dumps({"source": str(path), "told": told, "files": rows.files}))
+
+
+def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Raises whatever another form of the folder raises."""
+    held, about = load_file(folder / "images.safetensors"), json.loads((folder / "about.json").read_text())
+    count = len(held["images"])
+    if any(len(held[name]) != count for name in ("labels", "usage")) or {"told", "files"} - set(about):
+        raise ValueError("other fields than were expected")
+    return held, about
 
 
 def _tensors(rows: FerRows) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from emodissect.core.errors import UserError, nearest
+from emodissect.core.fingerprint import source_hash
 from emodissect.data.class_folders import FoundImage, content_hash, find_images, require_classes, stratified_parts
 from emodissect.data.datamodule import FaceDataModule
 from emodissect.data.decoding import FITS, read_images
@@ -26,7 +27,6 @@ FORMS = (
     "<class>/ folders (docs/data.md)."
 )
 DEFAULT_SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
-_FORM = 2  # of the cached file; a change makes every entry anew
 
 
 class ImageFolder(FaceDataModule):
@@ -106,7 +106,7 @@ class ImageFolder(FaceDataModule):
         """The three splits, from the cache where the same files were read before."""
         paths = [image.path for image in self._found]
         key = {
-            "form": _FORM,
+            "read_by": source_hash(read_images),
             "content": content_hash(self.path, paths),
             "size": self.size,
             "channels": self.channels,
@@ -115,7 +115,7 @@ class ImageFolder(FaceDataModule):
             "value_range": self.value_range,
         }
         write = partial(_write, paths, self.size, self.channels, self.fit, self.skip_unreadable, self.value_range)
-        stored = load_file(self.cache.entry("image_folder", key, write) / "images.safetensors")
+        stored = self.cache.value("image_folder", key, write, _read)
         for note in self.notes:
             log.warning("%s: %s", self.path, note)
         labels = torch.tensor([self._label_of[image.folder.lower()] for image in self._found])
@@ -224,3 +224,8 @@ def _write(
     images, readable = read_images(paths, size, channels, fit, skip_unreadable, value_range)
     save_file({"images": images, "readable": readable}, folder / "images.safetensors")
     (folder / "files.json").write_text(json.dumps([str(path) for path in paths]))
+
+
+def _read(folder: Path) -> dict[str, Tensor]:
+    held = load_file(folder / "images.safetensors")
+    return {name: held[name] for name in ("images", "readable")}

@@ -17,14 +17,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 from torch import Tensor
 
-from emodissect.app.manifest import architecture_hash, versions, weights_hash, write_json
+from emodissect.app.manifest import versions, write_json
 from emodissect.app.session import Session, resolved, session
 from emodissect.app.stages.pages import HISTORY, confusion_file, history, train_page, write_page
 from emodissect.app.stages.saliency_maps import chosen_ids
 from emodissect.core.atomic_files import atomic_write
-from emodissect.core.cache import content_key, file_hash
+from emodissect.core.cache import file_hash
 from emodissect.core.distributed import first_rank
 from emodissect.core.errors import UserError, nearest
+from emodissect.core.fingerprint import architecture_hash, content_key, fingerprint, source_hash, weights_hash
 from emodissect.core.number_format import percent
 from emodissect.core.statistics import wilson
 from emodissect.data.ferplus import soft_labels
@@ -45,6 +46,9 @@ NOT_THE_NETWORKS = ("preprocess", "class_order")
 
 WHERE_THE_DATA_LIES = ("cache_dir", "path", "data_dir", "ferplus", "num_workers", "audit")
 """Keys of the data group that say how images come, not what comes: the images' own hash says that."""
+
+WITH_CODE = ("model", "augment", "optimizer", "scheduler", "trainer", "callbacks", "data")
+"""Groups whose objects decide what a training ends with."""
 
 CHECKPOINT = "classifier.ckpt"
 
@@ -76,6 +80,7 @@ class Trained:
         return {
             "weights": self.weights,
             "architecture": architecture_hash(self.classifier.network),
+            "run_by": source_hash(type(self.classifier)),
             "model": dict(self.classifier.hparams["model"]),
             "class_names": list(self.classifier.class_names) if self.classifier.knows_classes else None,
         }
@@ -178,14 +183,9 @@ def trained_classifier(run: Session, fit: bool = True, needs_classes: bool = Tru
     key = training_key(run, given)
     run.inputs["training"] = key
     cached = bool(run.cfg.reuse) and run.cache.holds("training", key)
-    folder = run.made("training", key, lambda out: _fit(run, given, key, out), jointly=True)
+    folder, metrics = run.made("training", key, lambda out: _fit(run, given, key, out), _training, jointly=True)
     classifier = _build(run, folder / CHECKPOINT)
     load_weights(classifier.network, folder / CHECKPOINT)
-    metrics = {
-        name: float(value)
-        for name, value in torch.load(folder / "metrics.pt", weights_only=True).items()
-        if name.startswith("val/")
-    }
     trained = _finished(run, classifier, folder / CHECKPOINT, metrics)
     curves = history(trained)
     if cached and curves is not None:
@@ -194,6 +194,13 @@ def trained_classifier(run: Session, fit: bool = True, needs_classes: bool = Tru
     for artifact in trained.kept:
         log_artifact(run.loggers, artifact)
     return trained
+
+
+def _training(folder: Path) -> tuple[Path, dict[str, float]]:
+    """The folder of a finished training, and the figures of its best epoch. Raises where it holds something else."""
+    read_state_dict(folder / CHECKPOINT)
+    metrics = torch.load(folder / "metrics.pt", weights_only=True)
+    return folder, {str(name): float(value) for name, value in metrics.items() if name.startswith("val/")}
 
 
 def _finished(run: Session, classifier: Classifier, checkpoint: Path | None, metrics: Mapping[str, float]) -> Trained:
@@ -211,6 +218,8 @@ def training_key(run: Session, given: Path | None) -> dict[str, Any]:
     return {
         "model": groups["model"],
         "architecture": architecture_hash(untrained(run).network),
+        "trained_by": source_hash(Classifier),
+        "sources": sources(*(groups.get(group) for group in WITH_CODE)),
         "training": groups.get("training"),
         "soft_labels": run.data.fitted().annotations_fingerprint() if cfg.soft_labels else None,
         "augment": groups.get("augment"),
@@ -225,6 +234,19 @@ def training_key(run: Session, given: Path | None) -> dict[str, Any]:
         "seed": cfg.seed,
         "versions": {name: versions()[name] for name in ("torch", "lightning", "emodissect")},
     }
+
+
+def sources(*nodes: Any) -> dict[str, str]:
+    """The hash of the source behind every ``_target_`` in parts of a config, so that other code is another key."""
+    found: dict[str, str] = {}
+    for node in nodes:
+        if isinstance(node, Mapping):
+            found |= sources(*node.values())
+            if "_target_" in node:
+                found[str(node["_target_"])] = source_hash(_constructor(node))
+        elif isinstance(node, list):
+            found |= sources(*node)
+    return found
 
 
 def _soft_labels(run: Session) -> tuple[Tensor, Tensor]:
@@ -302,11 +324,11 @@ def _completed(model: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     return filled_from_file(model, shapes, constructor, checkpoint)
 
 
-def _constructor(model: Mapping[str, Any]) -> Callable[..., Any]:
+def _constructor(node: Mapping[str, Any]) -> Callable[..., Any]:
     try:
-        return get_object(str(model.get("_target_")))
+        return get_object(str(node.get("_target_")))
     except Exception as error:  # whatever importing a module of the user's raises
-        raise UserError(f"model._target_={model.get('_target_')} cannot be found: {error}") from error
+        raise UserError(f"_target_={node.get('_target_')} cannot be found: {error}") from error
 
 
 def _callbacks(run: Session) -> list[Callback]:
@@ -355,7 +377,7 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
     if first_rank():
         curves.frame().to_csv(folder / HISTORY, index=False)
         torch.save(metrics, folder / "metrics.pt")
-        write_json(folder / "key.json", key)
+        write_json(folder / "key.json", fingerprint(key))
     resume.done()
 
 

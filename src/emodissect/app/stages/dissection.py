@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
-from emodissect.app.manifest import versions
 from emodissect.app.session import Session, session
 from emodissect.app.stages.classifier import Trained, trained_classifier, untrained
 from emodissect.app.stages.given_labels import given_labels
@@ -21,9 +20,10 @@ from emodissect.app.stages.pages import dissection_figures, dissection_page, wri
 from emodissect.app.stages.saliency_maps import chosen_ids, neuron_maps, saliency_maps
 from emodissect.concepts import AnnotationScorer, ConceptScores, Scorer
 from emodissect.concepts.concept_set import ConceptSet
-from emodissect.core.cache import content_key, file_hash
+from emodissect.core.cache import file_hash
 from emodissect.core.distributed import first_rank, wait_for_others
 from emodissect.core.errors import UserError
+from emodissect.core.fingerprint import content_key, fingerprint, source_hash
 from emodissect.core.number_format import percent, plain
 from emodissect.data.images import ImageSet, image_loader
 from emodissect.dissection.labels import Dissection, Labelling, label_neurons
@@ -32,10 +32,10 @@ from emodissect.lightning.sinks import Artifact
 from emodissect.lightning.tracking import log_artifact, log_dissection
 from emodissect.models.classifier import Classifier
 from emodissect.models.predictions import Predictions
-from emodissect.recording import LayerActivations, reached_layers, resolve_layers
+from emodissect.recording import ActivationCollector, LayerActivations, reached_layers, resolve_layers
 from emodissect.recording.store import scratch_dir
 from emodissect.report.terminal import Column, frame_table
-from emodissect.similarity import Similarity
+from emodissect.similarity import Similarity, best_similarity_null
 
 log = logging.getLogger(__name__)
 
@@ -241,10 +241,10 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
         "layers": layers,
         "recorded": recording_settings(run, plan),
         "concepts": {name: list(plan.concepts.classes.get(name, ())) for name in plan.concepts.names},
-        "scorer": plan.scorer.fingerprint(),
-        "similarity": described(plan.measure),
+        "scorer": fingerprint(plan.scorer),
+        "similarity": fingerprint(plan.measure),
         "labelling": asdict(plan.labelling),
-        "emodissect": versions()["emodissect"],
+        "labelled_by": [source_hash(code) for code in (label_neurons, best_similarity_null)],
     }
     run.inputs["concepts"] = concepts_from(plan.concepts)
     run.inputs["dissection"] = key
@@ -268,7 +268,7 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
                 plan.labelling,
             ).save(folder)
 
-        found.append(Dissection.load(run.made("labels", {**key, "layers": [layer]}, write)))
+        found.append(run.made("labels", {**key, "layers": [layer]}, write, Dissection.load))
     return Dissected(Dissection.joined(found).at(*plan.thresholds), predictions, activations, scores, key)
 
 
@@ -300,21 +300,35 @@ def recorded(
             **recording_settings(run, plan),
         }
 
-    kinds = {layer: ("activations", key(layer)) for layer in layers}
+    def held(kind: str, key: Mapping[str, Any], read: Callable[[Path], Any]) -> Any:
+        return run.cache.held(kind, key, read) if run.cfg.reuse else None
+
+    keys = {layer: key(layer) for layer in layers}
     prediction_key = {name: key("")[name] for name in ("classifier", "probe", "precision")}
-    missing = [layer for layer, (kind, k) in kinds.items() if not (run.cfg.reuse and run.cache.holds(kind, k))]
-    if missing or not run.cache.holds("predictions", prediction_key):
+    activations = {layer: held("activations", keys[layer], LayerActivations.load) for layer in layers}
+    predictions = held("predictions", prediction_key, _read_predictions)
+    missing = [layer for layer in layers if activations[layer] is None]
+    if missing or predictions is None:
         # every run has a store of its own: two that record the same layer at once would write into each other's
         mine, anew = content_key({"run": str(run.folder.absolute())}), not run.cfg.reuse
         with scratch_dir(run.cache.root / "stores", mine, owner=first_rank()) as store:
             fresh, predictions = _predict(run, plan, trained, missing, top_k, store)
             if first_rank():
                 for layer in missing:
-                    run.cache.entry(*kinds[layer], fresh[layer].save, anew)
-                run.cache.entry("predictions", prediction_key, lambda out: predictions.save(out / PREDICTIONS), anew)
+                    run.cache.value("activations", keys[layer], fresh[layer].save, LayerActivations.load, anew)
+                save = partial(_save_predictions, predictions)
+                run.cache.value("predictions", prediction_key, save, _read_predictions, anew)
             wait_for_others()
-    activations = {layer: LayerActivations.load(run.cache.path(*kinds[layer])) for layer in layers}
-    return activations, Predictions.load(run.cache.path("predictions", prediction_key) / PREDICTIONS)
+    activations |= {layer: LayerActivations.load(run.cache.path("activations", keys[layer])) for layer in missing}
+    return activations, _read_predictions(run.cache.path("predictions", prediction_key))
+
+
+def _save_predictions(predictions: Predictions, folder: Path) -> None:
+    predictions.save(folder / PREDICTIONS)
+
+
+def _read_predictions(folder: Path) -> Predictions:
+    return Predictions.load(folder / PREDICTIONS)
 
 
 def recording_settings(run: Session, plan: Plan) -> dict[str, Any]:
@@ -323,7 +337,7 @@ def recording_settings(run: Session, plan: Plan) -> dict[str, Any]:
         "pool": plan.pool,
         "channels_last": str(run.cfg.layer.channels_last),
         "precision": str(run.cfg.trainer.get("precision", "32-true")),
-        "ties": "by ticket",
+        "recorded_by": source_hash(ActivationCollector),
     }
 
 
@@ -355,12 +369,6 @@ def concepts_from(concepts: ConceptSet) -> dict[str, str]:
     """Where the words come from: a set's name, or a file and its SHA-256."""
     path = Path(concepts.origin)
     return {"from": concepts.origin, **({"sha256": file_hash(path)} if path.is_file() else {})}
-
-
-def described(measure: Similarity) -> dict[str, Any]:
-    """A similarity by its class and parameters."""
-    parameters = asdict(measure) if is_dataclass(measure) and not isinstance(measure, type) else {"repr": repr(measure)}
-    return {"class": type(measure).__qualname__, **parameters}
 
 
 def layer_summary(dissection: Dissection) -> Any:

@@ -20,8 +20,10 @@ from emodissect.app.session import Session, resolved
 from emodissect.app.stages.classifier import Trained, untrained
 from emodissect.app.stages.dissection import Dissected, Plan
 from emodissect.core.errors import UserError
+from emodissect.core.fingerprint import fingerprint, source_hash
 from emodissect.data.images import ImageSet
 from emodissect.editing.edit import Edit
+from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.operations import Target
 from emodissect.models.predictions import Inference
 from emodissect.recording import resolve_layers
@@ -134,7 +136,7 @@ class Asked:
                 progress=True,
             ).save(folder)
 
-        return EditStudy.load(self.run.made("studies", key, write))
+        return self.run.made("studies", key, write, EditStudy.load)
 
     def null_studies(self) -> pd.DataFrame:
         """How often the same study claims a gain when the labels say nothing."""
@@ -153,7 +155,7 @@ class Asked:
             ).to_csv(folder / "null_studies.csv", index=False)
 
         key = self._key("metric", "alpha", "controls", "null_studies")
-        return pd.read_csv(self.run.made("null-studies", key, write) / "null_studies.csv")
+        return self.run.made("null-studies", key, write, _read_null_studies)
 
     def ablations(self) -> dict[str, ConceptAblation]:
         """By layer, each class's fall of recall when the neurons of one concept are silenced."""
@@ -170,7 +172,7 @@ class Asked:
                     progress=True,
                 ).save(folder)
 
-            found[layer] = ConceptAblation.load(self.run.made("ablations", key, write))
+            found[layer] = self.run.made("ablations", key, write, ConceptAblation.load)
         return found
 
     def _key(self, *of_study: str) -> dict[str, Any]:
@@ -178,9 +180,16 @@ class Asked:
         return {
             "labels": self.found.key,
             "layers": list(self.layers),
-            "selections": [repr(selection) for selection in self.selections],
-            "rules": [repr(rule) for rule in self.rules],
+            "selections": fingerprint(self.selections),
+            "rules": fingerprint(self.rules),
             "images": {name: images.fingerprint() for name, images in self.splits.items()},
             "study": {name: self.run.cfg.study[name] for name in of_study},
             "seed": self.run.cfg.seed,
+            "studied_by": [source_hash(study) for study in (run_study, null_studies, ablate_concepts, EditedLogits)],
         }
+
+
+def _read_null_studies(folder: Path) -> pd.DataFrame:
+    table = pd.read_csv(folder / "null_studies.csv")
+    table["claims_gain"] = table["claims_gain"].astype(bool)
+    return table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -12,8 +11,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from emodissect.core.errors import UserError, nearest
+from emodissect.core.fingerprint import source_hash
 from emodissect.data.datamodule import SPLITS, FaceDataModule
 from emodissect.data.images import Annotations, ImageSet, Splits
 from emodissect.demo.sketches.faces import draw_faces_in_processes
@@ -106,8 +107,12 @@ class Sketches(FaceDataModule):
     def _split(self, name: str) -> ImageSet:
         count, first = self.counts[name], SPLITS.index(name) * BLOCK
         key = {
-            "images": count, "first": first, "seed": self.seed, "difficulty": asdict(self.difficulty), "code": _code(),
-        }  # fmt: skip
+            "images": count,
+            "first": first,
+            "seed": self.seed,
+            "difficulty": asdict(self.difficulty),
+            "drawn_by": source_hash(draw_faces_in_processes),
+        }
 
         def write(folder: Path) -> None:
             began = time.perf_counter()
@@ -123,15 +128,12 @@ class Sketches(FaceDataModule):
                 folder / "faces.safetensors",
             )
 
-        held = load_file(self.cache.entry("sketches", key, write) / "faces.safetensors")
+        held = self.cache.value("sketches", key, write, _read)
         return ImageSet(
             held["images"], held["labels"], held["ids"], {"presence": Annotations(CONCEPTS, held["presence"])}
         )
 
 
-def _code() -> str:
-    """SHA-256 of the modules that decide what is drawn: a change of them is a new data set."""
-    digest = hashlib.sha256()
-    for module in ("parameters", "appearance", "drawing", "sheet", "presence", "faces"):
-        digest.update((Path(__file__).parent / f"{module}.py").read_bytes())
-    return digest.hexdigest()
+def _read(folder: Path) -> dict[str, Tensor]:
+    held = load_file(folder / "faces.safetensors")
+    return {name: held[name] for name in ("images", "labels", "ids", "presence")}

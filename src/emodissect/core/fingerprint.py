@@ -1,0 +1,252 @@
+"""What a result depends on, as plain values: every key of the cache is made here."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import inspect
+import json
+import math
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path, PurePath
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_OURS = __name__.partition(".")[0]
+_INSTALLED = tuple(Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "purelib", "platlib"))
+
+
+def fingerprint(value: Any) -> Any:
+    """A value as plain JSON values, which change whenever what it computes may change.
+
+    Numbers, texts, lists and mappings are themselves; tensors and arrays are the hash of their content. Any other
+    object is its class's module and name, the hash of the class's source (:func:`source_hash`), and its parameters:
+    what its own ``fingerprint()`` gives, the fields of a dataclass, the weights and structure of a network, else all
+    attributes. A function is its source with the values it closes over. Nothing is imported for it, and nothing
+    called but an object's own ``fingerprint()``.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> fingerprint({"a": (1, 2.5), "b": None})
+        {'a': [1, 2.5], 'b': None}
+        >>> fingerprint(Fraction)["module"], fingerprint(Fraction)["name"]
+        ('fractions', 'Fraction')
+    """
+    return _plain(value, ())
+
+
+def content_key(key: Mapping[str, Any]) -> str:
+    """The first 24 hex digits of the SHA-256 of the key's fingerprint as JSON with sorted names."""
+    return hashlib.sha256(json.dumps(fingerprint(key), sort_keys=True).encode()).hexdigest()[:24]
+
+
+def source_hash(code: type | Callable[..., Any]) -> str:
+    """SHA-256 of the source behind a class or a function; comments, docstrings and layout do not count.
+
+    It covers the file that defines it, the files of a class's bases, and those in the same folder that any of them
+    import. Installed libraries count by name and version, code that was never in a file (a notebook's) by itself.
+    """
+    parts: set[str] = set()
+    files: set[Path] = set()
+    for part in _parts_of(code):
+        file, library = _file_of(part), (part.__module__ or "").partition(".")[0]
+        if file is None:
+            parts.add(_unfiled(part))
+        elif library != _OURS and any(file.is_relative_to(folder) for folder in _INSTALLED):
+            parts.add(f"{library} {getattr(sys.modules.get(library), '__version__', sys.version)}")
+        else:
+            files |= _with_imported(file)
+    parts |= {f"{file.name} {_parsed(file)[0]}" for file in files}
+    return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
+
+
+def weights_hash(network: nn.Module) -> str:
+    """SHA-256 of a network's state: names, shapes, types and every bit."""
+    import torch  # seconds, which --help and tab completion would wait for
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def architecture_hash(network: nn.Module) -> str:
+    """SHA-256 of what a network computes beside its weights: its modules as printed, and their source."""
+    digest = hashlib.sha256(repr(network).encode())
+    kinds = {type(module) for module in network.modules()}
+    for source in sorted({source_hash(kind) for kind in kinds if not kind.__module__.startswith("torch.")}):
+        digest.update(source.encode())
+    return digest.hexdigest()
+
+
+def _plain(value: Any, outer: tuple[int, ...]) -> Any:
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)
+    if id(value) in outer:
+        return "itself"
+    outer = (*outer, id(value))
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item, outer) for name, item in value.items()}
+    if isinstance(value, list | tuple | range) or _is_list_config(value):
+        return [_plain(item, outer) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted((_plain(item, outer) for item in value), key=lambda item: json.dumps(item, sort_keys=True))
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, bytes):
+        return {"sha256": hashlib.sha256(value).hexdigest()}
+    if _is(value, "numpy", "generic"):
+        return _plain(value.item(), outer)
+    if _is(value, "numpy", "ndarray") or _is(value, "torch", "Tensor"):
+        return {"sha256": _content_hash(value), "shape": list(value.shape), "dtype": str(value.dtype)}
+    if isinstance(value, functools.partial):
+        return {"partial": _plain(value.func, outer), "arguments": _plain([value.args, value.keywords], outer)}
+    if isinstance(value, MethodType):
+        return {"method": value.__func__.__qualname__, "of": _plain(value.__self__, outer)}
+    if isinstance(value, type | FunctionType):
+        cells = {} if isinstance(value, type) else _closed_over(value)
+        return {**_named(value), **({"closure": _plain(cells, outer)} if cells else {})}
+    return {**_named(type(value)), "parameters": _parameters(value, outer)}
+
+
+def _parameters(value: Any, outer: tuple[int, ...]) -> Any:
+    if callable(own := getattr(value, "fingerprint", None)):
+        return _plain(own(), outer)
+    if _is(value, "torch.nn", "Module"):
+        return {"architecture": architecture_hash(value), "weights": weights_hash(value)}
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name), outer) for field in fields(value)}
+    if isinstance(value, Enum):
+        return value.name
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()) if hasattr(value, name)]
+    held = {**{name: getattr(value, name) for name in slots}, **getattr(value, "__dict__", {})}
+    if not held and type(value).__repr__ is not object.__repr__:  # of a library in C: torch.float32, a regex
+        return repr(value)
+    return _plain(held, outer)
+
+
+def _named(code: Any) -> dict[str, str]:
+    return {"module": str(code.__module__), "name": code.__qualname__, "source": source_hash(code)}
+
+
+def _content_hash(values: Any) -> str:
+    if _is(values, "torch", "Tensor"):
+        import torch
+
+        values = values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    content = repr(values.tolist()).encode() if values.dtype.hasobject else values.tobytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _is(value: Any, module: str, name: str) -> bool:
+    """Whether a value is of a library's class; the library is not imported for it."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(value, kind)
+
+
+def _is_list_config(value: Any) -> bool:
+    return type(value).__name__ == "ListConfig" and type(value).__module__.startswith("omegaconf.")
+
+
+def _closed_over(function: Any) -> dict[str, Any]:
+    names = function.__code__.co_freevars
+    return {name: cell.cell_contents for name, cell in zip(names, function.__closure__ or (), strict=True)}
+
+
+def _parts_of(code: Any) -> Iterator[Any]:
+    if isinstance(code, type):
+        yield from (kind for kind in code.__mro__ if kind.__module__ not in ("builtins", "abc", "typing"))
+    else:
+        yield inspect.unwrap(code)
+
+
+def _file_of(code: Any) -> Path | None:
+    """The file that defines a class or function; by its code, for two modules may have had the same name."""
+    held = list(vars(code).values()) if isinstance(code, type) else [code]
+    for function in map(inspect.unwrap, filter(callable, held)):
+        if isinstance(function, FunctionType) and function.__module__ == code.__module__:
+            file = Path(function.__code__.co_filename)
+            if file.is_file():
+                return file.resolve()
+    try:
+        file = Path(inspect.getfile(code))
+    except (TypeError, OSError):
+        return None
+    return file.resolve() if file.is_file() else None
+
+
+def _with_imported(file: Path) -> set[Path]:
+    """A file and those in its folder that it imports, and that these import."""
+    found: set[Path] = set()
+    left = {file}
+    while left:
+        found |= left
+        beside = {path.stem: path for path in file.parent.glob("*.py")}
+        left = {beside[name] for path in left for name in _parsed(path)[1] if name in beside} - found
+    return found
+
+
+def _parsed(file: Path) -> tuple[str, frozenset[str]]:
+    about = file.stat()
+    return _parse(file, about.st_mtime_ns, about.st_size)
+
+
+@functools.lru_cache(maxsize=1024)
+def _parse(file: Path, changed: int, size: int) -> tuple[str, frozenset[str]]:
+    """The hash of a file's code, and every name in its import statements."""
+    content = file.read_bytes()
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError):  # code in a file that is no Python source
+        return hashlib.sha256(content).hexdigest(), frozenset()
+    imported: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported.update(part for name in node.names for part in name.name.split("."))
+        elif isinstance(node, ast.ImportFrom) and node.module != "__future__":
+            imported.update([*(node.module or "").split("."), *(name.name for name in node.names)])
+        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [part for part in node.body if not _is_text(part)]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), frozenset(imported)
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
+
+
+def _unfiled(code: Any) -> str:
+    """The code of a class or function that no file holds: a notebook's, or one made while running."""
+    if isinstance(code, type):
+        own = {name: part for name, part in sorted(vars(code).items()) if not name.startswith("__") or callable(part)}
+        return " ".join([code.__qualname__, *(f"{name} {_unfiled(part)}" for name, part in own.items())])
+    if isinstance(code, staticmethod | classmethod):
+        code = code.__func__
+    if not isinstance(code, FunctionType):
+        return repr(code) if isinstance(code, bool | int | float | str) else type(code).__qualname__
+    try:
+        return inspect.getsource(code)
+    except (OSError, TypeError):
+        return f"{code.__code__.co_code.hex()} {code.__code__.co_names} {_constants(code.__code__.co_consts)}"
+
+
+def _constants(values: tuple[Any, ...]) -> str:
+    return " ".join(
+        f"{value.co_code.hex()} {_constants(value.co_consts)}" if hasattr(value, "co_code")
+        else repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
+        for value in values
+    )  # fmt: skip
