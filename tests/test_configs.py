@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from emodissect.recording import resolve_layers
+from emodissect.studies.baselines import Baseline
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "local"))
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
@@ -89,6 +90,8 @@ def test_every_entry_composes_and_is_made(group: str, name: str, user_files: Pat
         assert all("_target_" in entry for entry in node.values())
     elif group == "callbacks":
         assert all(instantiate(entry) is not None for entry in node.values())
+    elif group == "baseline":
+        assert isinstance(instantiate(node[name]), Baseline)
     elif group == "trainer":
         if node.accelerator in ("auto", "cpu") or (node.accelerator == "gpu" and torch.cuda.is_available()):
             instantiate(node, logger=False)

@@ -108,6 +108,13 @@ def test_edit_judges_a_grid_and_its_checkpoint_is_what_it_says(verb: Verb) -> No
     assert int(study.grid["chosen"].sum()) == 1
     assert result["identical_predictions"]
     assert result["logit_difference"] < 1e-3
+    fitted = {
+        f"ladder/{name}/{images}" for name in ("head", "learned_scale", "temperature") for images in ("val", "train")
+    }
+    alternatives = {name for name in json.loads((folder / "summary.json").read_text()) if name.startswith("ladder/")}
+    assert alternatives == fitted | {"ladder/mirror"}
+    assert "Beside cheap alternatives" in (folder / "report.html").read_text()
+    assert "refitting the head" in (folder / "report.html").read_text()
     checkpoint = str(folder / "edited.ckpt")
     assert torch.load(checkpoint, weights_only=True)["edit"]["layer"] == "lin2"
     _, tested = verb("train", "fit=false", f"ckpt_path={checkpoint}")

@@ -87,14 +87,20 @@ class Flag:
 
 @dataclass(frozen=True)
 class Words:
-    """A list of words."""
+    """A list of words.
+
+    Attributes:
+        also: further values.
+    """
+
+    also: tuple[Any, ...] = ()
 
     def takes(self, value: Any) -> bool:
         """Whether the value is one of them."""
-        return isinstance(value, ListConfig)
+        return isinstance(value, ListConfig) or value in self.also
 
     def __str__(self) -> str:
-        return "a list, e.g. [first,second]"
+        return " or ".join(["a list, e.g. [first,second]", *("null" for v in self.also if v is None)])
 
 
 @dataclass(frozen=True)
@@ -160,6 +166,7 @@ ACCEPTED: Mapping[str, Accepted] = {
     "selection.like": Arguments(also=(None,)),
     "study.alpha": Number(above=0, below=1),
     **dict.fromkeys(("study.controls", "study.null_studies"), _COUNT),
+    "study.baselines": Words(also=(None,)),
     "study.ablate_concepts": Flag(),
     "study.select_on_test": Flag(),
     **dict.fromkeys(("saliency.maps", "saliency.images", "saliency.samples"), _COUNT),

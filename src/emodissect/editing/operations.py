@@ -128,9 +128,9 @@ class Operation(ABC):
         """The same with the values of other neurons: neuron i gets those of neuron order[i]."""
         return replace(self, values=self.values[order])
 
-    def uniform(self, value: float) -> Self:
-        """The same with one value for all neurons."""
-        return replace(self, values=torch.full_like(self.values, value))
+    def uniform(self, value: float | tuple[float, ...]) -> Self:
+        """The same with one value (or tuple of values) for all neurons."""
+        return replace(self, values=torch.tensor(value).expand(self.values.shape).clone())
 
     def bound(self, target: Target) -> Self:
         """The same with all that had to be found out about the network's layers, so that it can be used without."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,10 +22,16 @@ class Rule(ABC):
     Attributes:
         name: its word in `edit=<name>`.
         uses_labels: whether it reads similarities, so that shuffled labels change what it does.
+        needs_images: whether it must be fitted to images before it is used, see :meth:`fitted`.
     """
 
     name: ClassVar[str]
     uses_labels: ClassVar[bool] = False
+    needs_images: ClassVar[bool] = False
+
+    def fitted(self, kept: Any) -> Rule:
+        """The rule made ready on a network and the images that the edit is chosen on (an `EditedLogits`)."""
+        return self
 
     def __call__(self, selected: ArrayLike | Tensor, similarity: ArrayLike | Tensor | None = None) -> Operation:
         """What is done to the layer.

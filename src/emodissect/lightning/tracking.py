@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger
 from emodissect.data.images import ImageSet
 from emodissect.dissection.labels import Dissection
 from emodissect.lightning.sinks import Artifact, Picture, sinks_of
+from emodissect.report.baselines import ladder_summary
 from emodissect.studies import EditStudy
 from emodissect.studies.comparison import Comparison
 
@@ -160,5 +161,7 @@ def log_study(loggers: Sequence[Logger], study: EditStudy, figures: Mapping[str,
     log_metrics(loggers, {**edit_metrics(study.val, "val"), **edit_metrics(study.test, "test"), **results})
     for sink in sinks_of(loggers):
         sink.summary({"edit/layer": study.edit.layer, "edit/verdict": study.verdict})
-    log_tables(loggers, {"edit/grid": study.grid, "edit/control_draws": study.controls})
+    tables = {"edit/grid": study.grid, "edit/control_draws": study.controls, "edit/ladder": study.ladder}
+    log_tables(loggers, tables)
+    log_metrics(loggers, {f"edit/{name}": value for name, value in ladder_summary(study.ladder).items()})
     log_images(loggers, {f"edit/{name}": path for name, path in (figures or {}).items()})

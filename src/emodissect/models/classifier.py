@@ -126,6 +126,10 @@ class Classifier(LightningModule):
             return logits
         return logits.unflatten(0, (CROPS, -1)).mean(dim=0)
 
+    def crop_logits(self, images: UInt8[Tensor, "image c h w"]) -> Float[Tensor, "image class"]:
+        """Logits averaged over ten crops, whatever `preprocess.views` says."""
+        return self._logits(self.preprocess.crops(images).flatten(0, 1)).unflatten(0, (CROPS, -1)).mean(dim=0)
+
     def single_view(self, images: UInt8[Tensor, "image c h w"]) -> Float[Tensor, "image class"]:
         """Logits of one view of each image: one row of activations an image, so dissection goes this way."""
         return self._logits(self.preprocess(images))

@@ -38,11 +38,13 @@ class Inference:
             view by view.
         network: the module whose layers are edited.
         finish: the network's output -> logits in the data's class order, one row an image.
+        ten_crop: uint8 images -> logits averaged over ten crops; None where the network is not made for crops.
     """
 
     preprocess: Callable[[Tensor], Tensor]
     network: nn.Module
     finish: Callable[[Tensor], Tensor] = _unchanged
+    ten_crop: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, images: Tensor) -> Float[Tensor, "image class"]:
         return self.finish(self.network(self.preprocess(images)))
@@ -50,7 +52,9 @@ class Inference:
     @classmethod
     def of(cls, classifier: Classifier) -> Inference:
         """The steps of a classifier's forward pass, ten crops and class order included."""
-        return cls(classifier.inputs, classifier.network, classifier.finished)
+        cropped = classifier.preprocess.how == "crop" and classifier.preprocess.views == "single"
+        ten_crop = classifier.crop_logits if cropped else None
+        return cls(classifier.inputs, classifier.network, classifier.finished, ten_crop)
 
     def image_by_image(self, images: Tensor) -> Inference:
         """The same with an image's views side by side, so that rows can be cut between any two images.
@@ -73,6 +77,7 @@ class Inference:
             lambda pixels: self.preprocess(pixels).unflatten(0, (views, -1)).transpose(0, 1).flatten(0, 1),
             self.network,
             lambda output: self.finish(output.unflatten(0, (-1, views)).transpose(0, 1).flatten(0, 1)),
+            self.ten_crop,
         )
 
 

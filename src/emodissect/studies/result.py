@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from emodissect.editing.edit import Edit
 from emodissect.editing.operations import Operation, Scaling
 from emodissect.models.predictions import Predictions
+from emodissect.studies.baselines.ladder import best_alternative
 from emodissect.studies.claim import claims_gain
 from emodissect.studies.comparison import Comparison
 
@@ -45,6 +46,8 @@ class EditStudy:
         detectable_delta: the smallest delta that the test images could have shown with power .8, at as many flips.
         logit_difference, identical_predictions: the chosen cell against a full pass of the really edited weights.
         is_cut, cut_reason, kept_bytes: whether the grid re-ran only what lies behind the layer, at what memory.
+        ladder: what cheap alternatives give, see :func:`emodissect.studies.baselines.climb`; empty where none was asked
+            for.
     """
 
     grid: pd.DataFrame
@@ -69,6 +72,7 @@ class EditStudy:
     is_cut: bool
     cut_reason: str
     kept_bytes: int
+    ladder: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def optimistic(self) -> bool:
@@ -91,7 +95,7 @@ class EditStudy:
     @property
     def verdict(self) -> str:
         """One sentence in plain words."""
-        sentence = self._sentence() + self._of_one_scale()
+        sentence = self._beside_alternatives(self._sentence()) + self._of_one_scale()
         if not self.optimistic:
             return sentence
         return f"Optimistic, because it was chosen on the very test images: {sentence[0].lower()}{sentence[1:]}"
@@ -126,6 +130,19 @@ class EditStudy:
         shuffled = "" if math.isnan(self.p_shuffled) else f" and shuffled labels ({_p(self.p_shuffled)})"
         return f"Gain: {figures}, more than random neurons of the same number ({_p(self.p_random)}){shuffled} give."
 
+    def _beside_alternatives(self, sentence: str) -> str:
+        """The sentence with what the best cheap alternative gives."""
+        best = best_alternative(self.ladder)
+        if best is None:
+            return sentence
+        gives = f"{best['words']} gives ({100 * best['delta']:+.2f})"
+        if not sentence.startswith("Gain"):
+            return f"{sentence} {best['words'].capitalize()} gives {100 * best['delta']:+.2f} ({_p(best['p_value'])})."
+        if best["delta"] > self.test.delta:
+            return f"{sentence.removesuffix('.')}; less than {gives}."
+        word = "as much as" if best["delta"] == self.test.delta else "more than"
+        return f"{sentence.removesuffix('.')}; {word} the best cheap alternative, {gives}."
+
     def _of_one_scale(self) -> str:
         """What to know where a selection told no neurons apart."""
         chosen, neurons = int(self.selected.sum()), len(self.selected)
@@ -145,7 +162,8 @@ class EditStudy:
         """Why chosen neurons are left as they are: `each neuron's scale is 1`."""
         operation = self.edit.operation
         word = "scale" if isinstance(operation, Scaling) else "value"
-        return f"each neuron's {word} is {operation.neutral:g}"
+        neutral = operation.neutral if isinstance(operation.neutral, tuple) else (operation.neutral,)
+        return f"each neuron's {word} is {', '.join(f'{value:g}' for value in neutral)}"
 
     def row(self) -> dict[str, Any]:
         """Plain JSON values: everything but the frames and the tensors."""
@@ -164,12 +182,13 @@ class EditStudy:
         }
 
     def save(self, folder: str | Path) -> None:
-        """`study.json`, `grid.csv`, `controls.csv`, `edit.safetensors`, and the predictions on test."""
+        """`study.json`, `grid.csv`, `controls.csv`, `ladder.json`, `edit.safetensors`, and the predictions on test."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "study.json").write_text(json.dumps(self.row(), indent=1, ensure_ascii=False), encoding="utf-8")
         self.grid.to_csv(folder / "grid.csv", index=False)
         self.controls.to_csv(folder / "controls.csv", index=False)
+        self.ladder.to_json(folder / "ladder.json", orient="records", indent=1, double_precision=15)
         tensors = {"values": self.edit.operation.values.contiguous(), "selected": self.selected.contiguous()}
         save_file(tensors, str(folder / "edit.safetensors"))
         self.before.save(folder / "test_before.safetensors")
@@ -186,6 +205,7 @@ class EditStudy:
             grid=pd.read_csv(folder / "grid.csv", float_precision="round_trip"),
             controls=pd.read_csv(folder / "controls.csv", float_precision="round_trip"),
             edit=Edit(row["layer"], Operation.from_plain(row["operation"], tensors["values"])),
+            ladder=pd.DataFrame(json.loads((folder / "ladder.json").read_text(encoding="utf-8"))),
             selected=tensors["selected"],
             val=Comparison.from_row(row["val"]),
             test=Comparison.from_row(row["test"]),

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import torch
 
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.statistics import detectable_delta
+from emodissect.data.datamodule import stratified_rows
 from emodissect.data.images import ImageSet
 from emodissect.editing.fast.edited_logits import EditedLogits, require_same_logits
 from emodissect.editing.rules import Rule
 from emodissect.editing.selection import Selection
 from emodissect.models.predictions import Inference, Predictions
+from emodissect.studies.baselines import Baseline, climb
 from emodissect.studies.cells import METRICS, grid, grid_frame
 from emodissect.studies.comparison import compare
 from emodissect.studies.decision import Question, decide
@@ -23,6 +25,7 @@ from emodissect.studies.result import EditStudy
 
 log = logging.getLogger(__name__)
 
+_TRAIN_IMAGES = 10_000  # that baselines are fitted on
 _FEWEST_DRAWS = 39  # below, p < .05 could not be reached with room for one draw as good
 
 
@@ -85,6 +88,8 @@ def run_study(
     batch_size: int = 256,
     memory_limit: int = 2 * 2**30,
     progress: bool = False,
+    baselines: Sequence[Baseline] = (),
+    train: ImageSet | None = None,
 ) -> EditStudy:
     """Try every layer x selection x rule on validation, take the best, and judge it once on test.
 
@@ -105,6 +110,8 @@ def run_study(
         seed: of the controls.
         batch_size, memory_limit: see :class:`~emodissect.editing.fast.edited_logits.EditedLogits`.
         progress: show bars.
+        baselines: cheap alternatives, fitted on the images that the edit is chosen on and compared on test.
+        train: training images on which they are fitted as well; at most 10,000 are used, drawn class by class.
 
     Raises:
         UserError: before any forward pass: unknown layer, metric or word, empty images, images chosen on among those
@@ -151,6 +158,13 @@ def run_study(
     identical = torch.equal(fast.predicted, exact.predicted)
     require_same_logits(fast.logits, exact.logits, f"{cell.rule.name} on layer '{cell.layer}'")
     comparison = compare(before, exact)
+    fitted_on: dict[str, Callable[[], EditedLogits]] = {"test" if optimistic else "val": lambda: chosen_val}
+    if train is not None:
+        some = train
+        if len(train) > _TRAIN_IMAGES:
+            some = train.subset(stratified_rows(train.labels, _TRAIN_IMAGES, seed))
+        on_train = _MadeWhenAsked(inference, some, batch_size, room, progress)
+        fitted_on["train"] = lambda: on_train[cell.layer]
     return EditStudy(
         grid=grid_frame(decision.cells, decision.results, decision.chosen),
         controls=decision.controls,
@@ -174,4 +188,5 @@ def run_study(
         is_cut=all(part.is_cut for part in (chosen_val, chosen_test)),
         cut_reason=chosen_test.reason,
         kept_bytes=sum(part.bytes for split in (question.val, question.test) for part in split.values()),
+        ladder=climb(baselines, fitted_on, chosen_test, before, exact),
     )

@@ -19,15 +19,17 @@ from omegaconf import DictConfig, OmegaConf
 from emodissect.app.session import Session, resolved
 from emodissect.app.stages.classifier import Trained, untrained
 from emodissect.app.stages.dissection import Dissected, Plan
-from emodissect.core.errors import UserError
+from emodissect.core.errors import UserError, nearest
 from emodissect.core.fingerprint import fingerprint, source_hash
 from emodissect.data.images import ImageSet
 from emodissect.editing.edit import Edit
 from emodissect.editing.fast.edited_logits import EditedLogits
+from emodissect.editing.learned import learn_scale
 from emodissect.editing.operations import Target
 from emodissect.models.predictions import Inference
 from emodissect.recording import resolve_layers
 from emodissect.studies import ConceptAblation, EditStudy, ablate_concepts, null_studies, run_study
+from emodissect.studies.baselines import Baseline
 
 
 def grid_of(cfg: DictConfig, group: str) -> list[Any]:
@@ -51,6 +53,19 @@ def grid_of(cfg: DictConfig, group: str) -> list[Any]:
         if described not in made:
             made[described] = instantiate(plain)
     return list(made.values())
+
+
+def baselines_of(cfg: DictConfig) -> list[Baseline]:
+    """The entries of the group `baseline` that `study.baselines` names; null takes all.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    known = resolved(cfg.baseline) if cfg.get("baseline") else {}
+    wanted = list(known) if cfg.study.baselines is None else [str(name) for name in cfg.study.baselines]
+    if unknown := [name for name in wanted if name not in known]:
+        raise UserError(f"study.baselines holds '{unknown[0]}', which is unknown. {nearest(unknown[0], known)}")
+    return [instantiate(known[name]) for name in wanted]
 
 
 def _lists(node: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
@@ -121,7 +136,10 @@ class Asked:
     def study(self) -> EditStudy:
         """The grid, the choice and the look at test."""
         asked = self.run.cfg.study
+        baselines, train = baselines_of(self.run.cfg), self.run.data.fitted()
         key = self._key("metric", "select_on_test", "alpha", "controls")
+        key |= {"baselines": [fingerprint(baselines), source_hash(learn_scale)] if baselines else []}
+        key["images"]["train"] = train.fingerprint() if baselines else None
         self.run.inputs["study"] = key
 
         def write(folder: Path) -> None:
@@ -134,6 +152,8 @@ class Asked:
                 controls=asked.controls,
                 seed=self.run.cfg.seed,
                 progress=True,
+                baselines=baselines,
+                train=train,
             ).save(folder)
 
         return self.run.made("studies", key, write, EditStudy.load)

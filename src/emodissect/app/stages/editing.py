@@ -16,7 +16,7 @@ from emodissect.app.published import compare_shares, compare_to_published
 from emodissect.app.session import Session, session
 from emodissect.app.stages.classifier import Trained, trained_classifier
 from emodissect.app.stages.dissection import Dissected, Plan, dissected, labels_artifact, layer_summary, with_maps
-from emodissect.app.stages.edit_study import Asked, check_editable, grid_of
+from emodissect.app.stages.edit_study import Asked, baselines_of, check_editable, grid_of
 from emodissect.app.stages.pages import dissection_figures, dissection_page, write_figures, write_page
 from emodissect.app.stages.study_words import best_cells, edit_summary, readable_study, study_checks
 from emodissect.core.atomic_files import atomic_write
@@ -31,6 +31,7 @@ from emodissect.lightning.sinks import Artifact
 from emodissect.lightning.tracking import log_artifact, log_dissection, log_metrics, log_study
 from emodissect.models.classifier import Classifier
 from emodissect.report import EditPage, figures
+from emodissect.report.baselines import ladder_section, ladder_summary, ladder_table
 from emodissect.report.terminal import figures_table
 from emodissect.studies import ConceptAblation, EditStudy, check_apart, check_metric, warn_of_few_draws
 
@@ -48,6 +49,7 @@ def edit(cfg: DictConfig) -> dict[str, Any]:
         if asked.ablate_concepts and asked.controls < 2:
             raise UserError("study.ablate_concepts=true needs study.controls=20 or more, to compare with.")
         selections, rules = grid_of(cfg, "selection"), grid_of(cfg, "edit")
+        baselines_of(cfg)
         plan.check()
         check_editable(run, plan, rules)
         splits = {name: run.data.evaluation_images(asked[name]) for name in ("selection_split", "test_split")}
@@ -118,7 +120,11 @@ def write_outputs(
         notes=[found.warning] if found.warning else [],
         checks=study_checks(study, null),
         ablations=ablations,
-        extras=[*compare_to_published(run.cfg, study), *compare_shares(run.cfg, found.dissection)],
+        extras=[
+            *ladder_section(study.ladder, study.test.delta),
+            *compare_to_published(run.cfg, study),
+            *compare_shares(run.cfg, found.dissection),
+        ],
     )
     for layer, result in ablations.items():
         write_csv(result.frame, run.folder / f"concept_ablation_{layer}.csv")
@@ -128,10 +134,12 @@ def write_outputs(
     if null is not None:
         write_csv(null, run.folder / "null_studies.csv")
     drawn_labels, drawn_edit = write_figures(run, of_labels), write_figures(run, of_edit)
-    summary = edit_summary(study)
+    summary = edit_summary(study) | ladder_summary(study.ladder)
     if null is not None:
         summary |= {"null_studies": len(null), "null_claims": float(null["claims_gain"].mean())}
     run.console.print(best_cells(study))
+    if len(study.ladder):
+        run.console.print(ladder_table(study.ladder))
     run.console.print(figures_table(readable_study(study, null), f"The chosen edit of {study.edit.layer}, on test"))
     run.console.print(f"\n{unbroken(study.verdict)}\n", style="bold", highlight=False, markup=False)
     run.add_output("labels", run.folder / "neurons.csv")

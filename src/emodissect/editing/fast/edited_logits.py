@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from emodissect.core.errors import UserError
@@ -144,6 +144,76 @@ class EditedLogits:
         """Predictions by a full forward pass of the edited weights; None is the unedited network."""
         return self.before if edit is None and not self.is_cut else self._full(edit)
 
+    def inputs_of(self, module: str, operation: Operation | None = None) -> Float[Tensor, "image ..."]:
+        """What a module of the network is given for each image, under an operation on the layer; views averaged."""
+        seen: list[Tensor] = []
+        read_by = self.inference.network.get_submodule(module)
+        handle = read_by.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().float().cpu()))
+        try:
+            if self._parts is not None:
+                self._by_cell(self._parts, [operation])
+            if not seen:  # not cut, or the module does not lie behind the layer
+                self._full(None if operation is None else self.edit(operation))
+        finally:
+            handle.remove()
+        rows = torch.cat([part.clone() for part in seen])  # a clone, so that it is no tensor of inference mode
+        return rows.unflatten(0, (len(self.images), -1)).mean(1)
+
+    def outputs(self, rows: Int64[Tensor, " row"]) -> Float[Tensor, "view neuron *position"]:
+        """The layer's unedited output on some images, each with its views, neurons on axis 1."""
+        if self._parts is not None:
+            return self._neurons_first(self._rows_kept(rows)[0])
+        seen: list[Tensor] = []
+        handle = self._target.module.register_forward_hook(lambda _, __, output: seen.append(output.detach()))
+        try:
+            with evaluating(self.inference), torch.no_grad():
+                self.inference(self.images.images[rows].to(self._device))
+        finally:
+            handle.remove()
+        return self._neurons_first(seen[0])
+
+    def differentiable(
+        self, rows: Int64[Tensor, " row"]
+    ) -> Callable[[Callable[[Tensor], Tensor]], Float[Tensor, "row class"]]:
+        """Logits of some images as a function of how the layer's output is changed; gradients flow through it.
+
+        The function takes `change`, which is given the output with its neurons on axis 1 and gives a new tensor.
+        """
+        if self._parts is None:
+            return lambda change: self._full_changed(rows, change)
+        parts, (outputs, *skips) = self._parts, self._rows_kept(rows)
+
+        def logits(change: Callable[[Tensor], Tensor]) -> Tensor:
+            changed = self._neurons_back(change(self._neurons_first(outputs)))
+            with evaluating(self.inference):
+                return self.inference.finish(parts.tail(changed, *(skip.clone() for skip in skips))).float()
+
+        return logits
+
+    def _full_changed(self, rows: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+            return self._neurons_back(change(self._neurons_first(output)))
+
+        handle = self._target.module.register_forward_hook(hook)
+        try:
+            with evaluating(self.inference):
+                return self.inference(self.images.images[rows].to(self._device)).float()
+        finally:
+            handle.remove()
+
+    def _rows_kept(self, rows: Tensor) -> list[Tensor]:
+        views = (rows[:, None] * self._views + torch.arange(self._views)).flatten()
+        return [kept[views].to(self._device) for kept in self._kept]
+
+    def _neurons_first(self, outputs: Tensor) -> Tensor:
+        """With the neurons on axis 1, where a linear layer of tokens does not have them."""
+        tokens = isinstance(self._target.module, nn.Linear) and outputs.ndim > 2
+        return outputs.movedim(-1, 1) if tokens else outputs
+
+    def _neurons_back(self, outputs: Tensor) -> Tensor:
+        tokens = isinstance(self._target.module, nn.Linear) and outputs.ndim > 2
+        return outputs.movedim(1, -1) if tokens else outputs
+
     def _of_one_kind(self, operations: Sequence[Operation]) -> Tensor:
         if self._parts is None:
             rows = tracked(operations, "edits, in full" if self.progress else None)
@@ -253,10 +323,7 @@ class EditedLogits:
             return parts.tail(changed, *(skip.clone() for skip in skips))
 
     def _on_output(self, operation: Operation, outputs: Tensor) -> Tensor:
-        """With the neurons on axis 1, where a linear layer of tokens does not have them."""
-        if isinstance(self._target.module, nn.Linear) and outputs.ndim > 2:
-            return operation.on_output(outputs.movedim(-1, 1), self._target).movedim(1, -1)
-        return operation.on_output(outputs, self._target)
+        return self._neurons_back(operation.on_output(self._neurons_first(outputs), self._target))
 
     def _by_cell(self, parts: Cut, operations: Sequence[Operation | None]) -> Float[Tensor, "cell image class"]:
         found: list[list[Tensor]] = [[] for _ in operations]

@@ -1,0 +1,189 @@
+"""A scale and a shift of each neuron, learned on images: the most that an edit of the layer can be asked for."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from sklearn.model_selection import StratifiedKFold
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from emodissect.core.errors import UserError
+from emodissect.data.datamodule import stratified_rows
+from emodissect.editing.affine import ScalingAndShifting
+from emodissect.editing.editable import editable_layer
+from emodissect.editing.fast.edited_logits import EditedLogits
+from emodissect.editing.operations import Operation, by_neuron
+from emodissect.editing.rules import Rule
+
+STRENGTHS = (1.0, 0.1, 0.01, 0.001, 0.0001)
+
+_KEPT_NUMBERS = 20_000_000  # of the layer's output that a fit holds at once: 80 MB
+_FEWEST_ROWS = 200
+
+
+class LearnedScale(NamedTuple):
+    """What a fit gives: the operation, and the strength that was chosen (infinite: nothing is changed)."""
+
+    operation: ScalingAndShifting
+    strength: float
+
+
+def learn_scale(
+    kept: EditedLogits,
+    *,
+    shift: bool = True,
+    strengths: Sequence[float] = STRENGTHS,
+    folds: int = 3,
+    iterations: int = 25,
+    seed: int = 0,
+) -> LearnedScale:
+    """The scale s and shift t of each neuron that make the images' true classes most likely, kept near s = 1, t = 0.
+
+    With d a neuron's standard deviation on these images, L-BFGS minimises::
+
+        mean cross-entropy + strength * sum over neurons of ((s - 1)^2 + (t / d)^2)
+
+    The strength of the lowest cross-entropy on held-out folds is taken, or no change at all where none beats it.
+    A layer of large maps is fitted on fewer images (20 million numbers of its output), drawn class by class.
+
+    Args:
+        kept: the network on the images that are learned from.
+        shift: False learns the scale alone.
+        strengths: tried; a single one is taken without looking at held-out images.
+        folds: of the cross-validation.
+        iterations: of L-BFGS for each strength.
+        seed: of the folds.
+    """
+    labels = kept.before.labels
+    rows = _rows(kept, seed)
+    shift = shift and getattr(editable_layer(kept.inference.network, kept.layer), "bias", None) is not None
+    fit = _Fit(kept, rows, shift, iterations)
+    descending = sorted(strengths, reverse=True)
+    strength = descending[0]
+    if len(descending) > 1:
+        losses = {math.inf: 0.0, **dict.fromkeys(descending, 0.0)}
+        for train, held_out in folds_of(labels[rows], folds, seed):
+            losses[math.inf] += fit.loss(fit.start, held_out)
+            for found, tried in zip(fit.path(train, descending), descending, strict=True):
+                losses[tried] += fit.loss(found, held_out)
+        strength = min(losses, key=lambda tried: losses[tried])
+    if math.isinf(strength):
+        return LearnedScale(fit.operation(fit.start), strength)
+    everything = torch.arange(len(rows))
+    *_, found = fit.path(everything, [tried for tried in descending if tried >= strength])
+    return LearnedScale(fit.operation(found), strength)
+
+
+class _Fit:
+    """Parameters are (s - 1, t / d) by neuron, so that 0 is no change and one penalty fits both."""
+
+    def __init__(self, kept: EditedLogits, rows: Tensor, shift: bool, iterations: int) -> None:
+        self.kept, self.rows, self.iterations = kept, rows, iterations
+        self.labels = kept.before.labels[rows]
+        outputs = kept.outputs(rows)
+        self.deviation = outputs.transpose(0, 1).flatten(1).std(1).nan_to_num().clamp_min(0).cpu()
+        self.start = torch.zeros(kept.neurons, 2 if shift else 1)
+
+    def operation(self, parameters: Float[Tensor, "neuron number"]) -> ScalingAndShifting:
+        shift = parameters[:, 1] * self.deviation if parameters.shape[1] > 1 else torch.zeros(len(parameters))
+        return ScalingAndShifting(torch.stack([1 + parameters[:, 0], shift], 1))
+
+    def _changed(self, parameters: Tensor, outputs: Tensor) -> Tensor:
+        changed = outputs * by_neuron(1 + parameters[:, 0], outputs)
+        if parameters.shape[1] == 1:
+            return changed
+        return changed + by_neuron(parameters[:, 1] * self.deviation.to(parameters), outputs)
+
+    def path(self, part: Int64[Tensor, " row"], strengths: Sequence[float]) -> Iterator[Tensor]:
+        """The parameters at each strength, strongest first, each begun where the last ended."""
+        logits, labels = self.kept.differentiable(self.rows[part]), self.labels[part]
+        found = self.start
+        for strength in strengths:
+
+            def loss(parameters: Tensor, strength: float = strength) -> Tensor:
+                given = logits(lambda outputs: self._changed(parameters, outputs))
+                return cross_entropy(given, labels.to(given.device)) + strength * (parameters**2).sum()
+
+            found = minimum(loss, found, self.iterations)
+            yield found
+
+    @torch.no_grad()
+    def loss(self, parameters: Tensor, part: Int64[Tensor, " row"]) -> float:
+        """Summed cross-entropy on some of the rows."""
+        given = self.kept.differentiable(self.rows[part])(lambda outputs: self._changed(parameters, outputs)).cpu()
+        return float(cross_entropy(given.double(), self.labels[part], reduction="sum"))
+
+
+def minimum(loss: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> Tensor:
+    """Where L-BFGS (strong Wolfe) arrives from a start."""
+    parameters = nn.Parameter(start.detach().clone())
+    solver = torch.optim.LBFGS([parameters], max_iter=iterations, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        value = loss(parameters)
+        (parameters.grad,) = torch.autograd.grad(value, parameters)
+        return value.detach()
+
+    with torch.enable_grad():
+        solver.step(closure)
+    return parameters.detach()
+
+
+def folds_of(
+    labels: Int64[Tensor, " image"], folds: int, seed: int
+) -> Iterator[tuple[Int64[Tensor, " train"], Int64[Tensor, " held"]]]:
+    """Rows to fit on and rows held out, every class spread over the folds as far as its images go."""
+    split = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*least populated class.*")
+        parts = list(split.split(np.zeros(len(labels)), labels.numpy()))
+    for train, held_out in parts:
+        yield torch.from_numpy(train), torch.from_numpy(held_out)
+
+
+def _rows(kept: EditedLogits, seed: int) -> Int64[Tensor, " row"]:
+    images = len(kept.before.labels)
+    numbers = kept.outputs(torch.arange(1)).numel()
+    limit = max(_FEWEST_ROWS, _KEPT_NUMBERS // numbers)
+    return torch.arange(images) if images <= limit else stratified_rows(kept.before.labels, limit, seed)
+
+
+@dataclass(frozen=True)
+class Learned(Rule):
+    """Chosen neurons: the scale and shift that :func:`learn_scale` finds on the images the edit is chosen on.
+
+    It is learned for the whole layer at once; neurons that are not chosen stay as they are.
+
+    Args:
+        shift: False learns the scale alone.
+        strengths: of the pull towards no change, chosen by cross-validation.
+    """
+
+    name: ClassVar[str] = "learned"
+    needs_images: ClassVar[bool] = True
+    shift: bool = True
+    strengths: Sequence[float] = STRENGTHS
+    seed: int = 0
+    found: ScalingAndShifting | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strengths", tuple(float(strength) for strength in self.strengths))
+        if not self.strengths or any(not (strength > 0 and math.isfinite(strength)) for strength in self.strengths):
+            raise UserError(f"edit.strengths={list(self.strengths)}: numbers above 0 are accepted, e.g. [0.1,0.01].")
+
+    def fitted(self, kept: EditedLogits) -> Learned:
+        learned = learn_scale(kept, shift=self.shift, strengths=self.strengths, seed=self.seed)
+        return replace(self, found=learned.operation)
+
+    def operation(self, selected: Bool[Tensor, " neuron"], similarity: Float[Tensor, " neuron"]) -> Operation:
+        if self.found is None:
+            raise UserError("edit=learned is learned on images: call rule.fitted(EditedLogits(...)) first.")
+        return ScalingAndShifting(torch.where(selected[:, None], self.found.values, torch.tensor([1.0, 0.0])))

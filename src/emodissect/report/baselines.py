@@ -1,0 +1,102 @@
+"""What cheap alternatives to an edit give: a section of the page, a table of the terminal, figures to sort runs by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from emodissect.core.number_format import DASH, p_value, percent, points
+from emodissect.report.figures import style
+from emodissect.report.page import Extra
+from emodissect.report.terminal import Column, frame_table
+
+_FITTED = {"val": "validation", "train": "training", "test": "test", "": DASH}
+
+_TITLE = "Beside cheap alternatives"
+
+
+def ladder_section(ladder: pd.DataFrame, delta: float) -> list[Extra]:
+    """The section of the page; none where no alternative was asked for.
+
+    Args:
+        ladder: as :func:`emodissect.studies.baselines.climb` gives it.
+        delta: the chosen edit's change on test.
+    """
+    known = ladder[ladder["delta"].notna()] if len(ladder) else ladder
+    if not len(known):
+        return []
+    caption = (
+        "Change of accuracy on test in points, with 95 % intervals, of the chosen edit (line) and of alternatives that "
+        "look at no neuron's label. Each was fitted on the images that the edit was chosen on, or on training images, "
+        "and compared on the same test images by the same tests."
+    )
+    return [Extra(_TITLE, caption, frame=readable(ladder), figure=ladder_figure(known, delta))]
+
+
+def readable(ladder: pd.DataFrame) -> pd.DataFrame:
+    """The ladder as people read it."""
+    rows = [
+        {
+            "alternative": row["words"],
+            "fitted on": _FITTED[row["fitted_on"]],
+            "settled on": row["settled"] or row["note"] or DASH,
+            "accuracy": percent(row["accuracy_after"], 2),
+            "points": points(row["delta"]),
+            "95 %": f"{points(row['low'])} to {points(row['high'])}" if pd.notna(row["delta"]) else DASH,
+            "p": p_value(_number(row["p_value"])),
+            "p, against the edit": p_value(_number(row["p_against_edit"])),
+            "NLL": f"{row['nll_after']:.3f}" if pd.notna(row["nll_after"]) else DASH,
+        }
+        for row in ladder.to_dict("records")
+    ]
+    return pd.DataFrame(rows)
+
+
+def ladder_table(ladder: pd.DataFrame) -> Table:
+    """The ladder for the terminal."""
+    columns = {
+        name: Column(name)
+        for name in ("alternative", "fitted on", "points", "95 %", "p", "accuracy", "NLL", "settled on")
+    }
+    return frame_table(
+        readable(ladder), "Cheap alternatives, on test", columns, spare=("settled on", "NLL", "accuracy", "95 %")
+    )
+
+
+def ladder_summary(ladder: pd.DataFrame) -> dict[str, Any]:
+    """`ladder/<name>/<fitted on>` -> the change of accuracy on test."""
+    known = ladder[ladder["delta"].notna()] if len(ladder) else ladder
+    return {
+        "/".join(filter(None, ("ladder", row["name"], row["fitted_on"]))): float(row["delta"])
+        for row in known.to_dict("records")
+    }
+
+
+def ladder_figure(ladder: pd.DataFrame, delta: float) -> Figure:
+    """Each alternative's change with its interval; a line at the edit's."""
+    with style.drawn():
+        figure = style.new(style.WIDE, 0.9 + 0.28 * len(ladder))
+        axes = figure.add_subplot()
+        place = np.arange(len(ladder))[::-1]
+        deltas = 100 * ladder["delta"].to_numpy(dtype=float)
+        reach = 100 * ladder[["low", "high"]].to_numpy(dtype=float)
+        spread = np.abs(np.stack([deltas - reach[:, 0], reach[:, 1] - deltas]))
+        axes.axvline(0, color=style.LINE, linewidth=1)
+        axes.axvline(100 * delta, color=style.ORANGE, label="the edit")
+        axes.errorbar(deltas, place, xerr=spread, fmt="o", color=style.BLUE, markersize=4.5, linewidth=1.2)
+        names = [
+            f"{row['words']} ({_FITTED[row['fitted_on']]})" if row["fitted_on"] else str(row["words"])
+            for row in ladder.to_dict("records")
+        ]
+        axes.set_yticks(place, names)
+        axes.set_xlabel("change of accuracy on test, points")
+        axes.legend(loc="best")
+    return figure
+
+
+def _number(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)

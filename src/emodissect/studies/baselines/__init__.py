@@ -1,0 +1,21 @@
+"""Cheap alternatives to an edit: the ladder that every edit study is compared with."""
+
+from emodissect.studies.baselines.baseline import Baseline, NotAvailable, Predictor
+from emodissect.studies.baselines.head import RefittedHead
+from emodissect.studies.baselines.ladder import best_alternative, climb
+from emodissect.studies.baselines.learned_scale import LearnedScale
+from emodissect.studies.baselines.temperature import TemperatureAndBiases
+from emodissect.studies.baselines.views import MirrorView, TenCrops
+
+__all__ = [
+    "Baseline",
+    "LearnedScale",
+    "MirrorView",
+    "NotAvailable",
+    "Predictor",
+    "RefittedHead",
+    "TemperatureAndBiases",
+    "TenCrops",
+    "best_alternative",
+    "climb",
+]

@@ -1,0 +1,82 @@
+"""The ladder: every cheap alternative, fitted on the images that the edit was chosen on, compared on the same test."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from emodissect.core.statistics import mcnemar
+from emodissect.editing.fast.edited_logits import EditedLogits
+from emodissect.models.predictions import Predictions
+from emodissect.studies.baselines.baseline import Baseline, NotAvailable
+from emodissect.studies.comparison import compare
+
+log = logging.getLogger(__name__)
+
+COMPARED = (
+    *("accuracy_before", "accuracy_after", "delta", "low", "high", "gained", "lost", "p_value"),
+    *("nll_before", "nll_after", "macro_f1_before", "macro_f1_after"),
+)
+"""Columns of the ladder that are figures of a comparison with the unedited network on test."""
+
+COLUMNS = ("name", "words", "fitted_on", "settled", *COMPARED, "p_against_edit", "seconds", "note")
+
+
+def climb(
+    baselines: Sequence[Baseline],
+    fitted_on: Mapping[str, Callable[[], EditedLogits]],
+    test: EditedLogits,
+    before: Predictions,
+    edited: Predictions,
+) -> pd.DataFrame:
+    """One row for each baseline and each set of images it is fitted on.
+
+    Args:
+        baselines: the alternatives.
+        fitted_on: by name (`val`, `train`), what gives the network on the images to learn from.
+        test: the network on the test images.
+        before: its predictions there.
+        edited: those of the chosen edit.
+
+    Returns:
+        COLUMNS; fractions; `p_against_edit` is the exact McNemar p-value of the alternative against the edit, and
+        `note` says why a row has no figures.
+    """
+    rows = []
+    for baseline in baselines:
+        for name, images in list(fitted_on.items())[: None if baseline.is_fitted else 1]:
+            row: dict[str, Any] = {"name": baseline.name, "words": baseline.words}
+            row |= {"fitted_on": name if baseline.is_fitted else "", "settled": "", "note": ""}
+            began = time.perf_counter()
+            try:
+                predictor, row["settled"] = baseline.fit(images())
+                row |= compared(predictor(test), before, edited)
+            except NotAvailable as reason:
+                row["note"] = str(reason)
+            rows.append(row | {"seconds": time.perf_counter() - began})
+            log.debug("%s fitted on %s: %.1f s", baseline.name, name, rows[-1]["seconds"])
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def compared(logits: Tensor, before: Predictions, edited: Predictions) -> dict[str, Any]:
+    """The figures of one row."""
+    after = Predictions(before.ids, before.labels, logits)
+    found = compare(before, after)
+    right, edit_right = after.predicted == after.labels, edited.predicted == edited.labels
+    gained, lost = int((right & ~edit_right).sum()), int((edit_right & ~right).sum())
+    return {name: getattr(found, name) for name in COMPARED} | {"p_against_edit": mcnemar(gained, lost)}
+
+
+def best_alternative(ladder: pd.DataFrame) -> dict[str, Any] | None:
+    """The row of the largest change of accuracy on test, fitted on other images than test; None where there is none.
+
+    That it is the best of several on test speaks for the alternatives, not for the edit.
+    """
+    known = ladder[ladder["delta"].notna() & (ladder["fitted_on"] != "test")] if len(ladder) else ladder
+    rows: list[dict[str, Any]] = [{str(name): value for name, value in row.items()} for row in known.to_dict("records")]
+    return max(rows, key=lambda row: row["delta"], default=None)
