@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from emodissect.app.cli import with_layer_words
+from emodissect.app.arguments import prepared
 
 CONF = Path(__file__).parents[1] / "conf"
 VERBS = ("train", "dissect", "edit")
@@ -32,7 +32,7 @@ SMALL = (
 def composed(verb: str, *overrides: str, run_dir: Path) -> DictConfig:
     """The config of ``python <verb>.py <overrides>`` for a run in ``run_dir``."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(verb, with_layer_words(overrides, CONF), return_hydra_config=True)
+        cfg = compose(verb, prepared(overrides, CONF), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         cfg.paths.run_dir = str(run_dir)

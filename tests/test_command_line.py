@@ -20,15 +20,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from emodissect.app import cli
-from emodissect.app.cli import (
-    composing_mistake,
-    run,
-    user_error_message,
-    with_flags_first,
-    with_layer_words,
-    with_null_groups,
-)
+from emodissect.app import arguments
+from emodissect.app.arguments import with_flags_first, with_layer_words, with_null_groups
+from emodissect.app.cli import composing_mistake, run, user_error_message
 from emodissect.app.manifest import command
 from emodissect.core.errors import UserError, nearest
 
@@ -54,7 +48,7 @@ def conf(tmp_path: Path) -> Path:
     ],
 )
 def test_layer_takes_entries_paths_globs_and_lists(conf: Path, typed: list[str], given: list[str]) -> None:
-    assert with_layer_words(typed, conf) == given
+    assert with_layer_words(typed, [conf]) == given
 
 
 def test_null_stands_for_no_group(conf: Path) -> None:
@@ -62,7 +56,7 @@ def test_null_stands_for_no_group(conf: Path) -> None:
         (conf / group).mkdir()
     (conf / "augment" / "none.yaml").write_text("")
     typed = ["logger=null", "augment=null", "ckpt_path=null", "logger=csv", "logger.csv.name=null"]
-    assert with_null_groups(typed, conf) == ["~logger", "augment=none", *typed[2:]]
+    assert with_null_groups(typed, [conf]) == ["~logger", "augment=none", *typed[2:]]
 
 
 def test_help_and_tab_completion_do_not_wait_for_torch() -> None:
@@ -231,13 +225,13 @@ def test_bash_completes_groups_and_keys(typed: str, offered: str) -> None:
     assert set(asked.stdout.split()) == set(offered.split())
 
 
-@pytest.mark.parametrize("old", sorted(cli.RENAMED))
+@pytest.mark.parametrize("old", sorted(arguments.RENAMED))
 def test_a_renamed_key_names_the_new_one(old: str) -> None:
     word = old if "=" in old else f"{old}=1"
-    new = cli.RENAMED[old].split()[0]
+    new = arguments.RENAMED[old].split()[0]
     for typed in (word, f"+{word}"):
         with pytest.raises(UserError, match=f"was renamed: use {re.escape(new)}"):
-            cli.refuse_renamed(["seed=1", typed])
+            arguments.refuse_renamed(["seed=1", typed])
     key = new.partition("=")[0]
     if "=" in new:
         assert (CONF / key / f"{new.partition('=')[2]}.yaml").is_file()

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +17,49 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
+from emodissect.app.arguments import prepared
 from emodissect.app.ending import RESUMES, cut_off, exit_on_signals, keep_streams_open, leave_gone_directory
-from emodissect.app.manifest import write_json
+from emodissect.app.manifest import program, write_json
 from emodissect.app.run_names import run_name, sweep_name
 from emodissect.core.errors import UserError, nearest
+from emodissect.core.places import cache_folder, checkout, config_groups
 
 log = logging.getLogger(__name__)
 
 ERROR_FILE = "error.json"
 SUMMARY_FILE = "summary.json"
 
-ROOT = Path(__file__).resolve().parents[3]
+VERBS = {
+    "train": "emodissect.app.stages.train",
+    "dissect": "emodissect.app.stages.dissect",
+    "edit": "emodissect.app.stages.edit",
+}
+"""The verbs and the functions that run them; imported late, so that --help does not wait for torch."""
 
 
 def register_resolvers() -> None:
     """The resolvers that conf/ uses."""
     OmegaConf.register_new_resolver("len", len, replace=True)
-    OmegaConf.register_new_resolver("project_root", lambda *_: str(ROOT), replace=True)
+    OmegaConf.register_new_resolver("project_root", lambda *_: str(project_root()), replace=True)
+    OmegaConf.register_new_resolver("cache_folder", lambda *_: str(cache_folder()), replace=True)
+    OmegaConf.register_new_resolver("program", lambda verb: " ".join(program(verb)), replace=True)
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("class_folders", _class_folders, replace=True)
+
+
+def project_root() -> Path:
+    """Where results and data are looked for: the checkout; for an installed wheel the directory of the command."""
+    if (root := checkout()) is not None:
+        return root
+    return Path(HydraConfig.get().runtime.cwd) if HydraConfig.initialized() else Path.cwd()
 
 
 def _class_folders(*given: Any) -> list[str]:
@@ -51,103 +68,29 @@ def _class_folders(*given: Any) -> list[str]:
     return list(class_folders(*given))
 
 
-def with_layer_words(arguments: Sequence[str], conf: Path) -> list[str]:
-    """Command-line words with ``layer=`` made free: beside conf/layer's entries any module path, glob or list works.
-
-    ``layer=layer4.1.conv2``, ``layer=conv4*`` and ``layer=[lin1,lin2]`` become ``layer=named layer.names=...``; a
-    sweep over several (``layer=a,b`` with ``-m``) becomes one over ``layer.names`` where any of them is no entry.
-
-    Args:
-        arguments: as typed, without the program's name.
-        conf: the folder of config groups.
-    """
-    entries = {path.stem for path in (conf / "layer").glob("*.yaml")}
-    words: list[str] = []
-    for word in arguments:
-        value = word.removeprefix("layer=")
-        if value == word:
-            words.append(word)
-        elif value.startswith("["):
-            words += ["layer=named", f"layer.names={value}"]
-        elif all(choice.strip() in entries for choice in value.split(",")):
-            words.append(word)
-        else:
-            words += ["layer=named", f"layer.names={value}"]
-    return words
-
-
-def with_null_groups(arguments: Sequence[str], conf: Path) -> list[str]:
-    """Command-line words with ``group=null`` made legal: the group's entry ``none`` where it has one, else no group.
-
-    Hydra takes null for a group in a file's defaults, and refuses it on the command line.
-
-    Args:
-        arguments: as typed, without the program's name.
-        conf: the folder of config groups.
-    """
-    words: list[str] = []
-    for word in arguments:
-        group = word.removesuffix("=null")
-        if group == word or not (conf / group).is_dir():
-            words.append(word)
-        else:
-            words.append(f"{group}=none" if (conf / group / "none.yaml").exists() else f"~{group}")
-    return words
-
-
-def with_flags_first(arguments: Sequence[str]) -> list[str]:
-    """The same with ``-m`` in front: between overrides Python's parser of arguments would refuse those behind it."""
-    flags = ("-m", "--multirun")
-    return [word for word in arguments if word in flags] + [word for word in arguments if word not in flags]
-
-
-RENAMED = {
-    "evaluate": "label_quality",
-    "labels": "labels_dir",
-    "pictures.maps": "saliency.maps",
-    "pictures.saliency": "saliency.images",
-    "pictures.ids": "saliency.ids",
-    "pictures.samples": "saliency.samples",
-    "study.choose_on": "study.selection_split",
-    "study.judge_on": "study.test_split",
-    "study.select_on": "study.select_on_test (true or false)",
-    "model=yours": "model=custom",
-    **{
-        f"experiment=seed_{name}": f"experiment=published_{name}"
-        for name in ("edit", "sweep", "proportional", "layer_table", "concept_shares", "weight_norm")
-    },
-}
-"""Keys and choices of the first edition, and what they are called now."""
-
-
-def refuse_renamed(arguments: Sequence[str]) -> None:
-    """Raises UserError for a key or a choice that has another name now; the message gives it."""
-    for word in arguments:
-        plain = word.lstrip("+~")
-        new = RENAMED.get(plain) or RENAMED.get(plain.partition("=")[0])
-        if new:
-            raise UserError(f"'{word}' was renamed: use {new}. CHANGELOG.md lists every renamed key.")
-
-
-def launch(main: Callable[[], Any], conf: Path) -> None:
-    """Starts a Hydra application: readies ``sys.argv`` and the resolvers, and tells mistakes in a few lines.
+def start(verb: str) -> None:
+    """Runs a verb as a Hydra application with the words of ``sys.argv``, and reports mistakes in a few lines.
 
     Hydra's own answer to a misspelt key or a folder that cannot be made is a trace of its insides.
 
     Args:
-        main: decorated by ``hydra.main``.
-        conf: the folder of config groups.
+        verb: one of ``VERBS``.
     """
     keep_streams_open()
     exit_on_signals()
     leave_gone_directory()
     register_resolvers()
+    conf = config_groups()
+
+    @hydra.main(version_base="1.3", config_path=str(conf), config_name=verb)
+    def main(cfg: DictConfig) -> float | None:
+        return run(get_object(VERBS[verb]), cfg)
+
     try:
-        refuse_renamed(sys.argv[1:])
+        sys.argv[1:] = prepared(sys.argv[1:], conf)
     except UserError as error:
         _tell(str(error))
         sys.exit(1)
-    sys.argv[1:] = with_flags_first(with_null_groups(with_layer_words(sys.argv[1:], conf), conf))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come through as they are
     # Ray's workers take this environment as it is; by `uv run` Ray would build one of its own
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")

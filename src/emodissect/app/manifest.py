@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from emodissect.core.atomic_files import atomic_write
+from emodissect.core.places import checkout
 
 PACKAGES = (
     *("emodissect", "torch", "torchvision", "timm", "lightning", "open_clip_torch", "torchmetrics", "hydra-core"),
@@ -36,9 +37,17 @@ def versions() -> dict[str, str]:
     return found
 
 
+def program(verb: str) -> list[str]:
+    """The words that start a verb: ``python edit.py`` in a checkout, ``emodissect edit`` where it is installed."""
+    return ["python", f"{verb}.py"] if checkout() else ["emodissect", verb]
+
+
 def typed_command() -> str:
     """The command line as it was typed, ready to be pasted."""
-    return shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])
+    words = sys.orig_argv[1:]
+    if words and Path(words[0]).name == "emodissect":  # the installed command is a script that Python runs
+        return shlex.join(["emodissect", *words[1:]])
+    return shlex.join([Path(sys.executable).name, *words])
 
 
 def command() -> str:
@@ -48,7 +57,7 @@ def command() -> str:
     """
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         told = HydraConfig.get()
-        return shlex.join([Path(sys.executable).name, f"{told.job.name}.py", *told.overrides.task])
+        return shlex.join([*program(told.job.name), *told.overrides.task])
     return typed_command()
 
 

@@ -38,3 +38,15 @@ def nearest(word: str, known: Iterable[str], shown: int = 12) -> str:
     meant = f"Did you mean '{lowered[close[0]]}'? " if close else ""
     more = f", … ({len(accepted) - shown} more)" if len(accepted) > shown else ""
     return f"{meant}Known: {', '.join(accepted[:shown])}{more}."
+
+
+def missing_extra(needed_by: str, package: str, extra: str) -> str:
+    """The message where a feature's package is not installed.
+
+    >>> missing_extra("This", "ray", "ray")
+    "This needs the package ray. Install the extra: uv sync --extra ray, or pip install 'emodissect[ray]'."
+    """
+    return (
+        f"{needed_by} needs the package {package}. Install the extra: uv sync --extra {extra}, or "
+        f"pip install 'emodissect[{extra}]'."
+    )

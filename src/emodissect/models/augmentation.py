@@ -7,14 +7,14 @@ values in [0, 1]; `after_crop` sees what will go into the network. Randomness is
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from kornia import augmentation as K
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from emodissect.core.errors import UserError
+from emodissect.core.errors import UserError, missing_extra
 
 
 class Augmentation(nn.Module):
@@ -85,7 +85,7 @@ class Warp(Augmentation):
                 f"shift={shift} a fraction of the side."
             )
         self.degrees, self.scale, self.shift, self.flip = degrees, scale, shift, flip
-        self.erase = K.RandomErasing(p=erase) if erase > 0 else nn.Identity()
+        self.erase = _kornia("augment=warp with augment.erase").RandomErasing(p=erase) if erase > 0 else nn.Identity()
 
     def forward(
         self, images: UInt8[Tensor, "image channel height width"]
@@ -150,6 +150,7 @@ class Khaireddin2021(Augmentation):
         erase: float = 0.5,
     ) -> None:
         super().__init__()
+        K = _kornia("augment=khaireddin2021")
         self.whole = nn.Sequential(
             K.RandomResizedCrop((size, size), scale=(scale[0], scale[1]), ratio=(ratio[0], ratio[1])),
             K.RandomAffine(degrees=0.0, translate=(shift, shift), p=shift_p),
@@ -166,3 +167,11 @@ class Khaireddin2021(Augmentation):
         self, inputs: Float[Tensor, "crop channel height width"]
     ) -> Float[Tensor, "crop channel height width"]:
         return self.erase(inputs)
+
+
+def _kornia(needed_by: str) -> Any:
+    try:
+        from kornia import augmentation
+    except ImportError as error:
+        raise UserError(missing_extra(needed_by, "kornia", "augment")) from error
+    return augmentation

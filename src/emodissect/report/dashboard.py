@@ -1,4 +1,4 @@
-"""A W&B workspace for a project: ``python -m emodissect.report.dashboard --project emodissect``.
+"""A W&B workspace for a project: ``emodissect dashboard --project emodissect``.
 
 Sections follow the metrics' first word: train, val and test, dissect, edit, sweep. Needs the extra ``dashboard``.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from emodissect.core.errors import UserError, nearest
+from emodissect.core.errors import UserError, missing_extra, nearest
 
 #: Stands for the user's own name where a dry run does not know it.
 UNKNOWN_ENTITY = "your-entity"
@@ -198,7 +198,7 @@ def to_send(made: Any) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
-    parser = argparse.ArgumentParser("python -m emodissect.report.dashboard", description="Builds a W&B workspace.")
+    parser = argparse.ArgumentParser("emodissect dashboard", description="Builds a W&B workspace.")
     parser.add_argument("--project", required=True, help="the W&B project, as in logger.wandb.project")
     parser.add_argument("--entity", help="user or team; by default the one that is logged in")
     parser.add_argument("--name", default="emodissect", help="of the workspace")
@@ -252,10 +252,7 @@ def _library() -> tuple[Any, Any, Any]:
         import wandb_workspaces.workspaces as workspaces
         from wandb_workspaces import expr as expression
     except ImportError as error:
-        raise UserError(
-            f"The dashboard needs the package wandb-workspaces ({error}). Install it with the extra: "
-            "uv sync --extra dashboard, or pip install 'emodissect[dashboard]'."
-        ) from error
+        raise UserError(missing_extra("The dashboard", f"wandb-workspaces ({error})", "dashboard")) from error
     return workspaces, reports, expression
 
 
@@ -279,7 +276,3 @@ def _save(made: Any) -> None:
             f"W&B did not take the workspace ({error}). Is the project '{made.entity}/{made.project}' there, and are "
             "you logged in? --dry-run prints what would be sent."
         ) from error
-
-
-if __name__ == "__main__":
-    sys.exit(main())

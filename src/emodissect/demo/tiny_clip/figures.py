@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
-from sklearn.metrics import roc_auc_score
+from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 
 from emodissect.concepts.clip_images import ClipImages
@@ -44,11 +44,17 @@ def zero_shot(
     accuracy = float((class_scores.argmax(dim=1) == labels).float().mean())
     present = presence >= 0.5
     auroc = {
-        name: float(roc_auc_score(present[:, column].numpy(), concept_scores[:, column].numpy()))
+        name: _auroc(concept_scores[:, column], present[:, column])
         for column, name in enumerate(concepts)
         if 0 < int(present[:, column].sum()) < len(present)
     }
     return ZeroShot(accuracy, auroc)
+
+
+def _auroc(scores: Tensor, present: Tensor) -> float:
+    """The area under the ROC curve is Mann and Whitney's U as a share of all pairs."""
+    above = mannwhitneyu(scores[present].numpy(), scores[~present].numpy()).statistic
+    return float(above) / (int(present.sum()) * int((~present).sum()))
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ import yaml
 from filelock import FileLock
 from lightning.pytorch.loggers import Logger, MLFlowLogger
 
-from emodissect.core.errors import UserError
+from emodissect.core.errors import UserError, missing_extra
 from emodissect.lightning.sinks.sink import Artifact, Sink, register_sink, without_pictures
 
 DATABASE = "mlflow.db"
@@ -42,10 +42,7 @@ def mlflow_logger(
     try:
         import mlflow
     except ImportError as error:
-        raise UserError(
-            "logger=mlflow needs the package mlflow. Install it with the extra: uv sync --extra mlflow, or "
-            "pip install 'emodissect[mlflow]'."
-        ) from error
+        raise UserError(missing_extra("logger=mlflow", "mlflow", "mlflow")) from error
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     folder = Path(save_dir).absolute()
     location = None
