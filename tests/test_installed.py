@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -93,6 +97,31 @@ def test_tab_completion_knows_the_verbs(
         assert capsys.readouterr().out.split() == offered.split()
     else:
         assert started == [("edit", ["-sc", "query=bash"], "emodissect s")]
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """The packages that a module needs in order to be imported."""
+    found: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            found |= {name.name.partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found - set(sys.stdlib_module_names) - {"emodissect"}
+
+
+def test_every_package_that_is_imported_is_a_dependency() -> None:
+    """Tests run with every extra and with the tools of development, where a missing dependency is not noticed."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.split(r"[^A-Za-z0-9._-]", line)[0].lower().replace("_", "-") for line in declared}
+    by_import = importlib.metadata.packages_distributions()
+    missing = {
+        f"{path.relative_to(ROOT)}: {package}"
+        for path in (ROOT / "src").rglob("*.py")
+        for package in imported(ast.parse(path.read_text()))
+        if not {name.lower().replace("_", "-") for name in by_import.get(package, [package])} & names
+    }
+    assert missing == set()
 
 
 @pytest.fixture(scope="module")
