@@ -14,10 +14,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from emodissect.core.errors import UserError
-from emodissect.data import folder
-from emodissect.data.class_folders import stratified_parts
+from emodissect.data import image_files
 from emodissect.data.decoding import decode, fitted
 from emodissect.data.folder import ImageFolder, class_folders
+from emodissect.data.parts import grouped_parts, stratified_parts
+from emodissect.data.stored_images import StoredImages
 
 
 @pytest.fixture
@@ -64,8 +65,8 @@ def test_grey_is_the_luma_of_itu_r_601(make, tmp_path):
     [
         ({"a": 20, "b": 10}, [24, 3, 3], "no train and no val and no test: all images were split"),
         ({"train/a": 20, "train/b": 10}, [24, 3, 3], "no val and no test: all images were split"),
-        ({"train/a": 4, "train/b": 2, "test/a": 6, "test/b": 4}, [6, 5, 5], "no val: its test folder was halved"),
-        ({"train/a": 4, "valid/a": 6, "valid/b": 4}, [4, 5, 5], "no test: its val folder was halved"),
+        ({"train/a": 4, "train/b": 2, "test/a": 6, "test/b": 4}, [6, 5, 5], "no val: its test images were halved"),
+        ({"train/a": 4, "valid/a": 6, "valid/b": 4}, [4, 5, 5], "no test: its val images were halved"),
     ],
 )
 def test_missing_splits_are_cut_out_stratified_seeded_and_said(make, tmp_path, caplog, layout, sizes, told):
@@ -158,7 +159,7 @@ def test_unreadable_files_are_all_named_or_left_out(make, tmp_path, caplog):
     assert "01.png" in str(told.value)
     assert "zz.jpg" in str(told.value)
     assert "data.skip_unreadable=true" in str(told.value)
-    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    assert not list((tmp_path / "cache").rglob("images.npy"))
     splits = make(root, skip_unreadable=True).splits
     assert splits.train.ids.tolist() == [0, 2, 3]
     assert splits.test.ids.tolist() == [5]
@@ -169,8 +170,8 @@ def test_second_read_takes_the_cache_and_another_size_does_not(make, tmp_path, m
     root = draw(tmp_path / "own", {"train/a": 3, "train/b": 1, "val/a": 1, "test/a": 1})
     first = make(root, size=8).splits
     calls: list[int] = []
-    real = folder.read_images
-    monkeypatch.setattr(folder, "read_images", lambda *given: (calls.append(given[1]), real(*given))[1])
+    real = image_files.decoded_images
+    monkeypatch.setattr(image_files, "decoded_images", lambda *given: (calls.append(given[1]), real(*given))[1])
     assert torch.equal(make(root, size=8).splits.train.images, first.train.images)
     assert calls == []
     _ = make(root, size=9).splits
@@ -207,16 +208,16 @@ def test_missing_and_empty_folders(make, tmp_path):
     (tmp_path / "own" / "train" / "a").mkdir(parents=True)
     with pytest.raises(UserError, match="no image files in class folders"):
         make(tmp_path / "own")
-    with pytest.raises(UserError, match="no images under train/"):
+    with pytest.raises(UserError, match="no training images"):
         _ = make(draw(tmp_path / "other", {"val/a": 1, "val/b": 1, "test/a": 1})).splits
     with pytest.raises(UserError, match=r"its 2 images are too few .* none is left for val"):
         _ = make(draw(tmp_path / "few", {"a": 1, "b": 1})).splits
 
 
-def test_more_than_memory_holds_is_refused_before_reading(make, tmp_path):
+def test_more_than_the_disk_holds_is_refused_before_reading(make, tmp_path):
     root = draw(tmp_path / "own", {"train/a": 1, "train/b": 1, "val/a": 1, "test/a": 1})
-    with pytest.raises(UserError, match="GiB of memory are free"):
-        _ = make(root, size=10_000_000).splits
+    with pytest.raises(UserError, match="GiB are free on the disk of the cache"):
+        _ = make(root, size=1_000_000).splits
 
 
 # -- files as they come ---------------------------------------------------------------------------------------------
@@ -344,3 +345,68 @@ def test_links_that_lead_back_up_end(make, tmp_path):
     (root / "train" / "a" / "again").symlink_to(root / "train" / "a")
     (root / "train" / "c").symlink_to(draw(tmp_path / "elsewhere", {"c": 2}) / "c")
     assert torch.bincount(make(root).splits.train.labels).tolist() == [2, 1, 2]
+
+
+# -- splits and sizes -----------------------------------------------------------------------------------------------
+
+
+def test_images_beyond_the_limit_stay_on_disk_and_are_the_same(make, tmp_path):
+    root = draw(tmp_path / "own", {"train/a": 3, "train/b": 2, "val/a": 1, "test/a": 1})
+    in_memory, on_disk = make(root, channels=3).splits, make(root, channels=3, in_memory_gib=0).splits
+    assert isinstance(on_disk.train.images, StoredImages)
+    assert torch.equal(on_disk.train.images[:], in_memory.train.images)
+    assert on_disk.train.fingerprint() == in_memory.train.fingerprint()
+
+
+def test_val_is_cut_out_of_train_where_that_is_asked_for(make, tmp_path):
+    root = draw(tmp_path / "own", {"train/a": 18, "train/b": 9, "test/a": 2, "test/b": 2})
+    splits = make(root, val_from="train").splits
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [24, 3, 4]
+    assert torch.bincount(splits.val.labels).tolist() == [2, 1]
+    with pytest.raises(UserError, match="Did you mean 'train'"):
+        make(root, val_from="trian")
+
+
+def test_subjects_stay_on_one_side(make, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    root = tmp_path / "own"
+    for subject in range(20):
+        for label, count in (("calm", 4), ("angry", 2)):
+            (root / label).mkdir(parents=True, exist_ok=True)
+            for frame in range(count):
+                Image.new("L", (4, 4), subject).save(root / label / f"S{subject:03}_{frame:02}.png")
+    data = make(root, split_by=r"/(S\d+)_")
+    parts = (data.splits.train, data.splits.val, data.splits.test)
+    subjects = [{name.split("/")[1][:4] for name in data.origin(part.ids)} for part in parts]
+    assert [len(names) for names in subjects] == [16, 2, 2]
+    assert not subjects[0] & subjects[1]
+    assert not subjects[0] & subjects[2]
+    assert not subjects[1] & subjects[2]
+    assert [torch.bincount(part.labels).tolist() for part in parts] == [[32, 64], [4, 8], [4, 8]]
+    assert "20 groups whole" in caplog.text
+    assert make(root, split_by=r"S\d+").splits.val.ids.tolist() == data.splits.val.ids.tolist()
+    assert make(root, split_by=r"S\d+", split_seed=1).splits.val.ids.tolist() != data.splits.val.ids.tolist()
+
+
+def test_subjects_that_given_splits_take_apart_are_reported(make, tmp_path, caplog):
+    root = draw(tmp_path / "own", {"train/a": 3, "train/b": 2, "val/a": 1, "test/b": 1})
+    _ = make(root, split_by=r"\d+\.png").splits
+    assert r"1 of 3 groups of data.split_by=\d+\.png stand in both train and val, e.g. 00.png" in caplog.text
+    with pytest.raises(UserError, match=r"data\.split_by=train matches 5 of 7 file names\..*val/a/00\.png"):
+        make(root, split_by="train")
+    with pytest.raises(UserError, match="not a regular expression"):
+        make(root, split_by="(")
+
+
+def test_grouped_parts_keep_class_shares_with_groups_of_all_sizes():
+    generator = np.random.default_rng(0)
+    groups = np.repeat(np.arange(120), generator.integers(1, 30, 120))
+    labels = torch.from_numpy(generator.integers(0, 7, len(groups)))
+    parts = grouped_parts(labels, [str(group) for group in groups], (0.8, 0.1, 0.1), seed=3)
+    assert torch.equal(torch.cat(parts).sort().values, torch.arange(len(groups)))
+    held = [set(groups[part.numpy()]) for part in parts]
+    assert not held[0] & held[1] | held[0] & held[2] | held[1] & held[2]
+    for part, share in zip(parts, (0.8, 0.1, 0.1), strict=True):
+        assert len(part) / len(groups) == pytest.approx(share, abs=0.01)
+        shares = torch.bincount(labels[part], minlength=7) / torch.bincount(labels, minlength=7)
+        assert float((shares - share).abs().max()) < 0.05

@@ -104,20 +104,21 @@ def audit_splits(splits: Splits, near_constant_std: float = 5.0) -> AuditReport:
 
 
 def _facts(split: str, images: ImageSet, near_constant_std: float) -> pd.DataFrame:
-    pixels = images.images.flatten(1).numpy()
-    low, high = pixels.min(axis=1, initial=255), pixels.max(axis=1, initial=0)
-    # In slices: wider copies of the whole set would be many times its size.
-    slices = np.array_split(pixels, len(pixels) // 1024 + 1)
-    spread = np.concatenate([part.std(axis=1, dtype=np.float32) for part in slices]) if len(pixels) else np.empty(0)
-    blank = low >= high
+    pixels, blank, spread = [], [], []
+    for start in range(0, len(images), 1024):  # wider copies of the whole set would be many times its size
+        part = images.images[start : start + 1024].flatten(1).numpy()
+        pixels += [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in part]
+        blank += (part.min(axis=1) >= part.max(axis=1)).tolist()
+        spread += part.std(axis=1, dtype=np.float32).tolist()
+    constant = np.array(blank, dtype=bool)
     return pd.DataFrame(
         {
             "id": images.ids.numpy(),
             "split": split,
             "label": images.labels.numpy(),
-            "pixels": [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in pixels],
-            "blank": blank,
-            "near_constant": ~blank & (spread < near_constant_std),
+            "pixels": pixels,
+            "blank": constant,
+            "near_constant": ~constant & (np.array(spread) < near_constant_std),
             "not_a_face": _not_a_face(images),
         }
     )

@@ -11,10 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from jaxtyping import Int64
-from torch import Tensor
-
 from emodissect.core.cache import file_hash
 from emodissect.core.errors import UserError
 from emodissect.data.decoding import ENDINGS
@@ -34,11 +30,12 @@ _DEPTH = 5  # folders between data.path and the class folders, when a forgotten 
 
 @dataclass(frozen=True)
 class FoundImage:
-    """An image file: its split (None where the folder has no splits), the name of its class folder, its path."""
+    """An image file: its split (None where there are no splits), class, path, and the subject or sequence if known."""
 
     split: str | None
-    folder: str
+    class_name: str
     path: Path
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class FoundImages:
         >>> FoundImages((FoundImage(None, "b", Path("b/0.png")), FoundImage(None, "A", Path("A/0.png"))), ()).folders
         ['A', 'b']
         """
-        names = sorted({image.folder for image in self.images}, key=lambda name: (name.lower(), name))
+        names = sorted({image.class_name for image in self.images}, key=lambda name: (name.lower(), name))
         return list({name.lower(): name for name in reversed(names)}.values())[::-1]
 
 
@@ -128,22 +125,6 @@ def content_hash(root: Path, files: Sequence[Path]) -> str:
         hashes = list(threads.map(_hash_if_readable, files, chunksize=64))
     listed = [(path.relative_to(root).as_posix(), digest) for path, digest in zip(files, hashes, strict=True)]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
-
-
-def stratified_parts(
-    labels: Int64[Tensor, " image"], shares: Sequence[float], seed: int
-) -> list[Int64[Tensor, " part"]]:
-    """Rows of each part, ascending: every class is cut in the given shares, to the nearest image, in a seeded order."""
-    generator = torch.Generator().manual_seed(seed)
-    total = sum(shares)
-    parts: list[list[Tensor]] = [[] for _ in shares]
-    for label in labels.unique():
-        rows = torch.nonzero(labels == label).flatten()
-        rows = rows[torch.randperm(len(rows), generator=generator)]
-        ends = [round(sum(shares[: part + 1]) / total * len(rows)) for part in range(len(shares))]
-        for part, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
-            parts[part].append(rows[start:end])
-    return [torch.cat(rows).sort().values if rows else torch.empty(0, dtype=torch.int64) for rows in parts]
 
 
 class _Finder:

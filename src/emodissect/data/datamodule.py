@@ -18,6 +18,7 @@ from emodissect.core.cache import Cache
 from emodissect.core.errors import UserError, nearest
 from emodissect.data.audit import AuditReport, audit_splits
 from emodissect.data.images import Annotations, Batch, ImageSet, Splits, image_loader
+from emodissect.data.stored_images import StoredImages
 
 log = logging.getLogger(__name__)
 
@@ -207,11 +208,17 @@ def joined(parts: Sequence[ImageSet]) -> ImageSet:
         if all(kind in part.annotations and part.annotations[kind].names == given.names for part in parts)
     }
     return ImageSet(
-        torch.cat([part.images for part in parts]),
+        joined_images([part.images for part in parts]),
         torch.cat([part.labels for part in parts]),
         torch.cat([part.ids for part in parts]),
         annotations,
     )
+
+
+def joined_images(parts: Sequence[Tensor | StoredImages]) -> Tensor | StoredImages:
+    """The images of several sets; those of one file stay in it."""
+    stored = parts[0].joined(parts) if isinstance(parts[0], StoredImages) else None
+    return torch.cat([part[:] for part in parts]) if stored is None else stored
 
 
 def stratified_rows(labels: Int64[Tensor, " image"], limit: int, seed: int) -> Int64[Tensor, " kept"]:

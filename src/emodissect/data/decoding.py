@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -93,6 +94,11 @@ def decoded_images(
             now, end = ahead, start + _AT_A_TIME
             ahead = threads.map(read, files[end : end + _AT_A_TIME])
             yield from now
+
+
+def free_bytes(folder: Path) -> int:
+    """What is free on the disk of a folder."""
+    return shutil.disk_usage(folder).free
 
 
 def report_unreadable(faults: Sequence[str], of: int, skip: bool, advice: str) -> None:

@@ -137,7 +137,7 @@ class Fer2013(FaceDataModule):
         return [self.files[i] for i in ids.tolist()] if self.files else super().origin(ids)
 
     def _stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        key: dict[str, Any] = {"read_by": source_hash(read_csv)}
+        key: dict[str, Any] = {"read_by": source_hash(FerRows)}
         if self.path.is_dir():
             files = [image.path for image in find_images(self.path).images]
             key |= {"content": content_hash(self.path, files), "split_seed": self.split_seed}

@@ -15,9 +15,10 @@ from jaxtyping import UInt8
 
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.progress import tracked
-from emodissect.data.class_folders import deeper_folders, find_images, stratified_parts
+from emodissect.data.class_folders import deeper_folders, find_images
 from emodissect.data.decoding import read_images
 from emodissect.data.ferplus import VOTED_ON
+from emodissect.data.parts import stratified_parts
 
 CLASS_NAMES = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")
 USAGES = ("Training", "PublicTest", "PrivateTest")
@@ -143,7 +144,7 @@ def read_folders(root: Path, split_seed: int) -> tuple[FerRows, str]:
     """
     found = find_images(root).images
     splits = {image.split for image in found}
-    folders = {image.folder for image in found}
+    folders = {image.class_name for image in found}
     unknown = sorted(folder for folder in folders if folder.strip().lower() not in _LABEL_OF)
     if unknown and splits != {None}:
         raise UserError(
@@ -159,7 +160,7 @@ def read_folders(root: Path, split_seed: int) -> tuple[FerRows, str]:
     files = [image.path for image in found]
     advice = "Mend or remove them, or download the set again."
     images, _ = read_images(files, SIDE, channels=1, what="Reading FER2013", advice=advice)
-    labels = np.array([_LABEL_OF[image.folder.strip().lower()] for image in found], dtype=np.uint8)
+    labels = np.array([_LABEL_OF[image.class_name.strip().lower()] for image in found], dtype=np.uint8)
     usage = np.array([("train", "val", "test").index(str(image.split)) for image in found], dtype=np.uint8)
     told = ""
     if "val" not in splits:

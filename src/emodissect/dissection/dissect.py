@@ -117,7 +117,7 @@ def dissect(
     try:
         if device is not None:
             network.to(device)
-        inputs = NetworkInput(network, transform, probe.images)
+        inputs = NetworkInput(network, transform, probe.images[:2])
         if not isinstance(layers, str) or layers not in resolved:
             resolved = reached_layers(network, resolved, inputs(probe.images[:2]), pool, channels_last)
         collector = labeller.collector(resolved, pool, channels_last)

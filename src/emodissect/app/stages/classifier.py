@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 NOT_THE_NETWORKS = ("preprocess", "class_order")
 """Keys of the model group that are not arguments of the network."""
 
-WHERE_THE_DATA_LIES = ("cache_dir", "path", "data_dir", "ferplus", "num_workers", "audit")
+WHERE_THE_DATA_LIES = ("cache_dir", "path", "data_dir", "ferplus", "num_workers", "audit", "in_memory_gib")
 """Keys of the data group that say how images come, not what comes: the images' own hash says that."""
 
 WITH_CODE = ("model", "augment", "optimizer", "scheduler", "trainer", "callbacks", "data")

@@ -218,7 +218,7 @@ def noised(probe: ImageSet, sd: float, seed: int) -> ImageSet:
     """The images with normal noise of ``sd`` grey levels."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(probe.images.shape, generator=generator) * sd
-    return replace(probe, images=(probe.images + noise).round().clamp(0, 255).to(torch.uint8))
+    return replace(probe, images=(probe.images[:] + noise).round().clamp(0, 255).to(torch.uint8))
 
 
 def replace_probe(plan: Plan, probe: ImageSet) -> Plan:
