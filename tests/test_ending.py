@@ -17,8 +17,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from emodissect.app.ending import SteadyStream
 from emodissect.app.session import session, several_processes
+from emodissect.app.streams import SteadyStream
 from emodissect.core.distributed import first_rank
 
 APPLICATION = """
@@ -159,6 +159,28 @@ def test_a_single_process_is_the_first_whatever_variables_others_left(
         assert first_rank()
         run.summary({"delta": 0.5})
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_killed_process_is_a_row_and_the_other_jobs_run(application: Path) -> None:
+    words = ["hydra.launcher._target_=hydra_plugins.emodissect_processes.ProcessLauncher", "+hydra.launcher.n_jobs=2"]
+    begun = start(application, "-m", "seed=1,2,3,4,5", "die=2", *words)
+    printed, said = begun.communicate(timeout=120)
+    assert begun.returncode == 1
+    assert "Traceback" not in said
+    table = pd.read_csv(application.parent / "sweep" / "sweep.csv")
+    assert table["error"].fillna("").tolist() == ["", "killed by SIGKILL", "", "", ""]
+    assert table["delta_val"].dropna().tolist() == [0.01, 0.03, 0.04, 0.05]
+    assert [line for line in sorted(printed.splitlines()) if "wörk" in line] == [f"[{n}] wörk ✓" for n in range(5)]
+
+
+def test_parallel_jobs_end_with_their_multirun(application: Path) -> None:
+    words = ["hydra.launcher._target_=hydra_plugins.emodissect_processes.ProcessLauncher", "+hydra.launcher.n_jobs=2"]
+    code, said = signalled(application, signal.SIGTERM, "-m", "seed=1,2,3", "stop_at=2", *words)
+    assert code == 143
+    assert "Traceback" not in said
+    table = pd.read_csv(application.parent / "sweep" / "sweep.csv").set_index("seed")
+    assert table["delta_val"][1] == 0.01
+    assert table["error"][2] == "Ended by SIGTERM."
 
 
 @pytest.mark.parametrize(

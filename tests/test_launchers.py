@@ -116,7 +116,8 @@ def test_a_multirun_leaves_one_table_one_page_and_one_wandb_run(home: Path, tmp_
 @pytest.mark.parametrize(
     ("package", "words"),
     [
-        ("hydra_plugins.hydra_joblib_launcher", ["hydra/launcher=processes", "hydra.launcher.n_jobs=2"]),
+        ("hydra_plugins.emodissect_processes", ["hydra/launcher=processes", "hydra.launcher.n_jobs=2"]),
+        ("hydra_plugins.hydra_joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]),
         ("hydra_plugins.hydra_submitit_launcher", ["hydra/launcher=slurm_local", "hydra.launcher.timeout_min=10"]),
         ("hydra_plugins.hydra_submitit_launcher", ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"]),
         ("hydra_plugins.hydra_ray_launcher", ["hydra/launcher=ray_cluster"]),

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from rich.panel import Panel
 from rich.text import Text
 
 from emodissect.app.arguments import prepared
-from emodissect.app.ending import RESUMES, cut_off, exit_on_signals, keep_streams_open, leave_gone_directory
+from emodissect.app.ending import RESUMES, cut_off, exit_on_signals, leave_gone_directory
 from emodissect.app.manifest import program, write_json
 from emodissect.app.run_names import run_name, sweep_name
+from emodissect.app.streams import keep_streams_open
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.places import cache_folder, checkout, config_groups
 
@@ -69,23 +70,33 @@ def _class_folders(*given: Any) -> list[str]:
 
 
 def start(verb: str) -> None:
-    """Runs a verb as a Hydra application with the words of ``sys.argv``, and reports mistakes in a few lines.
-
-    Hydra's own answer to a misspelt key or a folder that cannot be made is a trace of its insides.
+    """Runs a verb as a Hydra application with the words of ``sys.argv``.
 
     Args:
         verb: one of ``VERBS``.
     """
-    keep_streams_open()
-    exit_on_signals()
-    leave_gone_directory()
-    register_resolvers()
     conf = config_groups()
 
     @hydra.main(version_base="1.3", config_path=str(conf), config_name=verb)
     def main(cfg: DictConfig) -> float | None:
         return run(get_object(VERBS[verb]), cfg)
 
+    launch(main, conf)
+
+
+def launch(main: Callable[[], Any], conf: Path) -> None:
+    """Starts a Hydra application, and reports mistakes in a few lines.
+
+    Hydra's own answer to a misspelt key or a folder that cannot be made is a trace of its insides.
+
+    Args:
+        main: decorated by ``hydra.main``.
+        conf: the folder of config groups.
+    """
+    keep_streams_open()
+    exit_on_signals()
+    leave_gone_directory()
+    register_resolvers()
     try:
         sys.argv[1:] = prepared(sys.argv[1:], conf)
     except UserError as error:
@@ -176,7 +187,7 @@ def run(task: Callable[[DictConfig], dict[str, float]], cfg: DictConfig) -> floa
     except (KeyboardInterrupt, SystemExit) as end:
         cut = cut_off(end)
         if cut is not None and _in_multirun():
-            _note_error(cut.said)
+            leave_error(*_job(), cut.said)
         raise (cut or end) from None
     except Exception as error:
         mistake = user_error_message(error)
@@ -188,24 +199,27 @@ def run(task: Callable[[DictConfig], dict[str, float]], cfg: DictConfig) -> floa
         _tell(message)
         if not _in_multirun():
             sys.exit(1)
-        _note_error(message)
+        leave_error(*_job(), message)
         return worst_objective()
 
 
-def _note_error(message: str) -> None:
+def leave_error(folder: Path, overrides: Sequence[str], message: str) -> None:
     """Leaves a job's error in its folder, for the multirun's table."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    write_json(folder / ERROR_FILE, {"error": message, "overrides": list(HydraConfig.get().overrides.task)})
+    write_json(folder / ERROR_FILE, {"error": message, "overrides": list(overrides)})
+
+
+def _job() -> tuple[Path, list[str]]:
+    return Path(HydraConfig.get().runtime.output_dir), list(HydraConfig.get().overrides.task)
 
 
 def worst_objective() -> float:
-    """What a sweeper is told where there is no figure: infinitely bad in its direction, NaN where it has none.
+    """What a sweeper is told where there is no figure: infinitely bad in its direction, NaN where it has none."""
+    return worst_for(HydraConfig.get().sweeper) if _in_multirun() else math.nan
 
-    Optuna's plugin ends the whole sweep over a NaN.
-    """
-    if not _in_multirun():
-        return math.nan
-    direction = str(HydraConfig.get().sweeper.get("direction", "")).rpartition(".")[2]
+
+def worst_for(sweeper: DictConfig) -> float:
+    """The same for the config of a sweeper. Optuna's plugin ends the whole sweep over a NaN."""
+    direction = str(sweeper.get("direction", "")).rpartition(".")[2]
     return {"maximize": -math.inf, "minimize": math.inf}.get(direction, math.nan)
 
 

@@ -1,0 +1,144 @@
+"""A Hydra launcher: several jobs of a multirun at a time on this machine, each in a process of its own.
+
+Hydra finds launchers in the package ``hydra_plugins`` only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import cast
+
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+log = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+SECONDS_TO_END = 30
+"""For a job to close what it has open, once the multirun was told to end."""
+
+
+class ProcessLauncher(Launcher):
+    """Forks each job from the process of the multirun, which imports the libraries once for all of them.
+
+    A job that is killed (out of memory, by a scheduler) is one failed row; all others run. joblib's pool, by
+    comparison, ends with its first dead worker.
+
+    Args:
+        n_jobs: jobs at a time, which share the cores; -1 for one per core.
+        preload: modules that are imported before the first fork.
+    """
+
+    def __init__(self, n_jobs: int = 2, preload: Sequence[str] = ()) -> None:
+        self.n_jobs = n_jobs if n_jobs > 0 else os.cpu_count() or 1
+        self.preload = list(preload)
+        self.config: DictConfig | None = None
+        self.task_function: TaskFunction | None = None
+        self.hydra_context: HydraContext | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        if "fork" not in multiprocessing.get_all_start_methods() or sys.platform == "darwin":
+            raise HydraException(
+                "hydra/launcher=processes forks its jobs, which this system does not do safely. "
+                "Use hydra/launcher=joblib (pip install hydra-joblib-launcher)."
+            )
+        self.config, self.task_function, self.hydra_context = config, task_function, hydra_context
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        assert self.config is not None
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
+        log.info("Launching %d jobs, %d at a time", len(job_overrides), self.n_jobs)
+        for module in self.preload:
+            importlib.import_module(module)
+        fork = multiprocessing.get_context("fork")
+        waiting = deque(enumerate(job_overrides, initial_job_idx))
+        running: dict[Connection, tuple[int, BaseProcess]] = {}
+        results: dict[int, JobReturn] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.n_jobs:
+                    number, overrides = waiting.popleft()
+                    log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
+                    receiver, sender = fork.Pipe(duplex=False)
+                    process: BaseProcess = fork.Process(target=self._work, args=(number, list(overrides), sender))
+                    # Python drops what is raised while it forks, and a child must be known to be ended
+                    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+                    process.start()
+                    sender.close()
+                    running[receiver] = number, process
+                    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+                for ended in cast(list[Connection], wait(list(running))):
+                    number, process = running.pop(ended)
+                    results[number] = self._result(number, process, ended)
+        finally:
+            _end([process for _, process in running.values()])
+        return [results[number] for number in sorted(results)]
+
+    def _work(self, number: int, overrides: list[str], sender: Connection) -> None:
+        """A job, in its own process."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        assert self.config is not None
+        assert self.hydra_context is not None
+        assert self.task_function is not None
+        from emodissect.app.streams import number_lines
+
+        number_lines(number)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(max((os.cpu_count() or 1) // self.n_jobs, 1))
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+        sender.send(str(Path(config.hydra.sweep.dir) / str(OmegaConf.select(config, "hydra.sweep.subdir"))))
+        done = run_job(
+            hydra_context=self.hydra_context,
+            task_function=self.task_function,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+        sender.send(done.return_value)
+
+    def _result(self, number: int, process: BaseProcess, receiver: Connection) -> JobReturn:
+        """What a job returned. Of one that died it is the worst there is, and how it died is its error."""
+        from emodissect.app.cli import ERROR_FILE, leave_error, worst_for
+
+        assert self.config is not None
+        folder: Path | None = None
+        try:
+            folder = Path(receiver.recv())
+            value = receiver.recv()
+        except EOFError:
+            process.join()
+            value, code = worst_for(self.config.hydra.sweeper), process.exitcode or 0
+            message = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            log.warning("\t#%d : %s", number, message)
+            if folder is not None and not (folder / ERROR_FILE).exists():
+                leave_error(folder, [], message)
+        process.join()
+        return JobReturn(_return_value=value, status=JobStatus.COMPLETED)
+
+
+def _end(processes: Sequence[BaseProcess]) -> None:
+    """Ends the jobs that still run: each closes what it has open."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(SECONDS_TO_END)
+        if process.is_alive():
+            process.kill()
