@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int64
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from emodissect.core.errors import UserError, nearest
 from emodissect.core.number_format import percent
 from emodissect.core.statistics import benjamini_hochberg, wilson
 from emodissect.data.images import ImageSet
+from emodissect.dissection.label_table import checked_labels, checked_null
 from emodissect.recording import LayerActivations
 from emodissect.similarity import Similarity, best_similarity_null, draws_to_pass, permutation_p, reached, standardised
 
@@ -157,7 +158,7 @@ class Dissection:
         The CSV files are for people and spreadsheets; they are never read back.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self.neurons.to_parquet(folder / "neurons.parquet", index=False)
+        self.neurons.to_parquet(folder / "neurons.parquet", index=False, write_page_checksum=True)
         flat = self.neurons.copy()
         for column in ("top_ids", "top_values", "runners_up", "runners_up_similarity"):
             flat[column] = [";".join(str(x) for x in row) for row in flat[column]]
@@ -169,21 +170,28 @@ class Dissection:
 
     @classmethod
     def load(cls, folder: str | Path) -> Dissection:
-        """Reads what :meth:`save` wrote, from neurons.parquet and null.safetensors.
+        """Reads what :meth:`save` wrote, from neurons.parquet and null.safetensors; never from a CSV file.
+
+        Both are checked (:func:`emodissect.dissection.label_table.checked_labels`). Without null.safetensors, as a
+        table of one's own may be, shares by chance are unknown.
 
         Raises:
-            UserError: the folder holds no labels.
+            UserError: the folder holds no labels, damaged ones, or a null.safetensors that is not theirs.
         """
         path = Path(folder)
         path = path.parent if path.name == "neurons.parquet" else path
+        table = path / "neurons.parquet"
         try:
-            neurons = pd.read_parquet(path / "neurons.parquet")
-        except (OSError, ValueError) as error:
+            neurons = pd.read_parquet(table, page_checksum_verification=True)
+        except Exception as error:  # a damaged file raises pyarrow's own errors, ValueError, TypeError, KeyError ...
             raise UserError(
                 f"{folder} holds no neuron labels ({error}). Give the run folder of a dissect.py run, "
-                "which has neurons.parquet in it, or leave labels_dir=null to dissect now."
+                "which has neurons.parquet in it (its CSV files are not read back), or leave labels_dir=null to "
+                "dissect now."
             ) from error
+        neurons = checked_labels(neurons, table)
         null, tau, level = _read_null(path / "null.safetensors")
+        checked_null(null, set(neurons["layer"]), path / "null.safetensors")
         return cls.of_neurons(neurons, null, tau, level)
 
 
@@ -191,10 +199,15 @@ def _read_null(path: Path) -> tuple[dict[str, np.ndarray], float, float]:
     """The null's draws by layer and the thresholds; none and the defaults where there is no such file."""
     if not path.exists():
         return {}, 0.0, REFERENCE_LEVEL
-    with safe_open(path, framework="np") as file:
-        held = file.metadata() or {}
-        null = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-    return null, float(held.get("tau", 0.0)), float(held.get("level", REFERENCE_LEVEL))
+    try:
+        with safe_open(path, framework="np") as file:
+            held = file.metadata() or {}
+            null = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        return null, float(held.get("tau", 0.0)), float(held.get("level", REFERENCE_LEVEL))
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Copy it again, or remove it: labels without it have no shares by chance."
+        ) from error
 
 
 def with_thresholds(neurons: pd.DataFrame, tau: float, level: float) -> pd.DataFrame:

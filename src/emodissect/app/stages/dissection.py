@@ -249,7 +249,9 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
     run.inputs["concepts"] = concepts_from(plan.concepts)
     run.inputs["dissection"] = key
     if run.cfg.labels_dir:
-        dissection, given, warning = given_labels(run.cfg.labels_dir, activations, plan.probe, trained.weights)
+        dissection, given, warning = given_labels(
+            run.cfg.labels_dir, activations, plan.probe, plan.concepts, trained.weights
+        )
         run.inputs["labels"] = given
         key = {**key, "labels": given["content"]}
         dissection = dissection.at(*plan.thresholds)

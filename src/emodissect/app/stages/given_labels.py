@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from emodissect.concepts.concept_set import ConceptSet
 from emodissect.core.errors import UserError
 from emodissect.data.images import ImageSet
+from emodissect.dissection.label_table import require_concepts
 from emodissect.dissection.labels import Dissection
 from emodissect.recording import LayerActivations
 
@@ -19,7 +21,11 @@ log = logging.getLogger(__name__)
 
 
 def given_labels(
-    folder: str | Path, activations: Mapping[str, LayerActivations], probe: ImageSet, weights: str
+    folder: str | Path,
+    activations: Mapping[str, LayerActivations],
+    probe: ImageSet,
+    concepts: ConceptSet,
+    weights: str,
 ) -> tuple[Dissection, dict[str, Any], str]:
     """Labels from ``labels_dir=<folder>``, what they are for the manifest, and what a reader must know of them.
 
@@ -27,15 +33,18 @@ def given_labels(
         folder: of a dissect.py or edit.py run.
         activations: of this network, by layer.
         probe: this run's probe images.
+        concepts: this run's.
         weights: SHA-256 of this network's state.
 
     Returns:
         the labels; their path, content hash and the weights they were found in; a warning, empty where all is well.
 
     Raises:
-        UserError: a layer is missing or has another number of neurons, or top images are not among the probe images.
+        UserError: no or damaged labels, a layer that is missing or has another number of neurons, concepts that this
+            run's set does not hold, or top images that are not among the probe images.
     """
     dissection = Dissection.load(folder)
+    require_concepts(dissection.neurons, concepts.names, concepts.origin, folder)
     for name, layer in activations.items():
         rows = dissection[name]
         if len(rows) != layer.neurons:
