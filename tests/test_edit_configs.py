@@ -16,16 +16,22 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from emodissect.app.stages.edit_study import grid_of
+from emodissect.core.errors import UserError
 from emodissect.data.images import ImageSet
 from emodissect.editing import Ablate, Edit, Operation, Rule, Scale, Shift, edited
 from emodissect.editing.fast.edited_logits import EditedLogits
-from emodissect.editing.selection import Fdr, Inverse, LabelledWith, Selection, Tau, similarities
+from emodissect.editing.selection import Fdr, Inverse, LabelledWith, Selection, Tau, fitted, needs_images, similarities
 from emodissect.models.predictions import Inference
 from emodissect.report.figures import grid_heatmap
 from emodissect.studies import EditStudy, run_study
 from emodissect.studies.cells import Cell, axes_of, grid, map_axes, settings_in
 
-NEEDS = {"concept": ["selection.concepts=[Smile]"]}
+NEEDS = {
+    "concept": ["selection.concepts=[Smile]"],
+    "learned": ["edit.strengths=[0.001]"],
+    "effect": ["selection.draws=40"],
+    "error": ["selection.share=0.5"],
+}
 NEURONS = 9
 
 
@@ -82,13 +88,17 @@ def test_every_edit(name: str, layer: str, tmp_path: Path) -> None:
     assert isinstance(rule, Rule)
     assert rule.name == name
     net, inference = network(), Inference(lambda pixels: pixels.float() / 255, network())
+    logits = EditedLogits(inference, layer, faces(), batch_size=16)
+    if rule.needs_images:
+        with pytest.raises(UserError, match="on images"):
+            rule(torch.ones(NEURONS, dtype=torch.bool))
+    rule = fitted(rule, logits)
     before = {key: value.numpy().tobytes() for key, value in net.state_dict().items()}
     similarity = similarities(labels(layer))
     selected = similarity > 0
     operation = rule(selected, similarity)
 
     # The fast path is what the edited weights give, and the edited weights come back to the last bit.
-    logits = EditedLogits(inference, layer, faces(), batch_size=16)
     with edited(net, Edit(layer, operation)), torch.no_grad():
         exact = net(faces().images.float() / 255)
     torch.testing.assert_close(logits.logits([operation])[0], exact, atol=1e-5, rtol=1e-4)
@@ -106,7 +116,8 @@ def test_every_edit(name: str, layer: str, tmp_path: Path) -> None:
 
     # Permuting the neurons permutes what is done to them.
     order = torch.randperm(NEURONS)
-    assert torch.equal(operation.permuted(order).values, rule(selected[order], similarity[order]).values)
+    if not rule.needs_images:  # what was learned of a neuron stays with it
+        assert torch.equal(operation.permuted(order).values, rule(selected[order], similarity[order]).values)
 
     again = Operation.from_plain(operation.plain(), operation.values)
     assert again.kind == operation.kind
@@ -120,12 +131,17 @@ def test_every_selection(name: str, tmp_path: Path) -> None:
     assert selection.name == name
     found = labels("lin")
     before = found.copy()
+    inference = Inference(lambda pixels: pixels.float() / 255, network())
+    if needs_images(selection):
+        with pytest.raises(UserError, match="looks at images"):
+            selection(found, network().lin)
+    selection = fitted(selection, EditedLogits(inference, "lin", faces()))
     selected = selection(found, network().lin)
     assert selected.dtype == torch.bool
     assert selected.shape == (NEURONS,)
     assert torch.equal(selected, selection(found, network().lin))
     pd.testing.assert_frame_equal(found, before)
-    if selection.uses_labels and name != "inverse":
+    if name not in ("all", "inverse", "random", "weight_norm"):
         assert not selected[0], "a dead neuron has no label"
 
 

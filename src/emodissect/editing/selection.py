@@ -7,8 +7,8 @@ their neuron, and the layer itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,8 @@ from emodissect.core.errors import UserError, nearest, require_number
 class Selection(Protocol):
     """What chooses neurons.
 
+    One that looks at images instead of labels has `needs_images` and `fitted`, see :func:`fitted`.
+
     Attributes:
         name: its word in `selection=<name>`.
         uses_labels: whether it reads what the dissection found; where not, shuffling the labels changes nothing.
@@ -34,6 +36,16 @@ class Selection(Protocol):
     def uses_labels(self) -> bool: ...
 
     def __call__(self, neurons: pd.DataFrame, module: nn.Module) -> Bool[Tensor, " neuron"]: ...
+
+
+def needs_images(choice: object) -> bool:
+    """Whether a selection or a rule must be fitted to images before it is used."""
+    return bool(getattr(choice, "needs_images", False))
+
+
+def fitted(choice: Any, kept: Any) -> Any:
+    """A selection or a rule made ready on a network and the images that the edit is chosen on (an `EditedLogits`)."""
+    return choice.fitted(kept) if needs_images(choice) else choice
 
 
 @dataclass(frozen=True)
@@ -179,6 +191,13 @@ class RandomNeurons(_WithoutLabels):
         if self.share is not None and not 0 <= self.share <= 1:
             raise UserError(f"selection.share={self.share:g} is no share of the layer. Give one in [0, 1].")
 
+    @property
+    def needs_images(self) -> bool:
+        return needs_images(self.like)
+
+    def fitted(self, kept: Any) -> RandomNeurons:
+        return replace(self, like=fitted(self.like, kept))
+
     def __call__(self, neurons: pd.DataFrame, module: nn.Module) -> Bool[Tensor, " neuron"]:
         if self.like is not None:
             count = int(self.like(neurons, module).sum())
@@ -200,6 +219,13 @@ class Inverse:
     @property
     def uses_labels(self) -> bool:
         return self.of.uses_labels
+
+    @property
+    def needs_images(self) -> bool:
+        return needs_images(self.of)
+
+    def fitted(self, kept: Any) -> Inverse:
+        return replace(self, of=fitted(self.of, kept))
 
     def __call__(self, neurons: pd.DataFrame, module: nn.Module) -> Bool[Tensor, " neuron"]:
         return ~self.of(neurons, module)

@@ -32,7 +32,7 @@ def ladder_section(ladder: pd.DataFrame, delta: float) -> list[Extra]:
     caption = (
         "Change of accuracy on test in points, with 95 % intervals, of the chosen edit (line) and of alternatives that "
         "look at no neuron's label. Each was fitted on the images that the edit was chosen on, or on training images, "
-        "and compared on the same test images by the same tests."
+        "and compared on the same test images by the same tests. What was fitted on test (open) is a bound, no result."
     )
     return [Extra(_TITLE, caption, frame=readable(ladder), figure=ladder_figure(known, delta))]
 
@@ -67,6 +67,16 @@ def ladder_table(ladder: pd.DataFrame) -> Table:
     )
 
 
+def optimism_note(optimism: float, delta: float) -> str:
+    """Said in red where the edit was chosen on test: what random edits would have gained in the same way."""
+    if np.isnan(optimism):
+        return ""
+    return (
+        f"The best of as many random edits, chosen on test in the same way, gains {points(optimism)} points on "
+        f"average; this edit gains {points(delta)}."
+    )
+
+
 def ladder_summary(ladder: pd.DataFrame) -> dict[str, Any]:
     """`ladder/<name>/<fitted on>` -> the change of accuracy on test."""
     known = ladder[ladder["delta"].notna()] if len(ladder) else ladder
@@ -87,7 +97,11 @@ def ladder_figure(ladder: pd.DataFrame, delta: float) -> Figure:
         spread = np.abs(np.stack([deltas - reach[:, 0], reach[:, 1] - deltas]))
         axes.axvline(0, color=style.LINE, linewidth=1)
         axes.axvline(100 * delta, color=style.ORANGE, label="the edit")
-        axes.errorbar(deltas, place, xerr=spread, fmt="o", color=style.BLUE, markersize=4.5, linewidth=1.2)
+        on_test = (ladder["fitted_on"] == "test").to_numpy()
+        for some, colour, face in ((~on_test, style.BLUE, style.BLUE), (on_test, style.GREY, "none")):
+            if some.any():
+                look: dict[str, Any] = {"color": colour, "markerfacecolor": face, "markersize": 4.5, "linewidth": 1.2}
+                axes.errorbar(deltas[some], place[some], xerr=spread[:, some], fmt="o", **look)
         names = [
             f"{row['words']} ({_FITTED[row['fitted_on']]})" if row["fitted_on"] else str(row["words"])
             for row in ladder.to_dict("records")

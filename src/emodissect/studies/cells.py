@@ -146,7 +146,7 @@ def settings_of(given: object) -> dict[str, Any]:
         if isinstance(value, bool | int | float | str):
             found[field.name] = value
         elif isinstance(value, tuple | list):
-            found[field.name] = ", ".join(map(str, value))
+            found[field.name] = value[0] if len(value) == 1 else ", ".join(map(str, value))
         else:
             found |= settings_of(value)
     return found

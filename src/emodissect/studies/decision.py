@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from torch import nn
 from emodissect.core.statistics import exceedance_p
 from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.rules import Rule
-from emodissect.editing.selection import Selection, exchanged, similarities
+from emodissect.editing.selection import Selection, exchanged, fitted, needs_images, similarities
 from emodissect.studies.cells import Cell, CellResults, choose, evaluate_cells, grid, labels_of, shuffled
 
 
@@ -40,7 +41,21 @@ class Question:
 
     def cells(self, neurons: pd.DataFrame) -> list[Cell]:
         """The grid over all layers."""
-        return grid(self.network, self.layers, neurons, self.selections, self.rules)
+        return [cell for layer in self.layers for cell in grid(self.network, [layer], neurons, *self._ready[layer])]
+
+    @cached_property
+    def _ready(self) -> dict[str, tuple[list[Selection], list[Rule]]]:
+        """By layer, the selections and rules, fitted once to the images that the choice is made on."""
+        return {
+            layer: (
+                [fitted(selection, self._images_of(selection, layer)) for selection in self.selections],
+                [fitted(rule, self._images_of(rule, layer)) for rule in self.rules],
+            )
+            for layer in self.layers
+        }
+
+    def _images_of(self, choice: object, layer: str) -> EditedLogits | None:
+        return self.val[layer] if needs_images(choice) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +101,31 @@ def decide(question: Question, neurons: pd.DataFrame, every_control: bool = True
     frame = pd.DataFrame({"control": [name for name, _ in controls], "delta_test": on_test[1:]})
     frame.insert(1, "draw", frame.groupby("control").cumcount())
     return Decision(cells, results, chosen, frame, float(on_test[0]))
+
+
+def optimism(question: Question, decision: Decision, neurons: pd.DataFrame, draws: int) -> float:
+    """What choosing on test would have "gained" with edits that know nothing: how optimistic such a choice is.
+
+    In each draw the neurons of every cell of the grid change places at random, and the largest delta on test is taken;
+    the mean over draws.
+
+    Args:
+        draws: repetitions of as many random edits as the grid has cells. A grid of one cell has the random controls.
+    """
+    if len(decision.cells) == 1:
+        drawn = decision.controls.loc[decision.controls["control"] == "random", "delta_test"]
+        return float(drawn.mean()) if len(drawn) else float("nan")
+    if not draws:
+        return float("nan")
+    generator = np.random.default_rng([question.seed, 5])
+    layers = {layer: labels_of(neurons, layer) for layer in question.layers}
+    cells = [
+        replace(cell, operation=cell.operation.permuted(exchanged(layers[cell.layer], generator)))
+        for _ in range(draws)
+        for cell in decision.cells
+    ]
+    deltas = evaluate_cells(cells, question.test).delta.reshape(draws, -1)
+    return float(deltas.max(1).mean())
 
 
 def _shuffled_studies(question: Question, neurons: pd.DataFrame, alone: bool) -> list[Cell]:

@@ -22,6 +22,7 @@ from emodissect.studies.comparison import Comparison
 _PLAIN = (
     *("select_on_test", "metric", "alpha", "selection", "rule", "settings", "p_random", "p_shuffled"),
     *("detectable_delta", "logit_difference", "identical_predictions", "is_cut", "cut_reason", "kept_bytes"),
+    "optimism",
 )
 
 
@@ -48,6 +49,8 @@ class EditStudy:
         is_cut, cut_reason, kept_bytes: whether the grid re-ran only what lies behind the layer, at what memory.
         ladder: what cheap alternatives give, see :func:`emodissect.studies.baselines.climb`; empty where none was asked
             for.
+        optimism: mean over draws of the largest delta on test of as many random edits as the grid has cells: what
+            choosing on test would have "gained" without any knowledge.
     """
 
     grid: pd.DataFrame
@@ -73,6 +76,7 @@ class EditStudy:
     cut_reason: str
     kept_bytes: int
     ladder: pd.DataFrame = field(default_factory=pd.DataFrame)
+    optimism: float = math.nan
 
     @property
     def optimistic(self) -> bool:

@@ -8,19 +8,20 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 import torch
+from torch import nn
 
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.statistics import detectable_delta
 from emodissect.data.datamodule import stratified_rows
 from emodissect.data.images import ImageSet
 from emodissect.editing.fast.edited_logits import EditedLogits, require_same_logits
-from emodissect.editing.rules import Rule
-from emodissect.editing.selection import Selection
+from emodissect.editing.rules import Rule, Scale
+from emodissect.editing.selection import AllNeurons, Selection, needs_images
 from emodissect.models.predictions import Inference, Predictions
-from emodissect.studies.baselines import Baseline, climb
+from emodissect.studies.baselines import Baseline, ceiling, climb
 from emodissect.studies.cells import METRICS, grid, grid_frame
 from emodissect.studies.comparison import compare
-from emodissect.studies.decision import Question, decide
+from emodissect.studies.decision import Question, decide, optimism
 from emodissect.studies.result import EditStudy
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,20 @@ def check_apart(val: ImageSet, test: ImageSet) -> None:
             "figure would be optimistic. Give study.selection_split and study.test_split splits that share none, or "
             "study.select_on_test=true to repeat the published mistake."
         )
+
+
+def check_grid(
+    network: nn.Module,
+    layers: Sequence[str],
+    neurons: pd.DataFrame,
+    selections: Sequence[Selection],
+    rules: Sequence[Rule],
+) -> None:
+    """Makes the grid without what must be fitted to images first. Raises UserError where it cannot be made."""
+    if selections and rules:
+        selections = [selection for selection in selections if not needs_images(selection)] or [AllNeurons()]
+        rules = [rule for rule in rules if not needs_images(rule)] or [Scale(factor=1.0)]
+    grid(network, layers, neurons, selections, rules)
 
 
 def run_study(
@@ -125,7 +140,8 @@ def run_study(
     if not optimistic:
         check_apart(val, test)
     layers = list(dict.fromkeys(layers))
-    cells = len(grid(inference.network, layers, neurons, selections, rules))
+    check_grid(inference.network, layers, neurons, selections, rules)
+    cells = len(layers) * len(selections) * len(rules)
     if optimistic:
         log.warning("select_on_test=true: the edit is chosen on the images it is judged on; its figure is optimistic.")
 
@@ -165,6 +181,10 @@ def run_study(
             some = train.subset(stratified_rows(train.labels, _TRAIN_IMAGES, seed))
         on_train = _MadeWhenAsked(inference, some, batch_size, room, progress)
         fitted_on["train"] = lambda: on_train[cell.layer]
+    ladder = climb(baselines, fitted_on, chosen_test, before, exact)
+    if len(ladder):
+        top = pd.DataFrame([ceiling(chosen_test, before, exact)], columns=ladder.columns)
+        ladder = pd.concat([ladder, top], ignore_index=True)
     return EditStudy(
         grid=grid_frame(decision.cells, decision.results, decision.chosen),
         controls=decision.controls,
@@ -188,5 +208,6 @@ def run_study(
         is_cut=all(part.is_cut for part in (chosen_val, chosen_test)),
         cut_reason=chosen_test.reason,
         kept_bytes=sum(part.bytes for split in (question.val, question.test) for part in split.values()),
-        ladder=climb(baselines, fitted_on, chosen_test, before, exact),
+        ladder=ladder,
+        optimism=optimism(question, decision, neurons, min(controls, max(_FEWEST_DRAWS, control_cells // (2 * cells)))),
     )

@@ -26,6 +26,7 @@ from emodissect.editing.edit import Edit
 from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.learned import learn_scale
 from emodissect.editing.operations import Target
+from emodissect.editing.selection import needs_images
 from emodissect.models.predictions import Inference
 from emodissect.recording import resolve_layers
 from emodissect.studies import ConceptAblation, EditStudy, ablate_concepts, null_studies, run_study
@@ -111,7 +112,7 @@ def check_editable(run: Session, plan: Plan, rules: Sequence[Any]) -> None:
         example = classifier.inputs(plan.probe.images[:2])
     for layer in resolve_layers(network, plan.layer_words):
         neurons = Target(network, layer).neurons
-        for rule in rules:
+        for rule in (rule for rule in rules if not needs_images(rule)):
             operation = rule(torch.ones(neurons, dtype=torch.bool), torch.linspace(0, 1, neurons))
             Edit(layer, operation).changes(network, example.clone())
 

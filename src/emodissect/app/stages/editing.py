@@ -31,7 +31,7 @@ from emodissect.lightning.sinks import Artifact
 from emodissect.lightning.tracking import log_artifact, log_dissection, log_metrics, log_study
 from emodissect.models.classifier import Classifier
 from emodissect.report import EditPage, figures
-from emodissect.report.baselines import ladder_section, ladder_summary, ladder_table
+from emodissect.report.baselines import ladder_section, ladder_summary, ladder_table, optimism_note
 from emodissect.report.terminal import figures_table
 from emodissect.studies import ConceptAblation, EditStudy, check_apart, check_metric, warn_of_few_draws
 
@@ -102,6 +102,7 @@ def write_outputs(
     checkpoint = bake_checkpoint(run, trained, study)
     of_labels = dissection_figures(found.dissection)
     of_edit = study_figures(run, study)
+    beside_optimism = optimism_note(study.optimism, study.test.delta) if study.optimistic else ""
     page = EditPage(
         grid=study.grid,
         comparison=study.test.row(),
@@ -117,7 +118,7 @@ def write_outputs(
         optimistic=study.optimistic,
         alpha=study.alpha,
         grid_images=len(splits["test_split" if study.optimistic else "selection_split"]),
-        notes=[found.warning] if found.warning else [],
+        notes=[note for note in (found.warning, beside_optimism) if note],
         checks=study_checks(study, null),
         ablations=ablations,
         extras=[
@@ -142,6 +143,8 @@ def write_outputs(
         run.console.print(ladder_table(study.ladder))
     run.console.print(figures_table(readable_study(study, null), f"The chosen edit of {study.edit.layer}, on test"))
     run.console.print(f"\n{unbroken(study.verdict)}\n", style="bold", highlight=False, markup=False)
+    if beside_optimism:
+        run.console.print(unbroken(beside_optimism), style="red", highlight=False, markup=False)
     run.add_output("labels", run.folder / "neurons.csv")
     run.add_output("grid", run.folder / "study" / "grid.csv")
     run.add_output("edited checkpoint", checkpoint)

@@ -39,6 +39,7 @@ def edit_summary(study: EditStudy) -> dict[str, Any]:
         "p_shuffled": study.p_shuffled,
         "nll_before": study.test.nll_before,
         "nll_after": study.test.nll_after,
+        "optimism": study.optimism,
         "detectable_delta": study.detectable_delta,
         "logit_difference": study.logit_difference,
         "identical_predictions": study.identical_predictions,
@@ -83,6 +84,7 @@ def readable_study(study: EditStudy, null: pd.DataFrame | None) -> dict[str, Any
         "p against random neurons": p_value(study.p_random),
         "p against shuffled labels": p_value(study.p_shuffled),
         "smallest change one could have seen": _detectable(study),
+        "best of as many random edits, chosen on test": points(study.optimism, 3),
         "NLL before, after": f"{test.nll_before:.4f}, {test.nll_after:.4f}",
     }
     return found if null is None else {**found, "studies with labels that say nothing": null_rate(null)}
@@ -109,6 +111,7 @@ def study_checks(study: EditStudy, null: pd.DataFrame | None) -> dict[str, str]:
         "p against random neurons of the same number": p_value(study.p_random),
         "p against the same study with shuffled labels": p_value(study.p_shuffled),
         "smallest change one could have seen": _detectable(study),
+        "best of as many random edits, had it been chosen on test": f"{points(study.optimism)} points on average",
         "the grid": way,
         "the grid against the really edited weights": f"{same}; logits differ by {study.logit_difference:.1e} at most",
     }

@@ -2,7 +2,7 @@
 
 from emodissect.studies.baselines.baseline import Baseline, NotAvailable, Predictor
 from emodissect.studies.baselines.head import RefittedHead
-from emodissect.studies.baselines.ladder import best_alternative, climb
+from emodissect.studies.baselines.ladder import best_alternative, ceiling, climb
 from emodissect.studies.baselines.learned_scale import LearnedScale
 from emodissect.studies.baselines.temperature import TemperatureAndBiases
 from emodissect.studies.baselines.views import MirrorView, TenCrops
@@ -17,5 +17,6 @@ __all__ = [
     "TemperatureAndBiases",
     "TenCrops",
     "best_alternative",
+    "ceiling",
     "climb",
 ]

@@ -12,9 +12,13 @@ from torch import Tensor
 
 from emodissect.core.statistics import mcnemar
 from emodissect.editing.fast.edited_logits import EditedLogits
+from emodissect.editing.learned import learn_scale
 from emodissect.models.predictions import Predictions
 from emodissect.studies.baselines.baseline import Baseline, NotAvailable
 from emodissect.studies.comparison import compare
+
+_NO_PULL = 1e-8
+_CEILING_ITERATIONS = 150
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +65,20 @@ def climb(
             rows.append(row | {"seconds": time.perf_counter() - began})
             log.debug("%s fitted on %s: %.1f s", baseline.name, name, rows[-1]["seconds"])
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def ceiling(test: EditedLogits, before: Predictions, edited: Predictions) -> dict[str, Any]:
+    """A row for what no scaling of the layer is expected to pass: scale and shift learned *on the test images*.
+
+    It is fitted by likelihood, without any pull towards no change, and is a bound, not a result: it is never named as
+    an alternative.
+    """
+    began = time.perf_counter()
+    operation, _ = learn_scale(test, strengths=[_NO_PULL], iterations=_CEILING_ITERATIONS)
+    row = {"name": "ceiling", "words": "the ceiling: a scale and shift per neuron fitted on test", "fitted_on": "test"}
+    found = compared(test.logits([operation])[0], before, edited)
+    note = "no result: fitted on the images that it is compared on"
+    return row | {"settled": "", "note": note} | found | {"seconds": time.perf_counter() - began}
 
 
 def compared(logits: Tensor, before: Predictions, edited: Predictions) -> dict[str, Any]:
