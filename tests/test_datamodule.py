@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from lightning import LightningModule, Trainer
 
 from emodissect.core.errors import UserError
 from emodissect.data.datamodule import FaceDataModule, joined, stratified_rows
-from emodissect.data.images import Annotations, Batch, ImageSet, Splits
+from emodissect.data.images import Annotations, Batch, ImageSet, Splits, workers_that_fit
 
 NAMES = ("a", "b", "c")
 
@@ -68,6 +69,17 @@ def test_evaluation_batches_keep_their_order(make):
     data = make(eval_batch_size=4)
     assert torch.cat([batch.ids for batch in data.val_dataloader()]).tolist() == list(range(100, 107))
     assert torch.cat([batch.ids for batch in data.test_dataloader()]).tolist() == list(range(200, 205))
+
+
+def test_workers_whose_batches_do_not_fit_into_shared_memory_are_left_out(make, monkeypatch, caplog, tmp_path):
+    images = make().splits.train
+    batch = 10 * (images.images[0].numel() + 8 + 8)
+    for free, workers in ((0, 0), (3 * batch, 1), (7 * batch, 2), (2**30, 4)):
+        caplog.clear()
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert workers_that_fit(images, 10, 4, tmp_path) == workers
+        assert (f"data.num_workers={workers} is used" in caplog.text) is (workers < 4)
+    assert workers_that_fit(images, 10, 4, tmp_path / "not on this system") == 4
 
 
 def test_fit_on_train_and_val(make):

@@ -519,6 +519,22 @@ def test_resume_goes_on_with_a_training_and_starting_from_its_weights_does_not(v
         )
 
 
+def test_a_resumed_training_keeps_the_best_checkpoint_that_the_first_run_knew(verb: Verb) -> None:
+    words = ["data.train=200", "scheduler=plateau"]
+    first, _ = verb("train", *words, "trainer.max_epochs=2")
+    state = last_of(first)
+    (keeper,) = [known for name, known in state["callbacks"].items() if "val/acc" in name]
+    keeper["best_model_score"] = torch.tensor(2.0)  # no later epoch is better
+    last = first / "checkpoints" / "changed.ckpt"
+    torch.save(state, last)
+    resumed, _ = verb("train", *words, "trainer.max_epochs=3", "resume=true", f"ckpt_path={last}")
+    kept = resumed / "checkpoints" / "best.ckpt"
+    assert file_hash(kept) == file_hash(first / "checkpoints" / "best.ckpt")
+    (keeper,) = [known for name, known in last_of(resumed)["callbacks"].items() if "val/acc" in name]
+    assert keeper["best_model_path"] == str(kept)
+    assert float(keeper["best_model_score"]) == 2.0
+
+
 def test_a_moving_average_is_what_is_validated_kept_and_tested(verb: Verb) -> None:
     words = ["data.train=300", "trainer.max_epochs=3", "callbacks=ema", "callbacks.ema.decay=0.5"]
     folder, result = verb("train", *words)

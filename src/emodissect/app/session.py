@@ -305,5 +305,6 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*number of training batches.*is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", ".*The dirpath has changed.*")  # the best checkpoint is taken over
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
     torch.set_float32_matmul_precision("high")

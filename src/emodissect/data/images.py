@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +17,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from emodissect.core.spelling import clean_name
 from emodissect.data.stored_images import StoredImages
+
+log = logging.getLogger(__name__)
+
+SHARED_MEMORY = Path("/dev/shm")
+"""Through it worker processes hand over their batches, on Linux."""
 
 UNKNOWN_LABEL = -1
 """The label of an image whose class is not known."""
@@ -179,6 +187,25 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
+def workers_that_fit(image_set: ImageSet, batch_size: int, wanted: int, where: Path = SHARED_MEMORY) -> int:
+    """The worker processes whose batches fit into shared memory; a warning where these are fewer than wanted.
+
+    A worker whose batch does not fit dies or hangs. Each holds two batches that wait and one that it makes.
+    """
+    if not wanted or not where.is_dir() or not len(image_set):
+        return wanted
+    batch = batch_size * sum(part.numel() * part.element_size() for part in _Rows(image_set)[0])
+    free = shutil.disk_usage(where).free
+    fitting = int(min(free // (3 * batch), wanted))
+    if fitting < wanted:
+        log.warning(
+            "%s has %.1f MB free, and the batches of %d workers take up to %.1f MB: data.num_workers=%d is used. "
+            "Containers get more with docker run --shm-size=2g or --ipc=host.",
+            *(where, free / 1e6, wanted, 3 * batch * wanted / 1e6, fitting),
+        )
+    return fitting
+
+
 def image_loader(
     image_set: ImageSet, batch_size: int, shuffle: bool = False, num_workers: int = 0, pin_memory: bool = False
 ) -> DataLoader[Batch]:
@@ -187,7 +214,7 @@ def image_loader(
         _Rows(image_set),
         batch_size=batch_size,
         sampler=EpochShuffle(len(image_set), torch.initial_seed()) if shuffle else None,
-        num_workers=num_workers,
+        num_workers=workers_that_fit(image_set, batch_size, num_workers),
         collate_fn=_as_is,
         pin_memory=pin_memory,
     )

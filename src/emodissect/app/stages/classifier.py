@@ -29,6 +29,7 @@ from emodissect.core.fingerprint import architecture_hash, content_key, fingerpr
 from emodissect.core.number_format import percent
 from emodissect.core.statistics import wilson
 from emodissect.data.ferplus import soft_labels
+from emodissect.lightning.earlier_best import KeepEarlierBest
 from emodissect.lightning.epoch_history import EpochHistory
 from emodissect.lightning.sinks import Artifact
 from emodissect.lightning.tracking import log_artifact, log_history, log_images, log_metrics
@@ -353,9 +354,11 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
     curves = EpochHistory()
     callbacks = [*_callbacks(run), curves]
     check_monitors(callbacks, classifier)
+    begun = str(given) if given is not None and run.cfg.get("resume") else None
+    if begun:
+        callbacks.append(KeepEarlierBest(Path(begun)))
     trainer = run.trainer(callbacks, logger=[*run.loggers, curves.logger])
     resume = _Resume(run, key)
-    begun = str(given) if given is not None and run.cfg.get("resume") else None
     if begun:
         require_resumable(Path(begun), trainer.max_epochs)
     trainer.fit(classifier, datamodule=run.data, ckpt_path=resume.point_to(callbacks) or begun, weights_only=True)
