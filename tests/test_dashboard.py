@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from emodissect.lightning.tracking import LAYER_METRICS
 from emodissect.report import dashboard
+from emodissect.report.columns import LAYERS as LAYER_COLUMNS
 from emodissect.report.dashboard import LAYERS, Panel, Part, main, parts
 
+LAYER_METRICS = [column.name for column in LAYER_COLUMNS if column.is_number]
 LOGGED = {
     *("train/loss", "train/acc", "train/lr", "val/acc", "val/nll", "test/acc", "test/f1", "test/ece", "best/val/acc"),
     "test/confusion",

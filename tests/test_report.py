@@ -22,6 +22,7 @@ from emodissect.core import number_format as words
 from emodissect.core.errors import UserError
 from emodissect.data.images import ImageSet
 from emodissect.report import Extra, SweepPage, TrainPage, page
+from emodissect.report.columns import Column
 from emodissect.report.images import ImagePool
 from emodissect.studies import ConceptAblation
 
@@ -100,7 +101,7 @@ def test_names_from_outside_cannot_break_the_page(dissected: str) -> None:
     assert dissected.count("</script>") == 3  # the theme's, the data's and the page's own
     assert "<b>bold</b>" not in dissected
     assert "Furrowed <Brow>" not in dissected
-    assert "Furrowed <Brow> & more" in payload(dissected)["concepts"]
+    assert "Furrowed <Brow> & more" in payload(dissected)["names"]["concept"]
 
 
 def test_payload_holds_every_neuron_and_each_image_once(dissected: str) -> None:
@@ -109,8 +110,8 @@ def test_payload_holds_every_neuron_and_each_image_once(dissected: str) -> None:
     table = dissection().neurons
     got = data["neurons"]
     assert got["neuron"] == table["neuron"].tolist()
-    assert [data["layers"][i] for i in got["layer"]] == table["layer"].tolist()
-    assert [data["concepts"][i] for i in got["concept"]] == table["concept"].tolist()
+    assert [data["names"]["layer"][i] for i in got["layer"]] == table["layer"].tolist()
+    assert [data["names"]["concept"][i] for i in got["concept"]] == table["concept"].tolist()
     assert got["similarity"][0] is None  # dead
     assert got["top"][0] == []
     assert got["similarity"][1] == 3.0
@@ -314,10 +315,10 @@ def test_tables_sort_by_value_not_by_text() -> None:
     html = page.table(
         frame,
         [
-            page.Column("name", "name"),
-            page.Column("share", "share", "percent"),
-            page.Column("none", "none", 2),
-            page.Column("lacking", "x"),
+            Column("name"),
+            Column("share", form="percent"),
+            Column("none", form=2),
+            Column("lacking"),
         ],
     )
     assert 'data-v="0.5">50.0 %' in html
@@ -351,6 +352,11 @@ def test_the_same_result_gives_the_same_page(dissected: str) -> None:
         (words.points(-0.0021), "−0.21"),
         (words.points(-0.000001), "0.00"),
         (words.p_value(0.0004), "< .001"),
+        (words.figure(-0.25), "−0.2500"),
+        (words.figure(-12), "−12"),
+        (words.figure(-1234.5), "−1234.50"),
+        (words.figure(float("nan")), "–"),
+        (words.figure("a name"), "a name"),
         (words.p_value(0.0123), ".012"),
         (words.p_value(0.41), ".41"),
         (words.p_value(0.999), "1.00"),
@@ -375,12 +381,12 @@ def test_cards_say_whether_a_label_holds_on_held_out_images() -> None:
     found = rows.assign(pearson=0.43, pearson_low=0.4, pearson_high=0.46, pearson_q=0.001)
     found.loc[found["concept"] == "", ["pearson", "pearson_low", "pearson_high", "pearson_q"]] = np.nan
     found.loc[found["neuron"] == 3, "concept"] = "Nothing like it"
-    assert "held" not in payload(sample.html())["neurons"]
+    assert "held_out" not in payload(sample.html())["neurons"]
     sample.held_out = found
     data = payload(sample.html())
     got, names = data["neurons"], sample.neurons["concept"]
-    labels = [data["concepts"][i] if i >= 0 else "" for i in got["heldConcept"]]
+    labels = [data["names"]["held_out_concept"][i] for i in got["held_out_concept"]]
     assert labels == ["Nothing like it" if n == 3 else c for n, c in zip(got["neuron"], names, strict=True)]
-    assert (got["held"][0], got["held"][1], got["heldLow"][1], got["heldHigh"][1]) == (None, 0.43, 0.4, 0.46)
-    assert (got["heldQ"][1], data["level"]) == (0.001, 0.05)
+    assert (got["held_out"][:2], got["held_out_low"][1], got["held_out_high"][1]) == ([None, 0.43], 0.4, 0.46)
+    assert (got["held_out_q"][1], data["level"]) == (0.001, 0.05)
     assert "holds on images that did not choose it" in said(sample.html())

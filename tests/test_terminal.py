@@ -9,12 +9,10 @@ from composing import composed
 from rich.console import Console
 from rich.progress import Progress
 
-from emodissect.core.number_format import percent
 from emodissect.core.progress import progress_bar, tracked
+from emodissect.report.columns import Column
 from emodissect.report.terminal import (
-    Column,
     config_tree,
-    figure,
     figures_table,
     frame_table,
     matrix_table,
@@ -101,7 +99,7 @@ def test_no_number_is_cut_where_headings_fold() -> None:
         "chance",
     ]
     frame = pd.DataFrame([["conv4b", *[0.123] * len(headings)]], columns=["layer", *headings])
-    columns = {"layer": Column("layer"), **{heading: Column(heading, percent) for heading in headings}}
+    columns = [Column("layer"), *(Column(heading, form="percent") for heading in headings)]
     for width in range(74, 110):
         console = Console(width=width, record=True, file=io.StringIO())
         console.print(frame_table(frame, "", columns, console=console))
@@ -110,17 +108,14 @@ def test_no_number_is_cut_where_headings_fold() -> None:
 
 
 def test_a_console_too_narrow_for_all_columns_is_spared_those_least_needed() -> None:
-    frame = pd.DataFrame([[123456.0, 234567.0, 345678.0]], columns=["a", "b", "c"])
+    frame = pd.DataFrame([[123456, 234567, 345678]], columns=["a", "b", "c"])
+    columns = [Column("a", form="count", rank=1), Column("b", form="count", rank=2), Column("c", form="count")]
     for width, expected in ((25, "a b c"), (24, "a c"), (17, "a c"), (16, "c"), (9, "c")):
         console = Console(width=width, record=True, file=io.StringIO())
-        console.print(frame_table(frame, "", spare=["a", "b"], console=console))
+        console.print(frame_table(frame, "", columns, console=console))
         said = console.export_text()
         assert [name for name in "abc" if f"{frame[name][0]:,.0f}" in said] == expected.split(), width
         assert ("The files have further" in " ".join(said.split())) == (expected != "a b c") or width < 20
-
-
-def test_negative_numbers_have_true_minus_signs_as_in_the_report() -> None:
-    assert [figure(value) for value in (-0.25, -12, -1234.5, float("nan"))] == ["−0.2500", "−12", "−1234.50", "–"]
 
 
 def test_names_in_brackets_are_shown_as_they_are() -> None:

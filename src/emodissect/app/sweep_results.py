@@ -19,11 +19,11 @@ from emodissect.app.manifest import manifest, typed_command
 from emodissect.app.session import resolved
 from emodissect.app.sweep import TABLE
 from emodissect.core.csv_files import write_csv
-from emodissect.core.number_format import p_value, percent, plain, points, unbroken
+from emodissect.core.number_format import plain, points, unbroken
 from emodissect.lightning.sinks import sink_for
-from emodissect.report import SweepPage, figures
+from emodissect.report import SweepPage, columns, figures
 from emodissect.report.sweep import readable
-from emodissect.report.terminal import Column, frame_table, matrix_table
+from emodissect.report.terminal import frame_table, matrix_table
 from emodissect.studies.seeds import over_seeds
 
 SEEDS = "seeds.csv"
@@ -31,20 +31,6 @@ SEEDS = "seeds.csv"
 
 RANKED_BY = ("delta_val", "val/acc", "neuron_accuracy")
 """What a sweep's jobs are ranked by, on validation where there is a choice: the first that its jobs have."""
-
-SETTINGS = {"layer": Column("layer"), "tau": Column("tau", plain), "factor": Column("factor", plain)}
-
-FIGURES = {
-    "delta_val": Column("on val", points),
-    "delta": Column("on test", points),
-    "p_value": Column("p", p_value),
-    "val/acc": Column("val acc", percent),
-    "test/acc": Column("test acc", percent),
-    "significant": Column("q < level"),
-    "neuron_accuracy": Column("accuracy", percent),
-    "neuron_accuracy_chance": Column("chance", percent),
-}
-"""What the terminal shows of a job beside its settings; changes of accuracy in points."""
 
 
 def summarize_sweep(jobs: pd.DataFrame, swept: Sequence[str], folder: Path, config: DictConfig) -> None:
@@ -77,11 +63,11 @@ def summarize_sweep(jobs: pd.DataFrame, swept: Sequence[str], folder: Path, conf
 def show(page: SweepPage, console: Console) -> None:
     """The table of jobs, the heat maps, what failed, and the best job by validation."""
     jobs = page.jobs
-    varied = {name: Column(name) for name in page.swept if name in jobs and name not in SETTINGS}
-    columns = {"job": Column("job"), **SETTINGS, **varied, **FIGURES}
-    shown = {name: column for name, column in columns.items() if name in jobs and jobs[name].notna().any()}
-    spare = [name for name in shown if name in FIGURES and name not in RANKED_BY[:2]]
-    console.print(frame_table(jobs, "The sweep", shown, rows=60, spare=spare, console=console))
+    known = {column.name for column in columns.JOBS}
+    varied = columns.plain(jobs, [name for name in page.swept if name in jobs and name not in known])
+    shown = columns.after(columns.JOBS, "factor", varied)
+    told = jobs[[name for name in jobs if jobs[name].notna().any()]]
+    console.print(frame_table(told, "The sweep", shown, rows=60, console=console))
     if maps := [heat_map(grid, name) for name, grid in page.grids().items()]:
         down, across = page.axes[0], page.axes[-1]
         console.print(f"[bold]Change on validation in points, by {down} (down) and {across} (across)[/]")
@@ -134,7 +120,8 @@ def _log(page: SweepPage, folder: Path, config: DictConfig) -> None:
         sink.image(f"sweep/{name}", figures.save_png(drawing, folder / "figures" / f"{name}.png"))
     results: dict[str, float | str] = {"sweep/count": len(page.jobs), "sweep/failed": len(page.failed)}
     if (best := page.best) is not None:
-        wanted = [name for name in (*SETTINGS, "seed", *FIGURES) if isinstance(best.get(name), int | float)]
+        known = [column.name for column in columns.JOBS if column.rank is not None]
+        wanted = [name for name in (*known, "seed") if isinstance(best.get(name), int | float)]
         results |= {f"sweep/best/{name}": float(best[name]) for name in wanted if math.isfinite(best[name])}
         results["sweep/best/job"] = f"{best['job']}: {page.name(best)}"
     sink.summary(results)

@@ -38,6 +38,20 @@ def number(value: Any, digits: int = 2) -> str:
     return f"{float(value):.{digits}f}".replace("-", MINUS)
 
 
+def figure(value: Any) -> str:
+    """Any value, a number with as many digits as one reads: ``0.1234``, ``1234.50``, ``12``."""
+    if missing(value):
+        return DASH
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+        return str(value)
+    size = float(value)
+    if size.is_integer() and (not isinstance(value, float | np.floating) or abs(size) >= 10):
+        text = f"{int(size):,}"
+    else:
+        text = f"{size:.4f}" if abs(size) < 10 else f"{size:.2f}"
+    return text.replace("-", MINUS)
+
+
 def p_value(value: Any) -> str:
     """``.41``, ``.003``, ``< .001``."""
     if missing(value):

@@ -159,10 +159,7 @@ class Dissection:
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.neurons.to_parquet(folder / "neurons.parquet", index=False, write_page_checksum=True)
-        flat = self.neurons.copy()
-        for column in ("top_ids", "top_values", "runners_up", "runners_up_similarity"):
-            flat[column] = [";".join(str(x) for x in row) for row in flat[column]]
-        write_csv(flat, folder / "neurons.csv")
+        write_csv(self.neurons, folder / "neurons.csv")
         self.layers.to_csv(folder / "layers.csv", index=False)
         self.shares.to_csv(folder / "shares.csv", index=False)
         null = {name: torch.from_numpy(draws.copy()) for name, draws in self.null.items()}

@@ -13,21 +13,10 @@ from lightning.pytorch.loggers import Logger
 from emodissect.data.images import ImageSet
 from emodissect.dissection.labels import Dissection
 from emodissect.lightning.sinks import Artifact, Picture, sinks_of
+from emodissect.report import columns
 from emodissect.report.baselines import ladder_summary
 from emodissect.studies import EditStudy
 from emodissect.studies.comparison import Comparison
-
-LAYER_METRICS = (
-    "interpretable",
-    "proportion",
-    "proportion_null",
-    "accuracy",
-    "accuracy_interpretable",
-    "accuracy_chance",
-    "significant",
-    "dead",
-    "mean_z",
-)
 
 
 def log_metrics(loggers: Iterable[Logger], metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -95,12 +84,13 @@ def log_dissection(
         figures: PNG files by name, logged as images under ``dissect/``.
     """
     metrics = {
-        f"dissect/{row['layer']}/{name}": row[name]
+        f"dissect/{row['layer']}/{column.name}": row[column.name]
         for row in dissection.layers.to_dict("records")
-        for name in LAYER_METRICS
+        for column in columns.present(columns.LAYERS, dissection.layers)
+        if column.is_number
     }
     tables = {
-        "dissect/neurons": neuron_table(dissection.neurons),
+        "dissect/neurons": columns.flat(dissection.neurons, columns.NEURONS),
         "dissect/neuron_cards": card_table(dissection.neurons, probe, class_names, pictured),
         "dissect/layers": dissection.layers,
         "dissect/concept_shares": dissection.shares,
@@ -115,17 +105,9 @@ def log_dissection(
                 sink.histogram(f"dissect/{layer}/similarity", similarity.tolist(), step)
 
 
-def neuron_table(neurons: pd.DataFrame) -> pd.DataFrame:
-    """Every neuron's label in plain cells; lists are joined with semicolons."""
-    flat = neurons.drop(columns=["top_values", "runners_up_similarity"]).copy()
-    for column in ("top_ids", "runners_up"):
-        flat[column] = ["; ".join(str(x) for x in row) for row in flat[column]]
-    return flat
-
-
 def card_table(neurons: pd.DataFrame, probe: ImageSet, class_names: Sequence[str], pictured: int) -> pd.DataFrame:
     """The most clearly labelled neurons of each layer with their top images side by side."""
-    columns = ["layer", "neuron", "concept", "similarity", "z", "q_value", "accuracy"]
+    names = [column.name for column in columns.on_page(columns.NEURONS, neurons)]
     rows = []
     for _, group in neurons[~neurons["dead"]].groupby("layer", sort=False):
         for row in group.nlargest(pictured, "z").to_dict("records"):
@@ -133,8 +115,8 @@ def card_table(neurons: pd.DataFrame, probe: ImageSet, class_names: Sequence[str
             strip = np.concatenate(list(probe.images[at].numpy().transpose(0, 2, 3, 1)), axis=1)
             truth = ", ".join(class_names[int(probe.labels[r])] for r in at)
             image = Picture(strip.squeeze(-1) if strip.shape[-1] == 1 else strip, truth)
-            rows.append([*(row[name] for name in columns), image])
-    return pd.DataFrame(rows, columns=[*columns, "top images"])
+            rows.append([*(row[name] for name in names), image])
+    return pd.DataFrame(rows, columns=[*names, "top images"])
 
 
 def edit_metrics(comparison: Comparison, stage: str) -> dict[str, float]:

@@ -15,14 +15,12 @@ from torch.nn.functional import cross_entropy
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_calibration_error,
-    multiclass_confusion_matrix,
-    multiclass_f1_score,
-    multiclass_recall,
 )
 
 from emodissect.core.progress import tracked
 from emodissect.data.images import Batch
 from emodissect.models.classifier import Classifier
+from emodissect.models.scores import confusion_matrix, macro_f1, recalls
 
 
 def _unchanged(logits: Tensor) -> Tensor:
@@ -109,13 +107,11 @@ class Predictions:
 
     def confusion(self) -> Int64[Tensor, "true predicted"]:
         """Number of images by true and predicted class."""
-        return multiclass_confusion_matrix(self.logits, self.labels, self.logits.shape[1])
+        return confusion_matrix(self.predicted, self.labels, self.logits.shape[1])
 
     def recall(self) -> Float[Tensor, " class"]:
         """Per class, the share of its images that are recognised; NaN for a class without images."""
-        classes = self.logits.shape[1]
-        recall = multiclass_recall(self.logits, self.labels, classes, average="none")
-        return torch.where(torch.bincount(self.labels, minlength=classes) > 0, recall, torch.nan)
+        return recalls(self.confusion())
 
     def measures(self) -> dict[str, float]:
         """top-1 accuracy, top-2 accuracy, macro F1, negative log-likelihood (nats), calibration error (15 bins, L1)."""
@@ -124,7 +120,7 @@ class Predictions:
         return {
             "accuracy": self.accuracy,
             "top2": float(multiclass_accuracy(self.logits, self.labels, classes, average="micro", top_k=two)),
-            "macro_f1": float(multiclass_f1_score(self.logits, self.labels, classes, average="macro")),
+            "macro_f1": float(macro_f1(self.confusion())),
             "nll": float(cross_entropy(self.logits.double(), self.labels)),
             "ece": float(multiclass_calibration_error(self.logits.softmax(1), self.labels, classes, n_bins=15)),
         }

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
-from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
+from torchmetrics.functional.classification import multiclass_calibration_error
 from torchmetrics.utilities import dim_zero_cat
 
 
@@ -34,6 +34,40 @@ class Scores(NamedTuple):
     confusion: Int64[Tensor, "class predicted"]
 
 
+def confusion_matrix(
+    predicted: Int64[Tensor, "*cell image"], labels: Int64[Tensor, " image"], classes: int
+) -> Int64[Tensor, "*cell true predicted"]:
+    """Number of images by true and predicted class, of each cell where several are given.
+
+    Example:
+        >>> confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 2).tolist()
+        [[1, 1], [0, 1]]
+    """
+    cells = predicted.shape[:-1]
+    rows = predicted.reshape(-1, predicted.shape[-1])
+    size = classes**2
+    place = torch.arange(len(rows), device=rows.device)[:, None] * size + labels * classes + rows
+    return torch.bincount(place.flatten(), minlength=len(rows) * size).reshape(*cells, classes, classes)
+
+
+def recalls(confusion: Shaped[Tensor, "*cell true predicted"]) -> Float64[Tensor, "*cell class"]:
+    """Per class, the share of its images that are recognized; NaN for a class without images."""
+    counts = confusion.double()
+    return counts.diagonal(dim1=-2, dim2=-1) / counts.sum(-1)
+
+
+def macro_f1(confusion: Shaped[Tensor, "*cell true predicted"]) -> Float64[Tensor, "*cell"]:
+    """Mean over the classes that occur, in the labels or the predictions, of F1 = 2 hits / (images + predictions).
+
+    Example:
+        >>> float(macro_f1(torch.tensor([[1, 1], [0, 1]])).round(decimals=3))
+        0.667
+    """
+    counts = confusion.double()
+    hits, either = counts.diagonal(dim1=-2, dim2=-1), counts.sum(-2) + counts.sum(-1)
+    return (2 * hits / either.clamp_min(1)).sum(-1) / (either > 0).sum(-1)
+
+
 def scores(logits: Float[Tensor, "image class"], labels: Int64[Tensor, " image"], class_names: Sequence[str]) -> Scores:
     """Top-1 and top-2 accuracy, macro F1, recall of each class, NLL, calibration error and confusion matrix.
 
@@ -44,20 +78,17 @@ def scores(logits: Float[Tensor, "image class"], labels: Int64[Tensor, " image"]
     logits = logits.float()
     classes = len(class_names)
     predicted = logits.argmax(dim=1)
-    confusion = multiclass_confusion_matrix(predicted, labels, classes, validate_args=False)
-    hits, actual, called = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    occurs = (actual + called) > 0
-    f1 = (2 * hits / (actual + called).clamp(min=1))[occurs].mean()
+    confusion = confusion_matrix(predicted, labels, classes)
     own = logits.gather(1, labels[:, None])
     values = {
         "acc": (predicted == labels).float().mean(),
         "acc_top2": ((logits > own).sum(dim=1) < 2).float().mean(),
-        "f1": f1,
+        "f1": macro_f1(confusion).float(),
         "nll": F.cross_entropy(logits, labels),
         "ece": multiclass_calibration_error(logits.softmax(dim=1), labels, classes, n_bins=15, validate_args=False),
     }
-    recall = hits / actual.clamp(min=1)
-    values |= {f"recall/{name}": recall[row] for row, name in enumerate(class_names) if actual[row] > 0}
+    recall = recalls(confusion).float()
+    values |= {f"recall/{name}": recall[row] for row, name in enumerate(class_names) if not recall[row].isnan()}
     return Scores(values, confusion)
 
 

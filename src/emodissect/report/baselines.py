@@ -9,10 +9,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from emodissect.core.number_format import DASH, p_value, percent, points
+from emodissect.core.number_format import DASH
+from emodissect.report.columns import LADDER
 from emodissect.report.figures import style
 from emodissect.report.page import Extra
-from emodissect.report.terminal import Column, frame_table
+from emodissect.report.terminal import frame_table
 
 _FITTED = {"val": "validation", "train": "training", "test": "test", "": DASH}
 
@@ -34,37 +35,18 @@ def ladder_section(ladder: pd.DataFrame, delta: float) -> list[Extra]:
         "look at no neuron's label. Each was fitted on the images that the edit was chosen on, or on training images, "
         "and compared on the same test images by the same tests. What was fitted on test (open) is a bound, no result."
     )
-    return [Extra(_TITLE, caption, frame=readable(ladder), figure=ladder_figure(known, delta))]
+    return [Extra(_TITLE, caption, frame=readable(ladder), figure=ladder_figure(known, delta), columns=LADDER)]
 
 
 def readable(ladder: pd.DataFrame) -> pd.DataFrame:
     """The ladder as people read it."""
-    rows = [
-        {
-            "alternative": row["words"],
-            "fitted on": _FITTED[row["fitted_on"]],
-            "settled on": row["settled"] or row["note"] or DASH,
-            "accuracy": percent(row["accuracy_after"], 2),
-            "points": points(row["delta"]),
-            "95 %": f"{points(row['low'])} to {points(row['high'])}" if pd.notna(row["delta"]) else DASH,
-            "p": p_value(_number(row["p_value"])),
-            "p, against the edit": p_value(_number(row["p_against_edit"])),
-            "NLL": f"{row['nll_after']:.3f}" if pd.notna(row["nll_after"]) else DASH,
-        }
-        for row in ladder.to_dict("records")
-    ]
-    return pd.DataFrame(rows)
+    settled = [row["settled"] or row["note"] or DASH for row in ladder.to_dict("records")]
+    return ladder.assign(alternative=ladder["words"], fitted_on=ladder["fitted_on"].map(_FITTED), settled=settled)
 
 
 def ladder_table(ladder: pd.DataFrame) -> Table:
     """The ladder for the terminal."""
-    columns = {
-        name: Column(name)
-        for name in ("alternative", "fitted on", "points", "95 %", "p", "accuracy", "NLL", "settled on")
-    }
-    return frame_table(
-        readable(ladder), "Cheap alternatives, on test", columns, spare=("settled on", "NLL", "accuracy", "95 %")
-    )
+    return frame_table(readable(ladder), "Cheap alternatives, on test", LADDER)
 
 
 def optimism_note(optimism: float, delta: float) -> str:
@@ -110,7 +92,3 @@ def ladder_figure(ladder: pd.DataFrame, delta: float) -> Figure:
         axes.set_xlabel("change of accuracy on test, points")
         axes.legend(loc="best")
     return figure
-
-
-def _number(value: Any) -> float | None:
-    return None if pd.isna(value) else float(value)

@@ -14,36 +14,10 @@ from numpy.typing import ArrayLike
 
 from emodissect.core import number_format as words
 from emodissect.data.images import ImageSet
-from emodissect.report import figures, page
+from emodissect.report import columns, figures, page
 from emodissect.report.neurons import Predicted, neuron_payload, predicted_classes, saliency_tiles
-from emodissect.report.page import Column, Content, Extra, Fact, Section
+from emodissect.report.page import Content, Extra, Fact, Folded, Section
 
-LAYER_COLUMNS = (
-    Column("layer", "layer"),
-    Column("neurons", "neurons", "count"),
-    Column("dead", "dead", "count", "the same output for every image"),
-    Column("interpretable", "interpretable", "count", "similarity above tau, as in the study"),
-    Column("not_interpretable", "not", "count"),
-    Column("accuracy", "neuron accuracy", 3, "share of a neuron's top images whose class its label stands for"),
-    Column("accuracy_interpretable", "of interpretable", 3),
-    Column("accuracy_others", "of the others", 3),
-    Column("accuracy_chance", "by chance", 3, "the same for images drawn at random"),
-    Column("proportion", "proportion", "percent", "interpretable, of the live neurons"),
-    Column("proportion_null", "of random sets", "percent", "interpretable among random image sets of the same size"),
-    Column("significant", "beyond chance", "count", "neurons with q below the level"),
-)
-NEURON_COLUMNS = (
-    Column("layer", "layer"),
-    Column("neuron", "neuron", "count"),
-    Column("concept", "label"),
-    Column("similarity", "similarity", 2),
-    Column("margin", "margin", 2),
-    Column("z", "z", 1),
-    Column("p_value", "p", "p"),
-    Column("q_value", "q", "p"),
-    Column("accuracy", "accuracy", "percent"),
-    Column("accuracy_chance", "by chance", "percent"),
-)
 #: Layers whose figures are shown open; those of the others stand behind a click.
 OPEN_LAYERS = 2
 
@@ -222,7 +196,7 @@ class DissectionPage:
                 "the proportion says little, the last column says more."
             )
         parts = [
-            page.table(layers, LAYER_COLUMNS, [name == self.ordered_layers[0] for name in layers["layer"]], caption)
+            page.table(layers, columns.LAYERS, [name == self.ordered_layers[0] for name in layers["layer"]], caption)
         ]
         if len(layers) > 1:
             drawing = figures.layer_proportions(layers)
@@ -242,7 +216,7 @@ class DissectionPage:
                     f"({words.count(len(matched), 'layer')} in both).",
                 )
             )
-        return Markup("").join(parts)
+        return page.block(parts=parts)
 
     def _similarity(self, content: Content) -> Markup:
         return self._by_layer(content, self._histogram)
@@ -296,14 +270,11 @@ class DissectionPage:
     def _by_layer(self, content: Content, draw: Any) -> Markup:
         """A figure for each layer, the first ones open."""
         names = self.ordered_layers
-        first = Markup("").join(draw(content, name) for name in names[:OPEN_LAYERS])
-        html = Markup('<div class="figures">{}</div>').format(first)
-        if len(names) > OPEN_LAYERS:
-            rest = Markup("").join(draw(content, name) for name in names[OPEN_LAYERS:])
-            html += Markup('<details><summary>{}</summary><div class="figures">{}</div></details>').format(
-                words.count(len(names) - OPEN_LAYERS, "further layer"), rest
-            )
-        return html
+        drawings = [draw(content, name) for name in names]
+        if len(names) <= OPEN_LAYERS:
+            return page.block(figures=drawings)
+        rest = words.count(len(names) - OPEN_LAYERS, "further layer")
+        return page.block(figures=drawings[:OPEN_LAYERS], folded=Folded(rest, drawings[OPEN_LAYERS:]))
 
     def _neurons(self, content: Content) -> Markup:
         predicted = predicted_classes(self.predictions)
@@ -322,9 +293,8 @@ class DissectionPage:
         text += ", and when it holds on images that did not choose it." if self.held_out is not None else "."
         if self.heat:
             text += " The orange shade shows where in the image a convolutional neuron is active."
-        return page._template("neurons.html.j2").render(
-            text=text, shown=len(strongest), static=page.table(strongest, NEURON_COLUMNS)
-        )
+        static = page.table(strongest, columns.NEURONS)
+        return page.render("neurons.html.j2", text=text, shown=len(strongest), static=static)
 
     def _saliency(self, content: Content) -> Markup:
         content.pool.add(self.images, list(self.saliency))

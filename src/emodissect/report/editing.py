@@ -10,34 +10,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
-from torch import Tensor
 
 from emodissect.core import number_format as words
 from emodissect.data.images import ImageSet
-from emodissect.report import figures, page
+from emodissect.models.scores import confusion_matrix
+from emodissect.report import columns, figures, page
 from emodissect.report.dissection import DissectionPage
 from emodissect.report.neurons import Predicted, predicted_classes
-from emodissect.report.page import Column, Content, Extra, Fact, Section
+from emodissect.report.page import Content, Extra, Fact, Folded, Section
 from emodissect.studies import ConceptAblation
 from emodissect.studies.cells import axes_of, map_axes, settings_in
 
-GRID_COLUMNS = (
-    Column("layer", "layer"),
-    Column("selection", "selection"),
-    Column("rule", "rule"),
-    Column("selected", "selected", "count", "neurons the selection takes"),
-    Column("accuracy_before", "before", "percent"),
-    Column("accuracy_after", "after", "percent"),
-    Column("delta", "change (points)", "points"),
-    Column("delta_low", "from", "points", "95 % interval, compatible with exact McNemar"),
-    Column("delta_high", "to", "points", "95 % interval, compatible with exact McNemar"),
-    Column("gained", "gained", "count", "images that became right"),
-    Column("lost", "lost", "count", "images that became wrong"),
-    Column("p_value", "p", "p", "exact McNemar"),
-    Column("p_holm", "p after Holm", "p", "corrected over the grid"),
-    Column("nll_before", "NLL before", 3),
-    Column("nll_after", "NLL after", 3),
-)
 MEASURES = {
     "accuracy": "accuracy (%)",
     "top2": "top-2 accuracy (%)",
@@ -190,7 +173,7 @@ class EditPage:
         told = [name for name in ("layer", "selection", "rule") if name in self.grid]
         by = [name for name in told if name == "layer" or len(set(self.grid[name])) > 1] or told
         by = [*by, *axes_of(self.grid)[1:-1]]  # a heat map has two axes
-        drawings = Markup("")
+        drawings = []
         images = self.grid_images or _images_of(self.grid)
         limit = figures.full_colour(self.grid, images) if images else None
         worst_nll = None
@@ -202,26 +185,20 @@ class EditPage:
             names = [str(part) for part in (key if isinstance(key, tuple) else (key,))]
             name = " · ".join(names)
             heat_map = figures.grid_heatmap(cells, f"{name}: accuracy", self.alpha, limit)
-            drawings += content.figure(heat_map, self._cell_caption(cells))
+            drawings.append(content.figure(heat_map, self._cell_caption(cells)))
             if {"nll_before", "nll_after"} <= set(cells):
                 worse = int((cells["nll_after"] > cells["nll_before"] + 1e-6).sum())
-                drawings += content.figure(
-                    figures.nll_heatmap(cells, f"{name}: negative log-likelihood", worst_nll),
+                caption = (
                     f"The probabilities get worse (orange: NLL rises) in {worse} of {len(cells)} cells. A gain in "
-                    "accuracy with worse probabilities is not a better classifier.",
+                    "accuracy with worse probabilities is not a better classifier."
                 )
-        wrapped = Markup('<div class="figures">{}</div>').format(drawings) if drawings else Markup("")
-        details = Markup("<details{}><summary>The grid as a table, {}</summary>{}</details>").format(
-            Markup(" open") if tried <= 12 else "",
-            words.count(tried, "row"),
-            page.table(
-                self.grid.dropna(axis=1, how="all"),
-                [*GRID_COLUMNS[:3], *_setting_columns(self.grid), *GRID_COLUMNS[3:]],
-                list(self.grid["chosen"]) if "chosen" in self.grid else None,
-                limit=1000,
-            ),
-        )
-        return Markup("<p>{}</p>").format(words.unbroken(text)) + wrapped + details
+                heat_map = figures.nll_heatmap(cells, f"{name}: negative log-likelihood", worst_nll)
+                drawings.append(content.figure(heat_map, caption))
+        shown = columns.after(columns.GRID, "rule", columns.settings(self.grid, settings_in(self.grid)))
+        marked = list(self.grid["chosen"]) if "chosen" in self.grid else None
+        table = page.table(self.grid.dropna(axis=1, how="all"), shown, marked, limit=1000)
+        title = f"The grid as a table, {words.count(tried, 'row')}"
+        return page.block(text, drawings, folded=Folded(title, parts=[table], is_open=tried <= 12))
 
     def _only_cell(self) -> str:
         """What the only cell of a grid gave, in words."""
@@ -281,21 +258,9 @@ class EditPage:
             f"On test, the chosen edit changes accuracy by {words.points(delta)} points; {'; '.join(sentences)}. "
             "If the labels matter, the line stands to the right of the clouds."
         )
-        table = page.table(
-            pd.DataFrame(rows),
-            (
-                Column("control", "control"),
-                Column("draws", "draws", "count"),
-                Column("median", "median (points)", "points"),
-                Column("low", "2.5 %", "points"),
-                Column("high", "97.5 %", "points"),
-                Column("reached", "as good as the edit", "count"),
-            ),
-        )
         drawing = content.figure(figures.control_distribution(self.controls, delta), caption)
-        return Markup(
-            '<p>The same edit, its size kept, without using the labels.</p><div class="figures">{}<div>{}</div></div>'
-        ).format(drawing, table)
+        table = page.table(pd.DataFrame(rows), columns.CONTROLS)
+        return page.block("The same edit, its size kept, without using the labels.", [drawing, table])
 
     @property
     def _moved(self) -> int:
@@ -306,9 +271,7 @@ class EditPage:
 
     def _change(self, content: Content) -> Markup:
         row = self.comparison
-        parts = [page.table(_measures(row), (Column("measure", "on test"), Column("before", "before", 3),
-                                             Column("after", "after", 3), Column("change", "change", 3)))]  # fmt: skip
-        drawings = Markup("")
+        shown = [page.table(_measures(row), columns.MEASURES)]
         if row.get("recall_before") is not None and row.get("recall_after") is not None:
             first = np.array([np.nan if v is None else v for v in row["recall_before"]], dtype=float)
             last = np.array([np.nan if v is None else v for v in row["recall_after"]], dtype=float)
@@ -325,20 +288,23 @@ class EditPage:
             else:
                 caption += "No class changed."
             counts = None if self.before is None else np.bincount(self.before.labels.numpy(), minlength=len(first))
-            drawings += content.figure(
-                figures.recall_bars({"before": first, "after": last}, self.class_names, counts), caption
-            )
-        html = Markup('<div class="figures"><div>{}</div>{}</div>').format(Markup("").join(parts), drawings)
+            bars = figures.recall_bars({"before": first, "after": last}, self.class_names, counts)
+            shown.append(content.figure(bars, caption))
+        further = []
         if self.before is not None and self.after is not None:
-            first, last = (confusion_counts(p, len(self.class_names)) for p in (self.before, self.after))
             if not self._moved:
-                return html + Markup("<p>No image gets another predicted class.</p>")
+                return page.block(figures=shown, parts=[page.block("No image gets another predicted class.")])
+            first, last = (self._confusion(predictions) for predictions in (self.before, self.after))
             caption = (
                 f"{words.count(self._moved, 'image')} of {len(self.before.labels):,} get another predicted class. "
             )
             caption += _largest_move(last - first, self.class_names)
-            html += content.figure(figures.confusion_change(first, last, self.class_names), caption)
-        return html
+            further.append(content.figure(figures.confusion_change(first, last, self.class_names), caption))
+        return page.block(figures=shown, parts=further)
+
+    def _confusion(self, predictions: Predicted) -> np.ndarray:
+        counts = confusion_matrix(predictions.logits.argmax(1), predictions.labels, len(self.class_names))
+        return counts.numpy()
 
     def _flips(self, content: Content) -> Markup:
         assert self.before is not None
@@ -352,28 +318,28 @@ class EditPage:
             ids = [i for i, label in truth.items() if right[i] == label and wrong[i] != label]
             shown = ids[:MOST_FLIPS]
             content.pool.add(self.images, shown)
-            tiles = Markup("").join(
+            tiles = [
                 content.image(
                     i, self.class_names[truth[i]], f"{self.class_names[first[i]]} → {self.class_names[last[i]]}"
                 )
                 for i in shown
-            )
+            ]
             note = (
                 f"{words.count(len(ids), 'image')}{f', the first {MOST_FLIPS} shown' if len(ids) > MOST_FLIPS else ''}"
             )
             groups.append({"title": title, "note": f"{note}. True class; predicted before → after.", "tiles": tiles})
-        return page._template("flips.html.j2").render(groups=groups)
+        return page.render("flips.html.j2", groups=groups)
 
     def _judging(self) -> Markup:
         frame = pd.DataFrame({"check": list(self.checks), "found": list(self.checks.values())})
-        return page.table(frame, (Column("check", "what"), Column("found", "found", "long")))
+        return page.table(frame, columns.CHECKS)
 
     def _ablation(self, content: Content) -> Markup:
-        html = Markup("")
+        parts = []
         for layer, silenced in self.ablations.items():
             known = silenced.frame.dropna(subset="drop")
             if known.empty:
-                html += Markup("<p>No concept of {} has neurons to silence.</p>").format(layer)
+                parts.append(page.block(f"No concept of {layer} has neurons to silence."))
                 continue
             worst = known.iloc[int(known["drop"].to_numpy().argmax())].to_dict()
             beyond = silenced.beyond(self.alpha)
@@ -387,8 +353,8 @@ class EditPage:
             )
             neurons = silenced.matrix("neurons").iloc[:, 0].astype(int).tolist()
             drawing = figures.concept_ablation(silenced.matrix(), beyond, neurons, str(layer))
-            html += content.figure(drawing, caption)
-        return html
+            parts.append(content.figure(drawing, caption))
+        return page.block(parts=parts)
 
 
 def setting(cell: pd.Series) -> str:
@@ -399,21 +365,6 @@ def setting(cell: pd.Series) -> str:
         if _known(cell, name) and not isinstance(cell[name], str | bool)
     ]
     return ", ".join(parts) or "its only setting"
-
-
-def _setting_columns(grid: pd.DataFrame) -> list[Column]:
-    """A column for each setting of the grid's cells."""
-    return [
-        Column(name, "τ" if name == "tau" else name, "setting" if pd.api.types.is_numeric_dtype(grid[name]) else "text")
-        for name in settings_in(grid)
-    ]
-
-
-def confusion_counts(predictions: Predicted, classes: int) -> np.ndarray:
-    """Images by true and predicted class."""
-    labels: Tensor = predictions.labels
-    flat = labels * classes + predictions.logits.argmax(dim=1)
-    return flat.bincount(minlength=classes * classes).view(classes, classes).numpy().astype(float)
 
 
 def _measures(row: Mapping[str, Any]) -> pd.DataFrame:

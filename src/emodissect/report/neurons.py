@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,8 +14,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from emodissect.data.images import ImageSet
+from emodissect.report import columns
 from emodissect.report.images import ImagePool
-from emodissect.report.page import Content, pack_heat
+from emodissect.report.page import Content, pack_heat, render
 
 #: Distinct images shown at most; beyond it each neuron shows fewer of its top images.
 MOST_IMAGES = 24_000
@@ -46,16 +48,16 @@ def saliency_tiles(
 ) -> Markup:
     """Images of the pool under their gradient saliency, with the predicted class where it is wrong."""
     predicted = predicted_classes(predictions)
-    tiles = Markup("")
+    tiles = []
     for image_id, heat in saliency.items():
         truth, guess = content.pool.label(image_id), predicted.get(image_id)
         note = "" if guess is None or guess == truth else f"→ {class_names[guess]}"
-        tiles += content.image(image_id, class_names[truth], note, heat)
-    text = Markup(
-        "<p>Gradient saliency: where a small change of a pixel would change the score of the predicted class most. "
-        "If the shade lies beside the face, the classifier uses something else than the expression.</p>"
+        tiles.append(content.image(image_id, class_names[truth], note, heat))
+    text = (
+        "Gradient saliency: where a small change of a pixel would change the score of the predicted class most. "
+        "If the shade lies beside the face, the classifier uses something else than the expression."
     )
-    return text + Markup('<div class="tiles">{}</div>').format(tiles)
+    return render("tiles.html.j2", text=text, tiles=tiles)
 
 
 def neuron_payload(
@@ -84,7 +86,16 @@ def neuron_payload(
     kept = _kept([row for row, silent in zip(tops, dead, strict=True) if not silent])
     tops = [[] if silent else row[:kept] for row, silent in zip(tops, dead, strict=True)]
     pool.add(images, (i for row in tops for i in row))
-    layers, concepts = _Names(), _Names()
+    table = neurons if held_out is None else with_held_out(neurons, held_out)
+    fields = [column for column in columns.present(columns.NEURONS, table) if column.form not in ("list", "flag")]
+    names = {column.name: _Names() for column in fields if not column.is_number}
+    concepts = names["concept"]
+    values = {
+        column.name: [names[column.name][str(value)] for value in table[column.name].fillna("")]
+        if column.name in names
+        else _rounded(table[column.name])
+        for column in fields
+    }
     runners = [[concepts[name] for name in row] for row in neurons["runners_up"]]
     flags = (
         neurons["dead"].to_numpy(dtype=int)
@@ -98,27 +109,10 @@ def neuron_payload(
         "kept": kept,
         "labels": [pool.label(i) for i in pool.ids],
         "predicted": [predicted.get(i, -1) for i in pool.ids] if predicted else None,
+        "fields": [asdict(column) for column in fields],
         "neurons": {
-            "layer": [layers[layer] for layer, _ in keys],
-            "neuron": [neuron for _, neuron in keys],
-            "concept": [concepts[str(name)] for name in neurons["concept"]],
-            **{
-                short: _rounded(neurons[name])
-                for short, name in {
-                    "similarity": "similarity",
-                    "margin": "margin",
-                    "z": "z",
-                    "p": "p_value",
-                    "q": "q_value",
-                    "accuracy": "accuracy",
-                    "chance": "accuracy_chance",
-                    "low": "accuracy_low",
-                    "high": "accuracy_high",
-                }.items()
-                if name in neurons
-            },
+            **values,
             "flags": flags.tolist(),
-            **(_held_out(held_out, keys, concepts) if held_out is not None else {}),
             "top": [[pool.index(i) for i in row] for row in tops],
             "values": [
                 [_short(v) for v in row[: len(top)]] for row, top in zip(neurons["top_values"], tops, strict=True)
@@ -126,8 +120,7 @@ def neuron_payload(
             "runners": runners,
             "runnersSimilarity": [[_short(v) for v in row] for row in neurons["runners_up_similarity"]],
         },
-        "layers": layers.names,
-        "concepts": concepts.names,
+        "names": {name: found.names for name, found in names.items()},
         "heat": {
             row: [pack_heat(part) for part in np.asarray(heat[key])[:kept]]
             for row, key in enumerate(keys)
@@ -136,17 +129,11 @@ def neuron_payload(
     }
 
 
-def _held_out(found: pd.DataFrame, keys: list[tuple[str, int]], concepts: _Names) -> dict[str, list[Any]]:
-    """The label of half of the images (-1: none), and its correlation on the others with interval and q."""
-    rows = found.set_index(["layer", "neuron"]).reindex(pd.MultiIndex.from_tuples(keys))
-    labels = rows["concept"].fillna("").astype(str)
-    return {
-        "heldConcept": [concepts[name] if name else -1 for name in labels],
-        "held": _rounded(rows["pearson"]),
-        "heldLow": _rounded(rows["pearson_low"]),
-        "heldHigh": _rounded(rows["pearson_high"]),
-        "heldQ": _rounded(rows["pearson_q"]),
-    }
+def with_held_out(neurons: pd.DataFrame, held_out: pd.DataFrame) -> pd.DataFrame:
+    """The neuron table with what half of the images' labels do on the other half, NaN where that is unknown."""
+    by_neuron = held_out.set_index(["layer", "neuron"]).reindex(pd.MultiIndex.from_frame(neurons[["layer", "neuron"]]))
+    found = {"": "pearson", "_low": "pearson_low", "_high": "pearson_high", "_q": "pearson_q", "_concept": "concept"}
+    return neurons.assign(**{f"held_out{end}": by_neuron[name].to_numpy() for end, name in found.items()})
 
 
 class _Names(dict[str, int]):

@@ -22,8 +22,9 @@ from numpy.typing import ArrayLike
 from emodissect.core import number_format as words
 from emodissect.core.atomic_files import atomic_write
 from emodissect.core.errors import UserError
+from emodissect.report.columns import Column, on_page, plain
 from emodissect.report.figures import style
-from emodissect.report.images import ImagePool
+from emodissect.report.images import COLUMNS, PER_SHEET, ImagePool
 
 
 @dataclass(frozen=True)
@@ -37,34 +38,18 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column of a static table.
+class Extra:
+    """A further section: a table, a figure or both, with a caption that says what to conclude.
 
     Attributes:
-        name: of the frame's column.
-        heading: what the reader sees.
-        form: ``text``, ``long`` (wraps), ``count``, ``percent``, ``points``, ``p``, ``flag``,
-            ``setting`` (a number as it was typed) or a number of digits.
-        help: shown when the pointer rests on the heading.
+        columns: of the frame's table; None shows all, as they are called.
     """
-
-    name: str
-    heading: str
-    form: str | int = "text"
-    help: str = ""
-
-
-@dataclass(frozen=True)
-class Extra:
-    """A further section: a table, a figure or both, with a caption that says what to conclude."""
 
     title: str
     caption: str
     frame: pd.DataFrame | None = None
     figure: Figure | None = None
-
-
-_CLASSES: dict[str | int, str] = {"text": "", "long": "long"}
+    columns: Sequence[Column] | None = None
 
 
 @dataclass
@@ -75,6 +60,16 @@ class Section:
     title: str
     html: Markup
     short: str = ""  # in the list of sections
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A part of a section that stands behind a click."""
+
+    title: str
+    figures: Sequence[Markup] = ()
+    parts: Sequence[Markup] = ()
+    is_open: bool = False
 
 
 @dataclass
@@ -89,15 +84,13 @@ class Content:
         """A figure with its caption."""
         self.figures += 1
         wide = figure.get_size_inches()[0] > style.NARROW + 0.8
-        return _template("figure.html.j2").render(
-            svg=Markup(style.svg(figure, f"f{self.figures}")), caption=caption, wide=wide
-        )
+        drawing = Markup(style.svg(figure, f"f{self.figures}"))
+        return render("figure.html.j2", svg=drawing, caption=caption, wide=wide)
 
     def image(self, image_id: int, caption: str = "", note: str = "", heat: ArrayLike | None = None) -> Markup:
         """An image of the pool as a small picture; the sheets' styles place it once the page is packed."""
-        return _template("tile.html.j2").render(
-            at=self.pool.index(image_id), caption=caption, note=note, heat=None if heat is None else pack_heat(heat)
-        )
+        packed = None if heat is None else pack_heat(heat)
+        return render("tile.html.j2", at=self.pool.index(image_id), caption=caption, note=note, heat=packed)
 
 
 def table(
@@ -116,25 +109,23 @@ def table(
         caption: what to conclude.
         limit: rows shown at most.
     """
-    shown = [column for column in columns if column.name in frame]
+    chosen = on_page(columns, frame)
     records = frame.to_dict("records")
     rows = []
     for at, record in enumerate(records[:limit]):
-        cells = [(_shown(record[c.name], c.form), _sortable(record[c.name]), _CLASSES.get(c.form, "n")) for c in shown]
+        cells = [(column.shown(record[column.name]), _sortable(record[column.name]), column) for column in chosen]
         rows.append({"cells": cells, "marked": bool(marked[at]) if marked is not None else False})
-    cut = len(records) - len(rows)
-    return _template("table.html.j2").render(columns=shown, rows=rows, caption=caption, cut=cut)
+    return render("table.html.j2", columns=chosen, rows=rows, caption=caption, cut=len(records) - len(rows))
 
 
-def frame_table(frame: pd.DataFrame, caption: str = "", limit: int | None = 200) -> Markup:
-    """Any frame as a static table, its columns as they are called."""
-    columns = [
-        Column(str(name), str(name).replace("_", " "), 3 if pd.api.types.is_float_dtype(frame[name]) else "text")
-        if not pd.api.types.is_integer_dtype(frame[name])
-        else Column(str(name), str(name).replace("_", " "), "count")
-        for name in frame.columns
-    ]
-    return table(frame.rename(columns=str), columns, caption=caption, limit=limit)
+def block(
+    text: str = "",
+    figures: Sequence[Markup] = (),
+    parts: Sequence[Markup] = (),
+    folded: Folded | None = None,
+) -> Markup:
+    """A section's body: a paragraph, figures side by side, what follows them, and a part behind a click."""
+    return render("block.html.j2", text=text, figures=figures, parts=parts, folded=folded)
 
 
 def extra_sections(content: Content, extras: Sequence[Extra]) -> list[Section]:
@@ -145,8 +136,9 @@ def extra_sections(content: Content, extras: Sequence[Extra]) -> list[Section]:
         if extra.figure is not None:
             parts.append(content.figure(extra.figure, extra.caption))
         if extra.frame is not None:
-            parts.append(frame_table(extra.frame, "" if parts else extra.caption))
-        sections.append(Section(f"extra-{at}", extra.title, Markup("").join(parts)))
+            columns = plain(extra.frame) if extra.columns is None else extra.columns
+            parts.append(table(extra.frame.rename(columns=str), columns, None, "" if parts else extra.caption, 200))
+        sections.append(Section(f"extra-{at}", extra.title, block(parts=parts)))
     return sections
 
 
@@ -185,8 +177,9 @@ def compose(
         command, manifest: where the numbers come from.
     """
     sheets = content.pool.sheets()
-    payload = {**content.payload, "tiles": len(content.pool), "columns": _columns()}
-    return _template("page.html.j2").render(
+    payload = {**content.payload, "tiles": len(content.pool), "sheets": {"across": COLUMNS, "sheet": PER_SHEET}}
+    return render(
+        "page.html.j2",
         kind=kind,
         title=title,
         lede=lede,
@@ -222,38 +215,10 @@ def write(path: str | Path, html: str) -> Path:
     return path
 
 
-def _columns() -> dict[str, int]:
-    from emodissect.report.images import COLUMNS, PER_SHEET
-
-    return {"across": COLUMNS, "sheet": PER_SHEET}
-
-
 def _script_json(value: Any) -> str:
     """JSON that cannot end the script element it stands in."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def _shown(value: Any, form: str | int) -> str:
-    if isinstance(form, int):
-        return words.number(value, form)
-    if words.missing(value) or value is pd.NA:
-        return words.DASH
-    match form:
-        case "count":
-            return words.number(int(value))
-        case "percent":
-            return words.percent(value)
-        case "setting":
-            return words.plain(value)
-        case "points":
-            return words.points(value)
-        case "p":
-            return words.p_value(value)
-        case "flag":
-            return "yes" if value else "no"
-        case _:
-            return str(value)
 
 
 def _sortable(value: Any) -> str:
@@ -277,18 +242,9 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-class _Safe:
-    """A template whose result may be put into another as it is."""
-
-    def __init__(self, template: jinja2.Template) -> None:
-        self.template = template
-
-    def render(self, **values: Any) -> Markup:
-        return Markup(self.template.render(**values))
-
-
-def _template(name: str) -> _Safe:
-    return _Safe(_environment().get_template(name))
+def render(template: str, **values: Any) -> Markup:
+    """A template of this package, filled in; the result may be put into another as it is."""
+    return Markup(_environment().get_template(template).render(**values))
 
 
 def _asset(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +13,10 @@ from markupsafe import Markup
 
 from emodissect.core import number_format as words
 from emodissect.core.number_format import DASH
-from emodissect.report import figures, page
-from emodissect.report.page import Column, Content, Extra, Fact, Section
+from emodissect.report import columns, figures, page
+from emodissect.report.columns import Column
+from emodissect.report.page import Content, Extra, Fact, Section
 
-KNOWN = {
-    "job": Column("job", "job"),
-    "layer": Column("layer", "layer"),
-    "selection": Column("selection", "selection"),
-    "rule": Column("rule", "rule"),
-    "tau": Column("tau", "τ", "setting"),
-    "factor": Column("factor", "factor", "setting"),
-    "delta_val": Column("delta_val", "change on validation", "points"),
-    "delta": Column("delta", "change on test", "points"),
-    "delta_low": Column("delta_low", "from", "points", "95 % interval, compatible with exact McNemar"),
-    "delta_high": Column("delta_high", "to", "points", "95 % interval, compatible with exact McNemar"),
-    "p_value": Column("p_value", "p", "p", "exact McNemar, on test"),
-    "gained": Column("gained", "gained", "count"),
-    "lost": Column("lost", "lost", "count"),
-    "val/acc": Column("val/acc", "accuracy, validation", "percent"),
-    "test/acc": Column("test/acc", "accuracy, test", "percent"),
-    "neurons": Column("neurons", "neurons", "count"),
-    "interpretable": Column("interpretable", "interpretable", "count"),
-    "significant": Column("significant", "beyond chance", "count", "neurons with q below the level"),
-    "neuron_accuracy": Column("neuron_accuracy", "neuron accuracy", "percent", "of the layer whose labels fit best"),
-    "neuron_accuracy_chance": Column("neuron_accuracy_chance", "by chance", "percent"),
-    "accuracy_before": Column("accuracy_before", "before", "percent"),
-    "accuracy_after": Column("accuracy_after", "after", "percent"),
-    "seconds": Column("seconds", "seconds", 1),
-    "error": Column("error", "error", "long"),
-}
 #: What says how a job differs from another.
 SETTINGS = ("layer", "selection", "rule", "tau", "factor", "seed")
 HIDDEN = {"folder", "task", "chosen", "verdict"}
@@ -89,9 +64,8 @@ class SweepPage:
         """The page as a string."""
         content = Content()
         sections = []
-        maps = self._maps(content)
-        if maps:
-            sections.append(Section("maps", "By layer, τ and factor", maps))
+        if self.grids():
+            sections.append(Section("maps", "By layer, τ and factor", self._maps(content)))
         if "delta" in self.done and self.done["delta"].notna().any():
             sections.append(Section("test", "On test", self._test(content)))
         if len(self.replicates):
@@ -224,15 +198,15 @@ class SweepPage:
         return float(self.done[self.value].astype(float).abs().max())
 
     def _maps(self, content: Content) -> Markup:
-        drawings = Markup("")
+        drawings = []
         for names, grid in self.grids().items():
             top = grid.iloc[int(grid["delta"].to_numpy().argmax())]
             several = ", the mean of jobs alike" if (grid["jobs"] > 1).any() else ""
             at = ", ".join(f"{'τ =' if name == 'tau' else name} {words.plain(top[name])}" for name in self.axes)
             caption = f"{names}: change on validation in points{several}; best {words.points(top['delta'])} at {at}."
             caption += " The best job of all is in the framed cell." if grid["chosen"].any() else ""
-            drawings += content.figure(figures.grid_heatmap(grid, names, limit=self.full_colour()), caption)
-        return Markup('<div class="figures">{}</div>').format(drawings) if drawings else Markup("")
+            drawings.append(content.figure(figures.grid_heatmap(grid, names, limit=self.full_colour()), caption))
+        return page.block(figures=drawings)
 
     def _test(self, content: Content) -> Markup:
         rows = self.done.dropna(subset=["delta"])
@@ -247,53 +221,47 @@ class SweepPage:
         return content.figure(figures.deltas(shown, [self.name(row) for _, row in shown.iterrows()]), caption)
 
     def _over_seeds(self, content: Content) -> Markup:
-        columns = [str(name) for name in self.replicates]
-        settings = columns[: columns.index("figure")]
-        drawing = Markup("")
+        names = [str(name) for name in self.replicates]
+        settings = names[: names.index("figure")]
+        parts = []
         changes = self.replicates[self.replicates["figure"] == "delta"]
         if len(changes):
             rows = changes.rename(columns={"mean": "delta", "low": "delta_low", "high": "delta_high"})
-            names = [", ".join(f"{name} {row[name]}" for name in settings) or "all seeds" for _, row in rows.iterrows()]
+            told = [", ".join(f"{name} {row[name]}" for name in settings) or "all seeds" for _, row in rows.iterrows()]
             sure = int((changes["p_value"] < 0.05).sum())
             caption = (
                 f"Mean change on test over seeds with its 95 % interval (Student's t). It excludes 0 for {sure} of "
                 f"{words.count(len(changes), 'setting')}; {words.expected(len(changes))} would be by chance alone."
             )
-            drawing = content.figure(figures.deltas(rows, names), caption)
-        shown = [
-            *(Column(name, name) for name in settings),
-            Column("figure", "figure"),
-            Column("seeds", "seeds", "count"),
-            *(Column(name, heading, 2) for name, heading in (("mean", "mean"), ("sd", "sd"), ("low", "from"))),
-            Column("high", "to", 2, "95 % interval, Student's t over seeds"),
-            Column("positive", "above 0", "count", "seeds whose figure is above 0"),
-            Column("p_value", "p", "p", "one-sample t-test against no change"),
-        ]
+            parts.append(content.figure(figures.deltas(rows, told), caption))
+        shown = [*(Column(name, name) for name in settings), *columns.SEEDS]
         caption = (
             "Each seed is a training of its own. The interval tells how far another training would differ, on the same "
             "test images; what other test images would give is in the interval of each job."
         )
-        return drawing + page.table(readable(self.replicates), shown, caption=caption)
+        parts.append(page.table(readable(self.replicates), shown, caption=caption))
+        return page.block(parts=parts)
 
     def _table(self) -> Markup:
         jobs = self.jobs.rename(columns=str)
         same = {name for name in ("selection", "rule") if name in jobs and len(set(self.done[name])) == 1}
-        columns = [column for name, column in KNOWN.items() if name in jobs and name not in {"error", *same}]
-        columns += [
-            Column(str(name), str(name).replace("_", " "), 3 if pd.api.types.is_float_dtype(jobs[name]) else "text")
+        known = [c for c in columns.present(columns.JOBS, jobs) if c.name not in {"error", *same}]
+        names = {c.name for c in columns.JOBS} | HIDDEN
+        varied = [
+            str(name)
             for name in jobs.columns
-            if name not in KNOWN and name not in HIDDEN and (len(jobs) == 1 or len(set(jobs[name].astype(str))) > 1)
+            if name not in names and (len(jobs) == 1 or len(set(jobs[name].astype(str))) > 1)
         ]
-        columns = [
-            Column(c.name, c.heading, "text", c.help)
-            if c.form not in {"text", "long"} and not pd.api.types.is_numeric_dtype(jobs[c.name])
-            else c
-            for c in columns
+        shown = [
+            replace(column, form="text")
+            if column.is_number and not pd.api.types.is_numeric_dtype(jobs[column.name])
+            else column
+            for column in [*known, *columns.plain(jobs, varied)]
         ]
-        columns += [KNOWN["error"]] if len(self.failed) else []
+        shown += [column for column in columns.JOBS if column.name == "error" and len(self.failed)]
         best = self.best
         marked = [best is not None and index == best.name for index in jobs.index]
-        return page.table(jobs, columns, marked, "The marked job is the one that validation chose.", limit=2000)
+        return page.table(jobs, shown, marked, "The marked job is the one that validation chose.", limit=2000)
 
 
 def readable(replicates: pd.DataFrame) -> pd.DataFrame:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import pandas as pd
@@ -16,7 +15,9 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from emodissect.core.number_format import MINUS
+from emodissect.core import number_format as words
+from emodissect.report import columns as registry
+from emodissect.report.columns import Column
 
 _HIDDEN = ("hydra", "paths", "print_config", "task_name")
 
@@ -78,71 +79,59 @@ def _without_folders(value: Any, folders: Set[str], run_dir: str) -> Any:
     }
 
 
-@dataclass(frozen=True)
-class Column:
-    """How a column of a frame is headed and written."""
-
-    heading: str
-    written: Callable[[Any], str] | None = None
-
-
 def frame_table(
     frame: pd.DataFrame,
     title: str,
-    columns: Sequence[str] | Mapping[str, Column] | None = None,
+    columns: Sequence[Column] | None = None,
     rows: int = 30,
-    spare: Sequence[str] = (),
     console: Console | None = None,
 ) -> Table:
-    """A data frame as a rich table; numbers are never cut, missing ones are a dash.
+    """A data frame as a rich table; numbers are never cut or folded, missing ones are a dash.
 
-    Where the console is too narrow, the columns stand closer; where that is not enough, spare ones are left out, and
-    the caption says so.
+    Where the console is too narrow, the columns stand closer; where that is not enough, those of the highest rank are
+    left out, and the caption says so.
 
     Args:
         frame: a row a line.
         title: above it.
-        columns: which to show, in this order; a mapping says how. Those that the frame lacks are left out.
+        columns: which to show, in this order, as far as the frame has them; None shows all by their type.
         rows: shown at most.
-        spare: columns that can be done without, the least needed last.
         console: where it will be printed; None is the terminal.
     """
     console = console or Console()
-    chosen = [str(name) for name in (frame.columns if columns is None else columns) if name in frame]
-    looks = columns if isinstance(columns, Mapping) else {}
-    shown = {name: looks.get(name) or Column(name.replace("_", " ")) for name in chosen}
-    spared = [name for name in spare if name in shown]
+    given = registry.plain(frame) if columns is None else registry.on_terminal(columns, frame)
+    shown, spare = list(given), sorted((c for c in given if c.rank), key=lambda column: column.rank or 0)
     table = _laid_out(frame.head(rows), title, shown)
     further = [f"{len(frame) - rows} more rows in the files."] if len(frame) > rows else []
     while too_wide(table, console):
         if table.padding != (0, 0, 0, 0):
             table.padding = (0, 0)
-        elif spared:
-            del shown[spared.pop()]
+        elif spare:
+            shown.remove(spare.pop())
             table = _laid_out(frame.head(rows), title, shown)
         else:
             break
     if _measured(table, console).maximum > console.width:  # else rich may take a character from any column to fit
         for column in table.columns:
             column.width = column.min_width if column.justify == "right" else None
-    if len(shown) < len(chosen):
+    if len(shown) < len(given):
         further.append("The files have further columns.")
     table.caption = " ".join(further) or None
     return table
 
 
-def _laid_out(frame: pd.DataFrame, title: str, columns: Mapping[str, Column]) -> Table:
+def _laid_out(frame: pd.DataFrame, title: str, columns: Sequence[Column]) -> Table:
     table = Table(title=escape(title), title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
     table.pad_edge, table.collapse_padding = False, True
-    cells = {name: [(column.written or figure)(value) for value in frame[name]] for name, column in columns.items()}
-    for name, column in columns.items():
-        numeric = pd.api.types.is_numeric_dtype(frame[name])
-        words = [*(cells[name] if numeric else " ".join(cells[name]).split()), *column.heading.split()]
-        width = min(max(map(len, words), default=1), 40)  # rich would fold within a number or a word
+    cells = [[column.shown(value) for value in frame[column.name]] for column in columns]
+    for column, texts in zip(columns, cells, strict=True):
+        heading = column.short or column.heading
+        fragments = [*(texts if column.is_number else " ".join(texts).split()), *heading.split()]
+        width = min(max(map(len, fragments), default=1), 40)  # rich would fold within a number or a word
         table.add_column(
-            escape(column.heading), justify="right" if numeric else "left", overflow="fold", min_width=width
+            escape(heading), justify="right" if column.is_number else "left", overflow="fold", min_width=width
         )
-    for row in zip(*cells.values(), strict=True):
+    for row in zip(*cells, strict=True):
         table.add_row(*map(escape, row))  # a name in brackets is a name
     return table
 
@@ -162,7 +151,7 @@ def figures_table(figures: Mapping[str, Any], title: str) -> Table:
     table.add_column(style="dim")
     table.add_column(justify="right")
     for name, value in figures.items():
-        table.add_row(escape(name), escape(figure(value)))
+        table.add_row(escape(name), escape(words.figure(value)))
     return table
 
 
@@ -177,16 +166,3 @@ def matrix_table(
     for row in rows:
         table.add_row(escape(row), *(cells.get((row, column), "–") for column in columns))
     return table
-
-
-def figure(value: Any) -> str:
-    """A number with as many digits as one reads, a dash for a missing one."""
-    if value is None or (isinstance(value, float) and value != value):
-        return "–"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 10):
-        text = f"{int(value):,}"
-    else:
-        text = f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
-    return text.replace("-", MINUS)

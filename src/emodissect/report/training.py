@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from markupsafe import Markup
 
 from emodissect.core import number_format as words
 from emodissect.data.images import ImageSet
+from emodissect.models.scores import confusion_matrix, recalls
 from emodissect.report import figures, page
-from emodissect.report.editing import confusion_counts
 from emodissect.report.neurons import Predicted, saliency_tiles
 from emodissect.report.page import Content, Extra, Fact, Section
 
@@ -93,8 +94,8 @@ class TrainPage:
         """The result in plain words."""
         if self.predictions is None:
             return "The training run's figures."
-        counts = confusion_counts(self.predictions, len(self.class_names))
-        recall = _recall(counts)
+        counts = self._confusion()
+        recall = recalls(torch.from_numpy(counts)).numpy()
         best, worst = int(np.nanargmax(recall)), int(np.nanargmin(recall))
         commonest = counts.sum(axis=1).max() / counts.sum()
         return (
@@ -119,9 +120,14 @@ class TrainPage:
             facts.append(Fact(text, f"{NAMES[metric]}, {'validation' if split == 'val' else split}", note))
         return facts
 
+    def _confusion(self) -> np.ndarray:
+        assert self.predictions is not None
+        predicted = self.predictions.logits.argmax(dim=1)
+        return confusion_matrix(predicted, self.predictions.labels, len(self.class_names)).numpy()
+
     def _classes(self, content: Content) -> Markup:
         assert self.predictions is not None
-        counts = confusion_counts(self.predictions, len(self.class_names))
+        counts = self._confusion()
         wrong = counts.copy()
         np.fill_diagonal(wrong, 0)
         row, column = words.place(wrong)
@@ -138,14 +144,16 @@ class TrainPage:
                 f" Likeliest within a class: {words.percent(shares[likely, instead], 0)} of {self.class_names[likely]} "
                 f"are taken for {self.class_names[instead]}."
             )
-        recall = _recall(counts)
+        recall = recalls(torch.from_numpy(counts)).numpy()
         spread = (
             f"Recall runs from {words.percent(np.nanmin(recall), 0)} to {words.percent(np.nanmax(recall), 0)}; the "
             f"mean over classes is {words.percent(np.nanmean(recall))}."
         )
-        return Markup('<div class="figures">{}{}</div>').format(
-            content.figure(figures.confusion(counts, self.class_names), confused),
-            content.figure(figures.recall_bars({"test": recall}, self.class_names, counts.sum(axis=1)), spread),
+        return page.block(
+            figures=[
+                content.figure(figures.confusion(counts, self.class_names), confused),
+                content.figure(figures.recall_bars({"test": recall}, self.class_names, counts.sum(axis=1)), spread),
+            ]
         )
 
     def _curves(self, content: Content) -> Markup:
@@ -160,16 +168,14 @@ class TrainPage:
                 caption += f"; the last is epoch {last}." if len(by_epoch) > 1 else "."
                 if best == last and len(by_epoch) > 1:
                     caption += " It was still rising: a longer run may do better."
-        drawings = content.figure(figures.training_curves(self.history), caption)
+        drawings = [content.figure(figures.training_curves(self.history), caption)]
         layers = [
             c.split("/")[1] for c in map(str, self.history) if c.startswith("dissect/") and c.endswith("/proportion")
         ]
         if layers:
-            drawings += content.figure(
-                figures.concepts_over_epochs(self.history, layers),
-                "Interpretable neurons while the network is trained.",
-            )
-        return Markup('<div class="figures">{}</div>').format(drawings)
+            drawing = figures.concepts_over_epochs(self.history, layers)
+            drawings.append(content.figure(drawing, "Interpretable neurons while the network is trained."))
+        return page.block(figures=drawings)
 
     def _surest_mistakes(self, most: int = 48) -> dict[int, int]:
         """Ids of the wrong answers that the classifier was surest of, and the row of each."""
@@ -185,7 +191,7 @@ class TrainPage:
         sure, guess = self.predictions.logits.softmax(dim=1).max(dim=1)
         rows = self._surest_mistakes()
         content.pool.add(self.images, list(rows))
-        tiles = Markup("").join(
+        tiles = [
             content.image(
                 image_id,
                 self.class_names[int(self.predictions.labels[row])],
@@ -193,16 +199,11 @@ class TrainPage:
                 self.saliency.get(image_id),
             )
             for image_id, row in rows.items()
-        )
+        ]
         text = (
             "The wrong answers that the classifier was surest of: true class, and its own answer with its probability."
         )
         if shaded := sum(image_id in self.saliency for image_id in rows):
             of = "" if shaded == len(rows) else f", in {words.count(shaded, 'image')}"
             text += f" The orange shade shows the pixels that the answer hangs on most{of}."
-        return Markup('<p>{}</p><div class="tiles">{}</div>').format(text, tiles)
-
-
-def _recall(counts: np.ndarray) -> np.ndarray:
-    total = counts.sum(axis=1)
-    return np.divide(counts.diagonal(), total, out=np.full(len(counts), np.nan), where=total > 0)
+        return page.render("tiles.html.j2", text=text, tiles=tiles)

@@ -20,6 +20,7 @@ from emodissect.editing.operations import Scaling
 from emodissect.editing.rules import Ablate, Rule
 from emodissect.editing.selection import LabelledWith, exchanged, similarities
 from emodissect.models.predictions import Inference
+from emodissect.models.scores import recalls
 from emodissect.studies.cells import evaluate_operations, labels_of
 
 _FILE = "concept_ablation.csv"
@@ -101,10 +102,9 @@ def ablate_concepts(
     cells = [operation.permuted(order) for order in orders for operation in operations]
     logits = EditedLogits(inference, layer, images, batch_size, progress=progress)
     unchanged = Scaling(torch.ones(len(labels)))
-    counts = evaluate_operations(logits, [unchanged, *cells]).confusion().double()
-    of_class = counts[0].sum(1).numpy()
-    with np.errstate(invalid="ignore"):  # A class without images has no recall: NaN.
-        recall = counts.diagonal(dim1=1, dim2=2).numpy() / of_class
+    counts = evaluate_operations(logits, [unchanged, *cells]).confusion()
+    of_class = counts[0].sum(1).double().numpy()
+    recall = recalls(counts).numpy()
     drops = (recall[0] - recall[1:]).reshape(1 + draws, len(masks), -1)
     z = leave_one_out_z(drops, of_class)
     largest = np.nanmax(z[1:], axis=(1, 2))

@@ -19,6 +19,7 @@ from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.operations import Operation, distinct
 from emodissect.editing.rules import Rule
 from emodissect.editing.selection import Selection, exchanged, similarities
+from emodissect.models.scores import confusion_matrix, macro_f1
 
 METRICS = ("accuracy", "nll", "macro_f1")
 
@@ -97,10 +98,7 @@ class CellResults:
 
     def confusion(self) -> Int64[Tensor, "cell true predicted"]:
         """Number of images by true and predicted class."""
-        size = self.classes**2
-        place = torch.arange(len(self.predicted))[:, None] * size + self.labels * self.classes + self.predicted
-        counts = torch.bincount(place.flatten(), minlength=len(self.predicted) * size)
-        return counts.reshape(-1, self.classes, self.classes)
+        return confusion_matrix(self.predicted, self.labels, self.classes)
 
     def metric(self, name: str) -> np.ndarray:
         """Per cell, a number of which more is better."""
@@ -108,10 +106,7 @@ class CellResults:
             return -self.nll.numpy()
         if name == "accuracy":
             return self.gained - self.lost  # Whole numbers: a tie is a tie.
-        counts = self.confusion().double()
-        right, either = counts.diagonal(dim1=1, dim2=2), counts.sum(1) + counts.sum(2)
-        present = either > 0
-        return ((2 * right / either.clamp_min(1)).sum(1) / present.sum(1)).numpy()
+        return macro_f1(self.confusion()).numpy()
 
 
 def grid(

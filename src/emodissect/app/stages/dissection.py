@@ -24,7 +24,7 @@ from emodissect.core.cache import file_hash
 from emodissect.core.distributed import first_rank, wait_for_others
 from emodissect.core.errors import UserError
 from emodissect.core.fingerprint import content_key, fingerprint, source_hash
-from emodissect.core.number_format import percent, plain
+from emodissect.core.number_format import plain
 from emodissect.data.images import ImageSet, image_loader
 from emodissect.dissection.labels import Dissection, Labelling, label_neurons
 from emodissect.lightning.callbacks import RecordActivations
@@ -34,7 +34,8 @@ from emodissect.models.classifier import Classifier
 from emodissect.models.predictions import Predictions
 from emodissect.recording import ActivationCollector, LayerActivations, reached_layers, resolve_layers
 from emodissect.recording.store import scratch_dir
-from emodissect.report.terminal import Column, frame_table
+from emodissect.report import columns
+from emodissect.report.terminal import frame_table
 from emodissect.similarity import Similarity, best_similarity_null
 
 log = logging.getLogger(__name__)
@@ -375,19 +376,11 @@ def concepts_from(concepts: ConceptSet) -> dict[str, str]:
 
 def layer_summary(dissection: Dissection) -> Any:
     """The layer table for the terminal."""
-    tau, level = plain(dissection.tau), dissection.level
-    columns = {
-        "layer": Column("layer"),
-        "neurons": Column("neurons"),
-        "dead": Column("dead"),
-        "interpretable": Column(f"sim > {tau}"),
-        "proportion": Column("share", percent),
-        "proportion_null": Column("by chance", percent),
-        "significant": Column(f"q < {level:g}"),
-        "accuracy": Column("accuracy", percent),
-        "accuracy_interpretable": Column(f"of > {tau}", percent),
-        "accuracy_others": Column("of others", percent),
-        "accuracy_chance": Column("chance", percent),
-    }
-    spare = ("accuracy_chance", "significant", "accuracy_others", "accuracy_interpretable", "dead")
-    return frame_table(dissection.layers, "Neuron labels by layer", columns, spare=spare)
+    tau = f"sim > {plain(dissection.tau)}"
+    shown = columns.renamed(
+        columns.LAYERS,
+        interpretable=tau,
+        significant=f"q < {dissection.level:g}",
+        accuracy_interpretable=f"of {tau}",
+    )
+    return frame_table(dissection.layers, "Neuron labels by layer", shown)

@@ -14,8 +14,8 @@ from emodissect.app.published import compare_shares, compare_training, published
 from emodissect.app.stages.saliency_maps import audit_extras, saliency_maps, surest_mistakes
 from emodissect.core.distributed import first_rank
 from emodissect.dissection.labels import Dissection
+from emodissect.models.scores import confusion_matrix
 from emodissect.report import DissectionPage, TrainPage, figures
-from emodissect.report.editing import confusion_counts
 
 if TYPE_CHECKING:
     from emodissect.app.session import Session
@@ -53,8 +53,9 @@ def write_figures(run: Session, found: Mapping[str, Figure]) -> dict[str, Path]:
 
 def confusion_file(run: Session, classifier: Classifier) -> Path:
     """The confusion matrix of the test split as a PNG under ``figures/``."""
-    names = classifier.class_names
-    drawn = figures.confusion(confusion_counts(classifier.results["test"], len(names)), names)
+    names, outputs = classifier.class_names, classifier.results["test"]
+    counts = confusion_matrix(outputs.logits.argmax(dim=1), outputs.labels, len(names))
+    drawn = figures.confusion(counts.numpy(), names)
     return write_figures(run, {"confusion": drawn})["confusion"]
 
 

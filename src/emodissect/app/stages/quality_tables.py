@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -11,10 +10,9 @@ from matplotlib.figure import Figure
 from emodissect.app.session import Session
 from emodissect.app.stages.pages import write_figures
 from emodissect.core.csv_files import write_csv
-from emodissect.core.number_format import percent
 from emodissect.lightning.tracking import log_metrics, log_tables
-from emodissect.report import Extra, figures
-from emodissect.report.terminal import Column, frame_table
+from emodissect.report import Extra, columns, figures
+from emodissect.report.terminal import frame_table
 
 SCORER, ANNOTATIONS = "scorer", "annotations"
 """Where labels come from: the run's scorer, or the true presences."""
@@ -22,49 +20,6 @@ SCORER, ANNOTATIONS = "scorer", "annotations"
 FRAMES = ("neurons", "sanity", "recovery", "planted", "stability")
 
 MEANS = ("pearson", "cosine", "auprc", "f1", "iou", "simulation", "inverse_auc", "mad", "true_pearson", "clarity")
-
-_RECOVERY = {
-    "layer": Column("layer"),
-    "similarity": Column("similarity"),
-    "source": Column("labels from"),
-    "truth": Column("truth"),
-    "neurons": Column("neurons"),
-    "top1": Column("top-1", percent),
-    "top1_low": Column("from", percent),
-    "top1_high": Column("to", percent),
-    "top1_chance": Column("by chance", percent),
-    "top3": Column("top-3", percent),
-    "meta_auprc": Column("meta-AUPRC"),
-}
-_PLANTED = {
-    "layer": Column("layer"),
-    "similarity": Column("similarity"),
-    "kind": Column("kind"),
-    "neurons": Column("neurons"),
-    "top1": Column("top-1", percent),
-    "labelled": Column("label beyond chance", percent),
-}
-_STABILITY = {
-    "layer": Column("layer"),
-    "change": Column("change"),
-    "neurons": Column("neurons"),
-    "share": Column("keep their label", percent),
-    "low": Column("from", percent),
-    "high": Column("to", percent),
-    "chance": Column("by chance", percent),
-    "kappa": Column("kappa"),
-}
-_SANITY = {
-    "layer": Column("layer"),
-    "presence": Column("presence"),
-    "metric": Column("metric"),
-    "neurons": Column("neurons"),
-    "score": Column("score"),
-    "missing_lowered": Column("lowered: missing", percent),
-    "extra_lowered": Column("extra", percent),
-    "passed": Column("passes"),
-    "fails_in_literature": Column("fails in literature"),
-}
 
 
 @dataclass(frozen=True)
@@ -120,22 +75,17 @@ class QualityTables:
 
     def show(self, run: Session) -> None:
         """Prints the tables."""
-        means: Mapping[str, Column] = {
-            "layer": Column("layer"),
-            "holds": Column(f"holds, q < {self.level:g}", percent),
-            **{name: Column(name.replace("_", " ")) for name in MEANS},
-            "scattered": Column("scattered", percent),
-        }
+        held_out = columns.renamed(columns.HELD_OUT, holds=f"holds, q < {self.level:g}")
         tables = (
-            (self.layers, "Labels on images that did not choose them, mean over neurons", means),
-            (self.recovery, "Recovery of the truth", _RECOVERY),
-            (self.planted, "Planted neurons by kind", _PLANTED),
-            (self.stability, "Labels that survive a change", _STABILITY),
-            (self.sanity, "Sanity tests of the metrics", _SANITY),
+            (self.layers, "Labels on images that did not choose them, mean over neurons", held_out),
+            (self.recovery, "Recovery of the truth", columns.RECOVERY),
+            (self.planted, "Planted neurons by kind", columns.PLANTED),
+            (self.stability, "Labels that survive a change", columns.STABILITY),
+            (self.sanity, "Sanity tests of the metrics", columns.SANITY),
         )
-        for frame, title, columns in tables:
+        for frame, title, shown in tables:
             if len(frame):
-                run.console.print(frame_table(frame, title, columns, rows=100))
+                run.console.print(frame_table(frame, title, shown, rows=100))
 
     def extras(self) -> list[Extra]:
         """Sections of the report."""
@@ -145,6 +95,7 @@ class QualityTables:
                 "Labels chosen on half of the images, scored on the other half: the share of neurons whose label "
                 f"correlates with them there (q < {self.level:g}), and the mean of each score over the neurons.",
                 frame=self.layers,
+                columns=columns.HELD_OUT,
             )
         ]
         if len(self.recovery):
@@ -155,6 +106,7 @@ class QualityTables:
                     "the scorer, and as a ceiling the best that any similarity does from the true presences.",
                     frame=self.recovery,
                     figure=self._bars(),
+                    columns=columns.RECOVERY,
                 )
             )
         if len(self.planted):
@@ -164,6 +116,7 @@ class QualityTables:
                     "Neurons built to detect one concept, either of two, or none. “Labelled” is the share whose "
                     "label is beyond random image sets: of noise neurons the level itself is what one expects.",
                     frame=self.planted,
+                    columns=columns.PLANTED,
                 )
             )
         if len(self.stability):
@@ -173,6 +126,7 @@ class QualityTables:
                     "The share of neurons that keep their label when what should not matter is changed, against what "
                     "two labellings with the same concept shares would agree on by chance.",
                     frame=self.stability,
+                    columns=columns.STABILITY,
                 )
             )
         if len(self.sanity):
@@ -182,6 +136,7 @@ class QualityTables:
                     "Half of the positives removed, or doubled at random: a metric that does not fall cannot tell good "
                     "labels from bad ones on this data.",
                     frame=self.sanity,
+                    columns=columns.SANITY,
                 )
             )
         return found

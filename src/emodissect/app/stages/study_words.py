@@ -7,14 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from emodissect.core.number_format import count, p_value, percent, plain, points
+from emodissect.core.number_format import count, p_value, percent, points
 from emodissect.core.statistics import clopper_pearson
-from emodissect.report.terminal import Column, frame_table
+from emodissect.report import columns
+from emodissect.report.terminal import frame_table
 from emodissect.studies import EditStudy
 from emodissect.studies.cells import settings_in
-
-SPARE = ("accuracy_after", "gained", "lost", "p_holm", "selected")
-"""Columns of the grid that a narrow terminal is spared, the last first."""
 
 
 def edit_summary(study: EditStudy) -> dict[str, Any]:
@@ -51,25 +49,10 @@ def edit_summary(study: EditStudy) -> dict[str, Any]:
 
 def best_cells(study: EditStudy) -> Any:
     """The grid for the terminal."""
-    columns = {
-        "layer": Column("layer"),
-        **{name: Column(name, plain_setting) for name in settings_in(study.grid)},
-        "selected": Column("chosen"),
-        "accuracy_after": Column("accuracy", percent),
-        "delta": Column("points", points),
-        "gained": Column("gained"),
-        "lost": Column("lost"),
-        "p_value": Column("p", p_value),
-        "p_holm": Column("p, Holm", p_value),
-    }
     ordered = study.grid.sort_values(["chosen", "delta"], ascending=False).dropna(axis=1, how="all")
     where = "the test images" if study.optimistic else "validation"
-    return frame_table(ordered, f"The grid, on {where}; the chosen cell first", columns, rows=12, spare=SPARE)
-
-
-def plain_setting(value: Any) -> str:
-    """A number in short, a word as it is."""
-    return value if isinstance(value, str) else plain(value)
+    shown = columns.after(columns.GRID, "layer", columns.settings(ordered, settings_in(ordered)))
+    return frame_table(ordered, f"The grid, on {where}; the chosen cell first", shown, rows=12)
 
 
 def readable_study(study: EditStudy, null: pd.DataFrame | None) -> dict[str, Any]:

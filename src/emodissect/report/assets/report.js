@@ -13,7 +13,7 @@ $("theme").onclick = () => {
 
 /* Images: a tile's sheet and place follow from its number. */
 function place(element, at) {
-  const {across: most, sheet: per} = data.columns;
+  const {across: most, sheet: per} = data.sheets;
   const sheet = Math.floor(at / per), inside = at % per, tiles = Math.min(data.tiles - sheet * per, per);
   const across = Math.min(most, Math.max(Math.ceil(Math.sqrt(tiles)), 1)), down = Math.ceil(tiles / across);
   const row = Math.floor(inside / across), column = inside % across;
@@ -63,10 +63,10 @@ function compare(x, y, falling) {
 const all = data.neurons;
 if (!all) return;
 const total = all.neuron.length, text = new Array(total);
-for (let i = 0; i < total; i++) text[i] = (data.layers[all.layer[i]] + " " + all.neuron[i] + " " + data.concepts[all.concept[i]]).toLowerCase();
+for (let i = 0; i < total; i++) text[i] = (data.names.layer[all.layer[i]] + " " + all.neuron[i] + " " + data.names.concept[all.concept[i]]).toLowerCase();
 $("explorer").hidden = false;
-for (const [value, name] of [["", "all"], ...data.layers.map((name, i) => [i, name])]) { const o = make("option", "", name); o.value = value; $("in-layer").append(o); }
-if (data.layers.length < 2) $("in-layer").parentElement.hidden = true;
+for (const [value, name] of [["", "all"], ...data.names.layer.map((name, i) => [i, name])]) { const o = make("option", "", name); o.value = value; $("in-layer").append(o); }
+if (data.names.layer.length < 2) $("in-layer").parentElement.hidden = true;
 $("heat-control").hidden = !Object.keys(data.heat).length;
 
 const minus = s => s.replace("-", "−");
@@ -74,16 +74,19 @@ const fixed = digits => v => v === null || v === undefined ? "–" : minus(v.toF
 const percent = v => v === null || v === undefined ? "–" : Math.round(100 * v) + " %";
 const chance = v => v === null || v === undefined ? "–" : v < .001 ? "< .001" : v >= .995 ? "1.00" : v.toFixed(v < .1 ? 3 : 2).slice(1);
 const stated = (letter, v) => { const s = chance(v); return letter + (s[0] === "<" ? " " : " = ") + s; };
-const columns = [
-  ["layer", "layer", i => data.layers[all.layer[i]]], ["neuron", "neuron", i => String(all.neuron[i]), 1], ["concept", "label", i => data.concepts[all.concept[i]] || "–"],
-  ["similarity", "similarity", i => fixed(2)(all.similarity[i]), 1], ["margin", "margin", i => fixed(2)(all.margin[i]), 1, "similarity above the second concept"],
-  ["z", "z", i => fixed(1)(all.z[i]), 1, "distance from random image sets, in their standard deviations"], ["p", "p", i => chance(all.p[i]), 1], ["q", "q", i => chance(all.q[i]), 1, "false discovery rate within the layer"],
-  ["accuracy", "accuracy", i => percent(all.accuracy[i]), 1, "share of its top images whose class the label stands for"], ["chance", "by chance", i => percent(all.chance[i]), 1],
-  ["held", "held-out r", i => fixed(2)(all.held[i]), 1, "correlation with the label that half of the images choose, on the other half"],
-].filter(c => c[0] in all);
-const value = (name, i) => name === "concept" ? data.concepts[all.concept[i]].toLowerCase() || undefined : name === "layer" ? all.layer[i] : all[name][i];
-const holds = i => all.heldQ[i] !== null && all.heldQ[i] < data.level && all.heldConcept[i] === all.concept[i];
-if (!all.held) { $("show").querySelector("[value=holds]").remove(); $("order").querySelector("[value='held:1']").remove(); }
+/* A cell as report/columns.py writes it. */
+const forms = {id: String, count: v => v.toLocaleString("en"), percent: v => (100 * v).toFixed(1) + " %", points: v => minus((v > 0 ? "+" : "") + (100 * v).toFixed(2)), p: chance, setting: v => minus(String(v))};
+const fields = data.fields.map(f => ({...f, number: f.name in all && !(f.name in data.names)}));
+const columns = fields.filter(f => f.on_page);
+const shown = (f, i) => {
+  const v = all[f.name][i];
+  if (f.name in data.names) return data.names[f.name][v] || "–";
+  return v === null ? "–" : typeof f.form === "number" ? fixed(f.form)(v) : (forms[f.form] || String)(v);
+};
+const value = (name, i) => name === "concept" ? data.names.concept[all.concept[i]].toLowerCase() || undefined : name === "layer" ? all.layer[i] : all[name][i];
+const sameLabel = i => data.names.held_out_concept[all.held_out_concept[i]] === data.names.concept[all.concept[i]];
+const holds = i => all.held_out_q[i] !== null && all.held_out_q[i] < data.level && sameLabel(i);
+if (!all.held_out) { $("show").querySelector("[value=holds]").remove(); $("order").querySelector("[value='held_out:1']").remove(); }
 const state = {rows: [], sort: "z", falling: true, cards: true, shown: 0, page: 0};
 const perPage = 50, perStep = 24;
 
@@ -114,24 +117,24 @@ function step() {
 }
 function card(i) {
   const dead = all.flags[i] & 1, box = make("article", "card"), where = make("div", "where");
-  where.append(make("span", "", data.layers[all.layer[i]] + " · neuron " + all.neuron[i]));
+  where.append(make("span", "", data.names.layer[all.layer[i]] + " · neuron " + all.neuron[i]));
   where.append(make("span", "tag " + (all.flags[i] & 4 ? "yes" : "no"), dead ? "dead" : all.flags[i] & 4 ? "beyond chance" : all.flags[i] & 2 ? "above τ, not beyond chance" : "not interpretable"));
-  box.append(where, make("h3", "", dead ? "no label" : data.concepts[all.concept[i]]));
+  box.append(where, make("h3", "", dead ? "no label" : data.names.concept[all.concept[i]]));
   if (dead) { box.append(make("p", "numbers", "It gives the same output for every image.")); return box; }
   const numbers = make("p", "numbers");
   const say = (word, number, rest) => { numbers.append(word + " ", make("b", "", number), rest || ""); };
   say("similarity", fixed(2)(all.similarity[i]), ", ");
   if (all.z) say("z", fixed(1)(all.z[i]), ", ");
-  numbers.append(make("b", "", stated("p", all.p[i])), ", ", make("b", "", stated("q", all.q[i])), make("br"));
+  numbers.append(make("b", "", stated("p", all.p_value[i])), ", ", make("b", "", stated("q", all.q_value[i])), make("br"));
   if (all.accuracy[i] !== null) {
     say("label fits", percent(all.accuracy[i]), " of its top images");
-    if (all.low && all.low[i] !== null) numbers.append(" (" + Math.round(100 * all.low[i]) + "–" + Math.round(100 * all.high[i]) + ")");
-    if (all.chance && all.chance[i] !== null) numbers.append(", " + percent(all.chance[i]) + " by chance");
+    if (all.accuracy_low && all.accuracy_low[i] !== null) numbers.append(" (" + Math.round(100 * all.accuracy_low[i]) + "–" + Math.round(100 * all.accuracy_high[i]) + ")");
+    if (all.accuracy_chance && all.accuracy_chance[i] !== null) numbers.append(", " + percent(all.accuracy_chance[i]) + " by chance");
   } else numbers.append("the label stands for no class");
-  if (all.held && all.held[i] !== null) {
-    const same = all.heldConcept[i] === all.concept[i];
-    numbers.append(make("br"), same ? (holds(i) ? "holds on held-out images: " : "not beyond chance on held-out images: ") : "half of the images say “" + data.concepts[all.heldConcept[i]] + "”; on the others ");
-    say("r =", fixed(2)(all.held[i]), " (" + fixed(2)(all.heldLow[i]) + " to " + fixed(2)(all.heldHigh[i]) + ")");
+  if (all.held_out && all.held_out[i] !== null) {
+    const same = sameLabel(i);
+    numbers.append(make("br"), same ? (holds(i) ? "holds on held-out images: " : "not beyond chance on held-out images: ") : "half of the images say “" + data.names.held_out_concept[all.held_out_concept[i]] + "”; on the others ");
+    say("r =", fixed(2)(all.held_out[i]), " (" + fixed(2)(all.held_out_low[i]) + " to " + fixed(2)(all.held_out_high[i]) + ")");
   }
   const five = make("div", "five"), heat = data.heat[i];
   all.top[i].forEach((tile, rank) => {
@@ -145,21 +148,21 @@ function card(i) {
     five.append(cell);
   });
   box.append(numbers, five);
-  if (all.runners[i].length) box.append(make("p", "also", "then " + all.runners[i].map((c, k) => data.concepts[c] + " " + fixed(2)(all.runnersSimilarity[i][k])).join(", ")));
+  if (all.runners[i].length) box.append(make("p", "also", "then " + all.runners[i].map((c, k) => data.names.concept[c] + " " + fixed(2)(all.runnersSimilarity[i][k])).join(", ")));
   return box;
 }
 function page() {
   const pages = Math.max(Math.ceil(state.rows.length / perPage), 1), body = $("rows").tBodies[0];
   body.replaceChildren(...state.rows.slice(state.page * perPage, (state.page + 1) * perPage).map(i => {
     const row = make("tr");
-    for (const [, , show, numeric] of columns) row.append(make("td", numeric ? "n" : "", show(i)));
+    for (const f of columns) row.append(make("td", f.number ? "n" : "", shown(f, i)));
     return row;
   }));
   $("page").textContent = "page " + (state.page + 1) + " of " + pages;
   $("back").disabled = state.page === 0; $("next").disabled = state.page >= pages - 1;
 }
-for (const [, heading, , numeric, help] of columns) { const th = make("th", numeric ? "n" : "", heading); th.scope = "col"; if (help) th.title = help; $("rows").tHead.rows[0].append(th); }
-headings($("rows"), (at, falling) => { state.sort = columns[at][0]; state.falling = falling; $("order").selectedIndex = -1; filter(); });
+for (const f of columns) { const th = make("th", f.number ? "n" : "", f.title || f.name); th.scope = "col"; if (f.help) th.title = f.help; $("rows").tHead.rows[0].append(th); }
+headings($("rows"), (at, falling) => { state.sort = columns[at].name; state.falling = falling; $("order").selectedIndex = -1; filter(); });
 if (!all.z) { $("order").options[0].remove(); state.sort = "similarity"; }
 let waiting; $("search").oninput = () => { clearTimeout(waiting); waiting = setTimeout(filter, 120); };
 $("in-layer").onchange = $("show").onchange = filter;

@@ -1,0 +1,358 @@
+"""Every column that people are shown, once: its name, titles, number format and meaning.
+
+The page, the terminal and the loggers take their columns from here, so a new column of the neuron table is one entry
+of :data:`NEURONS` beside the code that computes it. CSV files and W&B tables hold every column of a frame under its
+name, those of the registry first and in its order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from emodissect.core import number_format as words
+from emodissect.core.csv_files import joined_lists
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        name: of the frame's column.
+        title: above it, on a page.
+        form: how a cell is written: ``text``, ``long`` (text that wraps), ``list``, ``count``, ``percent`` (of a
+            fraction), ``points`` (a difference of fractions), ``p``, ``setting`` (a number as it was typed), ``id`` (a
+            whole number without commas), ``figure`` (as many digits as one reads), ``flag``, or a number of digits.
+        help: what it is, in a phrase.
+        short: the title on a terminal, where room is scarce; by default the title.
+        rank: which columns a narrow terminal leaves out: the highest first; 0 is always shown, None never.
+        on_page: whether tables of a page have it.
+
+    Example:
+        >>> Column("delta", "change (points)", "points").shown(-0.0021)
+        '−0.21'
+    """
+
+    name: str
+    title: str = ""
+    form: str | int = "text"
+    help: str = ""
+    short: str = ""
+    rank: int | None = 0
+    on_page: bool = True
+
+    @property
+    def heading(self) -> str:
+        """The title on a page."""
+        return self.title or self.name.replace("_", " ")
+
+    @property
+    def is_number(self) -> bool:
+        """Whether its cells are aligned and sorted as numbers."""
+        return self.form not in ("text", "long", "list", "flag")
+
+    def shown(self, value: Any) -> str:
+        """A cell as people read it; a missing one is a dash."""
+        if self.form == "list":
+            return ", ".join(map(str, value))
+        if words.missing(value) or value is pd.NA:
+            return words.DASH
+        if isinstance(self.form, int):
+            return words.number(value, self.form)
+        match self.form:
+            case "count":
+                return words.number(int(value))
+            case "percent":
+                return words.percent(value)
+            case "points":
+                return words.points(value)
+            case "p":
+                return words.p_value(value)
+            case "setting":
+                return value if isinstance(value, str) else words.plain(value)
+            case "id":
+                return str(int(value))
+            case "flag":
+                return "yes" if value else "no"
+            case "figure":
+                return words.figure(value)
+            case _:
+                return str(value)
+
+
+NEURONS = (
+    Column("layer", "layer", help="module path in the network"),
+    Column("neuron", "neuron", "id", "its number in the layer"),
+    Column("concept", "label", help="the concept that its top images share most"),
+    Column("similarity", "similarity", 2, "to that concept"),
+    Column("margin", "margin", 2, "similarity above the second concept"),
+    Column("z", "z", 1, "distance from random image sets, in their standard deviations"),
+    Column("p_value", "p", "p", "share of random image sets with as large a similarity"),
+    Column("q_value", "q", "p", "false discovery rate within the layer"),
+    Column("accuracy", "accuracy", "percent", "share of its top images whose class the label stands for"),
+    Column("accuracy_chance", "by chance", "percent", "the same for images drawn at random"),
+    Column("accuracy_low", "accuracy from", "percent", "95 % interval (Wilson)", rank=None, on_page=False),
+    Column("accuracy_high", "accuracy to", "percent", "95 % interval (Wilson)", rank=None, on_page=False),
+    Column("dead", "dead", "flag", "the same output for every image", rank=None, on_page=False),
+    Column("interpretable", "interpretable", "flag", "similarity above tau", rank=None, on_page=False),
+    Column("significant", "beyond chance", "flag", "q below the level", rank=None, on_page=False),
+    Column("held_out", "held-out r", 2, "correlation with the label that half of the images choose, on the other half"),
+    Column("held_out_low", "held-out r from", 2, "95 % interval", rank=None, on_page=False),
+    Column("held_out_high", "held-out r to", 2, "95 % interval", rank=None, on_page=False),
+    Column("held_out_q", "held-out q", "p", "false discovery rate within the layer", rank=None, on_page=False),
+    Column("held_out_concept", "half's label", help="what half of the images choose", rank=None, on_page=False),
+    Column("top_ids", "top images", "list", "ids, the image that excites it most first", rank=None, on_page=False),
+    Column("top_values", "activations", "list", "on these images", rank=None, on_page=False),
+    Column("runners_up", "next labels", "list", "the concepts that come next", rank=None, on_page=False),
+    Column("runners_up_similarity", "their similarity", "list", "to those concepts", rank=None, on_page=False),
+)
+"""The neuron table."""
+
+LAYERS = (
+    Column("layer", "layer", help="module path in the network"),
+    Column("neurons", "neurons", "count", "of the layer"),
+    Column("dead", "dead", "count", "the same output for every image", rank=5),
+    Column("interpretable", "interpretable", "count", "similarity above tau, as in the study", short="sim > tau"),
+    Column("not_interpretable", "not", "count", "the other live neurons", rank=None),
+    Column("proportion", "proportion", "percent", "interpretable, of the live neurons", short="share"),
+    Column("proportion_null", "of random sets", "percent", "interpretable among random image sets", short="by chance"),
+    Column("significant", "beyond chance", "count", "neurons with q below the level", short="q < level", rank=2),
+    Column("accuracy", "neuron accuracy", "percent", "share of a neuron's top images whose class its label stands for",
+           short="accuracy"),
+    Column("accuracy_interpretable", "of interpretable", "percent", "the same, of the interpretable neurons",
+           short="of sim > tau", rank=4),
+    Column("accuracy_others", "of the others", "percent", "the same, of the others", short="of others", rank=3),
+    Column("accuracy_chance", "by chance", "percent", "the same, for images drawn at random", short="chance", rank=1),
+    Column("mean_z", "mean z", 2, "mean distance from random image sets, in their standard deviations", rank=None,
+           on_page=False),
+)  # fmt: skip
+"""The layer table, in the published form and with what chance gives."""
+
+SHARES = (
+    Column("layer", "layer"),
+    Column("concept", "label"),
+    Column("neurons", "neurons", "count", "whose label fits at least half of their top images"),
+    Column("share", "share", "percent", "of those neurons of the layer"),
+)
+"""Each concept's share of the neurons whose label fits."""
+
+GRID = (
+    Column("layer", "layer"),
+    Column("selection", "selection", rank=None),
+    Column("rule", "rule", rank=None),
+    Column("selected", "selected", "count", "neurons the selection takes", short="chosen", rank=5),
+    Column("accuracy_before", "before", "percent", "accuracy of the unedited network", rank=None),
+    Column("accuracy_after", "after", "percent", "accuracy of the edited network", short="accuracy", rank=1),
+    Column("delta", "change (points)", "points", "of accuracy", short="points"),
+    Column("delta_low", "from", "points", "95 % interval, compatible with exact McNemar", rank=None),
+    Column("delta_high", "to", "points", "95 % interval, compatible with exact McNemar", rank=None),
+    Column("gained", "gained", "count", "images that became right", rank=2),
+    Column("lost", "lost", "count", "images that became wrong", rank=3),
+    Column("p_value", "p", "p", "exact McNemar"),
+    Column("p_holm", "p after Holm", "p", "corrected over the grid", short="p, Holm", rank=4),
+    Column("nll_before", "NLL before", 3, "negative log-likelihood of the unedited network", rank=None),
+    Column("nll_after", "NLL after", 3, "negative log-likelihood of the edited network", rank=None),
+)
+"""The grid of an edit study; its settings (tau, factor, ...) come after the rule, see :func:`settings`."""
+
+CONTROLS = (
+    Column("control", "control"),
+    Column("draws", "draws", "count"),
+    Column("median", "median (points)", "points"),
+    Column("low", "2.5 %", "points"),
+    Column("high", "97.5 %", "points"),
+    Column("reached", "as good as the edit", "count"),
+)
+"""What edits without the labels' choice give."""
+
+MEASURES = (
+    Column("measure", "on test"),
+    Column("before", "before", 3),
+    Column("after", "after", 3),
+    Column("change", "change", 3),
+)
+"""A network before and after an edit."""
+
+LADDER = (
+    Column("alternative"),
+    Column("fitted_on", "fitted on"),
+    Column("delta", "change (points)", "points", "of accuracy on test", short="points"),
+    Column("low", "from", "points", "95 % interval, compatible with exact McNemar", rank=1),
+    Column("high", "to", "points", "95 % interval, compatible with exact McNemar", rank=1),
+    Column("p_value", "p", "p", "exact McNemar"),
+    Column("p_against_edit", "p, against the edit", "p", "exact McNemar between the two", rank=None),
+    Column("accuracy_after", "accuracy", "percent", rank=2),
+    Column("nll_after", "NLL", 3, "negative log-likelihood", rank=3),
+    Column("settled", "settled on", rank=4),
+)
+"""Cheap alternatives to an edit."""
+
+CHECKS = (Column("check", "what"), Column("found", "found", "long"))
+"""How an edit was compared."""
+
+JOBS = (
+    Column("job", "job"),
+    Column("layer", "layer"),
+    Column("selection", "selection", rank=None),
+    Column("rule", "rule", rank=None),
+    Column("tau", "τ", "setting", short="tau"),
+    Column("factor", "factor", "setting"),
+    Column("delta_val", "change on validation", "points", short="on val"),
+    Column("delta", "change on test", "points", short="on test", rank=1),
+    Column("delta_low", "from", "points", "95 % interval, compatible with exact McNemar", rank=None),
+    Column("delta_high", "to", "points", "95 % interval, compatible with exact McNemar", rank=None),
+    Column("p_value", "p", "p", "exact McNemar, on test", rank=2),
+    Column("gained", "gained", "count", rank=None),
+    Column("lost", "lost", "count", rank=None),
+    Column("val/acc", "accuracy, validation", "percent", short="val acc"),
+    Column("test/acc", "accuracy, test", "percent", short="test acc", rank=3),
+    Column("neurons", "neurons", "count", rank=None),
+    Column("interpretable", "interpretable", "count", rank=None),
+    Column("significant", "beyond chance", "count", "neurons with q below the level", short="q < level", rank=4),
+    Column("neuron_accuracy", "neuron accuracy", "percent", "of the layer whose labels fit best", short="accuracy",
+           rank=5),
+    Column("neuron_accuracy_chance", "by chance", "percent", short="chance", rank=6),
+    Column("accuracy_before", "before", "percent", rank=None),
+    Column("accuracy_after", "after", "percent", rank=None),
+    Column("seconds", "seconds", 1, rank=None),
+    Column("error", "error", "long", rank=None),
+)  # fmt: skip
+"""The jobs of a sweep."""
+
+SEEDS = (
+    Column("figure", "figure"),
+    Column("seeds", "seeds", "count"),
+    Column("mean", "mean", 2),
+    Column("sd", "sd", 2),
+    Column("low", "from", 2, "95 % interval, Student's t over seeds"),
+    Column("high", "to", 2, "95 % interval, Student's t over seeds"),
+    Column("positive", "above 0", "count", "seeds whose figure is above 0"),
+    Column("p_value", "p", "p", "one-sample t-test against no change"),
+)
+"""Figures over the seeds of a sweep."""
+
+
+HELD_OUT = (
+    Column("layer", "layer"),
+    Column("holds", "holds", "percent", "neurons whose label correlates with them on held-out images (q < level)"),
+    Column("pearson", "pearson", "figure", "correlation with the label's presence"),
+    Column("cosine", "cosine", "figure", "the same without taking off the means", rank=7),
+    Column("auprc", "auprc", "figure", "area under precision and recall, presence found by activation", rank=2),
+    Column("f1", "f1", "figure", "at the best threshold", rank=6),
+    Column("iou", "iou", "figure", "of the images with the label and those of high activation", rank=5),
+    Column("simulation", "simulation", "figure", "correlation with an activation simulated from the label", rank=1),
+    Column("inverse_auc", "inverse auc", "figure", "presence found by activation, classes balanced", rank=4),
+    Column("mad", "mad", "figure", "mean activation with the label over that without, in deviations", rank=3),
+    Column("true_pearson", "true pearson", "figure", "correlation with the label's true presence", rank=8),
+    Column("clarity", "clarity", "figure", "how alike the top images are to CLIP", rank=9),
+    Column("scattered", "scattered", "percent", "neurons whose top images are no more alike than random ones", rank=10),
+)
+"""How a layer's labels do on images that did not choose them, means over its neurons."""
+
+RECOVERY = (
+    Column("layer", "layer"),
+    Column("similarity", "similarity"),
+    Column("source", "labels from"),
+    Column("truth", "truth", rank=2),
+    Column("neurons", "neurons", "count", rank=3),
+    Column("top1", "top-1", "percent", "neurons whose label is the true concept"),
+    Column("top1_low", "from", "percent", "95 % interval", rank=6),
+    Column("top1_high", "to", "percent", "95 % interval", rank=6),
+    Column("top1_chance", "by chance", "percent"),
+    Column("top3", "top-3", "percent", "neurons with the true concept among the first three labels", rank=4),
+    Column("meta_auprc", "meta-AUPRC", "figure", rank=5),
+)
+"""Labels against a known truth."""
+
+PLANTED = (
+    Column("layer", "layer"),
+    Column("similarity", "similarity"),
+    Column("kind", "kind"),
+    Column("neurons", "neurons", "count"),
+    Column("top1", "top-1", "percent", "neurons whose label is one that was planted"),
+    Column("labelled", "label beyond chance", "percent"),
+)
+"""What each similarity makes of neurons built for the purpose."""
+
+STABILITY = (
+    Column("layer", "layer"),
+    Column("change", "change"),
+    Column("neurons", "neurons", "count", rank=2),
+    Column("share", "keep their label", "percent"),
+    Column("low", "from", "percent", "95 % interval"),
+    Column("high", "to", "percent", "95 % interval"),
+    Column("chance", "by chance", "percent", "two labellings with the same concept shares"),
+    Column("kappa", "kappa", "figure", "agreement beyond chance (Cohen)", rank=1),
+)
+"""Labels that survive a change which should not matter."""
+
+SANITY = (
+    Column("layer", "layer"),
+    Column("presence", "presence"),
+    Column("metric", "metric"),
+    Column("neurons", "neurons", "count", rank=2),
+    Column("score", "score", "figure"),
+    Column("missing_lowered", "lowered: missing", "percent", "when half of the positives are removed"),
+    Column("extra_lowered", "lowered: extra", "percent", "when positives are doubled at random", short="extra"),
+    Column("passed", "passes", "flag"),
+    Column("fails_in_literature", "fails in literature", "flag", rank=1),
+)
+"""Whether a metric falls when labels are spoilt."""
+
+
+def present(columns: Iterable[Column], frame: pd.DataFrame) -> list[Column]:
+    """The columns that a frame has, in the registry's order."""
+    return [column for column in columns if column.name in frame]
+
+
+def on_page(columns: Iterable[Column], frame: pd.DataFrame) -> list[Column]:
+    """The columns that a frame has and a page's table shows."""
+    return [column for column in present(columns, frame) if column.on_page]
+
+
+def on_terminal(columns: Iterable[Column], frame: pd.DataFrame) -> list[Column]:
+    """The columns that a frame has and a terminal's table shows."""
+    return [column for column in present(columns, frame) if column.rank is not None]
+
+
+def plain(frame: pd.DataFrame, names: Sequence[str] | None = None) -> list[Column]:
+    """Columns of a frame that the registry does not know, as they are called and by their type."""
+    return [Column(str(name), form=_form_of(frame[name])) for name in (frame.columns if names is None else names)]
+
+
+def settings(frame: pd.DataFrame, names: Iterable[str]) -> list[Column]:
+    """Columns of an edit's settings: numbers as they were typed, tau under its letter."""
+    numbers = {name for name in names if pd.api.types.is_numeric_dtype(frame[name])}
+    return [
+        Column(name, "τ" if name == "tau" else name, "setting" if name in numbers else "text", short=name)
+        for name in names
+    ]
+
+
+def after(columns: Sequence[Column], name: str, further: Iterable[Column]) -> list[Column]:
+    """The columns with further ones behind the one called ``name``."""
+    at = [column.name for column in columns].index(name) + 1
+    return [*columns[:at], *further, *columns[at:]]
+
+
+def renamed(columns: Iterable[Column], **titles: str) -> list[Column]:
+    """The columns with other titles on a terminal, e.g. ``significant="q < 0.05"``."""
+    return [replace(column, short=titles.get(column.name, column.short)) for column in columns]
+
+
+def flat(frame: pd.DataFrame, columns: Sequence[Column] = ()) -> pd.DataFrame:
+    """A frame for loggers: the registry's columns first, lists as one text, joined with semicolons."""
+    known = [column.name for column in present(columns, frame)]
+    return joined_lists(frame[[*known, *(name for name in frame if name not in known)]])
+
+
+def _form_of(values: pd.Series) -> str | int:
+    if pd.api.types.is_bool_dtype(values):
+        return "flag"
+    if pd.api.types.is_integer_dtype(values):
+        return "count"
+    return "figure" if pd.api.types.is_float_dtype(values) else "text"
