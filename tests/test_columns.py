@@ -15,7 +15,7 @@ from rich.console import Console
 from test_dissection import CLASSES, CONCEPTS, World, world  # noqa: F401
 from test_report import payload, said
 
-from emodissect.dissection.labels import Dissection, Interpretation, dissect
+from emodissect.dissection.labels import Dissection, Labelling, label_neurons
 from emodissect.lightning import tracking
 from emodissect.report import columns
 from emodissect.report.columns import Column
@@ -90,8 +90,8 @@ def test_lists_are_one_text_for_loggers_and_csv(sent: dict[str, Any], tmp_path: 
 
 
 def test_the_registry_knows_every_column_that_is_computed(world: World) -> None:  # noqa: F811
-    settings = Interpretation(draws=10, top_images=2)
-    found = dissect({"lin": world.layer}, world.scores, Pearson(), world.probe, CONCEPTS, CLASSES, settings)
+    settings = Labelling(draws=10, top_images=2)
+    found = label_neurons({"lin": world.layer}, world.scores, Pearson(), world.probe, CONCEPTS, CLASSES, settings)
     assert {column.name for column in columns.NEURONS} >= set(found.neurons)
     assert {column.name for column in columns.LAYERS} == set(found.layers)
     assert {column.name for column in columns.LAYERS} == set(layer_row(dissection().neurons))
