@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from emodissect.core.number_format import DASH
+from emodissect.core.number_format import DASH, points
 from emodissect.report.columns import LADDER
 from emodissect.report.figures import style
 from emodissect.report.page import Extra
