@@ -1,0 +1,177 @@
+"""An edit of any network evaluated on any data: one comparison, or the whole study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from emodissect.core.errors import UserError
+from emodissect.data.batches import class_labels, ids_of, images_of, labels_of
+from emodissect.data.image_source import image_set
+from emodissect.data.images import ImageSet, image_loader
+from emodissect.dissection.labels import Dissection
+from emodissect.editing.edit import Edit, edited
+from emodissect.editing.rules import Rule, Scale
+from emodissect.editing.selection import Selection, Tau
+from emodissect.models.logits import LogitsOf, logits_of
+from emodissect.models.network_input import NetworkInput, Transform
+from emodissect.models.predictions import Inference, Predictions, evaluating
+from emodissect.studies.comparison import Comparison, compare
+from emodissect.studies.result import EditStudy
+from emodissect.studies.run import run_study
+
+
+def evaluate_edit(
+    network: nn.Module,
+    edit: Edit | Sequence[Edit],
+    data: Any,
+    *,
+    transform: Transform | None = None,
+    class_names: Sequence[str] | None = None,
+    logits: LogitsOf | None = None,
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Accuracy with and without an edit on the same images, with an interval and the exact McNemar p-value.
+
+    Args:
+        network: any module that gives logits (image, class); its weights are restored to the last bit.
+        edit: one, or several that are applied together; layer paths are relative to the network.
+        data: a ``DataLoader`` of ``(x, y)`` batches or dicts, or a ``Dataset`` of such items; x as the network takes it.
+        transform: raw image to network input, where x is a raw image.
+        class_names: in the order of the logits; checked against their number.
+        logits: ``logits(module, x)`` where ``module(x)`` does not give them.
+        batch_size: of a data set that is no loader.
+        device: where the network runs; None leaves it where it is.
+        seed: of whatever is random in the data.
+
+    Raises:
+        UserError: an edit that does not fit the network, data without labels, labels that are no class.
+
+    Example:
+        >>> from emodissect.editing.rules import Scale
+        >>> network = nn.Linear(2, 2, bias=False)
+        >>> _ = nn.init.eye_(network.weight)
+        >>> data = [(torch.tensor([[1.0, 0.9], [0.2, 1.0]]), torch.tensor([1, 1]))]
+        >>> result = evaluate_edit(network, Edit("", [1.0, 2.0]), data)  # doctest: +SKIP
+    """
+    edits = [edit] if isinstance(edit, Edit) else list(edit)
+    rows: list[tuple[Tensor, ...]] = []
+    seen = 0
+    with _on(network, device), evaluating(network), torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        for one in edits:
+            one.changes(network)
+        inputs: Callable[[Tensor], Tensor] | None = None
+        for batch in _batches(data, batch_size):
+            images = images_of(batch)
+            inputs = inputs or NetworkInput(network, transform, images)
+            made = inputs(images)
+            before = logits_of(network, made, logits)
+            with edited(network, *edits):
+                after = logits_of(network, made, logits)
+            rows.append(_row(batch, before, after, seen))
+            seen += len(before)
+    if not rows:
+        raise UserError("data holds no images, so the edit cannot be evaluated.")
+    ids, labels, before, after = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    check_classes(labels, before.shape[1], class_names)
+    return compare(Predictions.placed(ids, labels, before), Predictions.placed(ids, labels, after))
+
+
+def study(
+    network: nn.Module,
+    labels: Dissection,
+    val: Any,
+    test: Any,
+    *,
+    layers: str | Sequence[str] | None = None,
+    selections: Selection | Sequence[Selection] | None = None,
+    rules: Rule | Sequence[Rule] | None = None,
+    transform: Transform | None = None,
+    class_names: Sequence[str] | None = None,
+    logits: LogitsOf | None = None,
+    metric: str = "accuracy",
+    alpha: float = 0.05,
+    controls: int = 200,
+    select_on_test: bool = False,
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> EditStudy:
+    """The whole study of a network of one's own: the grid on validation, one look at test, controls, a verdict.
+
+    Args:
+        network: any module that gives logits; its weights are restored to the last bit.
+        labels: of its neurons, from :func:`emodissect.dissect`.
+        val: images that the edit is chosen on, with labels, in any form that ``evaluate_edit`` takes.
+        test: images that are read once, for the chosen edit and its controls.
+        layers: whose neurons are edited, one layer at a time; None takes every layer of the labels.
+        selections: which neurons count as chosen; None is the published one, similarity above the labels' tau.
+        rules: what is done to them; None is the published one, times 1.5 and the others divided by it.
+        transform, class_names, logits, device: as in ``evaluate_edit``.
+        metric: what validation chooses by.
+        alpha: level at which a gain is claimed.
+        controls: random edits of the same size, and studies with shuffled labels.
+        select_on_test: choose on the test images, only to show how optimistic that is.
+        batch_size: images in one forward pass.
+        seed: of the controls.
+        progress: show bars.
+
+    Returns:
+        The study; ``study.verdict`` is one sentence, ``study.test`` the comparison, ``study.edit`` the chosen edit.
+
+    Raises:
+        UserError: as ``evaluate_edit``, and where both sets of images are the same.
+    """
+    # ids only tell images apart: those of test follow those of validation, unless both have their own
+    chosen_on = image_set(val, as_given=True, progress=progress)
+    judged_on = image_set(test, as_given=True, progress=progress)
+    if not (isinstance(val, ImageSet) and isinstance(test, ImageSet)):
+        if chosen_on.fingerprint() == judged_on.fingerprint() and not select_on_test:
+            raise UserError("val and test are the same images: an edit chosen on them would be evaluated on them.")
+        judged_on = ImageSet(judged_on.images, judged_on.labels, judged_on.ids + int(chosen_on.ids.max()) + 1)
+    for name, images in (("val", chosen_on), ("test", judged_on)):
+        if not images.labelled:
+            raise UserError(f"{name} has no labels, so accuracy is not defined. Give (image, label) pairs.")
+    with _on(network, device):
+        inputs = NetworkInput(network, transform, chosen_on.images)
+        with evaluating(network), torch.no_grad():
+            classes = logits_of(network, inputs(chosen_on.images[:2]), logits).shape[1]
+        for images in (chosen_on, judged_on):
+            check_classes(images.labels, classes, class_names)
+        whole = network if logits is None else _Logits(network, logits)
+        return run_study(
+            Inference(inputs, whole, _plain_logits),
+            [layers] if isinstance(layers, str) else list(layers or labels.layers["layer"]),
+            labels.neurons,
+            _listed(selections) or [Tau(labels.tau)],
+            _listed(rules) or [Scale(1.5)],
+            chosen_on,
+            judged_on,
+            metric=metric,
+            select_on_test=select_on_test,
+            alpha=alpha,
+            controls=controls,
+            seed=seed,
+            batch_size=batch_size,
+            progress=progress,
+        )
+
+
+def check_classes(labels: Tensor, classes: int, class_names: Sequence[str] | None = None) -> None:
+    """Raises UserError for labels that no logit is for, or another number of names than logits."""
+    if class_names is not None and len(class_names) != classes:
+        raise UserError(f"class_names has {len(class_names)} names for {classes} logits: name one class per logit.")
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise UserError(
+            f"Labels lie in {int(labels.min())}..{int(labels.max())}, and the network has {classes} logits: each label "
+            f"must be the index of a logit, 0..{classes - 1}."
+        )
