@@ -25,3 +25,10 @@ from .editing.selection import RandomNeurons as RandomNeurons
 from .editing.selection import Tau as Tau
 from .editing.selection import WeightNorm as WeightNorm
 from .editing.shift import Shift as Shift
+from .lightning.dissect_neurons import DissectNeurons as DissectNeurons
+from .lightning.dissect_neurons import RecordActivations as RecordActivations
+from .lightning.evaluate_edit import EvaluateEdit as EvaluateEdit
+from .studies.comparison import Comparison as Comparison
+from .studies.result import EditStudy as EditStudy
+from .studies.study import evaluate_edit as evaluate_edit
+from .studies.study import study as study

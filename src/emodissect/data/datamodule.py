@@ -221,6 +221,11 @@ def joined_images(parts: Sequence[Tensor | StoredImages]) -> Tensor | StoredImag
     return torch.cat([part[:] for part in parts]) if stored is None else stored
 
 
+def probe_of(data: FaceDataModule, split: str = "train", limit: int | None = None, seed: int = 0) -> ImageSet:
+    """:meth:`FaceDataModule.probe` as a function, which a config can give to a callback."""
+    return data.probe(split, limit, seed)
+
+
 def stratified_rows(labels: Int64[Tensor, " image"], limit: int, seed: int) -> Int64[Tensor, " kept"]:
     """``limit`` rows, ascending, in which every class keeps its share within one image; see FaceDataModule.probe."""
     generator = torch.Generator().manual_seed(seed)

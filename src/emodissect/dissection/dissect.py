@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from emodissect.concepts.concept_set import ConceptSet, concept_set, read_concep
 from emodissect.core.cache import Cache, user_cache_dir
 from emodissect.core.errors import UserError
 from emodissect.core.progress import tracked
-from emodissect.data.image_source import class_names_of, image_set
+from emodissect.data.image_source import class_names_of, image_set, raw
 from emodissect.data.images import ImageSet, image_loader
 from emodissect.dissection.labels import REFERENCE_LEVEL, Dissection, Labelling, label_neurons
 from emodissect.models.network_input import NetworkInput, Transform, forward_of
@@ -60,8 +61,8 @@ def dissect(
             ``(image, label)`` or dicts; tensors or PIL images) or a ``DataLoader``. Floats in [0, 1] are raw too.
         concepts: a list of words, ``{word: [classes]}``, or a file of words (.txt, .yaml, .json, .csv).
         layers: a module path, a glob, a list of these, or ``all`` (every convolution and linear layer).
-        transform: raw image to network input, by batch, tensor or PIL image; None gives the network raw uint8 images,
-            or values in [0, 1] where it cannot take these. CLIP always sees the raw image.
+        transform: raw image to network input, by batch, tensor or PIL image. None gives the network the images as they
+            are; uint8 images that it cannot take become values in [0, 1]. CLIP always sees the raw image.
         clip: ``tiny`` (shipped; knows drawn faces only), a name of open_clip, or a weights file.
         scorer: in place of a CLIP: an object with ``score``, or an (image, concept) array of scores.
         similarity: ``soft_wpmi``, ``wpmi``, ``rank_reorder``, ``cos_similarity``, ``cos_similarity_cubed``,
@@ -111,8 +112,9 @@ def dissect(
         progress=progress,
     )
     resolved = resolve_layers(network, layers)
-    probe = image_set(images, labels, progress=progress)
-    labeller.check(probe, named)
+    probe = image_set(images, labels, as_given=True, progress=progress)
+    shown = labeller.shown(probe)
+    labeller.check(shown, named)
     place = next(network.parameters()).device if device is not None else None
     try:
         if device is not None:
@@ -125,7 +127,7 @@ def dissect(
     finally:
         if place is not None:
             network.to(place)
-    return labeller.label(activations, probe, named)
+    return labeller.label(activations, shown, named)
 
 
 class Labeller:
@@ -161,6 +163,21 @@ class Labeller:
         if not class_names:
             return ConceptSet(self.concepts.names, {}, self.concepts.origin)
         return self.concepts.of_data(class_names)
+
+    def shown(self, images: ImageSet) -> ImageSet:
+        """The images as uint8, which CLIP and figures need; as they are where scores are given and they are not raw.
+
+        Raises:
+            UserError: normalised images, and a scorer that looks at them.
+        """
+        if not isinstance(images.images, Tensor) or images.images.dtype == torch.uint8:
+            return images
+        try:
+            return replace(images, images=raw(images.images))
+        except UserError:
+            if isinstance(self.scorer, GivenScores):
+                return images
+            raise
 
     def check(self, images: ImageSet, class_names: Sequence[str]) -> None:
         """Raises UserError for whatever would fail after the recording."""
@@ -254,6 +271,7 @@ def record_layers(
     batch_size: int,
     progress: bool = False,
     context: Any = None,
+    root: nn.Module | None = None,
 ) -> dict[str, LayerActivations]:
     """The collector's layers on all images, in evaluation mode without gradients; modes and random state are put back.
 
@@ -265,12 +283,14 @@ def record_layers(
         batch_size: images in one forward pass.
         progress: show a bar.
         context: a context manager to run in, e.g. a trainer's autocast.
+        root: the part of the network that the collector's paths start from; None is the network.
     """
     training = [module for module in network.modules() if module.training]
     devices = {parameter.device for parameter in network.parameters() if parameter.device.type == "cuda"}
     try:
         network.eval()
-        with torch.random.fork_rng(devices), torch.inference_mode(), context or nullcontext(), collector.on(network):
+        recorded = collector.on(network if root is None else root)
+        with torch.random.fork_rng(devices), torch.inference_mode(), context or nullcontext(), recorded:
             for batch in tracked(image_loader(images, batch_size), "recording" if progress else None):
                 forward_of(network)(inputs(batch.images))
                 collector.update(batch.ids)

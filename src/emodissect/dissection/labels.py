@@ -110,6 +110,11 @@ class Dissection:
         null = {layer: draws for part in parts for layer, draws in part.null.items()}
         return cls.of_neurons(neurons, null, parts[0].tau, parts[0].level)
 
+    def of_layer(self, layer: str) -> Dissection:
+        """The labels of one layer as a dissection."""
+        null = {layer: self.null[layer]} if layer in self.null else {}
+        return self.of_neurons(self[layer], null, self.tau, self.level)
+
     def at(self, tau: float | None = None, level: float | None = None) -> Dissection:
         """The same labels at other thresholds; None keeps a threshold."""
         tau, level = self.tau if tau is None else tau, self.level if level is None else level
@@ -363,7 +368,7 @@ def neuron_accuracy(
     Both are NaN for a concept that stands for no class.
     """
     accepted = class_mask[concept]  # neuron class
-    if not probe.labelled:
+    if not (probe.labelled and class_mask.shape[1]):
         unknown = torch.full((len(concept),), float("nan"))
         return unknown, unknown.clone()
     labels = probe.labels[probe.rows_of(top_ids.flatten())].view(top_ids.shape)

@@ -71,6 +71,7 @@ def log_dissection(
     step: int | None = None,
     pictured: int = 100,
     figures: Mapping[str, Path] | None = None,
+    metrics: bool = True,
 ) -> None:
     """Logs ``dissect/<layer>/<figure>``, the tables of neurons, layers and concept shares, and histograms.
 
@@ -82,20 +83,16 @@ def log_dissection(
         step: the trainer's step while it trains, or None for the result of a run.
         pictured: the neurons of highest z of each layer that get a row with their top images.
         figures: PNG files by name, logged as images under ``dissect/``.
+        metrics: False where the module logs them itself.
     """
-    metrics = {
-        f"dissect/{row['layer']}/{column.name}": row[column.name]
-        for row in dissection.layers.to_dict("records")
-        for column in columns.present(columns.LAYERS, dissection.layers)
-        if column.is_number
-    }
     tables = {
         "dissect/neurons": columns.flat(dissection.neurons, columns.NEURONS),
         "dissect/neuron_cards": card_table(dissection.neurons, probe, class_names, pictured),
         "dissect/layers": dissection.layers,
         "dissect/concept_shares": dissection.shares,
     }
-    log_metrics(loggers, metrics, step)
+    if metrics:
+        log_metrics(loggers, dissection_metrics(dissection), step)
     log_tables(loggers, tables, step)
     log_images(loggers, {f"dissect/{name}": path for name, path in (figures or {}).items()}, step)
     for sink in sinks_of(loggers):
@@ -103,6 +100,16 @@ def log_dissection(
             similarity = group["similarity"].dropna().to_numpy()
             if len(similarity):
                 sink.histogram(f"dissect/{layer}/similarity", similarity.tolist(), step)
+
+
+def dissection_metrics(dissection: Dissection) -> dict[str, float]:
+    """Each layer's numbers as ``dissect/<layer>/<column>``; NaN where a layer has none."""
+    return {
+        f"dissect/{row['layer']}/{column.name}": float(row[column.name])
+        for row in dissection.layers.to_dict("records")
+        for column in columns.present(columns.LAYERS, dissection.layers)
+        if column.is_number
+    }
 
 
 def card_table(neurons: pd.DataFrame, probe: ImageSet, class_names: Sequence[str], pictured: int) -> pd.DataFrame:
@@ -113,7 +120,8 @@ def card_table(neurons: pd.DataFrame, probe: ImageSet, class_names: Sequence[str
         for row in group.nlargest(pictured, "z").to_dict("records"):
             at = probe.rows_of(torch.tensor(list(row["top_ids"])))
             strip = np.concatenate(list(probe.images[at].numpy().transpose(0, 2, 3, 1)), axis=1)
-            truth = ", ".join(class_names[int(probe.labels[r])] for r in at)
+            known = probe.labels[at].tolist() if probe.labelled else []
+            truth = ", ".join(class_names[label] if class_names else str(label) for label in known)
             image = Picture(strip.squeeze(-1) if strip.shape[-1] == 1 else strip, truth)
             rows.append([*(row[name] for name in names), image])
     return pd.DataFrame(rows, columns=[*names, "top images"])

@@ -27,15 +27,22 @@ def logits_of(module: nn.Module, images: Any, logits: LogitsOf | None = None) ->
         >>> logits_of(nn.Linear(3, 2), torch.zeros(5, 3)).shape
         torch.Size([5, 2])
     """
-    output = module(images) if logits is None else logits(module, images)
+    return as_logits(module(images) if logits is None else logits(module, images), type(module).__name__)
+
+
+def as_logits(output: Any, of: str = "The network") -> Float[Tensor, "image class"]:
+    """What a module returned, as logits: the tensor itself, or the entry ``logits`` of a mapping or an object.
+
+    Raises:
+        UserError: there are none of shape (image, class).
+    """
     if isinstance(output, Mapping):
         output = output.get("logits", output)
     output = getattr(output, "logits", output)
     if not isinstance(output, Tensor) or output.ndim != 2:
         found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        how = "logits(module, images)" if logits is not None else f"{type(module).__name__}(images)"
         raise UserError(
-            f"{how} gives {found}, not logits of shape (image, class). Say how the module gives them: "
+            f"{of} gives {found}, not logits of shape (image, class). Say how the module gives them: "
             "logits=lambda module, images: module(images)[0]."
         )
     return output

@@ -26,7 +26,7 @@ _PLAIN = (
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EditStudy:
     """The chosen edit, what it does, and what chance does.
 
@@ -77,6 +77,9 @@ class EditStudy:
     kept_bytes: int
     ladder: pd.DataFrame = field(default_factory=pd.DataFrame)
     optimism: float = math.nan
+
+    def __repr__(self) -> str:
+        return f"EditStudy of {self.edit.layer} ({len(self.grid)} cells): {self.verdict}"
 
     @property
     def optimistic(self) -> bool:

@@ -18,7 +18,7 @@ from emodissect.dissection.labels import Dissection
 from emodissect.editing.edit import Edit, edited
 from emodissect.editing.rules import Rule, Scale
 from emodissect.editing.selection import Selection, Tau
-from emodissect.models.logits import LogitsOf, logits_of
+from emodissect.models.logits import LogitsOf, as_logits, logits_of
 from emodissect.models.network_input import NetworkInput, Transform
 from emodissect.models.predictions import Inference, Predictions, evaluating
 from emodissect.studies.comparison import Comparison, compare
@@ -43,7 +43,8 @@ def evaluate_edit(
     Args:
         network: any module that gives logits (image, class); its weights are restored to the last bit.
         edit: one, or several that are applied together; layer paths are relative to the network.
-        data: a ``DataLoader`` of ``(x, y)`` batches or dicts, or a ``Dataset`` of such items; x as the network takes it.
+        data: a ``DataLoader`` of ``(x, y)`` batches or dicts, or a ``Dataset`` of such items; x as the network
+            takes it.
         transform: raw image to network input, where x is a raw image.
         class_names: in the order of the logits; checked against their number.
         logits: ``logits(module, x)`` where ``module(x)`` does not give them.
@@ -59,7 +60,8 @@ def evaluate_edit(
         >>> network = nn.Linear(2, 2, bias=False)
         >>> _ = nn.init.eye_(network.weight)
         >>> data = [(torch.tensor([[1.0, 0.9], [0.2, 1.0]]), torch.tensor([1, 1]))]
-        >>> result = evaluate_edit(network, Edit("", [1.0, 2.0]), data)  # doctest: +SKIP
+        >>> evaluate_edit(nn.Sequential(network), Edit("0", [1.0, 2.0]), data).gained
+        1
     """
     edits = [edit] if isinstance(edit, Edit) else list(edit)
     rows: list[tuple[Tensor, ...]] = []
@@ -76,7 +78,7 @@ def evaluate_edit(
             before = logits_of(network, made, logits)
             with edited(network, *edits):
                 after = logits_of(network, made, logits)
-            rows.append(_row(batch, before, after, seen))
+            rows.append(evaluated_row(batch, before, after, seen))
             seen += len(before)
     if not rows:
         raise UserError("data holds no images, so the edit cannot be evaluated.")
@@ -96,7 +98,6 @@ def study(
     rules: Rule | Sequence[Rule] | None = None,
     transform: Transform | None = None,
     class_names: Sequence[str] | None = None,
-    logits: LogitsOf | None = None,
     metric: str = "accuracy",
     alpha: float = 0.05,
     controls: int = 200,
@@ -116,7 +117,7 @@ def study(
         layers: whose neurons are edited, one layer at a time; None takes every layer of the labels.
         selections: which neurons count as chosen; None is the published one, similarity above the labels' tau.
         rules: what is done to them; None is the published one, times 1.5 and the others divided by it.
-        transform, class_names, logits, device: as in ``evaluate_edit``.
+        transform, class_names, device: as in ``evaluate_edit``.
         metric: what validation chooses by.
         alpha: level at which a gain is claimed.
         controls: random edits of the same size, and studies with shuffled labels.
@@ -144,12 +145,11 @@ def study(
     with _on(network, device):
         inputs = NetworkInput(network, transform, chosen_on.images)
         with evaluating(network), torch.no_grad():
-            classes = logits_of(network, inputs(chosen_on.images[:2]), logits).shape[1]
+            classes = logits_of(network, inputs(chosen_on.images[:2])).shape[1]
         for images in (chosen_on, judged_on):
             check_classes(images.labels, classes, class_names)
-        whole = network if logits is None else _Logits(network, logits)
         return run_study(
-            Inference(inputs, whole, _plain_logits),
+            Inference(inputs, network, as_logits),
             [layers] if isinstance(layers, str) else list(layers or labels.layers["layer"]),
             labels.neurons,
             _listed(selections) or [Tau(labels.tau)],
@@ -175,3 +175,53 @@ def check_classes(labels: Tensor, classes: int, class_names: Sequence[str] | Non
             f"Labels lie in {int(labels.min())}..{int(labels.max())}, and the network has {classes} logits: each label "
             f"must be the index of a logit, 0..{classes - 1}."
         )
+
+
+def _batches(data: Any, batch_size: int) -> Iterable[Any]:
+    """Batches of a loader as they come; those of a data set, or of an iterable of batches."""
+    if isinstance(data, ImageSet):
+        return image_loader(data, batch_size)
+    if isinstance(data, DataLoader) or not hasattr(data, "__getitem__"):
+        return data
+    first = data[0] if len(data) else None
+    if isinstance(data, list | tuple) and isinstance(images_of(first), Tensor) and images_of(first).ndim in (2, 4):
+        return data
+    return image_loader(image_set(data, as_given=True), batch_size)
+
+
+def evaluated_row(
+    batch: Any, before: Tensor, after: Tensor, seen: int, rank: int = 0, processes: int = 1
+) -> tuple[Tensor, ...]:
+    """Ids, labels and both logits of a batch, on the CPU.
+
+    Images without ids are numbered from ``seen`` on; a distributed sampler deals them out to processes in turn.
+
+    Raises:
+        UserError: the batch has no labels.
+    """
+    labels, ids = labels_of(batch), ids_of(batch)
+    if labels is None:
+        raise UserError("The batches have no labels, so accuracy is not defined. Give (image, label) pairs or dicts.")
+    numbered = torch.arange(seen, seen + len(before)) * processes + rank if ids is None else ids.cpu()
+    known = class_labels(labels, len(before))
+    return numbered, known, before.detach().float().cpu(), after.detach().float().cpu()
+
+
+@contextmanager
+def _on(network: nn.Module, device: str | torch.device | None) -> Iterator[None]:
+    """The network on a device, and back where it was."""
+    place = next((parameter.device for parameter in network.parameters()), None)
+    if device is None or place is None:
+        yield
+        return
+    try:
+        network.to(device)
+        yield
+    finally:
+        network.to(place)
+
+
+def _listed(given: Any) -> list[Any]:
+    if given is None:
+        return []
+    return list(given) if isinstance(given, list | tuple) else [given]

@@ -26,8 +26,9 @@ from emodissect.core.errors import UserError
 from emodissect.core.fingerprint import content_key, fingerprint, source_hash
 from emodissect.core.number_format import plain
 from emodissect.data.images import ImageSet, image_loader
-from emodissect.dissection.labels import Dissection, Labelling, label_neurons
-from emodissect.lightning.callbacks import RecordActivations
+from emodissect.dissection.dissect import Labeller
+from emodissect.dissection.labels import Dissection, Labelling
+from emodissect.lightning.dissect_neurons import DissectNeurons, RecordActivations
 from emodissect.lightning.sinks import Artifact
 from emodissect.lightning.tracking import log_artifact, log_dissection
 from emodissect.models.classifier import Classifier
@@ -170,6 +171,22 @@ class Plan:
         return Labelling(self.run.cfg.probe.null_draws, self.run.cfg.probe.top_images, self.run.cfg.seed)
 
     @property
+    def top_k(self) -> int:
+        """How many of each neuron's top images are kept."""
+        return max(getattr(self.measure, "top_k", None) or 0, self.labelling.top_images)
+
+    @cached_property
+    def labeller(self) -> Labeller:
+        """From activations to labels."""
+        return Labeller(
+            self.concepts,
+            scorer=self.scorer,
+            similarity=self.measure,
+            labelling=self.labelling,
+            cache=self.run.cache,
+        )
+
+    @property
     def thresholds(self) -> tuple[float, float]:
         """tau and level. Of a grid's lists the published tau, or else the nearest, and the strictest level."""
         cfg = self.run.cfg
@@ -234,7 +251,7 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
 
     The thresholds tau and level are applied to cached labels afterwards.
     """
-    activations, predictions = recorded(run, plan, trained, layers)
+    activations, predictions, fresh = recorded(run, plan, trained, layers)
     scores = plan.scorer.score(plan.probe, plan.concepts, run.data.splits.class_names, run.cache)
     key = {
         "classifier": trained.identity,
@@ -257,22 +274,17 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
         key = {**key, "labels": given["content"]}
         dissection = dissection.at(*plan.thresholds)
         return Dissected(dissection, predictions, activations, scores, key, warning=warning)
-    found = []
+    labels = []
     for layer in layers:
 
         def write(folder: Path, layer: str = layer) -> None:
-            label_neurons(
-                {layer: activations[layer]},
-                scores,
-                plan.measure,
-                plan.probe,
-                plan.concepts,
-                run.data.splits.class_names,
-                plan.labelling,
-            ).save(folder)
+            found = fresh.get(layer) or plan.labeller.label(
+                {layer: activations[layer]}, plan.probe, run.data.splits.class_names
+            )
+            found.save(folder)
 
-        found.append(run.made("labels", {**key, "layers": [layer]}, write, Dissection.load))
-    return Dissected(Dissection.joined(found).at(*plan.thresholds), predictions, activations, scores, key)
+        labels.append(run.made("labels", {**key, "layers": [layer]}, write, Dissection.load))
+    return Dissected(Dissection.joined(labels).at(*plan.thresholds), predictions, activations, scores, key)
 
 
 def with_maps(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Dissected:
@@ -289,16 +301,18 @@ def with_maps(run: Session, plan: Plan, trained: Trained, found: Dissected) -> D
 
 def recorded(
     run: Session, plan: Plan, trained: Trained, layers: list[str]
-) -> tuple[dict[str, LayerActivations], Predictions]:
-    """Each layer's activations on the probe images, and the predictions; one pass for all that do not stand yet."""
-    top_k = max(getattr(plan.measure, "top_k", None) or 0, plan.labelling.top_images)
+) -> tuple[dict[str, LayerActivations], Predictions, dict[str, Dissection]]:
+    """Each layer's activations on the probe images, the predictions, and the labels of layers recorded just now.
+
+    One pass records all that the cache lacks; labels that an earlier run found are given (``labels_dir``) or cached.
+    """
 
     def key(layer: str) -> dict[str, Any]:
         return {
             "classifier": trained.identity,
             "probe": plan.probe.fingerprint(),
             "layer": layer,
-            "top_k": top_k,
+            "top_k": plan.top_k,
             "values": plan.keeps_values,
             **recording_settings(run, plan),
         }
@@ -306,6 +320,7 @@ def recorded(
     def held(kind: str, key: Mapping[str, Any], read: Callable[[Path], Any]) -> Any:
         return run.cache.held(kind, key, read) if run.cfg.reuse else None
 
+    fresh: dict[str, Dissection] = {}
     keys = {layer: key(layer) for layer in layers}
     prediction_key = {name: key("")[name] for name in ("classifier", "probe", "precision")}
     activations = {layer: held("activations", keys[layer], LayerActivations.load) for layer in layers}
@@ -315,15 +330,18 @@ def recorded(
         # every run has a store of its own: two that record the same layer at once would write into each other's
         mine, anew = content_key({"run": str(run.folder.absolute())}), not run.cfg.reuse
         with scratch_dir(run.cache.root / "stores", mine, owner=first_rank()) as store:
-            fresh, predictions = _predict(run, plan, trained, missing, top_k, store)
+            recorder, predictions = _predict(run, plan, trained, missing, store)
+            if isinstance(recorder, DissectNeurons) and recorder.dissection is not None:
+                fresh = {layer: recorder.dissection.of_layer(layer) for layer in missing}
             if first_rank():
                 for layer in missing:
-                    run.cache.value("activations", keys[layer], fresh[layer].save, LayerActivations.load, anew)
-                save = partial(_save_predictions, predictions)
-                run.cache.value("predictions", prediction_key, save, _read_predictions, anew)
+                    save = recorder.activations[layer].save
+                    run.cache.value("activations", keys[layer], save, LayerActivations.load, anew)
+                keep = partial(_save_predictions, predictions)
+                run.cache.value("predictions", prediction_key, keep, _read_predictions, anew)
             wait_for_others()
     activations |= {layer: LayerActivations.load(run.cache.path("activations", keys[layer])) for layer in missing}
-    return activations, _read_predictions(run.cache.path("predictions", prediction_key))
+    return activations, _read_predictions(run.cache.path("predictions", prediction_key)), fresh
 
 
 def _save_predictions(predictions: Predictions, folder: Path) -> None:
@@ -345,27 +363,42 @@ def recording_settings(run: Session, plan: Plan) -> dict[str, Any]:
 
 
 def _predict(
-    run: Session, plan: Plan, trained: Trained, layers: list[str], top_k: int, store: Path
-) -> tuple[dict[str, LayerActivations], Predictions]:
-    recorder = RecordActivations(
-        layers,
-        plan.pool,
-        top_k,
-        plan.keeps_values,
-        store if plan.keeps_values else None,
-        images=len(plan.probe),
-        channels_last=run.cfg.layer.channels_last,
-    )
-    trainer = run.evaluating_trainer([recorder])
+    run: Session, plan: Plan, trained: Trained, layers: list[str], store: Path
+) -> tuple[RecordActivations, Predictions]:
+    """The pass of ``trainer.predict`` over the probe images, labelled by its callback where no labels are given."""
+    settings: dict[str, Any] = {
+        "root": "network",
+        "pool": plan.pool,
+        "channels_last": run.cfg.layer.channels_last,
+        "keep_values": plan.keeps_values,
+        "store_dir": store if plan.keeps_values else None,
+    }
+    recorder: RecordActivations
+    if run.cfg.labels_dir or not layers:
+        recorder = RecordActivations(layers, top_k=plan.top_k, images=len(plan.probe), **settings)
+    else:
+        recorder = DissectNeurons(
+            layers,
+            plan.concepts,
+            plan.probe,
+            scorer=plan.scorer,
+            similarity=plan.measure,
+            class_names=run.data.splits.class_names,
+            null_draws=plan.labelling.draws,
+            top_images=plan.labelling.top_images,
+            seed=plan.labelling.seed,
+            cache_dir=run.cache.root,
+            **settings,
+        )
+    trainer = run.evaluating_trainer([recorder] if layers else [])
     classifier = trained.classifier
     views, classifier.preprocess.views = classifier.preprocess.views, "single"
     try:
-        loader = image_loader(plan.probe, run.cfg.probe.batch_size)
-        outputs = trainer.predict(classifier, loader)
+        outputs = trainer.predict(classifier, image_loader(plan.probe, run.cfg.probe.batch_size))
     finally:
         classifier.preprocess.views = views
     assert outputs is not None
-    return recorder.activations, Predictions.placed(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
+    return recorder, Predictions.placed(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
 
 
 def concepts_from(concepts: ConceptSet) -> dict[str, str]:
