@@ -202,7 +202,7 @@ class DissectNeurons(RecordActivations):
             self._given, self._names = self._probe_of(trainer)
             self.probe = self.labeller.shown(self._given)
             self.labeller.check(self.probe, self._names)
-            self._inputs = NetworkInput(pl_module, self.transform, self._given.images)
+            self._inputs = NetworkInput(pl_module, self.transform, self._given.images[:2])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self._due(trainer):

@@ -143,7 +143,7 @@ def study(
         if not images.labelled:
             raise UserError(f"{name} has no labels, so accuracy is not defined. Give (image, label) pairs.")
     with _on(network, device):
-        inputs = NetworkInput(network, transform, chosen_on.images)
+        inputs = NetworkInput(network, transform, chosen_on.images[:2])
         with evaluating(network), torch.no_grad():
             classes = logits_of(network, inputs(chosen_on.images[:2])).shape[1]
         for images in (chosen_on, judged_on):

@@ -27,7 +27,7 @@ from emodissect.core.fingerprint import content_key, fingerprint, source_hash
 from emodissect.core.number_format import plain
 from emodissect.data.images import ImageSet, image_loader
 from emodissect.dissection.dissect import Labeller
-from emodissect.dissection.labels import Dissection, Labelling
+from emodissect.dissection.labels import Dissection, Labelling, label_neurons
 from emodissect.lightning.dissect_neurons import DissectNeurons, RecordActivations
 from emodissect.lightning.sinks import Artifact
 from emodissect.lightning.tracking import log_artifact, log_dissection
