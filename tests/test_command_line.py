@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from emodissect.app import arguments
-from emodissect.app.arguments import with_flags_first, with_layer_words, with_null_groups
+from emodissect.app.arguments import split_flags, with_layer_words, with_null_groups
 from emodissect.app.cli import composing_mistake, run, user_error_message
 from emodissect.app.manifest import command
 from emodissect.core.errors import UserError, nearest
@@ -96,15 +96,15 @@ def test_nearest_names_the_likely_word_and_cuts_long_lists() -> None:
     assert "Did you mean" not in nearest("zzz", ["conv1a"])
 
 
-def test_a_misspelt_key_is_answered_with_the_nearest() -> None:
-    conf = Path(__file__).parents[1] / "conf"
-    error = HydraException("Could not override 'optimizr.lr'.\nKey 'optimizr' is not in struct\n    full_key: optimizr")
-    assert composing_mistake(error, conf).startswith("There is no key 'optimizr'. Did you mean 'optimizer'?")
-    nested = HydraException("Key 'limit_val_batches' is not in struct\n    full_key: trainer.limit_val_batches")
-    assert "+trainer.limit_val_batches=" in composing_mistake(nested, conf)
-    absent = HydraException("In 'hydra/launcher/slurm': Could not find 'hydra/launcher/submitit_slurm'\nOptions: …")
-    assert composing_mistake(absent, conf).endswith("It comes with an extra: uv run --extra submitit …")
-    assert composing_mistake(HydraException("no such entry\nConfig search path:\n x"), conf) == "no such entry"
+def test_what_hydra_cannot_find_is_answered_with_the_nearest_or_the_extra() -> None:
+    absent = HydraException("In 'hydra/launcher/slurm': Could not find 'hydra/launcher/submitit_slurm'\nAvailable …")
+    told = composing_mistake(absent, CONF, "edit")
+    assert told.startswith("hydra/launcher=submitit_slurm is not installed. It needs the package hydra-submitit-launch")
+    assert "pip install 'emodissect[submitit]'" in told
+    misspelt = HydraException("Could not find 'data/fer213'\n\nAvailable options in 'data':\n\tfer2013\n\tsketches")
+    told = composing_mistake(misspelt, CONF, "edit")
+    assert told == "data has no entry 'fer213'. Did you mean 'fer2013'? Known: fer2013, sketches."
+    assert composing_mistake(HydraException("no such entry\nConfig search path:\n x"), CONF, "edit") == "no such entry"
 
 
 @pytest.mark.parametrize(
@@ -205,9 +205,17 @@ def test_flags_that_exclude_each_other_are_told_without_a_trace() -> None:
     assert "Traceback" not in ran.stderr
 
 
-def test_a_sweeps_flag_may_stand_anywhere() -> None:
-    assert with_flags_first(["tau=0,1", "-m", "factor=2"]) == ["-m", "tau=0,1", "factor=2"]
-    assert with_flags_first(["tau=0", "--cfg", "job", "--multirun"]) == ["--multirun", "tau=0", "--cfg", "job"]
+@pytest.mark.parametrize(
+    ("typed", "flags", "words"),
+    [
+        ("tau=0,1 -m factor=2", "-m", "tau=0,1 factor=2"),
+        ("tau=0 --cfg job --multirun seed=1", "--cfg job --multirun", "tau=0 seed=1"),
+        ("tau=0 --config-dir mine -i seed=1", "--config-dir mine --info=all", "tau=0 seed=1"),
+        ("tau=0 --info plugins seed=1 -cn=x", "--info=plugins -cn=x", "tau=0 seed=1"),
+    ],
+)
+def test_flags_may_stand_anywhere(typed: str, flags: str, words: str) -> None:
+    assert split_flags(typed.split()) == (flags.split(), words.split())
 
 
 @pytest.mark.slow

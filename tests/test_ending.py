@@ -48,7 +48,7 @@ def main(cfg):
     return run(work, cfg)
 
 if __name__ == "__main__":
-    launch(main, CONF)
+    launch(main, CONF, "train")
 """
 
 CONFIG = """

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
 
 from emodissect.core.errors import UserError
 
@@ -26,29 +31,164 @@ RENAMED = {
 """Keys and choices of the first edition, and what they are called now."""
 
 
+PATHS = frozenset(
+    (
+        *("path", "ckpt_path", "labels_dir", "data_dir", "root_dir", "log_dir", "cache_dir", "run_dir", "save_dir"),
+        *("dirpath", "default_root_dir", "weights", "ferplus", "dir"),
+    )
+)
+"""Last parts of the keys whose values are files or folders."""
+
+VALUED_FLAGS = frozenset(
+    (
+        *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+        "--experimental-rerun",
+    )
+)
+"""Hydra's flags with a value behind them."""
+
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+"""Values of Hydra's flag --info, which may stand without one."""
+
+FUNCTIONS = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|extend_list|int|float|str|bool|json_str)\s*\(")
+"""Hydra's grammar of sweeps and casts."""
+
+
 def prepared(arguments: Sequence[str], conf: Path) -> list[str]:
-    """The words as Hydra takes them.
+    """The words as Hydra takes them: flags first, then overrides in its grammar.
 
     Args:
         arguments: as typed, without the program's name.
         conf: the folder of config groups; those of ``--config-dir`` are looked at as well.
 
     Raises:
-        UserError: a key that was renamed.
+        UserError: a key that was renamed, a word that is no override, a value with an error of syntax.
     """
-    refuse_renamed(arguments)
-    groups = [conf, *config_dirs(arguments)]
-    return with_flags_first(with_null_groups(with_layer_words(arguments, groups), groups))
+    flags, words = split_flags(arguments)
+    refuse_renamed(words)
+    groups = [conf, *config_dirs(flags)]
+    sweeps = any(flag in ("-m", "--multirun") for flag in flags)
+    words = with_null_groups(with_layer_words(without_plus(words, conf), groups), groups)
+    return [*flags, *(in_grammar(word, sweeps) for word in words)]
 
 
-def config_dirs(arguments: Sequence[str]) -> list[Path]:
-    """The folder of a user's own groups, as ``--config-dir`` names it."""
+def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Flags with their values, and overrides: between overrides Python's parser would refuse those behind a flag.
+
+    >>> split_flags(["tau=0,1", "-m", "factor=2", "--config-dir", "mine"])
+    (['-m', '--config-dir', 'mine'], ['tau=0,1', 'factor=2'])
+    """
+    flags: list[str] = []
+    words: list[str] = []
+    rest = iter(range(len(arguments)))
+    for place in rest:
+        word = arguments[place]
+        following = arguments[place + 1] if place + 1 < len(arguments) else None
+        if not word.startswith("-"):
+            words.append(word)
+        elif word in ("--info", "-i"):
+            flags.append(f"--info={following if following in INFO else 'all'}")
+            if following in INFO:
+                next(rest)
+        else:
+            flags.append(word)
+            if word in VALUED_FLAGS and following is not None:
+                flags.append(following)
+                next(rest)
+    return flags, words
+
+
+def config_dirs(flags: Sequence[str]) -> list[Path]:
+    """The folders of a user's own groups, as ``--config-dir`` names them."""
     found: list[Path] = []
-    for place, word in enumerate(arguments):
+    for place, word in enumerate(flags):
         flag, equals, value = word.partition("=")
         if flag in ("--config-dir", "-cd"):
-            found += [Path(value if equals else word) for word in ([value] if equals else arguments[place + 1 :][:1])]
+            found += [Path(name) for name in ([value] if equals else flags[place + 1 : place + 2])]
     return found
+
+
+def without_plus(words: Sequence[str], conf: Path) -> list[str]:
+    """``+experiment=published_edit`` as ``experiment=published_edit``: every group has a place in the defaults.
+
+    A group of the user's own needs its plus.
+    """
+    return [
+        word[1:] if word.startswith("+") and "=" in word and _is_group(word[1:].partition("=")[0], conf) else word
+        for word in words
+    ]
+
+
+def _is_group(name: str, conf: Path) -> bool:
+    return name.startswith("hydra/") or (name.replace("_", "").isalnum() and (conf / name).is_dir())
+
+
+def in_grammar(word: str, sweeps: bool = False) -> str:
+    """An override whose value Hydra's grammar takes: text that it does not take is quoted, ``~`` is the home folder.
+
+    >>> in_grammar("ckpt_path=epoch=3.ckpt")
+    "ckpt_path='epoch=3.ckpt'"
+    >>> in_grammar("data.path=a,b.csv")  # a choice of two, unless a file has this name
+    'data.path=a,b.csv'
+
+    Args:
+        word: ``key=value``.
+        sweeps: commas separate the jobs of a multirun; else text with a comma that needs quotes is one value.
+
+    Raises:
+        UserError: a word without a value, or a list, mapping or function that is not complete.
+    """
+    if word.startswith("~"):
+        return word
+    key, equals, value = word.partition("=")
+    if not equals:
+        raise UserError(f"'{word}' is not an override: write {word}=<value>. Flags start with a dash (--help).")
+    is_path = key.rpartition(".")[2] in PATHS
+    if is_path and _exists(value):
+        return word if _as_text(value) else f"{key}={quoted(str(Path(value).expanduser()))}"
+    given = _parsed(f"x={value}")
+    if given is not None:
+        number = is_path and isinstance(given.value(), int | float) and not isinstance(given.value(), bool)
+        return f"{key}={quoted(value)}" if number else word
+    if value.startswith("[") and value.endswith("]") and not re.search(r"[\[\]{}'\"]", value[1:-1]):
+        return f"{key}=[{','.join(_piece(piece) for piece in value[1:-1].split(','))}]"
+    if value[:1] in "[{'\"" or FUNCTIONS.match(value):
+        raise UserError(
+            f"{word}: the value is not complete, or not in Hydra's grammar. Text goes in quotes of its own: "
+            f'"{key}={quoted(value)}"'
+        )
+    pieces = value.split(",") if sweeps else [value]
+    return f"{key}={','.join(_piece(piece) for piece in pieces)}"
+
+
+def _piece(text: str) -> str:
+    home = str(Path(text).expanduser()) if text.startswith("~") else text
+    return home if _parsed(f"x={home}") else quoted(home)
+
+
+def _exists(value: str) -> bool:
+    try:
+        return bool(value) and Path(value).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def _as_text(value: str) -> bool:
+    """Whether the grammar takes a value as this very text."""
+    given = _parsed(f"x={value}")
+    return given is not None and given.value() == value
+
+
+def quoted(text: str) -> str:
+    """Text in quotes of Hydra's grammar."""
+    return str(QuotedString(text, Quote.single).with_quotes())
+
+
+def _parsed(word: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None
 
 
 def with_layer_words(arguments: Sequence[str], groups: Sequence[Path]) -> list[str]:
@@ -87,19 +227,13 @@ def with_null_groups(arguments: Sequence[str], groups: Sequence[Path]) -> list[s
     """
     words: list[str] = []
     for word in arguments:
-        group = word.removesuffix("=null")
+        group = word.removesuffix("=null").removesuffix("=")
         if group == word or not any((conf / group).is_dir() for conf in groups):
             words.append(word)
         else:
             has_none = any((conf / group / "none.yaml").exists() for conf in groups)
             words.append(f"{group}=none" if has_none else f"~{group}")
     return words
-
-
-def with_flags_first(arguments: Sequence[str]) -> list[str]:
-    """The same with ``-m`` in front: between overrides Python's parser of arguments would refuse those behind it."""
-    flags = ("-m", "--multirun")
-    return [word for word in arguments if word in flags] + [word for word in arguments if word not in flags]
 
 
 def refuse_renamed(arguments: Sequence[str]) -> None:

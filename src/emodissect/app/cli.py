@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import math
 import os
@@ -24,12 +23,14 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from emodissect.app.arguments import prepared
+from emodissect.app.arguments import prepared, split_flags
+from emodissect.app.config_keys import misspelt_key
 from emodissect.app.ending import RESUMES, cut_off, exit_on_signals, leave_gone_directory
 from emodissect.app.manifest import program, write_json
 from emodissect.app.run_names import run_name, sweep_name
 from emodissect.app.streams import keep_streams_open
-from emodissect.core.errors import UserError, nearest
+from emodissect.app.user_paths import expand_user, settle_paths
+from emodissect.core.errors import UserError, missing_extra, nearest
 from emodissect.core.places import cache_folder, checkout, config_groups
 
 log = logging.getLogger(__name__)
@@ -45,11 +46,23 @@ VERBS = {
 """The verbs and the functions that run them; imported late, so that --help does not wait for torch."""
 
 
+PLUGINS = {
+    ("hydra/launcher", "joblib"): ("hydra-joblib-launcher", "joblib"),
+    ("hydra/launcher", "submitit_slurm"): ("hydra-submitit-launcher", "submitit"),
+    ("hydra/launcher", "submitit_local"): ("hydra-submitit-launcher", "submitit"),
+    ("hydra/launcher", "ray"): ("hydra-ray-launcher", "ray"),
+    ("hydra/launcher", "ray_aws"): ("hydra-ray-launcher", "ray"),
+    ("hydra/sweeper", "optuna"): ("hydra-optuna-sweeper", "optuna"),
+}
+"""Hydra's plugins that come with an extra: by group and choice the package and the extra."""
+
+
 def register_resolvers() -> None:
     """The resolvers that conf/ uses."""
     OmegaConf.register_new_resolver("len", len, replace=True)
     OmegaConf.register_new_resolver("project_root", lambda *_: str(project_root()), replace=True)
     OmegaConf.register_new_resolver("cache_folder", lambda *_: str(cache_folder()), replace=True)
+    OmegaConf.register_new_resolver("expand_user", expand_user, replace=True)
     OmegaConf.register_new_resolver("program", lambda verb: " ".join(program(verb)), replace=True)
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
@@ -81,10 +94,10 @@ def start(verb: str) -> None:
     def main(cfg: DictConfig) -> float | None:
         return run(get_object(VERBS[verb]), cfg)
 
-    launch(main, conf)
+    launch(main, conf, verb)
 
 
-def launch(main: Callable[[], Any], conf: Path) -> None:
+def launch(main: Callable[[], Any], conf: Path, verb: str) -> None:
     """Starts a Hydra application, and reports mistakes in a few lines.
 
     Hydra's own answer to a misspelt key or a folder that cannot be made is a trace of its insides.
@@ -92,6 +105,7 @@ def launch(main: Callable[[], Any], conf: Path) -> None:
     Args:
         main: decorated by ``hydra.main``.
         conf: the folder of config groups.
+        verb: the name of the config.
     """
     keep_streams_open()
     exit_on_signals()
@@ -117,7 +131,7 @@ def launch(main: Callable[[], Any], conf: Path) -> None:
             Console(stderr=True).print(f"\n{cut.said} {RESUMES}", style="yellow", markup=False, highlight=False)
         raise (cut or end) from None
     except (HydraException, OmegaConfBaseException) as error:
-        _tell(composing_mistake(error, conf))
+        _tell(composing_mistake(error, conf, verb, split_flags(sys.argv[1:])[1]))
         sys.exit(1)
     except ValueError as error:  # e.g. -m together with --cfg
         if not _raised_by_hydra(error):
@@ -147,24 +161,33 @@ def _raised_by_hydra(error: Exception) -> bool:
     return bool(own) and Path(hydra.__file__).parent in Path(own[-1]).parents
 
 
-def composing_mistake(error: Exception, conf: Path) -> str:
-    """What Hydra says of a command line it cannot compose, with the nearest key where one is misspelt."""
+def composing_mistake(error: Exception, conf: Path, verb: str, words: Sequence[str] = ()) -> str:
+    """What Hydra says of a command line it cannot compose, with the nearest key or choice where one is misspelt.
+
+    Args:
+        error: Hydra's.
+        conf: the folder of config groups.
+        verb: whose config it is.
+        words: the overrides.
+    """
     said = str(error).split("Config search path:")[0].strip()
-    plugin = re.search(r"Could not find 'hydra/(?:launcher|sweeper)/([a-z]+)", said)
-    if plugin and plugin.group(1) in importlib.metadata.metadata("emodissect").get_all("Provides-Extra", []):
-        return f"{said}\n\nIt comes with an extra: uv run --extra {plugin.group(1)} …"
+    absent = re.search(r"Could not find '([\w/]+)/([\w.-]+)'", said)
+    if absent:
+        group, choice = absent.groups()
+        extra = PLUGINS.get((group, choice))
+        if extra:
+            return f"{group}={choice} is not installed. {missing_extra('It', extra[0], extra[1])}"
+        known = re.findall(r"^\t(\S+)$", said, flags=re.MULTILINE)
+        return f"{group} has no entry '{choice}'. {nearest(choice, known, shown=40)}"
     misspelt = re.search(r"Key '([^']+)' is not in struct", f"{said} {error.__cause__}")
     if misspelt is None:
         return said
-    known = {path.name for path in conf.iterdir() if path.is_dir()}
-    known |= {str(key) for path in conf.glob("*.yaml") for key in OmegaConf.load(path) if key != "defaults"}
     full = re.search(r"full_key: (\S+)", f"{said} {error.__cause__}")
-    where = full.group(1) if full else misspelt.group(1)
-    if where == misspelt.group(1):
-        hint = nearest(where, sorted(known))
-    else:
-        hint = f"An argument of the class that the config leaves out is added with a plus: +{where}=…"
-    return f"There is no key '{where}'. {hint} `--cfg job` shows every key that the chosen groups have."
+    key = full.group(1) if full else misspelt.group(1)
+    return (
+        f"There is no key '{key}'. {misspelt_key(verb, words, key, conf)} "
+        "`--cfg job` shows every key that the chosen groups have."
+    )
 
 
 def _tell(message: str) -> None:
@@ -182,6 +205,7 @@ def run(task: Callable[[DictConfig], dict[str, float]], cfg: DictConfig) -> floa
     """
     _forget_earlier_results()
     try:
+        settle_paths(cfg)
         objective = task(cfg).get("objective")
         return worst_objective() if objective is None or math.isnan(objective) else objective
     except (KeyboardInterrupt, SystemExit) as end:

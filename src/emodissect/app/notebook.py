@@ -13,6 +13,7 @@ from omegaconf import DictConfig, open_dict
 
 from emodissect.app.arguments import prepared
 from emodissect.app.cli import VERBS, composing_mistake, register_resolvers, user_error_message
+from emodissect.app.user_paths import settle_paths
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.places import config_groups
 
@@ -42,7 +43,7 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
         with initialize_config_dir(str(conf), version_base="1.3"):
             cfg = hydra_compose(verb, words, return_hydra_config=True)
     except Exception as error:
-        raise UserError(composing_mistake(error, conf)) from error
+        raise UserError(composing_mistake(error, conf, verb, words)) from error
     known = HydraConfig.instance()
     outer = known.cfg
     known.set_config(cfg)  # for the length of this line, so that ${hydra:...} resolves
@@ -65,6 +66,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: a mistake in the config, with the message that the command line would print.
     """
+    settle_paths(cfg)
     try:
         return get_object(VERBS[cfg.task_name])(cfg)
     except UserError:

@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from emodissect.app.cli import SUMMARY_FILE
+from emodissect.app.config_keys import check_keys
 from emodissect.app.config_values import check_values
 from emodissect.app.manifest import manifest, write_json
 from emodissect.core.cache import Cache, disk_is_full
@@ -208,6 +209,7 @@ def session(cfg: DictConfig) -> Iterator[Session]:
             processes in a multirun.
     """
     check_values(cfg)
+    check_keys(cfg)
     check_surroundings(cfg)
     if not several_processes(cfg.trainer):
         run_alone()

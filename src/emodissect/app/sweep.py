@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from emodissect.app.ending import leave_gone_directory
 log = logging.getLogger(__name__)
 
 TABLE = "sweep.csv"
+MANIFEST_FILE = "manifest.json"
 
 
 class SweepTable(Callback):
@@ -84,8 +86,14 @@ class SweepTable(Callback):
 
 
 def job_folders(folder: Path) -> dict[Path, int]:
-    """The jobs' folders in their order, each with the time (ns) at which its job was begun."""
+    """The jobs' folders in their order, each with the time (ns) at which its job was begun.
+
+    Where Hydra is told to leave no ``.hydra`` folder (``hydra.output_subdir=null``), a job is known by its own files.
+    """
     begun = {path.parent.parent: path.stat().st_mtime_ns for path in folder.glob("**/.hydra/overrides.yaml")}
+    for name in (MANIFEST_FILE, ERROR_FILE):
+        for path in folder.glob(f"**/{name}"):
+            begun.setdefault(path.parent, path.stat().st_mtime_ns)
     return {job: begun[job] for job in sorted(begun, key=_number)}
 
 
@@ -116,13 +124,24 @@ def sweep_table(folder: Path, jobs: Sequence[Path]) -> pd.DataFrame:
 
 def overrides_of(job: Path) -> dict[str, Any]:
     """What a job was told on top of its config: ``{"layer": "lin2", "tau": 0.5}``."""
-    found = {}
-    for override in OmegaConf.load(job / ".hydra" / "overrides.yaml"):
-        name, _, value = str(override).lstrip("+").partition("=")
+    found: dict[str, Any] = {}
+    for override in _words_of(job):
+        name, _, value = override.lstrip("+").partition("=")
         found[name] = _plain(value)
     if found.get("layer") == "named" and "layer.names" in found:  # layer=layer4.1.conv2, see command_line
         found["layer"] = found.pop("layer.names")
     return found
+
+
+def _words_of(job: Path) -> list[str]:
+    if (left := job / ".hydra" / "overrides.yaml").exists():
+        return [str(word) for word in OmegaConf.load(left)]
+    for name in (MANIFEST_FILE, ERROR_FILE):
+        try:
+            return [str(word) for word in json.loads((job / name).read_text())["overrides"]]
+        except (OSError, ValueError, KeyError):
+            continue
+    return []
 
 
 def swept_words(jobs: Sequence[Path]) -> list[str]:
@@ -137,7 +156,9 @@ def _number(job: Path) -> tuple[int, str]:
 
 
 def _plain(text: str) -> Any:
+    """A value as typed: a number, else the text without the quotes of Hydra's grammar."""
     try:
         return json.loads(text)
     except ValueError:
-        return text
+        quoted = re.fullmatch(r"'(.*)'", text)
+        return quoted.group(1).replace("\\'", "'") if quoted else text

@@ -1,0 +1,167 @@
+"""Keys that something reads: a misspelt one is answered with the nearest, one that nothing reads is refused."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from emodissect.core.errors import UserError, nearest
+from emodissect.core.places import config_groups
+
+OPEN = (
+    *("callbacks", "logger", "published", "quality.similarities", "quality.templates"),
+    *("model.arguments", "concepts.concepts", "data.class_names"),
+)
+"""Mappings whose keys are names that a user gives."""
+
+OF_NO_FILE = {"training": {"monitor"}, "model": {"preprocess", "class_order"}}
+"""Keys that are read although conf/ need not show them, by where they stand."""
+
+HYDRAS = frozenset(("_target_", "_partial_", "_convert_", "_recursive_", "_args_"))
+
+
+@dataclass(frozen=True)
+class ShippedKeys:
+    """The keys of conf/.
+
+    Attributes:
+        below: by the dotted place of a mapping ("" is the top), the keys that any file has there.
+        of_target: by class, the keys that files give beside it.
+    """
+
+    below: dict[str, set[str]] = field(default_factory=dict)
+    of_target: dict[str, set[str]] = field(default_factory=dict)
+
+    def note(self, place: str, node: Mapping[str, Any]) -> None:
+        """Adds a mapping and those inside it."""
+        names = {str(name) for name in node} - {"defaults", "hydra"}
+        self.below.setdefault(place, set()).update(names)
+        if "_target_" in node:
+            self.of_target.setdefault(str(node["_target_"]), set()).update(names)
+        for name in names:
+            if isinstance(node[name], Mapping):
+                self.note(f"{place}.{name}".lstrip("."), node[name])
+
+
+@cache
+def shipped_keys(conf: Path) -> ShippedKeys:
+    """Reads every file of conf/, a tenth of a second."""
+    found = ShippedKeys()
+    for path in sorted(conf.rglob("*.yaml")):
+        group = path.parent.relative_to(conf).as_posix()
+        if group.startswith(("hydra", "local")):
+            continue
+        text = path.read_text(encoding="utf-8")
+        at_top = group == "." or "@package _global_" in text.partition("\n")[0]
+        found.note("" if at_top else group, yaml.load(text, Loader=_LOADER) or {})
+        if not at_top:
+            found.note("", {group: None})
+    return found
+
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def check_keys(cfg: DictConfig) -> None:
+    """Raises UserError for a key that nothing reads, wherever it came from: the command line or a file.
+
+    A key is read where conf/ has it, where the class of its group takes it as an argument, or where an interpolation
+    names it.
+    """
+    shipped = shipped_keys(config_groups())
+    named, named_beside = _interpolated(cfg)
+    for place, node in _mappings(cfg):
+        target = OmegaConf.select(node, "_target_", throw_on_missing=False)
+        for key in map(str, node):
+            full = f"{place}.{key}".lstrip(".")
+            if key in HYDRAS or key in OF_NO_FILE.get(place, ()) or full in named or key in named_beside:
+                continue
+            if target is not None:
+                if key not in shipped.of_target.get(str(target), ()) and not takes(target, key):
+                    raise UserError(f"{full}: {target} has no such argument. {nearest(key, arguments(target))}")
+            elif place and isinstance(node._get_node(key), DictConfig) and "_target_" in node[key]:
+                continue  # an entry by a name of its own, such as a baseline
+            elif place in shipped.below and place not in OPEN and key not in shipped.below[place]:
+                raise UserError(f"{full}: nothing reads this key. {nearest(key, sorted(shipped.below[place]))}")
+
+
+def misspelt_key(verb: str, words: Sequence[str], full: str, conf: Path) -> str:
+    """What to do about an override whose key the config does not have.
+
+    Args:
+        verb: whose config it is.
+        words: the overrides.
+        full: the dotted key.
+        conf: the folder of config groups.
+    """
+    place, _, key = full.rpartition(".")
+    node = _composed(verb, words, conf)
+    node = OmegaConf.select(node, place) if node is not None and place else node
+    if not isinstance(node, DictConfig):
+        return nearest(full, sorted(shipped_keys(conf).below[""]))
+    target = node.get("_target_")
+    known = {str(name) for name in node} - HYDRAS
+    if target is not None:
+        if takes(target, key) and key in arguments(target):
+            return f"It is an argument of {target} that the config leaves out: add it with a plus, +{full}=…."
+        known |= set(arguments(target))
+    return nearest(key, sorted(known))
+
+
+def takes(target: Any, key: str) -> bool:
+    """Whether a class or function takes an argument of this name; so it may, where that cannot be known."""
+    try:
+        parameters = inspect.signature(get_object(str(target))).parameters.values()
+    except Exception:  # whatever importing a user's module raises; making it will say so
+        return True
+    return any(p.kind is p.VAR_KEYWORD or (p.name == key and p.kind is not p.VAR_POSITIONAL) for p in parameters)
+
+
+def arguments(target: Any) -> list[str]:
+    """The names of the arguments of a class or function."""
+    try:
+        parameters = inspect.signature(get_object(str(target))).parameters.values()
+    except Exception:  # as above
+        return []
+    return [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+
+
+def _composed(verb: str, words: Sequence[str], conf: Path) -> DictConfig | None:
+    """The config without its values: only the groups are chosen."""
+    groups = [word for word in words if (conf / re.split("[=@]", word.lstrip("+~"))[0]).is_dir()]
+    try:
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            return compose(verb, groups)
+    except Exception:  # the choices do not compose either: the answer then does without the config
+        return None
+
+
+def _mappings(node: DictConfig, place: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """Every mapping of a config with its dotted place; those that interpolations name stand elsewhere."""
+    yield place, node
+    for key in map(str, node):
+        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
+            continue
+        value = node[key]
+        if isinstance(value, DictConfig):
+            yield from _mappings(value, f"{place}.{key}".lstrip("."))
+
+
+def _interpolated(cfg: DictConfig) -> tuple[set[str], set[str]]:
+    """The keys that interpolations name, and those that relative ones name; ``${a.b}`` names a and a.b."""
+    named: set[str] = set()
+    beside: set[str] = set()
+    for dots, path in re.findall(r"\$\{(?:\w+:)?(\.*)([\w.]+)", str(OmegaConf.to_container(cfg))):
+        parts = path.split(".")
+        (beside if dots else named).update(".".join(parts[: end + 1]) for end in range(len(parts)))
+    return named, beside
