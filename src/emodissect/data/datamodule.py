@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Int64
 from lightning import LightningDataModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from emodissect.core.cache import Cache
@@ -195,6 +195,39 @@ class FaceDataModule(LightningDataModule):
         images: ImageSet = getattr(self.splits_as_read, split)
         faulty = torch.isin(images.ids, self.audit_report().to_drop(split))
         return images.subset(torch.nonzero(~faulty).flatten())
+
+
+class PairsDataModule(LightningDataModule):
+    """The images of a :class:`FaceDataModule` as ``(x, y)`` batches, which a LightningModule of one's own reads.
+
+    Args:
+        data: the images.
+        preprocess: uint8 images to the network's input.
+        augment: what is done to training images before that.
+    """
+
+    def __init__(self, data: FaceDataModule, preprocess: nn.Module, augment: nn.Module) -> None:
+        super().__init__()
+        self.data, self.class_names = data, data.class_names
+        # in a tuple: no parameter of theirs belongs to this module
+        self._steps = (preprocess, augment)
+
+    def setup(self, stage: str) -> None:
+        self.data.trainer = self.trainer
+        self.data.setup(stage)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self.data.train_dataloader()
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self.data.val_dataloader()
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Input and class, made on the network's device."""
+        preprocess, augment = (step.to(batch.images.device) for step in self._steps)
+        training = self.trainer is not None and self.trainer.training
+        with torch.no_grad():
+            return preprocess(augment(batch.images) if training else batch.images), batch.labels
 
 
 def joined(parts: Sequence[ImageSet]) -> ImageSet:

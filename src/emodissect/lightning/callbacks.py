@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from emodissect.models.logits import logits_of
+
 
 class LogLearningRate(Callback):
     """Logs the first parameter group's learning rate as ``train/lr`` at each epoch's start."""
@@ -29,3 +31,21 @@ class SeedEpochs(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
             torch.manual_seed(hash((self.seed, trainer.current_epoch, trainer.global_rank)))
+
+
+class LogAccuracy(Callback):
+    """Logs ``val/acc`` of a LightningModule of one's own, so that the best epoch by accuracy is known."""
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        images, labels = batch
+        with trainer.precision_plugin.forward_context():
+            right = logits_of(pl_module, images).argmax(1) == labels
+        pl_module.log("val/acc", right.float().mean(), batch_size=len(labels), sync_dist=True)

@@ -14,6 +14,7 @@ from emodissect.core.errors import UserError, nearest
 from emodissect.core.statistics import detectable_delta
 from emodissect.data.datamodule import stratified_rows
 from emodissect.data.images import ImageSet
+from emodissect.editing.edit import Edit
 from emodissect.editing.fast.edited_logits import EditedLogits, require_same_logits
 from emodissect.editing.rules import Rule, Scale
 from emodissect.editing.selection import AllNeurons, Selection, needs_images
@@ -105,6 +106,7 @@ def run_study(
     progress: bool = False,
     baselines: Sequence[Baseline] = (),
     train: ImageSet | None = None,
+    run_on_test: Callable[[Edit], tuple[Predictions, Predictions]] | None = None,
 ) -> EditStudy:
     """Try every layer x selection x rule on validation, take the best, and judge it once on test.
 
@@ -127,6 +129,8 @@ def run_study(
         progress: show bars.
         baselines: cheap alternatives, fitted on the images that the edit is chosen on and compared on test.
         train: training images on which they are fitted as well; at most 10,000 are used, drawn class by class.
+        run_on_test: gives the predictions of the unedited and of the edited network on the test images, e.g. by a
+            trainer with ``EvaluateEdit``; None runs both here.
 
     Raises:
         UserError: before any forward pass: unknown layer, metric or word, empty images, images chosen on among those
@@ -169,7 +173,8 @@ def run_study(
         found = logits.logits([cell.operation])[0]
         return Predictions(logits.before.ids, logits.before.labels, found)
 
-    fast, exact, before = after(chosen_test), chosen_test.exact(edit), chosen_test.exact(None)
+    fast = after(chosen_test)
+    before, exact = run_on_test(edit) if run_on_test else (chosen_test.exact(None), chosen_test.exact(edit))
     difference = float((fast.logits - exact.logits).abs().max())
     identical = torch.equal(fast.predicted, exact.predicted)
     require_same_logits(fast.logits, exact.logits, f"{cell.rule.name} on layer '{cell.layer}'")

@@ -6,13 +6,14 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import get_object, instantiate
 from lightning import seed_everything
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 from torch import Tensor
@@ -28,7 +29,9 @@ from emodissect.core.errors import UserError, nearest
 from emodissect.core.fingerprint import architecture_hash, content_key, fingerprint, source_hash, weights_hash
 from emodissect.core.number_format import percent
 from emodissect.core.statistics import wilson
+from emodissect.data.datamodule import PairsDataModule
 from emodissect.data.ferplus import soft_labels
+from emodissect.lightning.callbacks import LogAccuracy
 from emodissect.lightning.earlier_best import KeepEarlierBest
 from emodissect.lightning.epoch_history import EpochHistory
 from emodissect.lightning.sinks import Artifact
@@ -48,7 +51,7 @@ NOT_THE_NETWORKS = ("preprocess", "class_order")
 WHERE_THE_DATA_LIES = ("cache_dir", "path", "data_dir", "ferplus", "num_workers", "audit", "in_memory_gib")
 """Keys of the data group that say how images come, not what comes: the images' own hash says that."""
 
-WITH_CODE = ("model", "augment", "optimizer", "scheduler", "trainer", "callbacks", "data")
+WITH_CODE = ("model", "module", "augment", "optimizer", "scheduler", "trainer", "callbacks", "data")
 """Groups whose objects decide what a training ends with."""
 
 CHECKPOINT = "classifier.ckpt"
@@ -221,6 +224,7 @@ def training_key(run: Session, given: Path | None) -> dict[str, Any]:
         "architecture": architecture_hash(untrained(run).network),
         "trained_by": source_hash(Classifier),
         "sources": sources(*(groups.get(group) for group in WITH_CODE)),
+        "module": groups["module"],
         "training": groups.get("training"),
         "soft_labels": run.data.fitted().annotations_fingerprint() if cfg.soft_labels else None,
         "augment": groups.get("augment"),
@@ -293,12 +297,17 @@ def _build(run: Session, checkpoint: Path | None = None) -> Classifier:
     """The classifier that the config describes; arguments left null are read from the checkpoint."""
     cfg = run.cfg
     model = resolved(cfg.model)
-    if checkpoint is not None:
-        model = _completed(model, checkpoint)
-    require_network_maker(_constructor(model), f"model._target_={model.get('_target_')}")
-    network = instantiate({k: v for k, v in model.items() if k not in NOT_THE_NETWORKS})
-    training = cfg.get("training") or {}
-    return Classifier(
+    require_network_maker(_constructor(resolved(cfg.module)), f"module._target_={cfg.module.get('_target_')}")
+    module = instantiate(cfg.module)
+    if isinstance(module, LightningModule):  # it is the network, and trains itself
+        model = {"_target_": cfg.module._target_, **{name: model.get(name) for name in NOT_THE_NETWORKS}}
+        network, module = module, partial(Classifier, channels_last=False)
+    else:
+        if checkpoint is not None:
+            model = _completed(model, checkpoint)
+        require_network_maker(_constructor(model), f"model._target_={model.get('_target_')}")
+        network = instantiate({k: v for k, v in model.items() if k not in NOT_THE_NETWORKS})
+    return module(
         network,
         instantiate(model["preprocess"]),
         run.data.splits.class_names,
@@ -307,7 +316,6 @@ def _build(run: Session, checkpoint: Path | None = None) -> Classifier:
         scheduler=instantiate(cfg.scheduler) if cfg.get("scheduler") else None,
         class_order=model.get("class_order"),
         model_config=model,
-        **training,
     )
 
 
@@ -349,11 +357,21 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
             "ckpt_path=<file> dissects weights of your own, dissect.py fit=false the network as it is made.",
             *(type(classifier.network).__name__, run.cfg.trainer.max_epochs, f"{len(run.data.splits.train):,}"),
         )
+    own = classifier.network if isinstance(classifier.network, LightningModule) else None
+    if own is not None and run.cfg.soft_labels:
+        raise UserError(
+            "soft_labels=true is for module=classifier: your own LightningModule is given classes."
+        )
     if run.cfg.soft_labels:
         classifier.set_soft_labels(*_soft_labels(run))
     curves = EpochHistory()
     callbacks = [*_callbacks(run), curves]
-    check_monitors(callbacks, classifier)
+    data: LightningDataModule = run.data
+    if own is None:
+        check_monitors(callbacks, classifier)
+    else:
+        data = PairsDataModule(run.data, classifier.preprocess, classifier.augment)
+        callbacks.append(LogAccuracy())
     begun = str(given) if given is not None and run.cfg.get("resume") else None
     if begun:
         callbacks.append(KeepEarlierBest(Path(begun)))
@@ -361,7 +379,7 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
     resume = _Resume(run, key)
     if begun:
         require_resumable(Path(begun), trainer.max_epochs)
-    trainer.fit(classifier, datamodule=run.data, ckpt_path=resume.point_to(callbacks) or begun, weights_only=True)
+    trainer.fit(own or classifier, datamodule=data, ckpt_path=resume.point_to(callbacks) or begun, weights_only=True)
     best = next((c.best_model_path for c in callbacks if isinstance(c, ModelCheckpoint) and c.monitor), "")
     if "val" in run.data.fitted_splits:
         log.warning(

@@ -21,13 +21,14 @@ from emodissect.app.stages.classifier import Trained, untrained
 from emodissect.app.stages.dissection import Dissected, Plan
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.fingerprint import fingerprint, source_hash
-from emodissect.data.images import ImageSet
+from emodissect.data.images import ImageSet, image_loader
 from emodissect.editing.edit import Edit
 from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.learned import learn_scale
 from emodissect.editing.operations import Target
 from emodissect.editing.selection import needs_images
-from emodissect.models.predictions import Inference
+from emodissect.lightning.evaluate_edit import EvaluateEdit
+from emodissect.models.predictions import Inference, Predictions
 from emodissect.recording import resolve_layers
 from emodissect.studies import ConceptAblation, EditStudy, ablate_concepts, null_studies, run_study
 from emodissect.studies.baselines import Baseline
@@ -155,9 +156,24 @@ class Asked:
                 progress=True,
                 baselines=baselines,
                 train=train,
+                run_on_test=self.run_on_test,
             ).save(folder)
 
         return self.run.made("studies", key, write, EditStudy.load)
+
+    def run_on_test(self, edit: Edit) -> tuple[Predictions, Predictions]:
+        """The unedited and the edited network on the test images: the one look at them, by ``EvaluateEdit``."""
+        callback, images = EvaluateEdit(edit, root="network"), self.splits["test_split"]
+        classifier = self.trained.classifier
+        # one process, in the precision of the study: other ranks of a distributed run have ended by now
+        trainer = self.run.evaluating_trainer(
+            [callback], logger=False, strategy="auto", devices=1, num_nodes=1, precision="32-true"
+        )
+        trainer.test(classifier, image_loader(images, self.run.cfg.probe.batch_size), verbose=False)
+        classifier.to(self.run.device)
+        assert callback.before is not None
+        assert callback.after is not None
+        return callback.before, callback.after
 
     def null_studies(self) -> pd.DataFrame:
         """How often the same study claims a gain when the labels say nothing."""

@@ -1,0 +1,39 @@
+"""A LightningModule of somebody else, which test_own_module.py trains, dissects and edits by config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LitNet(LightningModule):
+    """(x, y) batches, its own optimizer, its own names of figures; its head is told apart by a bias that it sets."""
+
+    def __init__(self, num_classes: int = 7, lr: float = 0.05) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 5, stride=3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(16), nn.ReLU())
+        self.fc = nn.Linear(16, num_classes)
+        self.body(torch.zeros(2, 1, 40, 40))
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.body(x))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        self.steps += 1
+        loss = F.cross_entropy(self(x), y)
+        self.log("loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        self.log("val_loss", F.cross_entropy(self(x), y))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=self.hparams["lr"])
