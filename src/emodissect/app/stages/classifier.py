@@ -359,9 +359,7 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
         )
     own = classifier.network if isinstance(classifier.network, LightningModule) else None
     if own is not None and run.cfg.soft_labels:
-        raise UserError(
-            "soft_labels=true is for module=classifier: your own LightningModule is given classes."
-        )
+        raise UserError("soft_labels=true is for module=classifier: your own LightningModule is given classes.")
     if run.cfg.soft_labels:
         classifier.set_soft_labels(*_soft_labels(run))
     curves = EpochHistory()
