@@ -423,37 +423,6 @@ def test_halves_are_by_id_disjoint_and_whole():
     assert [int(part.sum()) for part in quality.halves(torch.tensor([5, 6]), share=0.01)] == [1, 1]
 
 
-def parts(activations, scores, *sizes):
-    return [quality.Part(*rows) for rows in zip(activations.split(sizes), scores.split(sizes), strict=True)]
-
-
-def test_a_second_concept_joins_only_where_other_images_agree():
-    generator = torch.Generator().manual_seed(8)
-    scores = torch.randn(4500, 6, generator=generator)
-    scores[:, 5] = 0.0
-    activations = torch.stack([scores[:, 0], torch.maximum(scores[:, 1], scores[:, 2]), torch.randn(4500)], dim=1)
-    activations += 0.1 * torch.randn(4500, 3, generator=generator)
-    found = quality.composite_labels(*parts(activations, scores, 1500, 1500, 1500), torch.tensor([0, 2, 4]))
-    assert found[0].concepts == (0,)
-    assert found[1].concepts == (2, 1)
-    assert found[2].concepts[0] == 4
-    assert found[1].held_out[1] > found[1].held_out[0] + 0.1
-    assert len(found[1].held_out) == 2
-
-
-def test_held_out_images_choose_no_concept():
-    generator = torch.Generator().manual_seed(9)
-    scores, activations = torch.randn(90, 30, generator=generator), torch.randn(90, 200, generator=generator)
-    labels = torch.arange(200) % 30
-    proposing, deciding, held = parts(activations, scores, 30, 30, 30)
-    found = quality.composite_labels(proposing, deciding, held, labels)
-    assert sum(len(label.concepts) > 1 for label in found) > 50  # of noise on so few images, many are fooled
-    gains = [label.held_out[-1] - label.held_out[0] for label in found if len(label.concepts) > 1]
-    assert abs(np.mean(gains)) < 3 * np.std(gains) / len(gains) ** 0.5  # but the held-out score is not
-    other = quality.composite_labels(proposing, deciding, quality.Part(-held.activations, held.scores), labels)
-    assert [label.concepts for label in other] == [label.concepts for label in found]
-
-
 def of_layer(activations):
     return LayerActivations.of("own", torch.arange(len(activations)) + 5, activations, 100)
 
@@ -477,14 +446,14 @@ def test_held_out_scores_of_right_wrong_and_dead_neurons():
     assert (rows.pearson[:3] < rows.pearson_high[:3]).all()
     assert (rows.pearson_q[3:6] > 0.05).all()
     assert found.live.tolist() == [True] * 6 + [False] * 2
-    assert rows.concept[6:].tolist() == rows.composite[6:].tolist() == ["", ""]
-    assert rows.loc[6:, rows.columns.difference(["concept", "composite"])].isna().all(axis=None)
+    assert rows.concept[6:].tolist() == rows.explanation[6:].tolist() == ["", ""]
+    assert rows.loc[6:, rows.columns.difference(["concept", "explanation"])].isna().all(axis=None)
     assert (rows.true_pearson[:3] > 0.8).all()
     assert set(found.sanity.presence) == {"scorer", "annotations"}
 
 
 def test_the_scoring_half_decides_nothing_that_is_fitted():
-    """Another scoring half: the same labels and composites, and the same presence and simulation of what was shown."""
+    """Another scoring half: the same labels and explanations, the same presence and simulation of what was shown."""
     generator = torch.Generator().manual_seed(11)
     scores = torch.randn(600, 4, generator=generator)
     activations = scores[:, [0, 1, 2, 3, 0]] + torch.randn(600, 5, generator=generator)
@@ -499,7 +468,7 @@ def test_the_scoring_half_decides_nothing_that_is_fitted():
     changed[rows] = activations[rows.roll(1)]
     broken = held_out(of_layer(changed), scores, list("abcd"), sim.SoftWPMI(top_k=50)).neurons
     assert broken.concept.tolist() == plain.concept.tolist()
-    assert broken.composite.tolist() == plain.composite.tolist()
+    assert broken.explanation.tolist() == plain.explanation.tolist()
     assert (broken.pearson.abs() < 0.2).all()
 
 

@@ -190,7 +190,7 @@ def judged(folder: Path) -> dict[str, pd.DataFrame]:
 def test_evaluate_writes_label_quality(verb: Verb) -> None:
     folder, _ = verb("dissect", "label_quality=true", "layer=lin3", "clip@quality.another_clip=tiny")
     found = judged(folder)
-    assert set(found) == {"neurons", "sanity", "recovery", "planted", "stability"}
+    assert set(found) == {"neurons", "sanity", "recovery", "planted", "explanations", "stability"}
     neurons = found["neurons"]
     assert len(neurons) == 7
     assert neurons["clarity"].between(-1, 1).all()
@@ -208,6 +208,11 @@ def test_evaluate_writes_label_quality(verb: Verb) -> None:
     planted = found["planted"].query("similarity == 'pearson'").set_index(["layer", "kind"])
     assert (planted["labelled"].xs("single", level="kind") > 0.9).all()
     assert (planted["labelled"].xs("dead", level="kind") == 0).all()
+    explained = found["explanations"].set_index(["layer", "explanation"])
+    assert {"label", "soft_wpmi", "linear", "best_concept", "constant"} <= set(explained.loc["lin3"].index)
+    assert explained.loc[("planted mixtures, annotations", "linear"), "exact"] > 0.8
+    assert explained.loc[("planted mixtures, annotations", "linear"), "covered"] > 0.8
+    assert explained.loc[("planted mixtures, scorer", "linear"), "ratio"] > 1.3
     stable = found["stability"].set_index("change")["share"]
     assert stable["another CLIP"] == 1  # the same one here
     assert {"the other half of the images", "noise on the images", "another template", "top_k 50"} <= set(stable.index)
@@ -217,6 +222,24 @@ def test_evaluate_writes_label_quality(verb: Verb) -> None:
     page = (folder / "report.html").read_text()
     assert '"heldConcept"' in page
     assert "Do the labels hold?" in page
+
+
+def test_an_explanation_is_a_table_a_section_and_a_figure_of_the_summary(verb: Verb) -> None:
+    folder, _ = verb("dissect", "explanation=linear", "layer=lin3")
+    neurons = pd.read_parquet(folder / "explanations.parquet")
+    assert neurons["layer"].tolist() == ["lin3"] * 7
+    assert [len(row) for row in neurons["weights"]] == [len(row) for row in neurons["concepts"]]
+    assert neurons["concepts"].map(len).between(1, 5).all()
+    assert neurons["pearson"].between(neurons["pearson_low"], neurons["pearson_high"]).all()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["dissect/lin3/explanation_pearson"] == pytest.approx(neurons["pearson"].mean())
+    assert "What predicts the activations?" in (folder / "report.html").read_text()
+    assert len(pd.read_csv(folder / "explanations.csv")) == 7
+    plain, _ = verb("dissect", "layer=lin3")
+    same = ["concept", "similarity", "p_value", "top_ids"]
+    for name in same:
+        kept, beside = (pd.read_parquet(path / "neurons.parquet")[name] for path in (plain, folder))
+        assert kept.map(str).tolist() == beside.map(str).tolist(), "an explanation stands beside the labels"
 
 
 def test_evaluate_without_clip_and_with_classes_as_concepts(verb: Verb) -> None:
@@ -264,6 +287,7 @@ def test_the_audit_is_a_file_and_a_section(verb: Verb) -> None:
         ("dissect", ["saliency.ids=[-5]"], "saliency.ids"),
         ("edit", ["labels_dir=/nowhere"], "neurons.parquet"),
         ("dissect", ["similarity.top_k=0"], "top_k"),
+        ("dissect", ["explanation=linear", "explanation.penalty=2"], "penalty"),
         ("edit", ["study.metric=acuracy"], "accuracy"),
         ("edit", ["study.test_split=tst"], "test"),
         ("edit", ["study.test_split=val+test"], "share none"),

@@ -245,6 +245,9 @@ HELD_OUT = (
     Column("f1", "f1", "figure", "at the best threshold", rank=6),
     Column("iou", "iou", "figure", "of the images with the label and those of high activation", rank=5),
     Column("simulation", "simulation", "figure", "correlation with an activation simulated from the label", rank=1),
+    Column(
+        "explanation_pearson", "explanation", "figure", "correlation with the activation predicted by a sum", rank=1
+    ),
     Column("inverse_auc", "inverse auc", "figure", "presence found by activation, classes balanced", rank=4),
     Column("mad", "mad", "figure", "mean activation with the label over that without, in deviations", rank=3),
     Column("true_pearson", "true pearson", "figure", "correlation with the label's true presence", rank=8),
@@ -277,6 +280,39 @@ PLANTED = (
     Column("labelled", "label beyond chance", "percent"),
 )
 """What each similarity makes of neurons built for the purpose."""
+
+EXPLANATIONS = (
+    Column("layer", "layer"),
+    Column("explanation", "explanation"),
+    Column("neurons", "neurons", "count", rank=3),
+    Column("concepts", "concepts", 1, "mean number of concepts of a neuron", rank=2),
+    Column("pearson", "correlation", 2, "of predicted and true activations of held-out images, mean over neurons"),
+    Column("pearson_low", "from", 2, "95 % interval over neurons", rank=4),
+    Column("pearson_high", "to", 2, "95 % interval over neurons", rank=4),
+    Column("ratio", "of the label's", 2, "the correlation over that of the run's label"),
+    Column("top1", "top-1", "percent", "neurons whose heaviest concept is a true one, of the true sign", rank=1),
+    Column("exact", "exact", "percent", "neurons with exactly the true concepts", rank=1),
+    Column("covered", "weights covered", "percent", "true weights that lie in their 95 % interval", rank=1),
+)
+"""How well each kind of explanation predicts activations."""
+
+EXPLAINED_LAYERS = (
+    Column("layer", "layer"),
+    Column("pearson", "explanation", 2, "correlation of predicted and true activations of held-out images"),
+    Column("pearson_label", "label", 2),
+    Column("pearson_best_concept", "best concept", 2),
+    Column("pearson_constant", "constant", 2, "one concept for the whole layer"),
+)
+"""An explanation beside what it is compared with, means over a layer's neurons."""
+
+EXPLAINED_NEURONS = (
+    Column("layer", "layer"),
+    Column("neuron", "neuron", "id"),
+    Column("explanation", "explanation", "long"),
+    Column("pearson", "correlation", 2, "of predicted and true activations of held-out images"),
+    Column("pearson_label", "the label's", 2),
+)
+"""The explanations of single neurons."""
 
 STABILITY = (
     Column("layer", "layer"),

@@ -27,6 +27,7 @@ from emodissect.core.fingerprint import content_key, fingerprint, source_hash
 from emodissect.core.number_format import plain
 from emodissect.data.images import ImageSet, image_loader
 from emodissect.dissection.dissect import Labeller
+from emodissect.dissection.explanations import Explainer
 from emodissect.dissection.labels import Dissection, Labelling, label_neurons
 from emodissect.lightning.dissect_neurons import DissectNeurons, RecordActivations
 from emodissect.lightning.sinks import Artifact
@@ -46,7 +47,9 @@ PREDICTIONS = "predictions.safetensors"
 
 def dissect(cfg: DictConfig) -> dict[str, Any]:
     """Labels the neurons of the chosen layers, writes and logs the labels and the report."""
-    from emodissect.app.stages.label_quality import Quality, score_labels  # it takes this module's plan
+    # both take this module's plan
+    from emodissect.app.stages.explanation import explained
+    from emodissect.app.stages.label_quality import Quality, score_labels
 
     with session(cfg) as run:
         plan = Plan(run, needs_classes=False)
@@ -67,7 +70,12 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
         run.console.print(layer_summary(found.dissection))
         drawn = write_figures(run, dissection_figures(found.dissection))
         page = dissection_page(run, plan, trained, found)
-        quality = None
+        quality, explanation = None, None
+        if plan.explainer is not None:
+            explanation = explained(plan, found)
+            explanation.show(run)
+            explanation.save(run)
+            page.extras = [*page.extras, *explanation.extras()]
         if cfg.label_quality:
             quality = score_labels(run, plan, trained, found)
             quality.show(run)
@@ -77,10 +85,12 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
         write_page(run, page)
         summary = dissection_summary(found.dissection)
         held_out = quality.figures() if quality else {}
+        held_out |= explanation.figures() if explanation else {}
         run.summary({**summary, **held_out, "layers": found.dissection.layers.to_dict("records")})
         # the results are on disk: whatever a logging back end does now, they stay
-        if quality:
-            quality.log(run)
+        for scored in (explanation, quality):
+            if scored:
+                scored.log(run)
         log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=drawn)
         log_artifact(run.loggers, labels_artifact(run), trained.kept)
         return {**summary, "objective": summary["neuron_accuracy"]}
@@ -152,7 +162,12 @@ class Plan:
     @property
     def keeps_values(self) -> bool:
         """Whether every activation is needed, not only the top images."""
-        return self.measure.needs_values or bool(self.run.cfg.label_quality)
+        return self.measure.needs_values or bool(self.run.cfg.label_quality) or self.explainer is not None
+
+    @cached_property
+    def explainer(self) -> Explainer | None:
+        """What explains each neuron by a sum of concepts; None where only labels are wanted."""
+        return instantiate(self.run.cfg.get("explanation"))  # an edit has none
 
     @cached_property
     def measure(self) -> Similarity:
@@ -207,6 +222,7 @@ class Plan:
     def check(self) -> None:
         """Tries everything that a person could have misspelt. Raises UserError."""
         measure = self.measure  # made here, so that a wrong parameter of it is told
+        self.explainer  # noqa: B018
         if len(self.concepts) == 1 and not measure.needs_values:
             log.warning(
                 "A single concept (%s) tells %s nothing: a softmax over one is 1. Take similarity=pearson.",

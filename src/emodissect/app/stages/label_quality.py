@@ -23,15 +23,18 @@ from emodissect.concepts.concept_set import concept_set
 from emodissect.core.errors import UserError
 from emodissect.core.spelling import class_key
 from emodissect.data.images import ImageSet, image_loader
+from emodissect.dissection.explanations import Explainer, LabelExplainer
 from emodissect.dissection.quality import (
     agreement,
     clarity,
+    planted_mixtures,
     planted_network,
     planted_neurons,
     random_clarity,
     sanity_metrics,
     sanity_table,
 )
+from emodissect.dissection.quality.explained import BASELINE, explanation_table, labelling_parts
 from emodissect.dissection.quality.held_out import HeldOut, held_out
 from emodissect.dissection.quality.labelling import labelled
 from emodissect.dissection.quality.truth import planted_table, recovered, true_concepts
@@ -65,7 +68,7 @@ class Quality:
             )
         if self.run.cfg.quality.another_clip is not None and not self._of_clip:
             raise UserError("quality.another_clip needs scorer=clip: other scorers look at no CLIP.")
-        self.measures  # noqa: B018
+        self.explainers  # noqa: B018
         for scorer in self.other_scorers.values():
             scorer.check(self.plan.probe, self.plan.concepts, self.run.data.splits.class_names)
 
@@ -78,6 +81,13 @@ class Quality:
     def measures(self) -> dict[str, Similarity]:
         """The similarities whose recovery of the truth is measured."""
         return {str(name): instantiate(entry) for name, entry in self.run.cfg.quality.similarities.items()}
+
+    @cached_property
+    def explainers(self) -> dict[str, Explainer]:
+        """What is compared by its prediction of held-out activations: the run's label, other labels, and sums."""
+        others = {name: LabelExplainer(measure) for name, measure in self.measures.items()}
+        sums = {str(name): instantiate(entry) for name, entry in self.run.cfg.quality.explanations.items()}
+        return {BASELINE: LabelExplainer(self.plan.measure), **others, **sums}
 
     @property
     def _of_clip(self) -> bool:
@@ -123,7 +133,7 @@ def score_labels(run: Session, plan: Plan, trained: Trained, found: Dissected) -
         name: scorer.score(plan.probe, plan.concepts, run.data.splits.class_names, run.cache)
         for name, scorer in quality.other_scorers.items()
     }
-    neurons, sanity, recovery, stability = [], [], [], []
+    neurons, sanity, recovery, stability, explanations = [], [], [], [], []
     noisy = recorded(
         run, replace_probe(plan, noised(plan.probe, run.cfg.quality.noise, seed)), trained, list(found.activations)
     )[0]
@@ -140,6 +150,9 @@ def score_labels(run: Session, plan: Plan, trained: Trained, found: Dissected) -
             seed=seed,
         )
         neurons.append(part.neurons.assign(layer=name, **_clarity(run, plan, layer, seed)))
+        explanations.append(
+            explanation_table(labelling_parts(layer, scores, seed), quality.explainers).assign(layer=name)
+        )
         sanity.append(part.sanity.assign(layer=name))
         stability.append(_stability(plan, layer, noisy[name], found.scores, others, part).assign(layer=name))
         if quality.truth is not None:
@@ -152,6 +165,7 @@ def score_labels(run: Session, plan: Plan, trained: Trained, found: Dissected) -
             recovery.append(recovered(layer, further, own, truths, seed=seed).assign(layer=name))
     planted = _planted(plan, quality, found, seed)
     recovery.append(planted[0])
+    explanations.append(_planted_explanations(plan, quality, found, seed))
     of_logits, tested = pd.DataFrame(), pd.DataFrame()
     if trained.classifier.knows_classes:
         of_logits, tested = _logits(run, plan, quality, found, seed)
@@ -161,6 +175,7 @@ def score_labels(run: Session, plan: Plan, trained: Trained, found: Dissected) -
         sanity=_together([*sanity, tested]),
         recovery=_together([*recovery, of_logits]),
         planted=planted[1],
+        explanations=_together(explanations),
         stability=_together(stability),
     )
 
@@ -268,6 +283,29 @@ def _planted(plan: Plan, quality: Quality, found: Dissected, seed: int) -> tuple
         level = found.dissection.level
         kinds.append(planted_table(layer, scores, quality.measures, planted, level=level, seed=seed).assign(layer=name))
     return _together(recovery), _together(kinds)
+
+
+def _planted_explanations(plan: Plan, quality: Quality, found: Dissected, seed: int) -> pd.DataFrame:
+    """How explanations do on signed sums of true presences, from the scorer and from the presences themselves.
+
+    Empty where no truth is known, or too few concepts vary.
+    """
+    if quality.truth is None:
+        return pd.DataFrame()
+    ids = found.scores.ids.sort().values
+    truth = quality.truth.at(ids)
+    try:
+        planted = planted_mixtures(truth, seed=seed)
+    except UserError:
+        return pd.DataFrame()
+    layer = LayerActivations.of("planted mixtures", ids, planted.activations)
+    tables = [
+        explanation_table(labelling_parts(layer, scores, seed), quality.explainers, planted.weights).assign(
+            layer=f"planted mixtures, {source}"
+        )
+        for source, scores in {SCORER: found.scores.at(ids), ANNOTATIONS: truth}.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _logits(

@@ -17,9 +17,12 @@ from emodissect.report.terminal import frame_table
 SCORER, ANNOTATIONS = "scorer", "annotations"
 """Where labels come from: the run's scorer, or the true presences."""
 
-FRAMES = ("neurons", "sanity", "recovery", "planted", "stability")
+FRAMES = ("neurons", "sanity", "recovery", "planted", "explanations", "stability")
 
-MEANS = ("pearson", "cosine", "auprc", "f1", "iou", "simulation", "inverse_auc", "mad", "true_pearson", "clarity")
+MEANS = (
+    *("pearson", "cosine", "auprc", "f1", "iou", "simulation", "explanation_pearson"),
+    *("inverse_auc", "mad", "true_pearson", "clarity"),
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class QualityTables:
         sanity: the sanity tests, one row a layer, source of presence and metric.
         recovery: of the known truths, one row a layer, similarity and source of the scores.
         planted: what each similarity makes of each kind of planted neuron.
+        explanations: one row a layer and kind of explanation, see
+            :func:`emodissect.dissection.quality.explained.explanation_table`.
         stability: one row a layer and change.
     """
 
@@ -40,6 +45,7 @@ class QualityTables:
     sanity: pd.DataFrame
     recovery: pd.DataFrame
     planted: pd.DataFrame
+    explanations: pd.DataFrame
     stability: pd.DataFrame
 
     @property
@@ -80,6 +86,7 @@ class QualityTables:
             (self.layers, "Labels on images that did not choose them, mean over neurons", held_out),
             (self.recovery, "Recovery of the truth", columns.RECOVERY),
             (self.planted, "Planted neurons by kind", columns.PLANTED),
+            (self.explanations, "Activations of held-out images, predicted from words", columns.EXPLANATIONS),
             (self.stability, "Labels that survive a change", columns.STABILITY),
             (self.sanity, "Sanity tests of the metrics", columns.SANITY),
         )
@@ -117,6 +124,16 @@ class QualityTables:
                     "label is beyond random image sets: of noise neurons the level itself is what one expects.",
                     frame=self.planted,
                     columns=columns.PLANTED,
+                )
+            )
+        if len(self.explanations):
+            found.append(
+                Extra(
+                    "How well do words predict activations?",
+                    "Each explanation is fitted on half of the images and predicts the activations of the other half: "
+                    "the mean correlation over the neurons with its 95 % interval. “constant” is one word for all.",
+                    frame=self.explanations,
+                    columns=columns.EXPLANATIONS,
                 )
             )
         if len(self.stability):

@@ -1,8 +1,16 @@
-"""Are the labels right? Held-out scores, sanity tests, simulation, planted truth, stability and composition; pure."""
+"""Are the labels right? Held-out scores, sanity tests, simulation, planted truth and stability; pure."""
 
-from emodissect.dissection.quality.composition import CompositeLabel, Part, clarity, composite_labels, random_clarity
+from emodissect.dissection.quality.clarity import clarity, random_clarity
 from emodissect.dissection.quality.metrics import COMPARISON_ONLY, METRICS, of_labels
-from emodissect.dissection.quality.planted import KINDS, Planted, PlantedNetwork, planted_network, planted_neurons
+from emodissect.dissection.quality.planted import (
+    KINDS,
+    Mixtures,
+    Planted,
+    PlantedNetwork,
+    planted_mixtures,
+    planted_network,
+    planted_neurons,
+)
 from emodissect.dissection.quality.presence import Calibration, calibrated_presence
 from emodissect.dissection.quality.recovery import Recovery, Share, best_concepts, recovery
 from emodissect.dissection.quality.sanity import extra_labels, missing_labels, sanity_metrics, sanity_table
@@ -16,9 +24,8 @@ __all__ = [
     "METRICS",
     "Agreement",
     "Calibration",
-    "CompositeLabel",
     "Interval",
-    "Part",
+    "Mixtures",
     "Planted",
     "PlantedNetwork",
     "Recovery",
@@ -28,7 +35,6 @@ __all__ = [
     "calibrate",
     "calibrated_presence",
     "clarity",
-    "composite_labels",
     "extra_labels",
     "halves",
     "missing_labels",
@@ -36,6 +42,7 @@ __all__ = [
     "p_values",
     "pearson_interval",
     "pearson_p",
+    "planted_mixtures",
     "planted_network",
     "planted_neurons",
     "random_clarity",

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from emodissect.core.statistics import benjamini_hochberg
-from emodissect.dissection.quality.composition import CompositeLabel, Part, composite_labels
+from emodissect.dissection.explanations import Explainer, LinearExplainer
+from emodissect.dissection.quality.explained import held_out_pearson, labelling_parts
 from emodissect.dissection.quality.labelling import labelled, part_of
 from emodissect.dissection.quality.metrics import ALPHA, METRICS, of_labels, pearson
 from emodissect.dissection.quality.presence import calibrated_presence
@@ -21,6 +22,8 @@ from emodissect.dissection.quality.stability import halves
 from emodissect.dissection.quality.uncertainty import p_values, pearson_interval, pearson_p
 from emodissect.recording import LayerActivations
 from emodissect.similarity import Pearson, Similarity
+
+LINEAR = LinearExplainer()
 
 _SANE = 0.1
 """Pearson on the labelling half above which a label is believed enough to be part of the sanity tests."""
@@ -36,8 +39,9 @@ class HeldOut:
     Attributes:
         neurons: one row a neuron: neuron, concept, each held-out metric with its p-value (``iou``, ``iou_p``), the
             intervals of Pearson and of the simulation (``pearson_low``), ``pearson_q`` (false discovery rate in the
-            layer), ``true_pearson`` where the truth is known, composite (the label with further concepts joined by
-            " or ") and composite_pearson. A neuron that is dead on either part has no label and no scores.
+            layer), ``true_pearson`` where the truth is known, ``explanation`` (a sum of concepts in words) and
+            ``explanation_pearson`` with its interval, the correlation of simulated and true activations. A neuron that
+            is dead on either part has no label and no scores.
         sanity: one row a metric, see :func:`emodissect.dissection.quality.sanity.sanity_table`, with the column
             ``presence``: ``scorer``, and ``annotations`` where the truth is known; empty where no label is believed.
         labels: the concept of each neuron, by the first part.
@@ -60,6 +64,7 @@ def held_out(
     *,
     presence: bool = False,
     truth: Float[Tensor, "image concept"] | None = None,
+    explainer: Explainer = LINEAR,
     alphas: Sequence[float] = (ALPHA,),
     top_k: int = 100,
     seed: int = 0,
@@ -76,6 +81,7 @@ def held_out(
         presence: the scores are presences in [0, 1] already; else each concept's are calibrated, see
             :func:`emodissect.dissection.quality.presence.calibrated_presence`.
         truth: each concept's true presence, where it is known.
+        explainer: what explains each neuron by a sum of concepts.
         alphas: share of the images called active; the sanity tests are run with each, the scores are of the first.
         top_k: images kept for each neuron of a half.
         seed: of the split.
@@ -109,10 +115,12 @@ def held_out(
     for name, values in columns.items():
         frame[name] = np.where(silent, np.nan, values.double().numpy())
     frame["pearson_q"] = benjamini_hochberg(frame["pearson_p"])
-    joined = _composites(fit, scores[first], Part(held.values, scores[second]), labels, seed)
-    frame["composite"] = [" or ".join(names[c] for c in label.concepts) for label in joined]
-    frame["composite_pearson"] = np.where(silent, np.nan, [label.held_out[-1] for label in joined])
-    frame.loc[silent, ["concept", "composite"]] = ""
+    parts = labelling_parts(layer, scores, seed)
+    explained = explainer(parts.proposing, parts.deciding)
+    frame["explanation"] = explained.words(names)
+    for name, correlation in held_out_pearson(explained, parts.held_out).items():
+        frame[f"explanation_{name}"] = np.where(silent, np.nan, correlation)
+    frame.loc[silent, ["concept", "explanation"]] = ""
 
     tests = {"scorer": (pearson(fit.values, scores[first][:, labels]), shown[:, labels])}
     if truth is not None:
@@ -124,14 +132,6 @@ def held_out(
         if len(sane := _sanity(held.values, c, live & (believed > _SANE), alphas, seed))
     ]
     return HeldOut(frame, pd.concat(sanity, ignore_index=True) if sanity else pd.DataFrame(), labels, other, live)
-
-
-def _composites(fit: LayerActivations, scores: Tensor, held: Part, labels: Tensor, seed: int) -> list[CompositeLabel]:
-    """Labels of several concepts: one half of the labelling images proposes them, the other decides."""
-    assert fit.values is not None
-    proposing, deciding = halves(fit.ids, seed + 1)
-    first, second = (Part(fit.values[kept], scores[kept]) for kept in (proposing, deciding))
-    return composite_labels(first, second, held, labels)
 
 
 def _sanity(

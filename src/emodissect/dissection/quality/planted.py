@@ -74,6 +74,51 @@ def planted_neurons(
     return Planted(activations.float(), truth, kind)
 
 
+@dataclass(frozen=True)
+class Mixtures:
+    """Activations that are signed sums of concepts, with the weights they were made from."""
+
+    activations: Float[Tensor, "image neuron"]
+    weights: Float[Tensor, "neuron concept"]
+
+    @property
+    def truth(self) -> Bool[Tensor, "neuron concept"]:
+        """The concepts of each sum."""
+        return self.weights != 0
+
+
+def planted_mixtures(
+    presence: Float[Tensor, "image concept"],
+    neurons: int = 50,
+    concepts: int = 3,
+    noise_scale: float = 0.5,
+    seed: int = 0,
+) -> Mixtures:
+    """Signed sums of drawn concepts over the images of ``presence``.
+
+    With z_c the standardised presence and e standard normal noise: sum_c w_c z_c + ``noise_scale`` e, the w_c uniform
+    in [0.4, 1] with random signs. The weights given back are in standard deviations of the activation, as
+    :class:`emodissect.dissection.explanations.Explanation` has them.
+
+    Raises:
+        UserError: fewer than ``concepts`` concepts vary.
+    """
+    presence = presence.double()
+    varying = ((presence.amax(0) - presence.amin(0)) > 0).nonzero()[:, 0].numpy()
+    if len(varying) < concepts:
+        raise UserError(f"Mixtures of {concepts} concepts need as many whose presence varies; {len(varying)} do.")
+    generator = np.random.default_rng(seed)
+    standard = (presence - presence.mean(0)) / presence.std(0, correction=0).clamp(min=1e-12)
+    weights = torch.zeros(neurons, presence.shape[1], dtype=torch.float64)
+    for row in weights:
+        row[generator.choice(varying, concepts, replace=False)] = torch.from_numpy(
+            generator.uniform(0.4, 1, concepts) * generator.choice([-1, 1], concepts)
+        )
+    noise = torch.from_numpy(generator.standard_normal((len(presence), neurons)))
+    activations = standard @ weights.t() + noise_scale * noise
+    return Mixtures(activations.float(), (weights / activations.std(0, correction=0)[:, None]).float())
+
+
 class PlantedNetwork(nn.Module):
     """A network whose layer ``neurons`` detects given concepts in images.
 

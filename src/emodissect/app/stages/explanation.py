@@ -1,0 +1,97 @@
+"""dissect.py explanation=...: a sum of concepts beside each label, scored on images that did not fit it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from emodissect.app.session import Session
+from emodissect.app.stages.dissection import Dissected, Plan
+from emodissect.core.atomic_files import atomic_write
+from emodissect.core.csv_files import joined_lists, write_csv
+from emodissect.dissection.explanations import BestConceptExplainer, ConstantExplainer, Explainer, LabelExplainer
+from emodissect.dissection.quality.explained import explained_neurons, labelling_parts
+from emodissect.lightning.tracking import log_metrics
+from emodissect.report import Extra, columns
+from emodissect.report.terminal import frame_table
+
+_SHOWN = 20  # neurons in the report's table
+
+
+@dataclass(frozen=True)
+class ExplanationTables:
+    """What ``explanation=...`` found.
+
+    Attributes:
+        neurons: one row a neuron, with the column ``layer``; see
+            :func:`emodissect.dissection.quality.explained.explained_neurons`.
+    """
+
+    neurons: pd.DataFrame
+
+    @property
+    def layers(self) -> pd.DataFrame:
+        """Each layer's mean held-out correlations: of the explanation, the label, the best concept and a constant."""
+        return (
+            self.neurons.groupby("layer", sort=False)[[column.name for column in columns.EXPLAINED_LAYERS[1:]]]
+            .mean()
+            .reset_index()
+        )
+
+    def figures(self) -> dict[str, float]:
+        """For summary.json and loggers: ``dissect/lin2/explanation_pearson``."""
+        return {f"dissect/{row['layer']}/explanation_pearson": row["pearson"] for row in self.layers.to_dict("records")}
+
+    def save(self, run: Session) -> None:
+        """Writes explanations.parquet, and for people explanations.csv, in the run folder."""
+        with atomic_write(run.folder / "explanations.parquet") as unfinished:
+            self.neurons.to_parquet(unfinished, index=False)
+        write_csv(joined_lists(self.neurons), run.folder / "explanations.csv")
+        run.add_output("explanations", run.folder / "explanations.csv")
+
+    def log(self, run: Session) -> None:
+        """Sends the layers' means to every logger."""
+        log_metrics(run.loggers, self.figures())
+
+    def show(self, run: Session) -> None:
+        """Prints the layers' means."""
+        title = "Correlation of predicted and true activations on held-out images, mean over neurons"
+        run.console.print(frame_table(self.layers, title, columns.EXPLAINED_LAYERS))
+
+    def extras(self) -> list[Extra]:
+        """Sections of the report."""
+        best = self.neurons.sort_values("pearson", ascending=False, kind="stable")[:_SHOWN]
+        return [
+            Extra(
+                "What predicts the activations?",
+                "Each neuron as a weighted sum of concepts, fitted on half of the images. Its predictions of the other "
+                "half's activations are compared with the activations: the mean correlation over neurons, beside that "
+                "of the label, the best single concept, and one constant concept for the layer.",
+                frame=self.layers,
+                columns=columns.EXPLAINED_LAYERS,
+            ),
+            Extra(
+                "The best predicted neurons",
+                "Weights are standard deviations of the activation per standard deviation of the concept's score.",
+                frame=best,
+                columns=columns.EXPLAINED_NEURONS,
+            ),
+        ]
+
+
+def explained(plan: Plan, found: Dissected) -> ExplanationTables:
+    """Explains the neurons of every layer that was dissected."""
+    assert plan.explainer is not None
+    beside: dict[str, Explainer] = {
+        "label": LabelExplainer(plan.measure),
+        "best_concept": BestConceptExplainer(),
+        "constant": ConstantExplainer(),
+    }
+    tables = []
+    for name, layer in found.activations.items():
+        parts = labelling_parts(layer, found.scores.at(layer.ids), int(plan.run.cfg.seed))
+        table = explained_neurons(parts, found.scores.names, plan.explainer, beside)
+        table.insert(0, "layer", name)
+        tables.append(table)
+    return ExplanationTables(pd.concat(tables, ignore_index=True))

@@ -1,0 +1,368 @@
+"""What a neuron responds to, as a weighted sum of concepts that predicts its activation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from sklearn.linear_model import lasso_path
+from torch import Tensor
+
+from emodissect.core.errors import UserError
+from emodissect.core.number_format import MINUS
+from emodissect.dissection.quality.metrics import pearson
+from emodissect.similarity import Similarity, constant_neurons
+
+NONE = -1
+"""In ``Explanation.concepts``: no further concept."""
+
+_NEURONS = 64  # whose residuals are held at a time
+_RIDGE = 1e-6  # of standardised scores: concepts that are copies of each other share their weight
+_WIDTH = 1.959964  # standard errors on either side of a weight: 95 %
+
+
+class Part(NamedTuple):
+    """Some of the images: activations and concept scores, their rows in the same order."""
+
+    activations: Float[Tensor, "image neuron"]
+    scores: Float[Tensor, "image concept"]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A weighted sum of concepts for each neuron of a layer.
+
+    The simulated activation of an image is ``sum_k weight_k (score_k - mean_k) / spread_k`` over the neuron's concepts,
+    in standard deviations of the neuron: a weight is how many of them the activation rises where the concept's score
+    rises by one of its own.
+
+    Attributes:
+        concepts: of each neuron, the heaviest first; :data:`NONE` where it has fewer.
+        weights: of these, 0 where there is none.
+        low, high: 95 % interval of each weight, NaN where weights are not fitted.
+        mean, spread: what scores are standardised with; a score that never varied has a spread of 1.
+    """
+
+    concepts: Int64[Tensor, "neuron term"]
+    weights: Float[Tensor, "neuron term"]
+    low: Float[Tensor, "neuron term"]
+    high: Float[Tensor, "neuron term"]
+    mean: Float[Tensor, " concept"]
+    spread: Float[Tensor, " concept"]
+
+    def matrix(self) -> Float[Tensor, "neuron concept"]:
+        """The weight of every concept, 0 for those that are not in a neuron's sum."""
+        dense = torch.zeros(len(self.concepts), len(self.mean) + 1)  # the last column takes what is padded
+        return dense.scatter_(1, self.concepts % dense.shape[1], self.weights.float())[:, :-1]
+
+    def simulate(self, scores: Float[Tensor, "image concept"]) -> Float[Tensor, "image neuron"]:
+        """The activations that the explanation predicts for images with these scores; 0 without any concept."""
+        return ((scores - self.mean) / self.spread).float() @ self.matrix().t()
+
+    def correlation(self, held_out: Part) -> Float[Tensor, " neuron"]:
+        """Pearson of the simulated with the true activations of images that fitted nothing; 0 without any concept."""
+        return pearson(held_out.activations, self.simulate(held_out.scores))
+
+    def of(self, neurons: Bool[Tensor, " neuron"]) -> Explanation:
+        """The explanation of some of the neurons."""
+        concepts, weights, low, high = (x[neurons] for x in (self.concepts, self.weights, self.low, self.high))
+        return Explanation(concepts, weights, low, high, self.mean, self.spread)
+
+    def words(self, names: Sequence[str]) -> list[str]:
+        """Each neuron's sum as a text, e.g. ``0.61 Smile − 0.20 Frown``; of a lone concept just its name or −name."""
+        return [_text(row, own, names) for row, own in zip(self.concepts.tolist(), self.weights.tolist(), strict=True)]
+
+
+class Explainer(Protocol):
+    """A way to explain neurons: what ``explanation=...`` names."""
+
+    def __call__(self, proposing: Part, deciding: Part) -> Explanation:
+        """Explains every neuron from two parts of the images: what one proposes, the other may decide on."""
+
+
+def linear_explanation(
+    proposing: Part,
+    deciding: Part,
+    max_concepts: int = 5,
+    least_gain: float = 0.02,
+    penalty: float = 0.1,
+    candidates: int = 20,
+) -> Explanation:
+    """A sparse signed sum of concepts for each neuron.
+
+    1. Lasso on the standardised scores and activations of ``proposing`` (scikit-learn's coordinate descent on the Gram
+       matrix), at ``penalty`` times the smallest penalty that silences every concept. The ``candidates`` heaviest
+       concepts are proposed.
+    2. From the heaviest on, a concept joins where it adds at least ``least_gain`` to the correlation of simulated and
+       true activations of ``deciding``, the weights of all being least squares on ``proposing``. A neuron that no
+       concept predicts so well has none.
+    3. The weights are least squares on both parts. Their intervals are those of a misspecified linear model (White
+       1980), so they hold for "either of two" as well; they do not account for the choice of concepts.
+
+    After Oikarinen & Weng, *Linear Explanations for Individual Neurons* (ICML 2024), who propose with GLM-SAGA.
+
+    Memory: two concept x concept and two concept x neuron matrices, and a copy of the scores.
+
+    Args:
+        proposing, deciding: two halves of the labelling images.
+        max_concepts: of a neuron.
+        least_gain: of correlation.
+        penalty: share in (0, 1) of the smallest penalty without concepts; smaller proposes more.
+        candidates: proposed at most.
+
+    Raises:
+        UserError: parts of different neurons or concepts, or an impossible parameter.
+
+    >>> scores = torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
+    >>> activations = (scores[:, [1]] - 0.5 * scores[:, [3]]).float()
+    >>> found = linear_explanation(Part(activations[:300], scores[:300]), Part(activations[300:], scores[300:]))
+    >>> found.concepts[0, :2].tolist(), bool(found.weights[0, 0] > 0 > found.weights[0, 1])
+    ([1, 3], True)
+    """
+    _check_parameters(max_concepts, least_gain, penalty, candidates)
+    _check_parts(proposing, deciding)
+    labelling = _both(proposing, deciding)
+    mean, spread = _moments(labelling.scores)
+    halves = [_Products.of(part, mean, spread) for part in (proposing, deciding)]
+    proposed = _candidates(halves[0], penalty, candidates)
+    grams = [half.gram[proposed[:, :, None], proposed[:, None, :]] for half in halves]
+    cross = [half.cross.t().gather(1, proposed) for half in halves]
+    chosen = _greedy(grams, cross, max_concepts, least_gain)
+    first = chosen.byte().argsort(dim=1, descending=True, stable=True)[:, :max_concepts]
+    concepts = torch.where(chosen.gather(1, first), proposed.gather(1, first), NONE)
+    weights, error = _fitted(labelling, mean, spread, concepts)
+    heaviest = torch.where(concepts == NONE, -1.0, weights.abs()).argsort(dim=1, descending=True, stable=True)
+    concepts, weights, error = (values.gather(1, heaviest) for values in (concepts, weights, error))
+    return Explanation(concepts, weights, weights - _WIDTH * error, weights + _WIDTH * error, mean, spread)
+
+
+def label_explanation(part: Part, similarity: Similarity) -> Explanation:
+    """The concept most similar to each neuron, with a weight of 1; none of a neuron that never varies."""
+    best = similarity(part.scores, part.activations).argmax(1)
+    concepts = torch.where(constant_neurons(part.activations), NONE, best)[:, None]
+    weights = (concepts != NONE).float()
+    return Explanation(concepts, weights, *_unknown(weights), *_moments(part.scores))
+
+
+def best_concept_explanation(part: Part) -> Explanation:
+    """The concept of largest absolute correlation with each neuron; its weight is that correlation."""
+    correlation, mean, spread = _correlations(part)
+    best = correlation.abs().argmax(0)
+    weights = correlation.gather(0, best[None]).t()
+    concepts = torch.where(constant_neurons(part.activations), NONE, best)[:, None]
+    return Explanation(concepts, weights, *_unknown(weights), mean, spread)
+
+
+def constant_explanation(part: Part) -> Explanation:
+    """The same concept for every neuron, the one of highest mean correlation with them: what any method must beat."""
+    correlation, mean, spread = _correlations(part)
+    concepts = correlation.mean(1).argmax().expand(correlation.shape[1], 1)
+    weights = torch.ones(concepts.shape)
+    return Explanation(concepts, weights, *_unknown(weights), mean, spread)
+
+
+@dataclass(frozen=True)
+class LabelExplainer:
+    """``explanation=label``: :func:`label_explanation` by a similarity."""
+
+    similarity: Similarity
+
+    def __call__(self, proposing: Part, deciding: Part) -> Explanation:
+        return label_explanation(_both(proposing, deciding), self.similarity)
+
+
+@dataclass(frozen=True)
+class BestConceptExplainer:
+    """``explanation=best_concept``: :func:`best_concept_explanation`."""
+
+    def __call__(self, proposing: Part, deciding: Part) -> Explanation:
+        return best_concept_explanation(_both(proposing, deciding))
+
+
+@dataclass(frozen=True)
+class ConstantExplainer:
+    """``explanation=constant``: :func:`constant_explanation`."""
+
+    def __call__(self, proposing: Part, deciding: Part) -> Explanation:
+        return constant_explanation(_both(proposing, deciding))
+
+
+@dataclass(frozen=True)
+class LinearExplainer:
+    """``explanation=linear``: :func:`linear_explanation` with its parameters."""
+
+    max_concepts: int = 5
+    least_gain: float = 0.02
+    penalty: float = 0.1
+    candidates: int = 20
+
+    def __post_init__(self) -> None:
+        _check_parameters(self.max_concepts, self.least_gain, self.penalty, self.candidates)
+
+    def __call__(self, proposing: Part, deciding: Part) -> Explanation:
+        return linear_explanation(
+            proposing, deciding, self.max_concepts, self.least_gain, self.penalty, self.candidates
+        )
+
+
+class _Products(NamedTuple):
+    """Means of products of standardised columns, in float32, and the number of images."""
+
+    gram: Float[Tensor, "concept concept"]
+    cross: Float[Tensor, "concept neuron"]
+    images: int
+
+    @classmethod
+    def of(cls, part: Part, mean: Tensor, spread: Tensor) -> _Products:
+        """Scores standardised with given moments and then centred; activations with their own, constant ones 0."""
+        z = ((part.scores - mean) / spread).float()
+        z -= z.mean(0)
+        images = len(z)
+        cross = torch.cat([z.t() @ _standard(block) for block in part.activations.split(1024, 1)], 1)
+        return cls(z.t() @ z / images, cross / images, images)
+
+
+def _candidates(products: _Products, penalty: float, most: int) -> Int64[Tensor, "neuron candidate"]:
+    """The concepts of largest lasso weight of each neuron, the heaviest first; ties, and zeros, by their number."""
+    gram, cross, images = products
+    concepts, neurons = cross.shape
+    most = min(most, concepts)
+    # scikit-learn's unit is the sum over images; the data behind the products are read for their shape alone
+    dense = np.ascontiguousarray(gram.double().numpy()) * images
+    shape, target = np.broadcast_to(np.zeros(1), (images, concepts)), np.zeros(images)
+    target[0] = images**0.5  # a standardised activation's norm, which scikit-learn's tolerance is relative to
+
+    def heaviest(neuron: int) -> Tensor:
+        own = cross[:, neuron].double().numpy()
+        first = float(np.abs(own).max())
+        if first == 0:
+            return torch.arange(most)
+        _, weights, _ = lasso_path(
+            *(shape, target), alphas=[penalty * first], precompute=dense, Xy=own * images, check_input=False, tol=1e-3
+        )
+        return torch.from_numpy(weights[:, 0]).abs().argsort(descending=True, stable=True)[:most]
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # coordinate descent releases the interpreter
+        return torch.stack(list(threads.map(heaviest, range(neurons))))
+
+
+def _greedy(
+    grams: Sequence[Float[Tensor, "neuron candidate candidate"]],
+    cross: Sequence[Float[Tensor, "neuron candidate"]],
+    most: int,
+    least_gain: float,
+) -> Tensor:
+    """Which candidates join, tried in their order: fitted on the first products, scored on the second."""
+    neurons, candidates = cross[0].shape
+    chosen = torch.zeros(neurons, candidates, dtype=torch.bool)
+    reached = torch.zeros(neurons)
+    for candidate in range(candidates):
+        tried = chosen.clone()
+        tried[:, candidate] = True
+        weights = _least_squares(grams[0], cross[0], tried)
+        power = torch.einsum("mi,mij,mj->m", weights, grams[1], weights)
+        found = torch.where(power > 0, (weights * cross[1]).sum(1) / power.clamp(min=1e-12).sqrt(), 0.0)
+        joins = (found >= reached + least_gain) & (chosen.sum(1) < most)
+        chosen[joins], reached[joins] = tried[joins], found[joins]
+    return chosen
+
+
+def _least_squares(gram: Tensor, cross: Tensor, chosen: Tensor) -> Float[Tensor, "neuron candidate"]:
+    """Weights of the chosen candidates, 0 of the others."""
+    inside = chosen[:, :, None] & chosen[:, None, :]
+    eye = torch.eye(gram.shape[1])
+    system = torch.where(inside, gram, 0.0) + torch.where(chosen, _RIDGE, 1.0)[:, None, :] * eye
+    return torch.linalg.solve(system, torch.where(chosen, cross, 0.0))
+
+
+def _fitted(
+    part: Part, mean: Tensor, spread: Tensor, concepts: Int64[Tensor, "neuron term"]
+) -> tuple[Float[Tensor, "neuron term"], Float[Tensor, "neuron term"]]:
+    """Least squares weights and their standard errors; 0 and NaN where there is no concept.
+
+    With z the standardised scores, a the standardised activation, w = (z'z)^-1 z'a and e = a - z w, image i moves
+    weight k by ((z'z / N)^-1 z_i)_k e_i + w_k (z_ik² - a_i²) / 2, the second part because the standard deviations that
+    z and a are standardised with are those of the same images. The variance is the mean square of that over N.
+    """
+    images = len(part.scores)
+    weights, errors = [], []
+    z = (part.scores - mean) / spread
+    for start in range(0, len(concepts), _NEURONS):
+        picked = concepts[start : start + _NEURONS]
+        own = picked != NONE
+        x = z[:, picked.clamp(min=0).flatten()].unflatten(1, picked.shape) * own
+        a = _standard(part.activations[:, start : start + _NEURONS])
+        gram = torch.einsum("nmi,nmj->mij", x, x) / images
+        inverse = torch.linalg.inv(gram + torch.where(own, _RIDGE, 1.0)[:, None, :] * torch.eye(x.shape[2]))
+        w = torch.einsum("mij,nmj,nm->mi", inverse, x, a) / images
+        residual = a - (x * w).sum(2)
+        moved = torch.einsum("mij,nmj->nmi", inverse, x) * residual[:, :, None]
+        moved += w * (x.square() - a.square()[:, :, None]) / 2
+        weights.append(w)
+        errors.append(torch.where(own, moved.square().mean(0).div(images).sqrt(), torch.nan))
+    return torch.cat(weights), torch.cat(errors)
+
+
+def _correlations(part: Part) -> tuple[Float[Tensor, "concept neuron"], Tensor, Tensor]:
+    """With the mean and spread of the scores."""
+    mean, spread = _moments(part.scores)
+    return _Products.of(part, mean, spread).cross, mean, spread
+
+
+def _unknown(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The interval of weights that are not fitted."""
+    return torch.full_like(weights, torch.nan), torch.full_like(weights, torch.nan)
+
+
+def _both(first: Part, second: Part) -> Part:
+    return Part(*(torch.cat(pair) for pair in zip(first, second, strict=True)))
+
+
+def _moments(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (over N) of each column; 1 where it does not vary."""
+    first = columns[0].float()
+    spread, mean = torch.std_mean(columns.float() - first, 0, correction=0)  # a constant column becomes exactly zero
+    return mean + first, torch.where(spread > 0, spread, 1.0)
+
+
+def _standard(columns: Tensor) -> Tensor:
+    shifted = columns.float() - columns[0].float()
+    spread, mean = torch.std_mean(shifted, 0, correction=0)
+    return (shifted - mean) / torch.where(spread > 0, spread, 1.0)
+
+
+def _centred(columns: Tensor) -> Tensor:
+    columns = columns.float()
+    return columns - columns.mean(0)
+
+
+def _text(concepts: Sequence[int], weights: Sequence[float], names: Sequence[str]) -> str:
+    terms = [(names[c], w) for c, w in zip(concepts, weights, strict=True) if c != NONE]
+    if len(terms) == 1:
+        return f"{MINUS if terms[0][1] < 0 else ''}{terms[0][0]}"
+    text = " ".join(f"{MINUS if w < 0 else '+'} {abs(w):.2f} {name}" for name, w in terms)
+    return text.removeprefix("+ ")
+
+
+def _check_parameters(max_concepts: int, least_gain: float, penalty: float, candidates: int) -> None:
+    if max_concepts < 1 or candidates < 1:
+        raise UserError(f"max_concepts={max_concepts}, candidates={candidates}: both must be integers >= 1.")
+    if not 0 < penalty < 1:
+        raise UserError(f"penalty={penalty}: must be between 0 and 1; 0.1 is usual.")
+    if not 0 <= least_gain < 1:
+        raise UserError(f"least_gain={least_gain}: a gain of correlation, at least 0 and below 1; 0.02 is usual.")
+
+
+def _check_parts(proposing: Part, deciding: Part) -> None:
+    shapes = [(part.activations.shape[1], part.scores.shape[1]) for part in (proposing, deciding)]
+    rows = [(len(part.activations), len(part.scores)) for part in (proposing, deciding)]
+    if shapes[0] != shapes[1] or any(a != s or a < 3 for a, s in rows):
+        raise UserError(
+            f"Parts of {rows[0]} and {rows[1]} images (activations, scores) with {shapes[0]} and {shapes[1]} (neurons, "
+            "concepts): both need the same neurons and concepts, and at least 3 images with a row in each."
+        )

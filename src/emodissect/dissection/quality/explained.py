@@ -1,0 +1,145 @@
+"""Explanations from one half of the images, scored on the other, which chose nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from emodissect.core.errors import UserError
+from emodissect.dissection.explanations import NONE, Explainer, Explanation, Part
+from emodissect.dissection.quality.stability import halves
+from emodissect.dissection.quality.uncertainty import pearson_interval
+from emodissect.recording import LayerActivations
+
+BASELINE = "label"
+"""The explanation that others are compared with: the word of the run's similarity."""
+
+_WIDTH = 1.959964  # standard errors: 95 %
+
+
+class Parts(NamedTuple):
+    """A layer's images: two quarters that explain, and a half that scores."""
+
+    proposing: Part
+    deciding: Part
+    held_out: Part
+
+
+def labelling_parts(layer: LayerActivations, scores: Float[Tensor, "image concept"], seed: int = 0) -> Parts:
+    """The split that every held-out score is of: by image id, the first half split once more.
+
+    Args:
+        layer: with all its values.
+        scores: rows in the order of ``layer.ids``.
+        seed: of the split.
+
+    Raises:
+        UserError: the layer kept only its top images.
+    """
+    if layer.values is None:
+        raise UserError(f"Layer '{layer.layer}' kept only its top images; explaining neurons needs every activation.")
+    first, second = halves(layer.ids, seed)
+    labelling = first.nonzero()[:, 0]
+    proposing, deciding = halves(layer.ids[labelling], seed + 1)
+    values = torch.as_tensor(layer.values)
+    rows = (labelling[proposing], labelling[deciding], second.nonzero()[:, 0])
+    return Parts(*(Part(values[part].float(), scores[part].float()) for part in rows))
+
+
+def held_out_pearson(explained: Explanation, held_out: Part) -> dict[str, np.ndarray]:
+    """``pearson`` of simulated and true activations of each neuron, with its 95 % interval (``pearson_low``, ...)."""
+    found = explained.correlation(held_out).double()
+    low, high = pearson_interval(found, len(held_out.scores))
+    return {"pearson": found.numpy(), "pearson_low": low.numpy(), "pearson_high": high.numpy()}
+
+
+def explained_neurons(
+    parts: Parts, names: Sequence[str], explainer: Explainer, beside: Mapping[str, Explainer]
+) -> pd.DataFrame:
+    """One row a neuron: how an explanation, and what it is compared with, do on held-out images.
+
+    Returns:
+        neuron, explanation (in words), concepts, weights, weights_low, weights_high (lists), pearson with its interval,
+        and ``pearson_NAME`` for each of ``beside``. Of a neuron that never varies on the labelling or on the held-out
+        images the explanation is empty and the scores are NaN.
+    """
+    found = explainer(parts.proposing, parts.deciding)
+    kept = [row[row != NONE] for row in found.concepts]
+    frame = pd.DataFrame({"neuron": range(len(kept)), "explanation": found.words(names)})
+    frame["concepts"] = [[names[int(c)] for c in row] for row in kept]
+    for name, values in {"weights": found.weights, "weights_low": found.low, "weights_high": found.high}.items():
+        frame[name] = [row[: len(own)].tolist() for row, own in zip(values, kept, strict=True)]
+    scored = held_out_pearson(found, parts.held_out)
+    for name, other in beside.items():
+        scored[f"pearson_{name}"] = other(parts.proposing, parts.deciding).correlation(parts.held_out).double().numpy()
+    silent = ~live(parts).numpy()
+    for name, score in scored.items():
+        frame[name] = np.where(silent, np.nan, score)
+    frame.loc[silent, "explanation"] = ""
+    return frame
+
+
+def explanation_table(
+    parts: Parts, explainers: Mapping[str, Explainer], truth: Float[Tensor, "neuron concept"] | None = None
+) -> pd.DataFrame:
+    """How well each kind of explanation predicts held-out activations.
+
+    Args:
+        parts: of the images.
+        explainers: by name.
+        truth: the true weight of every concept, where it is known.
+
+    Returns:
+        One row an explainer: explanation, neurons (live ones), concepts (mean number of them), pearson (mean over
+        neurons of the held-out correlation of simulated and true activation) with its 95 % interval over neurons,
+        ratio (to :data:`BASELINE`, where it is among them), and over the neurons whose true weights are known
+        ``top1`` (share whose heaviest concept is a true one, of the true sign), ``exact`` (share with the true
+        concepts and no others) and ``covered`` (share of the true weights that lie in their 95 % interval, of fitted
+        ones; a concept left out is not covered).
+    """
+    counted = live(parts)
+    rows = []
+    for name, explainer in explainers.items():
+        found = explainer(parts.proposing, parts.deciding)
+        r = found.correlation(parts.held_out)[counted].double().numpy()
+        width = _WIDTH * r.std(ddof=1) / len(r) ** 0.5 if len(r) > 1 else np.nan
+        mean = float(r.mean()) if len(r) else np.nan
+        row: dict[str, object] = {
+            "explanation": name,
+            "neurons": len(r),
+            "concepts": float((found.concepts[counted] != NONE).sum(1).double().mean()),
+            "pearson": mean,
+            "pearson_low": mean - width,
+            "pearson_high": mean + width,
+        }
+        if truth is not None and (known := counted & (truth != 0).any(1)).any():
+            row |= _recovered(found.of(known), truth[known])
+        rows.append(row)
+    frame = pd.DataFrame(rows)
+    if BASELINE in explainers and len(frame):
+        baseline = frame.loc[frame["explanation"] == BASELINE, "pearson"].iloc[0]
+        frame.insert(6, "ratio", frame["pearson"] / baseline)
+    return frame
+
+
+def _recovered(found: Explanation, truth: Float[Tensor, "neuron concept"]) -> dict[str, float]:
+    weights = found.matrix()
+    heaviest = weights.abs().argmax(1, keepdim=True)
+    hit = (weights.gather(1, heaviest) * truth.gather(1, heaviest) > 0)[:, 0]
+    exact = ((weights != 0) == (truth != 0)).all(1)
+    true = truth.gather(1, found.concepts.clamp(min=0))
+    inside = (found.low <= true) & (true <= found.high) & (true != 0) & (found.concepts != NONE)
+    covered = inside.sum() / (truth != 0).sum() if found.low.isfinite().any() else torch.tensor(torch.nan)
+    return {"top1": float(hit.double().mean()), "exact": float(exact.double().mean()), "covered": float(covered)}
+
+
+def live(parts: Parts) -> Bool[Tensor, " neuron"]:
+    """Neurons that vary on the labelling and on the held-out images."""
+    labelling = torch.cat([parts.proposing.activations, parts.deciding.activations])
+    return (labelling != labelling[:1]).any(0) & (parts.held_out.activations != parts.held_out.activations[:1]).any(0)
