@@ -256,7 +256,7 @@ def found() -> EditStudy:
 def test_the_ladder_stands_beside_the_edit(found: EditStudy, tmp_path: Path) -> None:
     rows = list(zip(found.ladder["name"], found.ladder["fitted_on"], strict=True))
     fitted = [(name, images) for name in ("learned_scale", "head") for images in ("val", "train")]
-    assert rows == [*fitted, ("mirror", ""), ("ten_crop", "")]
+    assert rows == [*fitted, ("mirror", ""), ("ten_crop", ""), ("ceiling", "test")]
     known = found.ladder.dropna(subset="delta").set_index(["name", "fitted_on"])
     assert (known["accuracy_before"] == found.test.accuracy_before).all()
     assert known.loc[("head", "val"), "delta"] > 0.1 > known.loc[("mirror", ""), "delta"]
@@ -269,7 +269,7 @@ def test_the_ladder_stands_beside_the_edit(found: EditStudy, tmp_path: Path) -> 
 def test_the_verdict_names_the_best_cheap_alternative(found: EditStudy) -> None:
     def said(delta: float, p_value: float = 0.001, best: float = 0.006) -> str:
         ladder = found.ladder.copy()
-        ladder["delta"] = [best, -0.01, 0.0, 0.0, 0.0, np.nan]
+        ladder["delta"] = [best, -0.01, 0.0, 0.0, 0.0, np.nan, 0.5]
         ladder["p_value"] = 0.03
         study = replace(found, test=replace(found.test, delta=delta, p_value=p_value), ladder=ladder, p_random=0.01)
         return replace(study, p_shuffled=0.01).verdict

@@ -127,6 +127,16 @@ def test_edit_judges_a_grid_and_its_checkpoint_is_what_it_says(verb: Verb) -> No
         assert torch.equal(tensor, torch.load(checkpoint, weights_only=True)["state_dict"][name])
 
 
+def test_a_planted_bias_is_edited_and_shown_by_group(verb: Verb) -> None:
+    folder, result = verb("edit", "experiment=remove_spurious", "study.baselines=[head]")
+    study = EditStudy.load(folder / "study")
+    assert study.groups == "Glasses"
+    assert study.group_table["images"].sum() == 150
+    assert result["metric_delta"] == result["metric_after"] - result["metric_before"]
+    assert "Accuracy of the worst group" in result["verdict"] or study.edit.operation.is_identity
+    assert "Accuracy by group" in (folder / "report.html").read_text()
+
+
 def test_an_edit_again_is_read_from_the_cache_with_the_same_figures(verb: Verb) -> None:
     _, first = verb("edit", "factor=2")
     _, second = verb("edit", "factor=2")

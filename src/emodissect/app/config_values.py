@@ -184,7 +184,7 @@ ACCEPTED: Mapping[str, Accepted] = {
 """By key; a key that a chosen group does not have is passed over."""
 
 TOLD_BY_THEIR_STAGE = (
-    *("probe.split", "study.metric", "study.selection_split", "study.test_split"),
+    *("probe.split", "study.metric", "study.groups", "study.selection_split", "study.test_split"),
     "training.monitor",
 )
 """Further keys of conf/base.yaml's sections, whose values are looked at where the images or the network are known."""

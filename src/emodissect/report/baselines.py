@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from emodissect.core.number_format import DASH, points
-from emodissect.report.columns import LADDER
+from emodissect.report.columns import GROUPS, LADDER
 from emodissect.report.figures import style
 from emodissect.report.page import Extra
 from emodissect.report.terminal import frame_table
+from emodissect.studies import EditStudy
 
 _FITTED = {"val": "validation", "train": "training", "test": "test", "": DASH}
 
@@ -47,6 +49,29 @@ def readable(ladder: pd.DataFrame) -> pd.DataFrame:
 def ladder_table(ladder: pd.DataFrame) -> Table:
     """The ladder for the terminal."""
     return frame_table(readable(ladder), "Cheap alternatives, on test", LADDER)
+
+
+def group_section(study: EditStudy, class_names: Sequence[str]) -> list[Extra]:
+    """The accuracy of each group, where groups were given."""
+    if not len(study.group_table):
+        return []
+    caption = (
+        f"Accuracy on test by class and by whether “{study.groups}” is present, of the unedited network and of the "
+        "edited one. The worst group is the least of a column."
+    )
+    return [Extra("Accuracy by group", caption, frame=readable_groups(study, class_names), columns=GROUPS)]
+
+
+def group_table(study: EditStudy, class_names: Sequence[str]) -> Table:
+    """The groups for the terminal."""
+    return frame_table(readable_groups(study, class_names), f"Accuracy by group ({study.groups}), on test", GROUPS)
+
+
+def readable_groups(study: EditStudy, class_names: Sequence[str]) -> pd.DataFrame:
+    """The groups as people read them."""
+    groups = study.group_table
+    names = [class_names[int(place)] for place in groups["class"]]
+    return groups.assign(delta=groups["accuracy_after"] - groups["accuracy_before"], **{"class": names})
 
 
 def optimism_note(optimism: float, delta: float) -> str:

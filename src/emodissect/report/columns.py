@@ -185,11 +185,23 @@ LADDER = (
     Column("high", "to", "points", "95 % interval, compatible with exact McNemar", rank=1),
     Column("p_value", "p", "p", "exact McNemar"),
     Column("p_against_edit", "p, against the edit", "p", "exact McNemar between the two", rank=None),
+    Column("metric_delta", "metric (points)", "points", "change of the study's metric on test", short="metric"),
+    Column("metric_p_value", "p, metric", "p", "from exchanging an image's two predictions at random"),
     Column("accuracy_after", "accuracy", "percent", rank=2),
     Column("nll_after", "NLL", 3, "negative log-likelihood", rank=3),
     Column("settled", "settled on", rank=4),
 )
 """Cheap alternatives to an edit."""
+
+GROUPS = (
+    Column("class"),
+    Column("present", "concept present", "flag", short="present"),
+    Column("images", "images", "count"),
+    Column("accuracy_before", "before", "percent"),
+    Column("accuracy_after", "after", "percent"),
+    Column("delta", "change (points)", "points", short="points"),
+)
+"""Classes with and without an annotated concept."""
 
 CHECKS = (Column("check", "what"), Column("found", "found", "long"))
 """How an edit was compared."""

@@ -1,9 +1,10 @@
 """An edit study: a grid judged on validation, one edit judged on test, and what chance gives."""
 
 from emodissect.studies.ablation import ConceptAblation, ablate_concepts
+from emodissect.studies.metrics import check_metric, groups_of
 from emodissect.studies.null import null_studies
 from emodissect.studies.result import EditStudy
-from emodissect.studies.run import check_apart, check_metric, run_study, warn_of_few_draws
+from emodissect.studies.run import check_apart, run_study, warn_of_few_draws
 
 __all__ = [
     "ConceptAblation",
@@ -11,6 +12,7 @@ __all__ = [
     "ablate_concepts",
     "check_apart",
     "check_metric",
+    "groups_of",
     "null_studies",
     "run_study",
     "warn_of_few_draws",

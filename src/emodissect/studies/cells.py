@@ -19,9 +19,8 @@ from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.operations import Operation, distinct
 from emodissect.editing.rules import Rule
 from emodissect.editing.selection import Selection, exchanged, similarities
-from emodissect.models.scores import confusion_matrix, macro_f1
-
-METRICS = ("accuracy", "nll", "macro_f1")
+from emodissect.models.scores import confusion_matrix
+from emodissect.studies.metrics import measured
 
 COORDINATES = ("layer", "selection", "rule")
 """Columns of a grid that every cell has beside its settings."""
@@ -100,13 +99,21 @@ class CellResults:
         """Number of images by true and predicted class."""
         return confusion_matrix(self.predicted, self.labels, self.classes)
 
-    def metric(self, name: str) -> np.ndarray:
+    def metric(self, name: str, groups: Int64[Tensor, " image"] | None = None) -> np.ndarray:
         """Per cell, a number of which more is better."""
         if name == "nll":
             return -self.nll.numpy()
         if name == "accuracy":
             return self.gained - self.lost  # Whole numbers: a tie is a tie.
-        return macro_f1(self.confusion()).numpy()
+        return np.array([measured(name, cell, self.labels, self.classes, groups) for cell in self.predicted])
+
+    def metric_delta(self, name: str, groups: Int64[Tensor, " image"] | None = None) -> np.ndarray:
+        """Per cell, the change of a metric."""
+        if name == "accuracy":
+            return self.delta
+        if name == "nll":
+            return self.unedited_nll - self.nll.numpy()
+        return self.metric(name, groups) - measured(name, self.unedited, self.labels, self.classes, groups)
 
 
 def grid(
@@ -226,9 +233,11 @@ def evaluate_cells(cells: Sequence[Cell], logits: Mapping[str, EditedLogits]) ->
     )
 
 
-def choose(cells: Sequence[Cell], results: CellResults, metric: str) -> int:
+def choose(
+    cells: Sequence[Cell], results: CellResults, metric: str, groups: Int64[Tensor, " image"] | None = None
+) -> int:
     """The cell of the best metric; of equals the smallest change, then the first. An edit that gives NaN never wins."""
-    values = np.nan_to_num(results.metric(metric).astype(np.float64), nan=-np.inf)
+    values = np.nan_to_num(results.metric(metric, groups).astype(np.float64), nan=-np.inf)
     best = np.flatnonzero(values == values.max())
     return min(best.tolist(), key=lambda place: (round(cells[place].operation.size, 9), place))
 

@@ -9,13 +9,15 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from jaxtyping import Int64
+from torch import Tensor, nn
 
 from emodissect.core.statistics import exceedance_p
 from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.rules import Rule
 from emodissect.editing.selection import Selection, exchanged, fitted, needs_images, similarities
 from emodissect.studies.cells import Cell, CellResults, choose, evaluate_cells, grid, labels_of, shuffled
+from emodissect.studies.metrics import groups_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +28,7 @@ class Question:
         val, test: by layer, the network's logits under edits; the choice is made on `val`.
         random_draws: random neurons of the same number.
         shuffled_draws: whole studies with shuffled labels.
+        groups: an annotated concept; with the classes it makes the groups of `worst_group`.
     """
 
     layers: Sequence[str]
@@ -38,6 +41,16 @@ class Question:
     random_draws: int
     shuffled_draws: int
     seed: int
+    groups: str | None = None
+
+    @property
+    def shown_metric(self) -> str:
+        """What is told beside accuracy: the metric, or the worst group where groups are given."""
+        return "worst_group" if self.metric == "accuracy" and self.groups is not None else self.metric
+
+    def groups_in(self, logits: Mapping[str, EditedLogits]) -> Int64[Tensor, " image"] | None:
+        """The group of each image of `val` or `test`; None without groups."""
+        return None if self.groups is None else groups_of(logits[self.layers[0]].images, self.groups)
 
     def cells(self, neurons: pd.DataFrame) -> list[Cell]:
         """The grid over all layers."""
@@ -67,11 +80,16 @@ class Decision:
     chosen: int
     controls: pd.DataFrame
     delta_test: float
+    metric_test: float
 
-    def p(self, control: str) -> float:
-        """How often a control gives as large a delta on test; NaN where it was not drawn."""
+    def p(self, control: str, of: str = "delta_test") -> float:
+        """How often a control gives as large a delta on test; NaN where it was not drawn.
+
+        Args:
+            of: `delta_test`, the change of accuracy, or `metric_test`, that of the metric.
+        """
         drawn = self.controls[self.controls["control"] == control]
-        return float("nan") if drawn.empty else exceedance_p(self.delta_test, drawn["delta_test"])
+        return float("nan") if drawn.empty else exceedance_p(getattr(self, of), drawn[of])
 
 
 def decide(question: Question, neurons: pd.DataFrame, every_control: bool = True) -> Decision:
@@ -82,7 +100,7 @@ def decide(question: Question, neurons: pd.DataFrame, every_control: bool = True
     """
     cells = question.cells(neurons)
     results = evaluate_cells(cells, question.val)
-    chosen = choose(cells, results, question.metric)
+    chosen = choose(cells, results, question.metric, question.groups_in(question.val))
     cell = cells[chosen]
     labels = labels_of(neurons, cell.layer)
     generator = np.random.default_rng([question.seed, 1])
@@ -97,10 +115,12 @@ def decide(question: Question, neurons: pd.DataFrame, every_control: bool = True
     controls = [(name, replace(cell, operation=operation)) for name, operation in drawn]
     if cell.uses_labels and question.shuffled_draws:
         controls += [("shuffled", pick) for pick in _shuffled_studies(question, neurons, alone=len(cells) == 1)]
-    on_test = evaluate_cells([cell, *(control for _, control in controls)], question.test).delta
-    frame = pd.DataFrame({"control": [name for name, _ in controls], "delta_test": on_test[1:]})
+    found = evaluate_cells([cell, *(control for _, control in controls)], question.test)
+    on_test, of_metric = found.delta, found.metric_delta(question.shown_metric, question.groups_in(question.test))
+    names = [name for name, _ in controls]
+    frame = pd.DataFrame({"control": names, "delta_test": on_test[1:], "metric_test": of_metric[1:]})
     frame.insert(1, "draw", frame.groupby("control").cumcount())
-    return Decision(cells, results, chosen, frame, float(on_test[0]))
+    return Decision(cells, results, chosen, frame, float(on_test[0]), float(of_metric[0]))
 
 
 def optimism(question: Question, decision: Decision, neurons: pd.DataFrame, draws: int) -> float:
@@ -146,7 +166,7 @@ def _shuffled_studies(question: Question, neurons: pd.DataFrame, alone: bool) ->
 def _choices(question: Question, draws: Sequence[list[Cell]]) -> list[Cell]:
     """The best cell of each grid on validation."""
     results = evaluate_cells([cell for cells in draws for cell in cells], question.val)
-    size = len(draws[0])
+    size, groups = len(draws[0]), question.groups_in(question.val)
     picks = []
     for draw, cells in enumerate(draws):
         place = slice(draw * size, (draw + 1) * size)
@@ -154,5 +174,5 @@ def _choices(question: Question, draws: Sequence[list[Cell]]) -> list[Cell]:
             *(results.predicted[place], results.nll[place], results.labels),
             *(results.unedited, results.unedited_nll, results.classes),
         )
-        picks.append(cells[choose(cells, part, question.metric)])
+        picks.append(cells[choose(cells, part, question.metric, groups)])
     return picks

@@ -33,6 +33,7 @@ def null_studies(
     metric: str = "accuracy",
     alpha: float = 0.05,
     seed: int = 0,
+    groups: str | None = None,
     progress: bool = False,
 ) -> pd.DataFrame:
     """Whole studies on labels given to neurons at random: grid, choice, test, controls, claim.
@@ -51,7 +52,7 @@ def null_studies(
         moved = pd.concat([shuffled(labels_of(neurons, layer), generator) for layer in layers])
         question = Question(
             *(layers, on_val, on_test, inference.network, selections, rules),
-            *(metric, controls, controls, seed + study),
+            *(metric, controls, controls, seed + study, groups),
         )
         decision = decide(question, moved, every_control=False)
         cell = decision.cells[decision.chosen]

@@ -18,11 +18,12 @@ from emodissect.models.predictions import Predictions
 from emodissect.studies.baselines.ladder import best_alternative
 from emodissect.studies.claim import claims_gain
 from emodissect.studies.comparison import Comparison
+from emodissect.studies.metrics import METRIC_WORDS
 
 _PLAIN = (
     *("select_on_test", "metric", "alpha", "selection", "rule", "settings", "p_random", "p_shuffled"),
     *("detectable_delta", "logit_difference", "identical_predictions", "is_cut", "cut_reason", "kept_bytes"),
-    "optimism",
+    *("optimism", "groups", "of_metric"),
 )
 
 
@@ -51,6 +52,10 @@ class EditStudy:
             for.
         optimism: mean over draws of the largest delta on test of as many random edits as the grid has cells: what
             choosing on test would have "gained" without any knowledge.
+        groups: the annotated concept that makes groups, with the classes.
+        of_metric: where the metric is not accuracy, or groups are given: its change on test, as
+            :class:`emodissect.studies.metrics.MetricChange` gives it, with p_random and p_shuffled of the controls.
+        group_table: accuracy of each group on test, see :func:`emodissect.studies.metrics.group_table`.
     """
 
     grid: pd.DataFrame
@@ -77,6 +82,9 @@ class EditStudy:
     kept_bytes: int
     ladder: pd.DataFrame = field(default_factory=pd.DataFrame)
     optimism: float = math.nan
+    groups: str | None = None
+    of_metric: dict[str, Any] | None = None
+    group_table: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def __repr__(self) -> str:
         return f"EditStudy of {self.edit.layer} ({len(self.grid)} cells): {self.verdict}"
@@ -100,9 +108,18 @@ class EditStudy:
         return claimed and not self.optimistic
 
     @property
+    def claims_metric(self) -> bool:
+        """Whether the study's own metric became better by the same rule, where it is not accuracy."""
+        of = self.of_metric
+        if of is None:
+            return False
+        claimed = claims_gain(of["delta"], of["p_value"], of["p_random"], of["p_shuffled"], self.alpha)
+        return claimed and not self.optimistic
+
+    @property
     def verdict(self) -> str:
         """One sentence in plain words."""
-        sentence = self._beside_alternatives(self._sentence()) + self._of_one_scale()
+        sentence = self._beside_alternatives(self._sentence()) + self._of_one_scale() + self._of_metric()
         if not self.optimistic:
             return sentence
         return f"Optimistic, because it was chosen on the very test images: {sentence[0].lower()}{sentence[1:]}"
@@ -150,6 +167,26 @@ class EditStudy:
         word = "as much as" if best["delta"] == self.test.delta else "more than"
         return f"{sentence.removesuffix('.')}; {word} the best cheap alternative, {gives}."
 
+    def _of_metric(self) -> str:
+        """The study's own metric, where it is not accuracy."""
+        of = self.of_metric
+        if of is None or self.edit.operation.is_identity:
+            return ""
+        word = METRIC_WORDS[of["metric"]]
+        if of["metric"] == "nll":
+            change = f" {word}: {-of['before']:.4f} before, {-of['after']:.4f} after ({_p(of['p_value'])})."
+            return change if not self.claims_metric else f"{change[:-1]}: better."
+        sentence = (
+            f" {word}: {100 * of['before']:.1f} % before, {100 * of['after']:.1f} % after "
+            f"({100 * of['delta']:+.2f} points, {_p(of['p_value'])})"
+        )
+        if not math.isnan(of["p_random"]):
+            sentence += f"; against random neurons of the same number {_p(of['p_random'])}"
+        best = best_alternative(self.ladder, "metric_delta")
+        if best is not None:
+            sentence += f"; the best cheap alternative, {best['words']}, gives {100 * best['metric_delta']:+.2f}"
+        return f"{sentence}."
+
     def _of_one_scale(self) -> str:
         """What to know where a selection told no neurons apart."""
         chosen, neurons = int(self.selected.sum()), len(self.selected)
@@ -195,6 +232,7 @@ class EditStudy:
         (folder / "study.json").write_text(json.dumps(self.row(), indent=1, ensure_ascii=False), encoding="utf-8")
         self.grid.to_csv(folder / "grid.csv", index=False)
         self.controls.to_csv(folder / "controls.csv", index=False)
+        self.group_table.to_csv(folder / "groups.csv", index=False)
         self.ladder.to_json(folder / "ladder.json", orient="records", indent=1, double_precision=15)
         tensors = {"values": self.edit.operation.values.contiguous(), "selected": self.selected.contiguous()}
         save_file(tensors, str(folder / "edit.safetensors"))
@@ -207,11 +245,12 @@ class EditStudy:
         folder = Path(folder)
         row = json.loads((folder / "study.json").read_text(encoding="utf-8"))
         tensors = load_file(str(folder / "edit.safetensors"))
-        plain: dict[str, Any] = {name: float("nan") if row[name] is None else row[name] for name in _PLAIN}
+        plain: dict[str, Any] = {name: _kept(name, row[name]) for name in _PLAIN}
         return cls(
             grid=pd.read_csv(folder / "grid.csv", float_precision="round_trip"),
             controls=pd.read_csv(folder / "controls.csv", float_precision="round_trip"),
             edit=Edit(row["layer"], Operation.from_plain(row["operation"], tensors["values"])),
+            group_table=_read_groups(folder / "groups.csv"),
             ladder=pd.DataFrame(json.loads((folder / "ladder.json").read_text(encoding="utf-8"))),
             selected=tensors["selected"],
             val=Comparison.from_row(row["val"]),
@@ -222,7 +261,22 @@ class EditStudy:
         )
 
 
+def _read_groups(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, float_precision="round_trip")
+    except pd.errors.EmptyDataError:  # no groups
+        return pd.DataFrame()
+
+
+def _kept(name: str, value: Any) -> Any:
+    if isinstance(value, dict) and name == "of_metric":
+        return {key: float("nan") if item is None else item for key, item in value.items()}
+    return float("nan") if value is None and name not in ("groups", "of_metric") else value
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

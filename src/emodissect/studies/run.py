@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
 
-from emodissect.core.errors import UserError, nearest
+from emodissect.core.errors import UserError
 from emodissect.core.statistics import detectable_delta
 from emodissect.data.datamodule import stratified_rows
 from emodissect.data.images import ImageSet
@@ -20,9 +21,10 @@ from emodissect.editing.rules import Rule, Scale
 from emodissect.editing.selection import AllNeurons, Selection, needs_images
 from emodissect.models.predictions import Inference, Predictions
 from emodissect.studies.baselines import Baseline, ceiling, climb
-from emodissect.studies.cells import METRICS, grid, grid_frame
+from emodissect.studies.cells import grid, grid_frame
 from emodissect.studies.comparison import compare
-from emodissect.studies.decision import Question, decide, optimism
+from emodissect.studies.decision import Decision, Question, decide, optimism
+from emodissect.studies.metrics import MetricChange, check_metric, group_table, groups_of, metric_change
 from emodissect.studies.result import EditStudy
 
 log = logging.getLogger(__name__)
@@ -46,12 +48,6 @@ class _MadeWhenAsked(dict[str, EditedLogits]):
         return self[layer]
 
 
-def check_metric(metric: str) -> None:
-    """Raises UserError for an unknown metric."""
-    if metric not in METRICS:
-        raise UserError(f"study.metric={metric} is not known. {nearest(metric, METRICS)}")
-
-
 def warn_of_few_draws(alpha: float, controls: int) -> None:
     """Says so where no p-value could come below alpha."""
     if 1 / (1 + controls) >= alpha:
@@ -70,6 +66,13 @@ def check_apart(val: ImageSet, test: ImageSet) -> None:
             "figure would be optimistic. Give study.selection_split and study.test_split splits that share none, or "
             "study.select_on_test=true to repeat the published mistake."
         )
+
+
+def _told(change: MetricChange | None, decision: Decision) -> dict[str, Any] | None:
+    if change is None:
+        return None
+    chance = {f"p_{name}": decision.p(name, "metric_test") for name in ("random", "shuffled")}
+    return change.row() | chance
 
 
 def check_grid(
@@ -104,6 +107,7 @@ def run_study(
     batch_size: int = 256,
     memory_limit: int = 2 * 2**30,
     progress: bool = False,
+    groups: str | None = None,
     baselines: Sequence[Baseline] = (),
     train: ImageSet | None = None,
     run_on_test: Callable[[Edit], tuple[Predictions, Predictions]] | None = None,
@@ -118,7 +122,8 @@ def run_study(
         rules: one for each factor, say.
         val: the images the choice is made on.
         test: read once, for the chosen edit, the unedited network and the controls of that edit.
-        metric: `accuracy`, `macro_f1` or `nll`; of equals the smallest change is taken.
+        metric: what validation chooses by, see :data:`~emodissect.studies.metrics.METRICS`; of equals the smallest
+            change is taken.
         select_on_test: choose on the test images, only to repeat the published study; the result is marked.
         alpha: level at which a gain is claimed.
         controls: draws of random neurons, and of shuffled labels.
@@ -127,6 +132,7 @@ def run_study(
         seed: of the controls.
         batch_size, memory_limit: see :class:`~emodissect.editing.fast.edited_logits.EditedLogits`.
         progress: show bars.
+        groups: an annotated concept of the images; with the classes it makes the groups of `worst_group`.
         baselines: cheap alternatives, fitted on the images that the edit is chosen on and compared on test.
         train: training images on which they are fitted as well; at most 10,000 are used, drawn class by class.
         run_on_test: gives the predictions of the unedited and of the edited network on the test images, e.g. by a
@@ -136,7 +142,10 @@ def run_study(
         UserError: before any forward pass: unknown layer, metric or word, empty images, images chosen on among those
             judged on, a grid that cannot be made; and where the unedited network gives no finite logits.
     """
-    check_metric(metric)
+    check_metric(metric, groups)
+    if groups is not None:
+        for images in (val, test):
+            groups_of(images, groups)
     for name, images in (("validation", val), ("test", test)):
         if not len(images):
             raise UserError(f"The {name} set holds no images, so no edit can be judged.")
@@ -163,6 +172,7 @@ def run_study(
         random_draws=controls,
         shuffled_draws=min(controls, max(_FEWEST_DRAWS, control_cells // cells)),
         seed=seed,
+        groups=groups,
     )
     decision = decide(question, neurons)
     cell = decision.cells[decision.chosen]
@@ -186,9 +196,15 @@ def run_study(
             some = train.subset(stratified_rows(train.labels, _TRAIN_IMAGES, seed))
         on_train = _MadeWhenAsked(inference, some, batch_size, room, progress)
         fitted_on["train"] = lambda: on_train[cell.layer]
-    ladder = climb(baselines, fitted_on, chosen_test, before, exact)
+    shown = question.shown_metric
+    on_groups = question.groups_in(question.test)
+
+    def change(predictions: Predictions) -> MetricChange | None:
+        return None if shown == "accuracy" else metric_change(shown, before, predictions, on_groups, seed=seed)
+
+    ladder = climb(baselines, fitted_on, chosen_test, before, exact, change)
     if len(ladder):
-        top = pd.DataFrame([ceiling(chosen_test, before, exact)], columns=ladder.columns)
+        top = pd.DataFrame([ceiling(chosen_test, before, exact, change)], columns=ladder.columns)
         ladder = pd.concat([ladder, top], ignore_index=True)
     return EditStudy(
         grid=grid_frame(decision.cells, decision.results, decision.chosen),
@@ -214,5 +230,8 @@ def run_study(
         cut_reason=chosen_test.reason,
         kept_bytes=sum(part.bytes for split in (question.val, question.test) for part in split.values()),
         ladder=ladder,
+        groups=groups,
+        of_metric=_told(change(exact), decision),
+        group_table=pd.DataFrame() if on_groups is None else group_table(before, exact, on_groups),
         optimism=optimism(question, decision, neurons, min(controls, max(_FEWEST_DRAWS, control_cells // (2 * cells)))),
     )

@@ -139,7 +139,7 @@ class Asked:
         """The grid, the choice and the look at test."""
         asked = self.run.cfg.study
         baselines, train = baselines_of(self.run.cfg), self.run.data.fitted()
-        key = self._key("metric", "select_on_test", "alpha", "controls")
+        key = self._key("metric", "groups", "select_on_test", "alpha", "controls")
         key |= {"baselines": [fingerprint(baselines), source_hash(learn_scale)] if baselines else []}
         key["images"]["train"] = train.fingerprint() if baselines else None
         self.run.inputs["study"] = key
@@ -154,6 +154,7 @@ class Asked:
                 controls=asked.controls,
                 seed=self.run.cfg.seed,
                 progress=True,
+                groups=asked.groups,
                 baselines=baselines,
                 train=train,
                 run_on_test=self.run_on_test,
@@ -188,10 +189,11 @@ class Asked:
                 metric=asked.metric,
                 alpha=asked.alpha,
                 seed=self.run.cfg.seed,
+                groups=asked.groups,
                 progress=True,
             ).to_csv(folder / "null_studies.csv", index=False)
 
-        key = self._key("metric", "alpha", "controls", "null_studies")
+        key = self._key("metric", "groups", "alpha", "controls", "null_studies")
         return self.run.made("null-studies", key, write, _read_null_studies)
 
     def ablations(self) -> dict[str, ConceptAblation]:
@@ -221,6 +223,7 @@ class Asked:
             "rules": fingerprint(self.rules),
             "images": {name: images.fingerprint() for name, images in self.splits.items()},
             "study": {name: self.run.cfg.study[name] for name in of_study},
+            "annotations": {name: images.annotations_fingerprint() for name, images in self.splits.items()},
             "seed": self.run.cfg.seed,
             "studied_by": [source_hash(study) for study in (run_study, null_studies, ablate_concepts, EditedLogits)],
         }

@@ -31,9 +31,16 @@ from emodissect.lightning.sinks import Artifact
 from emodissect.lightning.tracking import log_artifact, log_dissection, log_metrics, log_study
 from emodissect.models.classifier import Classifier
 from emodissect.report import EditPage, figures
-from emodissect.report.baselines import ladder_section, ladder_summary, ladder_table, optimism_note
+from emodissect.report.baselines import (
+    group_section,
+    group_table,
+    ladder_section,
+    ladder_summary,
+    ladder_table,
+    optimism_note,
+)
 from emodissect.report.terminal import figures_table
-from emodissect.studies import ConceptAblation, EditStudy, check_apart, check_metric, warn_of_few_draws
+from emodissect.studies import ConceptAblation, EditStudy, check_apart, check_metric, groups_of, warn_of_few_draws
 
 EDITED = "edited.ckpt"
 
@@ -42,7 +49,7 @@ def edit(cfg: DictConfig) -> dict[str, Any]:
     """Judges a grid of edits on validation, takes the best, and reads test once for it."""
     with session(cfg) as run:
         plan, asked = Plan(run), cfg.study
-        check_metric(asked.metric)
+        check_metric(asked.metric, asked.groups)
         warn_of_few_draws(asked.alpha, asked.controls)
         if asked.null_studies and asked.select_on_test:
             raise UserError("study.null_studies counts claims of a gain; study.select_on_test=true never makes one.")
@@ -53,6 +60,9 @@ def edit(cfg: DictConfig) -> dict[str, Any]:
         plan.check()
         check_editable(run, plan, rules)
         splits = {name: run.data.evaluation_images(asked[name]) for name in ("selection_split", "test_split")}
+        if asked.groups is not None:
+            for images in splits.values():
+                groups_of(images, asked.groups)
         if not asked.select_on_test:
             check_apart(splits["selection_split"], splits["test_split"])
         trained = trained_classifier(run, fit=False)
@@ -123,6 +133,7 @@ def write_outputs(
         ablations=ablations,
         extras=[
             *ladder_section(study.ladder, study.test.delta),
+            *group_section(study, run.data.splits.class_names),
             *compare_to_published(run.cfg, study),
             *compare_shares(run.cfg, found.dissection),
         ],
@@ -139,6 +150,8 @@ def write_outputs(
     if null is not None:
         summary |= {"null_studies": len(null), "null_claims": float(null["claims_gain"].mean())}
     run.console.print(best_cells(study))
+    if len(study.group_table):
+        run.console.print(group_table(study, run.data.splits.class_names))
     if len(study.ladder):
         run.console.print(ladder_table(study.ladder))
     run.console.print(figures_table(readable_study(study, null), f"The chosen edit of {study.edit.layer}, on test"))

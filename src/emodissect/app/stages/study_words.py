@@ -38,6 +38,8 @@ def edit_summary(study: EditStudy) -> dict[str, Any]:
         "nll_before": study.test.nll_before,
         "nll_after": study.test.nll_after,
         "optimism": study.optimism,
+        **{f"metric_{name}": value for name, value in (study.of_metric or {}).items() if name != "metric"},
+        "claims_metric": study.claims_metric,
         "detectable_delta": study.detectable_delta,
         "logit_difference": study.logit_difference,
         "identical_predictions": study.identical_predictions,

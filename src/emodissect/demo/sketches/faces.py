@@ -23,6 +23,7 @@ from emodissect.demo.sketches.appearance import draw_appearance
 from emodissect.demo.sketches.drawing import draw_face
 from emodissect.demo.sketches.parameters import PARAMETERS, Difficulty, draw_expression, draw_label
 from emodissect.demo.sketches.presence import presence
+from emodissect.demo.sketches.spurious import Spurious
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Drawn(NamedTuple):
         images: uint8 ``(image, 48, 48)``.
         labels: int64 ``(image,)``.
         expressions: float64 ``(image, parameter)``, in the order of ``PARAMETERS``.
-        presence: float64 ``(image, concept)`` in [0, 1], in the order of ``CONCEPTS``.
+        presence: float64 ``(image, concept)`` in [0, 1], in the order of ``CONCEPTS``, then of a planted mark.
     """
 
     images: NDArray[np.uint8]
@@ -45,24 +46,40 @@ class Drawn(NamedTuple):
     presence: NDArray[np.float64]
 
 
-def draw_faces(ids: Sequence[int], seed: int = 0, difficulty: Difficulty | None = None) -> Drawn:
-    """Faces by id: each depends on its id and the seed alone, whatever is drawn beside it."""
-    faces, labels, expressions = [], [], []
+def draw_faces(
+    ids: Sequence[int], seed: int = 0, difficulty: Difficulty | None = None, spurious: Spurious | None = None
+) -> Drawn:
+    """Faces by id: each depends on its id and the seed alone, whatever is drawn beside it.
+
+    Args:
+        spurious: a mark that some of them bear; its presence is a further column.
+    """
+    faces, labels, expressions, marks = [], [], [], []
     for image_id in ids:
         rng = np.random.default_rng([seed, image_id])
         label = draw_label(rng)
         expression = draw_expression(rng, label, difficulty or Difficulty())
-        faces.append(draw_face(expression, draw_appearance(rng)))
+        look = draw_appearance(rng)
+        if spurious is None:
+            faces.append(draw_face(expression, look))
+        else:
+            marks.append(spurious.borne(label, image_id, seed))
+            faces.append(spurious.stamped(draw_face(expression, spurious.dressed(look, marks[-1])), marks[-1]))
         labels.append(label)
         expressions.append(expression)
     matrix = np.array(expressions, dtype=np.float64).reshape(-1, len(PARAMETERS))
-    return Drawn(
-        np.array(faces, dtype=np.uint8).reshape(-1, 48, 48), np.array(labels, dtype=np.int64), matrix, presence(matrix)
-    )
+    present = presence(matrix)
+    if spurious is not None:
+        present = np.column_stack([present, np.array(marks, dtype=np.float64)])
+    return Drawn(np.array(faces, dtype=np.uint8).reshape(-1, 48, 48), np.array(labels, dtype=np.int64), matrix, present)
 
 
 def draw_faces_in_processes(
-    ids: Sequence[int], seed: int = 0, difficulty: Difficulty | None = None, processes: int | None = None
+    ids: Sequence[int],
+    seed: int = 0,
+    difficulty: Difficulty | None = None,
+    processes: int | None = None,
+    spurious: Spurious | None = None,
 ) -> Drawn:
     """The same faces as :func:`draw_faces`, every n-th drawn by one of n processes (all cores where not given).
 
@@ -76,16 +93,18 @@ def draw_faces_in_processes(
     shares = [list(ids[first::count]) for first in range(count)]
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{number}.npz" for number in range(count)]
-        others = [_started(share, seed, difficulty, file) for share, file in zip(shares[1:], files[1:], strict=True)]
+        others = [
+            _started(share, seed, difficulty, spurious, file) for share, file in zip(shares[1:], files[1:], strict=True)
+        ]
         try:
-            parts = [draw_faces(shares[0], seed, difficulty)]
+            parts = [draw_faces(shares[0], seed, difficulty, spurious)]
             for other, share, file in zip(others, shares[1:], files[1:], strict=True):
                 if other.wait() == 0:
                     with np.load(file) as drawn:
                         parts.append(Drawn(*(drawn[name] for name in Drawn._fields)))
                 else:
                     log.warning("A process that draws faces failed (%d); its faces are drawn here.", other.returncode)
-                    parts.append(draw_faces(share, seed, difficulty))
+                    parts.append(draw_faces(share, seed, difficulty, spurious))
         finally:
             for other in others:
                 other.kill()
@@ -93,9 +112,13 @@ def draw_faces_in_processes(
     return Drawn(*(np.concatenate([part[field] for part in parts])[order] for field in range(len(Drawn._fields))))
 
 
-def _started(ids: Sequence[int], seed: int, difficulty: Difficulty | None, file: Path) -> subprocess.Popen[bytes]:
+def _started(
+    ids: Sequence[int], seed: int, difficulty: Difficulty | None, spurious: Spurious | None, file: Path
+) -> subprocess.Popen[bytes]:
     task = file.with_suffix(".json")
-    task.write_text(json.dumps({"ids": list(ids), "seed": seed, "difficulty": asdict(difficulty or Difficulty())}))
+    mark = None if spurious is None else asdict(spurious)
+    given = {"ids": list(ids), "seed": seed, "difficulty": asdict(difficulty or Difficulty()), "spurious": mark}
+    task.write_text(json.dumps(given))
     paths = os.pathsep.join(part for part in sys.path if part)
     command = [sys.executable, "-c", f"from {__name__} import _draw_task; _draw_task()", str(task)]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": paths})
@@ -105,5 +128,6 @@ def _draw_task() -> None:
     """In the other process: draw what the file that the command names asks for, and save it beside that file."""
     file = Path(sys.argv[1])
     task = json.loads(file.read_text())
-    drawn = draw_faces(task["ids"], task["seed"], Difficulty(**task["difficulty"]))
+    spurious = Spurious(**task["spurious"]) if task["spurious"] else None
+    drawn = draw_faces(task["ids"], task["seed"], Difficulty(**task["difficulty"]), spurious)
     np.savez(file.with_suffix(".npz"), **drawn._asdict())

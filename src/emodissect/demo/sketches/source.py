@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from emodissect.demo.sketches.faces import draw_faces_in_processes
 from emodissect.demo.sketches.parameters import CLASS_NAMES, Difficulty
 from emodissect.demo.sketches.presence import CONCEPTS
 from emodissect.demo.sketches.sheet import SIZE
+from emodissect.demo.sketches.spurious import Spurious
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,11 @@ class Sketches(FaceDataModule):
         train, val, test: images in each split.
         seed: of the drawing; not the seed of the training.
         difficulty: overrides of :class:`~emodissect.demo.sketches.parameters.Difficulty`, by name.
+        spurious: a mark (`glasses`, `background`, `caption`) that is tied to a class in training, and tells nothing of
+            it in validation and test; its presence is a further annotation (`Glasses`, `Bright Background`,
+            `Caption Bar`).
+        spurious_class: the class.
+        spurious_strength: the chance of its images to bear the mark; the others bear it with 1 - strength.
         class_names, size, channels: what is drawn; given so that a configuration can refer to them.
         **common: see :class:`~emodissect.data.datamodule.FaceDataModule`.
 
@@ -53,6 +59,9 @@ class Sketches(FaceDataModule):
         test: int = 1500,
         seed: int = 0,
         difficulty: Mapping[str, Any] | None = None,
+        spurious: str | None = None,
+        spurious_class: str = "Happy",
+        spurious_strength: float = 0.95,
         size: int = SIZE,
         channels: int = 1,
         batch_size: int = 64,
@@ -98,6 +107,7 @@ class Sketches(FaceDataModule):
                 raise UserError(f"data.difficulty.intensity={list(shape)}: give two numbers above 0, e.g. [2.2,1.4].")
             given["intensity"] = shape  # plain, for the cache's key and for other processes
         self.difficulty = Difficulty(**given)
+        self.spurious = None if spurious is None else Spurious(spurious, spurious_class, spurious_strength)
 
     def read(self) -> Splits:
         """The splits, drawn where the cache does not hold them yet."""
@@ -106,17 +116,21 @@ class Sketches(FaceDataModule):
 
     def _split(self, name: str) -> ImageSet:
         count, first = self.counts[name], SPLITS.index(name) * BLOCK
+        # Where a network is chosen and tested, the mark tells nothing of the class.
+        planted = self.spurious
+        spurious = planted if planted is None or name == "train" else replace(planted, strength=0.5)
         key = {
             "images": count,
             "first": first,
             "seed": self.seed,
             "difficulty": asdict(self.difficulty),
+            "spurious": None if spurious is None else asdict(spurious),
             "drawn_by": source_hash(draw_faces_in_processes),
         }
 
         def write(folder: Path) -> None:
             began = time.perf_counter()
-            drawn = draw_faces_in_processes(range(first, first + count), self.seed, self.difficulty)
+            drawn = draw_faces_in_processes(range(first, first + count), self.seed, self.difficulty, spurious=spurious)
             log.info("Drew %d faces for %s in %.1f s.", count, name, time.perf_counter() - began)
             save_file(
                 {
@@ -129,9 +143,8 @@ class Sketches(FaceDataModule):
             )
 
         held = self.cache.value("sketches", key, write, _read)
-        return ImageSet(
-            held["images"], held["labels"], held["ids"], {"presence": Annotations(CONCEPTS, held["presence"])}
-        )
+        names = CONCEPTS if spurious is None else (*CONCEPTS, spurious.concept)
+        return ImageSet(held["images"], held["labels"], held["ids"], {"presence": Annotations(names, held["presence"])})
 
 
 def _read(folder: Path) -> dict[str, Tensor]:

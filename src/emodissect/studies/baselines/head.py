@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from sklearn.exceptions import ConvergenceWarning
@@ -22,7 +23,7 @@ from emodissect.editing.learned import folds_of
 from emodissect.editing.operations import Operation
 from emodissect.studies.baselines.baseline import NotAvailable, Predictor
 
-_ABSENT = -100.0  # logit of a class that no image fitted on has
+_ABSENT = -100.0  # least log probability, also of a class that no image fitted on has
 
 
 @dataclass(frozen=True)
@@ -108,5 +109,7 @@ def _fitted(features: Tensor, labels: Tensor, strength: float) -> Pipeline:
 
 def _log_probabilities(model: Pipeline, features: Tensor, classes: int) -> Float[Tensor, "image class"]:
     logits = torch.full((len(features), classes), _ABSENT)
-    logits[:, torch.from_numpy(model.classes_)] = torch.from_numpy(model.predict_log_proba(features.numpy())).float()
+    with np.errstate(divide="ignore"):  # a chance of 0 is -inf
+        found = torch.from_numpy(model.predict_log_proba(features.numpy())).float()
+    logits[:, torch.from_numpy(model.classes_)] = found.clamp_min(_ABSENT)
     return logits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import pandas as pd
@@ -16,6 +17,7 @@ from emodissect.editing.learned import learn_scale
 from emodissect.models.predictions import Predictions
 from emodissect.studies.baselines.baseline import Baseline, NotAvailable
 from emodissect.studies.comparison import compare
+from emodissect.studies.metrics import MetricChange
 
 _NO_PULL = 1e-8
 _CEILING_ITERATIONS = 150
@@ -28,7 +30,10 @@ COMPARED = (
 )
 """Columns of the ladder that are figures of a comparison with the unedited network on test."""
 
-COLUMNS = ("name", "words", "fitted_on", "settled", *COMPARED, "p_against_edit", "seconds", "note")
+OF_METRIC = tuple(f"metric_{field.name}" for field in fields(MetricChange) if field.name != "metric")
+"""Further columns where the study's metric is not accuracy: its change from the unedited network, on test."""
+
+COLUMNS = ("name", "words", "fitted_on", "settled", *COMPARED, "p_against_edit", *OF_METRIC, "seconds", "note")
 
 
 def climb(
@@ -37,6 +42,7 @@ def climb(
     test: EditedLogits,
     before: Predictions,
     edited: Predictions,
+    change: Callable[[Predictions], MetricChange | None] = lambda _: None,
 ) -> pd.DataFrame:
     """One row for each baseline and each set of images it is fitted on.
 
@@ -46,6 +52,7 @@ def climb(
         test: the network on the test images.
         before: its predictions there.
         edited: those of the chosen edit.
+        change: of the study's metric from the unedited network to some predictions; None where it is accuracy.
 
     Returns:
         COLUMNS; fractions; `p_against_edit` is the exact McNemar p-value of the alternative against the edit, and
@@ -59,15 +66,21 @@ def climb(
             began = time.perf_counter()
             try:
                 predictor, row["settled"] = baseline.fit(images())
-                row |= compared(predictor(test), before, edited)
+                row |= compared(predictor(test), before, edited, change)
             except NotAvailable as reason:
                 row["note"] = str(reason)
             rows.append(row | {"seconds": time.perf_counter() - began})
             log.debug("%s fitted on %s: %.1f s", baseline.name, name, rows[-1]["seconds"])
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    ladder = pd.DataFrame(rows, columns=list(COLUMNS))
+    return ladder.drop(columns=list(OF_METRIC)) if ladder["metric_delta"].isna().all() else ladder
 
 
-def ceiling(test: EditedLogits, before: Predictions, edited: Predictions) -> dict[str, Any]:
+def ceiling(
+    test: EditedLogits,
+    before: Predictions,
+    edited: Predictions,
+    change: Callable[[Predictions], MetricChange | None] = lambda _: None,
+) -> dict[str, Any]:
     """A row for what no scaling of the layer is expected to pass: scale and shift learned *on the test images*.
 
     It is fitted by likelihood, without any pull towards no change, and is a bound, not a result: it is never named as
@@ -76,25 +89,30 @@ def ceiling(test: EditedLogits, before: Predictions, edited: Predictions) -> dic
     began = time.perf_counter()
     operation, _ = learn_scale(test, strengths=[_NO_PULL], iterations=_CEILING_ITERATIONS)
     row = {"name": "ceiling", "words": "the ceiling: a scale and shift per neuron fitted on test", "fitted_on": "test"}
-    found = compared(test.logits([operation])[0], before, edited)
+    found = compared(test.logits([operation])[0], before, edited, change)
     note = "no result: fitted on the images that it is compared on"
     return row | {"settled": "", "note": note} | found | {"seconds": time.perf_counter() - began}
 
 
-def compared(logits: Tensor, before: Predictions, edited: Predictions) -> dict[str, Any]:
+def compared(
+    logits: Tensor, before: Predictions, edited: Predictions, change: Callable[[Predictions], MetricChange | None]
+) -> dict[str, Any]:
     """The figures of one row."""
     after = Predictions(before.ids, before.labels, logits)
     found = compare(before, after)
     right, edit_right = after.predicted == after.labels, edited.predicted == edited.labels
     gained, lost = int((right & ~edit_right).sum()), int((edit_right & ~right).sum())
-    return {name: getattr(found, name) for name in COMPARED} | {"p_against_edit": mcnemar(gained, lost)}
+    row = {name: getattr(found, name) for name in COMPARED} | {"p_against_edit": mcnemar(gained, lost)}
+    if (of_metric := change(after)) is not None:
+        row |= {f"metric_{name}": value for name, value in of_metric.row().items() if name != "metric"}
+    return row
 
 
-def best_alternative(ladder: pd.DataFrame) -> dict[str, Any] | None:
-    """The row of the largest change of accuracy on test, fitted on other images than test; None where there is none.
+def best_alternative(ladder: pd.DataFrame, of: str = "delta") -> dict[str, Any] | None:
+    """The row of the largest change of accuracy (or `metric_delta`) on test, not fitted on test; None without one.
 
     That it is the best of several on test speaks for the alternatives, not for the edit.
     """
-    known = ladder[ladder["delta"].notna() & (ladder["fitted_on"] != "test")] if len(ladder) else ladder
+    known = ladder[ladder[of].notna() & (ladder["fitted_on"] != "test")] if len(ladder) else ladder
     rows: list[dict[str, Any]] = [{str(name): value for name, value in row.items()} for row in known.to_dict("records")]
-    return max(rows, key=lambda row: row["delta"], default=None)
+    return max(rows, key=lambda row: row[of], default=None)
