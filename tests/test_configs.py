@@ -153,8 +153,8 @@ def test_layer_entries_name_layers_of_the_study(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((CONF / "hydra" / "launcher").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_launcher_composes_and_is_made(path: Path, tmp_path: Path) -> None:
-    (below,) = OmegaConf.load(path).defaults
-    pytest.importorskip(f"hydra_plugins.hydra_{below.split('_')[0]}_launcher", reason="an extra is not installed")
+    for below in OmegaConf.load(path).get("defaults", []):
+        pytest.importorskip(f"hydra_plugins.hydra_{below.split('_')[0]}_launcher", reason="an extra is not installed")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         words = [f"hydra/launcher={path.stem}", f"hydra.sweep.dir={tmp_path}"]
         launcher = compose("edit", words, return_hydra_config=True).hydra.launcher
