@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from composing import SMALL, composed
+from hydra.utils import get_object
 
 from emodissect.app.cli import register_resolvers
 from emodissect.core.cache import Cache
@@ -39,7 +40,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def verb(home: Path, tmp_path: Path) -> Callable[..., tuple[Path, dict[str, Any]]]:
     """Runs a verb with overrides; gives its run folder and what it returned."""
-    from emodissect.app import stages as tasks
+    from emodissect.app.cli import VERBS
 
     count = 0
 
@@ -50,7 +51,7 @@ def verb(home: Path, tmp_path: Path) -> Callable[..., tuple[Path, dict[str, Any]
         other = tuple(f"{group}." for group in ("data", "model") for word in overrides if word.startswith(f"{group}="))
         small = [word for word in SMALL if not (other and word.startswith(other))]
         words = [*small, f"paths.cache_dir={home}", f"paths.log_dir={tmp_path}", *overrides]
-        return folder, getattr(tasks, name)(composed(name, *words, run_dir=folder))
+        return folder, get_object(VERBS[name])(composed(name, *words, run_dir=folder))
 
     return run
 

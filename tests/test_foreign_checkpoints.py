@@ -13,7 +13,7 @@ from composing import composed
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from emodissect.app.stages import train
+from emodissect.app.train import train
 from emodissect.models.deep_emotion import DeepEmotion
 from emodissect.models.preprocessing import Preprocess
 from emodissect.models.vgg import VGG

@@ -17,7 +17,8 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from omegaconf import OmegaConf
 from PIL import Image
 
-from emodissect.app.stages import dissect, edit
+from emodissect.app.dissect import dissect
+from emodissect.app.edit import edit
 from emodissect.lightning.sinks import Artifact, Picture, Sink, register_sink, sink_for, sinks_of
 from emodissect.lightning.tracking import log_history, log_metrics, log_tables
 

@@ -477,7 +477,7 @@ sys.argv = ["train.py"]
 import lightning.pytorch as L
 from composing import composed, SMALL
 from emodissect.app.cli import register_resolvers
-from emodissect.app.stages import train
+from emodissect.app.train import train
 from emodissect.models.classifier import Classifier
 register_resolvers()
 def die(self):

@@ -14,7 +14,8 @@ from composing import SMALL, composed
 from lightning.pytorch.loggers import WandbLogger
 from wandb_file import RunFile, read_run
 
-from emodissect.app.stages import edit, train
+from emodissect.app.edit import edit
+from emodissect.app.train import train
 from emodissect.core.errors import UserError
 from emodissect.lightning.sinks import Artifact
 from emodissect.lightning.tracking import log_artifact, log_tables

@@ -1,3 +1,5 @@
+from .app.notebook import compose as compose
+from .app.notebook import run as run
 from .concepts.annotations import AnnotationScorer as AnnotationScorer
 from .concepts.clip import ClipScorer as ClipScorer
 from .concepts.concept_set import ConceptSet as ConceptSet

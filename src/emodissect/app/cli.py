@@ -39,9 +39,9 @@ ERROR_FILE = "error.json"
 SUMMARY_FILE = "summary.json"
 
 VERBS = {
-    "train": "emodissect.app.stages.train",
-    "dissect": "emodissect.app.stages.dissect",
-    "edit": "emodissect.app.stages.edit",
+    "train": "emodissect.app.train.train",
+    "dissect": "emodissect.app.dissect.dissect",
+    "edit": "emodissect.app.edit.edit",
 }
 """The verbs and the functions that run them; imported late, so that --help does not wait for torch."""
 

@@ -1,7 +1,1 @@
-"""The three verbs."""
-
-from emodissect.app.stages.classifier import train
-from emodissect.app.stages.dissection import dissect
-from emodissect.app.stages.editing import edit
-
-__all__ = ["dissect", "edit", "train"]
+"""What the verbs stand on: the classifier, its labels, the study of its edits, and their pages."""

@@ -1,4 +1,4 @@
-"""train.py: a classifier from a checkpoint, from the cache, or trained now."""
+"""The classifier that a run works on: from a checkpoint, from the cache, or trained now."""
 
 from __future__ import annotations
 
@@ -15,19 +15,16 @@ from hydra.utils import get_object, instantiate
 from lightning import seed_everything
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
-from omegaconf import DictConfig
 from torch import Tensor
 
 from emodissect.app.manifest import versions, write_json
-from emodissect.app.session import Session, resolved, session
-from emodissect.app.stages.pages import HISTORY, confusion_file, history, train_page, write_page
-from emodissect.app.stages.saliency_maps import chosen_ids
+from emodissect.app.session import Session, resolved
+from emodissect.app.stages.pages import HISTORY, history
 from emodissect.core.atomic_files import atomic_write
 from emodissect.core.cache import file_hash
 from emodissect.core.distributed import first_rank
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.fingerprint import architecture_hash, content_key, fingerprint, source_hash, weights_hash
-from emodissect.core.number_format import percent
 from emodissect.core.statistics import wilson
 from emodissect.data.datamodule import PairsDataModule
 from emodissect.data.ferplus import soft_labels
@@ -35,13 +32,12 @@ from emodissect.lightning.callbacks import LogAccuracy
 from emodissect.lightning.earlier_best import KeepEarlierBest
 from emodissect.lightning.epoch_history import EpochHistory
 from emodissect.lightning.sinks import Artifact
-from emodissect.lightning.tracking import log_artifact, log_history, log_images, log_metrics
+from emodissect.lightning.tracking import log_artifact, log_history, log_metrics
 from emodissect.models.checkpoints import read_checkpoint
 from emodissect.models.classifier import Classifier
 from emodissect.models.file_arguments import filled_from_file
 from emodissect.models.weights import checkpoint_arguments, load_weights, read_state_dict
 from emodissect.models.zoo import require_network_maker
-from emodissect.report.terminal import figures_table
 
 log = logging.getLogger(__name__)
 
@@ -90,40 +86,6 @@ class Trained:
         }
 
 
-def train(cfg: DictConfig) -> dict[str, Any]:
-    """Trains, keeps the best checkpoint by validation accuracy, and tests it once.
-
-    With ``task`` set, another training job is run instead; with ``fit=false`` ``ckpt_path`` is only evaluated.
-    """
-    if cfg.get("task"):
-        return instantiate(cfg.task, cfg, _recursive_=False) or {}
-    if not cfg.fit and cfg.ckpt_path is None:
-        raise UserError("fit=false evaluates a checkpoint, and ckpt_path is null. Give ckpt_path=<file>.")
-    if cfg.resume and cfg.ckpt_path is None:
-        raise UserError(
-            "resume=true goes on with the training that ckpt_path holds, and ckpt_path is null. Give "
-            "ckpt_path=<run folder>/checkpoints/last.ckpt. (A training that was cut off goes on by itself when the "
-            "same command is given again.)"
-        )
-    with session(cfg) as run:
-        if cfg.test:
-            chosen_ids(run.data.splits.test, cfg.saliency)  # told before the training
-        trained = trained_classifier(run, fit=cfg.fit)
-        figures: dict[str, Any] = dict(trained.metrics)
-        if cfg.test:
-            figures |= evaluate(run, trained.classifier)
-        shown = {**_last_epoch(trained), **_readable(figures, run)}
-        run.console.print(figures_table(shown, f"{type(trained.classifier.network).__name__}"))
-        write_page(run, train_page(run, trained, figures))
-        if trained.checkpoint:
-            run.add_output("checkpoint", trained.checkpoint)
-        run.summary(figures)
-        log_metrics(run.loggers, {name: value for name, value in figures.items() if name.startswith("test/")})
-        if cfg.test and first_rank():
-            log_images(run.loggers, {"test/confusion": confusion_file(run, trained.classifier)})
-        return {**figures, "objective": figures.get("val/acc")}
-
-
 def evaluate(run: Session, classifier: Classifier) -> dict[str, float]:
     """Accuracy and the rest on the test split, with a Wilson interval; as ``test/*``."""
     # not logged by the trainer: each of these figures would be a curve of one point
@@ -132,33 +94,6 @@ def evaluate(run: Session, classifier: Classifier) -> dict[str, float]:
     images = len(classifier.results["test"].ids)  # fewer than the split where trainer.limit_test_batches says so
     low, high = wilson(round(figures["test/acc"] * images), images)
     return {**figures, "test/acc_low": float(low), "test/acc_high": float(high)}
-
-
-def _readable(figures: Mapping[str, float], run: Session) -> dict[str, Any]:
-    """For the terminal. Where only some batches were validated, their accuracy has no interval."""
-    shown: dict[str, Any] = {}
-    few = any(run.cfg.trainer.get(name) for name in ("limit_val_batches", "overfit_batches", "fast_dev_run"))
-    for split in ("val", "test"):
-        if f"{split}/acc" in figures:
-            low, high = figures.get(f"{split}/acc_low"), figures.get(f"{split}/acc_high")
-            if split == "val" and not few:
-                images = len(run.data.splits.val)
-                low, high = (float(bound) for bound in wilson(round(figures["val/acc"] * images), images))
-            interval = "" if low is None else f" (95 % {percent(low, 2)} to {percent(high, 2)})"
-            shown[f"{split} accuracy"] = f"{percent(figures[f'{split}/acc'], 2)}{interval}"
-            shown |= {
-                f"{split} {name}": figures[f"{split}/{key}"]
-                for name, key in (("top-2", "acc_top2"), ("macro F1", "f1"), ("NLL", "nll"), ("ECE", "ece"))
-                if f"{split}/{key}" in figures
-            }
-    return shown
-
-
-def _last_epoch(trained: Trained) -> dict[str, Any]:
-    curves = history(trained)
-    if curves is None or "train/acc" not in curves or curves["train/acc"].isna().all():
-        return {}
-    return {"training accuracy, last epoch": percent(curves["train/acc"].dropna().iloc[-1], 2)}
 
 
 def trained_classifier(run: Session, fit: bool = True, needs_classes: bool = True) -> Trained:

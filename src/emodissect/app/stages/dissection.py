@@ -1,4 +1,4 @@
-"""dissect.py: labels for the neurons of a classifier's layers."""
+"""The labels of a classifier's neurons, each step of them from the cache where it is there."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import ListConfig
 
-from emodissect.app.session import Session, session
-from emodissect.app.stages.classifier import Trained, trained_classifier, untrained
+from emodissect.app.session import Session
+from emodissect.app.stages.classifier import Trained, untrained
 from emodissect.app.stages.given_labels import given_labels
-from emodissect.app.stages.pages import dissection_figures, dissection_page, write_figures, write_page
 from emodissect.app.stages.saliency_maps import chosen_ids, neuron_maps, saliency_maps
 from emodissect.concepts import AnnotationScorer, ConceptScores, Scorer
 from emodissect.concepts.concept_set import ConceptSet
 from emodissect.core.cache import file_hash
 from emodissect.core.distributed import first_rank, wait_for_others
-from emodissect.core.errors import UserError
 from emodissect.core.fingerprint import content_key, fingerprint, source_hash
 from emodissect.core.number_format import plain
 from emodissect.data.images import ImageSet, image_loader
@@ -31,7 +29,6 @@ from emodissect.dissection.explanations import Explainer
 from emodissect.dissection.labels import Dissection, Labelling, label_neurons
 from emodissect.lightning.dissect_neurons import DissectNeurons, RecordActivations
 from emodissect.lightning.sinks import Artifact
-from emodissect.lightning.tracking import log_artifact, log_dissection
 from emodissect.models.classifier import Classifier
 from emodissect.models.predictions import Predictions
 from emodissect.recording import ActivationCollector, LayerActivations, reached_layers, resolve_layers
@@ -43,82 +40,6 @@ from emodissect.similarity import Similarity, best_similarity_null
 log = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions.safetensors"
-
-
-def dissect(cfg: DictConfig) -> dict[str, Any]:
-    """Labels the neurons of the chosen layers, writes and logs the labels and the report."""
-    # both take this module's plan
-    from emodissect.app.stages.explanation import explained
-    from emodissect.app.stages.label_quality import Quality, score_labels
-
-    with session(cfg) as run:
-        plan = Plan(run, needs_classes=False)
-        one_threshold(cfg)
-        plan.check()
-        if cfg.label_quality:
-            Quality(run, plan).check()
-        trained = trained_classifier(run, fit=False, needs_classes=False)
-        if not trained.classifier.knows_classes:
-            log.info(
-                "%s is dissected as it is. Its outputs are not taken for the classes %s: no predictions are shown.",
-                *(type(trained.classifier.network).__name__, ", ".join(run.data.class_names)),
-            )
-        layers = plan.layers(trained.classifier)
-        found = with_maps(run, plan, trained, dissected(run, plan, trained, layers))
-        found.dissection.save(run.folder)
-        run.add_output("labels", run.folder / "neurons.csv")
-        run.console.print(layer_summary(found.dissection))
-        drawn = write_figures(run, dissection_figures(found.dissection))
-        page = dissection_page(run, plan, trained, found)
-        quality, explanation = None, None
-        if plan.explainer is not None:
-            explanation = explained(plan, found)
-            explanation.show(run)
-            explanation.save(run)
-            page.extras = [*page.extras, *explanation.extras()]
-        if cfg.label_quality:
-            quality = score_labels(run, plan, trained, found)
-            quality.show(run)
-            quality.save(run)
-            page.extras = [*page.extras, *quality.extras()]
-            page.held_out = quality.neurons
-        write_page(run, page)
-        summary = dissection_summary(found.dissection)
-        held_out = quality.figures() if quality else {}
-        held_out |= explanation.figures() if explanation else {}
-        run.summary({**summary, **held_out, "layers": found.dissection.layers.to_dict("records")})
-        # the results are on disk: whatever a logging back end does now, they stay
-        for scored in (explanation, quality):
-            if scored:
-                scored.log(run)
-        log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=drawn)
-        log_artifact(run.loggers, labels_artifact(run), trained.kept)
-        return {**summary, "objective": summary["neuron_accuracy"]}
-
-
-def one_threshold(cfg: DictConfig) -> None:
-    """Raises UserError for a list of tau or level: dissect.py has no grid that it could be an axis of."""
-    for name in ("tau", "level"):
-        if isinstance(cfg[name], ListConfig):
-            raise UserError(
-                f"{name}={list(cfg[name])} is a list, and dissect.py takes one value. Lists are the grid of edit.py; "
-                f"for one dissection per value: -m {name}={','.join(map(str, cfg[name]))}."
-            )
-
-
-def dissection_summary(dissection: Dissection) -> dict[str, Any]:
-    """The figures that one sorts dissections by: counts over all layers, and the layer whose labels fit best."""
-    layers = dissection.layers
-    counts = {name: int(layers[name].sum()) for name in ("neurons", "dead", "interpretable", "significant")}
-    if not layers["accuracy"].notna().any():
-        return {**counts, "layer": str(layers["layer"].iloc[0]), "neuron_accuracy": float("nan")}
-    best = layers.iloc[int(layers["accuracy"].fillna(-1).to_numpy().argmax())]
-    return {
-        "layer": str(best["layer"]),
-        **counts,
-        "neuron_accuracy": float(best["accuracy"]),
-        "neuron_accuracy_chance": float(best["accuracy_chance"]),
-    }
 
 
 def labels_artifact(run: Session) -> Artifact:
