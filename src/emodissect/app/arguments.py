@@ -146,7 +146,7 @@ def in_grammar(word: str, sweeps: bool = False) -> str:
     is_path = key.rpartition(".")[2] in PATHS
     if is_path and _exists(value):
         return word if _as_text(value) else f"{key}={quoted(str(Path(value).expanduser()))}"
-    given = _parsed(f"x={value}")
+    given = _parsed(value)
     if given is not None:
         number = is_path and isinstance(given.value(), int | float) and not isinstance(given.value(), bool)
         return f"{key}={quoted(value)}" if number else word
@@ -163,7 +163,7 @@ def in_grammar(word: str, sweeps: bool = False) -> str:
 
 def _piece(text: str) -> str:
     home = str(Path(text).expanduser()) if text.startswith("~") else text
-    return home if _parsed(f"x={home}") else quoted(home)
+    return home if _parsed(home) else quoted(home)
 
 
 def _exists(value: str) -> bool:
@@ -175,7 +175,7 @@ def _exists(value: str) -> bool:
 
 def _as_text(value: str) -> bool:
     """Whether the grammar takes a value as this very text."""
-    given = _parsed(f"x={value}")
+    given = _parsed(value)
     return given is not None and given.value() == value
 
 
@@ -184,9 +184,9 @@ def quoted(text: str) -> str:
     return str(QuotedString(text, Quote.single).with_quotes())
 
 
-def _parsed(word: str) -> Override | None:
+def _parsed(value: str) -> Override | None:
     try:
-        return OverridesParser.create().parse_override(word)
+        return OverridesParser.create().parse_override(f"key={value}")
     except HydraException:
         return None
 

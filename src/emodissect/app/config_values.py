@@ -1,214 +1,129 @@
-"""What the plain values of conf/ may be, looked at before any work; what a group's class takes, it says itself."""
+"""What the plain values of conf/ may be, checked by pydantic before any work; what a group's class takes, it checks."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from emodissect.core.errors import UserError, nearest
+from emodissect.core.errors import UserError
 
 _ABSENT = object()
 
-
-class Accepted(Protocol):
-    """The values that a key takes; ``str`` says which, as it stands behind "give"."""
-
-    def takes(self, value: Any) -> bool:
-        """Whether the value is one of them."""
-
-
-@dataclass(frozen=True)
-class Number:
-    """A finite number.
-
-    Attributes:
-        least, most: both included.
-        above, below: neither included.
-        whole: no fractions.
-        several: a list of them as well, for a grid.
-        also: further values.
-        instead: what else to do, told beside what is taken.
-    """
-
-    least: float = -math.inf
-    most: float = math.inf
-    above: float = -math.inf
-    below: float = math.inf
-    whole: bool = False
-    several: bool = False
-    also: tuple[Any, ...] = ()
-    instead: str = ""
-
-    def takes(self, value: Any) -> bool:
-        """Whether the value is one of them."""
-        if self.several and isinstance(value, ListConfig):
-            return len(value) > 0 and all(self._takes_one(item) for item in value)
-        return self._takes_one(value)
-
-    def _takes_one(self, value: Any) -> bool:
-        if any(value is other or value == other for other in self.also):
-            return True
-        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
-            return False
-        in_range = self.least <= value <= self.most and self.above < value < self.below
-        return math.isfinite(value) and in_range
-
-    def __str__(self) -> str:
-        bounds = [
-            f"{word} {limit:.15g}"
-            for word, limit in (("from", self.least), ("above", self.above), ("to", self.most), ("below", self.below))
-            if math.isfinite(limit)
-        ]
-        words = " ".join([f"a {'whole ' if self.whole else ''}number", *bounds])
-        further = ["a list of such", *self._further] if self.several else self._further
-        return " or ".join([words, *further]) + (f" ({self.instead})" if self.instead else "")
-
-    @property
-    def _further(self) -> list[str]:
-        return ["null" if value is None else str(value) for value in self.also]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Real = Annotated[float, Field(allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Level = Annotated[float, Field(gt=0, le=1)]
+OpenLevel = Annotated[float, Field(gt=0, lt=1)]
+Words = Annotated[list[Any], Field(description="a list, e.g. [first,second]")]
 
 
-@dataclass(frozen=True)
-class Flag:
-    """True or false."""
-
-    def takes(self, value: Any) -> bool:
-        """Whether the value is one of them."""
-        return isinstance(value, bool)
-
-    def __str__(self) -> str:
-        return "true or false"
+class _Target(BaseModel, extra="allow"):
+    target: str = Field(alias="_target_")
 
 
-@dataclass(frozen=True)
-class Words:
-    """A list of words.
-
-    Attributes:
-        also: further values.
-    """
-
-    also: tuple[Any, ...] = ()
-
-    def takes(self, value: Any) -> bool:
-        """Whether the value is one of them."""
-        return isinstance(value, ListConfig) or value in self.also
-
-    def __str__(self) -> str:
-        return " or ".join(["a list, e.g. [first,second]", *("null" for v in self.also if v is None)])
+Target = Annotated[_Target, Field(description="a class by _target_ and its keys")]
+Entries = Annotated[dict[str, Any], Field(description="entries by name, as in conf/base.yaml")]
+Published = Annotated[dict[str, Any], Field(description="entries by name, as in conf/experiment/published_edit.yaml")]
 
 
-@dataclass(frozen=True)
-class Nodes:
-    """Several entries by name, as a mapping.
-
-    Attributes:
-        like: where some stand.
-        also: further values.
-    """
-
-    like: str = "conf/base.yaml"
-    also: tuple[Any, ...] = ()
-
-    def takes(self, value: Any) -> bool:
-        """Whether the value is one of them."""
-        return value in self.also or isinstance(value, DictConfig)
-
-    def __str__(self) -> str:
-        return " or ".join([f"entries by name, as in {self.like}", *("null" for v in self.also if v is None)])
+def _several(one: Any) -> Any:
+    """One value, or a list of them for a grid."""
+    return one | Annotated[list[one], Field(min_length=1)]
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """A class with its arguments, as a group's file gives it.
-
-    Attributes:
-        also: further values.
-    """
-
-    also: tuple[Any, ...] = ()
-
-    def takes(self, value: Any) -> bool:
-        """Whether the value is one of them."""
-        return value in self.also or (isinstance(value, DictConfig) and "_target_" in value)
-
-    def __str__(self) -> str:
-        return " or ".join(["a class by _target_ and its keys", *("null" if v is None else str(v) for v in self.also)])
-
-
-_COUNT, _PRESENT = Number(least=0, whole=True), Number(least=1, whole=True)
-
-ACCEPTED: Mapping[str, Accepted] = {
-    "seed": Number(least=0, most=2**32 - 1, whole=True),
-    "tags": Words(),
-    "tau": Number(several=True),
-    "level": Number(above=0, most=1, several=True),
-    "factor": Number(several=True),
-    **dict.fromkeys(("reuse", "print_config", "soft_labels", "label_quality", "fit", "test"), Flag()),
-    **dict.fromkeys(("training.ten_crop", "training.channels_last", "training.compile"), Flag()),
-    "training.label_smoothing": Number(least=0, below=1),
-    "probe.limit": Number(least=1, whole=True, also=(None,)),
-    **dict.fromkeys(("probe.top_images", "probe.null_draws", "probe.batch_size"), _PRESENT),
-    "quality.noise": Number(least=0),
-    **dict.fromkeys(("quality.similarities", "quality.templates"), Nodes()),
-    "published": Nodes("conf/experiment/published_edit.yaml", also=(None,)),
-    "quality.alphas": Number(above=0, most=1, several=True),
-    **dict.fromkeys(("similarity.a", "similarity.lam", "similarity.p", "similarity.scale_p"), Number()),
-    **dict.fromkeys(("similarity.min_prob", "similarity.min_norm"), Number(least=0)),
-    **dict.fromkeys(("similarity.p_start", "similarity.p_end", "similarity.top_fraction"), Number(least=0, most=1)),
-    "similarity.top_k": _PRESENT,
-    "selection.of": Arguments(),
-    "selection.like": Arguments(also=(None,)),
-    "study.alpha": Number(above=0, below=1),
-    **dict.fromkeys(("study.controls", "study.null_studies"), _COUNT),
-    "study.baselines": Words(also=(None,)),
-    "study.ablate_concepts": Flag(),
-    "study.select_on_test": Flag(),
-    **dict.fromkeys(("saliency.maps", "saliency.images", "saliency.samples"), _COUNT),
-    "saliency.ids": Number(least=0, whole=True, several=True, also=(None,)),
-    "trainer.max_epochs": Number(
-        least=1, whole=True, also=(-1, None), instead="dissect.py fit=false takes a network as it is made"
-    ),
-    "optimizer.lr": Number(above=0),
-    **dict.fromkeys(("data.batch_size", "data.eval_batch_size"), _PRESENT),
-    **dict.fromkeys(("data.num_workers", "data.seed", "data.split_seed"), _COUNT),
-    **dict.fromkeys((f"data.difficulty.{name}" for name in ("least", "blended", "blend")), Number(least=0, most=1)),
-    "data.difficulty.spread": Number(least=0),
-    **dict.fromkeys(("data.audit", "data.clean", "data.on_device"), Flag()),
+ACCEPTED: Mapping[str, Any] = {
+    "seed": Annotated[int, Field(ge=0, le=2**32 - 1)],
+    "tags": Words,
+    "tau": _several(Real),
+    "level": _several(Level),
+    "factor": _several(Real),
+    **dict.fromkeys(("reuse", "print_config", "soft_labels", "label_quality", "fit", "resume", "test"), bool),
+    **dict.fromkeys(("ckpt_path", "labels_dir"), str | None),
+    **dict.fromkeys((f"paths.{name}" for name in ("root_dir", "data_dir", "log_dir", "cache_dir", "run_dir")), str),
+    **dict.fromkeys(("training.ten_crop", "training.channels_last", "training.compile"), bool),
+    "training.label_smoothing": Annotated[float, Field(ge=0, lt=1)],
+    "probe.limit": Annotated[int, Field(ge=2)] | None,
+    **dict.fromkeys(("probe.top_images", "probe.null_draws", "probe.batch_size"), Positive),
+    "quality.noise": NonNegative,
+    **dict.fromkeys(("quality.similarities", "quality.templates"), Entries),
+    "published": Published | None,
+    "quality.alphas": _several(Level),
+    **dict.fromkeys(("similarity.a", "similarity.lam", "similarity.p", "similarity.scale_p"), Real),
+    **dict.fromkeys(("similarity.min_prob", "similarity.min_norm"), NonNegative),
+    **dict.fromkeys(("similarity.p_start", "similarity.p_end", "similarity.top_fraction"), Share),
+    "similarity.top_k": Positive,
+    "selection.of": Target,
+    "selection.like": Target | None,
+    "study.alpha": OpenLevel,
+    **dict.fromkeys(("study.controls", "study.null_studies"), Count),
+    "study.baselines": Words | None,
+    **dict.fromkeys(("study.ablate_concepts", "study.select_on_test"), bool),
+    **dict.fromkeys(("saliency.maps", "saliency.images", "saliency.samples"), Count),
+    "saliency.ids": _several(Count) | None,
+    "trainer.max_epochs": Annotated[
+        Positive | Literal[-1] | None,
+        Field(description="an integer >= 1, -1 or null (dissect.py fit=false takes a network as it is made)"),
+    ],
+    "optimizer.lr": Annotated[float, Field(gt=0, allow_inf_nan=False)],
+    **dict.fromkeys(("data.batch_size", "data.eval_batch_size"), Positive),
+    **dict.fromkeys(("data.num_workers", "data.seed", "data.split_seed"), Count),
+    **dict.fromkeys((f"data.difficulty.{name}" for name in ("least", "blended", "blend")), Share),
+    "data.difficulty.spread": NonNegative,
+    **dict.fromkeys(("data.audit", "data.clean", "data.on_device"), bool),
 }
-"""By key; a key that a chosen group does not have is passed over."""
-
-TOLD_BY_THEIR_STAGE = (
-    *("probe.split", "study.metric", "study.groups", "study.selection_split", "study.test_split"),
-    "training.monitor",
-)
-"""Further keys of conf/base.yaml's sections, whose values are looked at where the images or the network are known."""
-
-SECTIONS = ("training", "probe", "study", "saliency")
-"""Parts of conf/base.yaml that are no class's arguments, so that nobody else would notice a key too many."""
+"""The type of each key; a key that a chosen group does not have is passed over."""
 
 
 def check_values(cfg: DictConfig) -> None:
-    """Raises UserError for a value left open, a key that nobody reads, or a value that its key does not take."""
+    """Raises UserError for a value left open, or a value that its key does not take."""
     try:
         missing = sorted(OmegaConf.missing_keys(cfg))
     except InterpolationToMissingValueError as error:  # a key that refers to the one left open
         missing = [str(error).partition("Missing mandatory value: ")[2].split()[0]]
     for key in missing:
-        raise UserError(f"{key} has no default: give {key}=…. What it takes is said beside it in conf/.")
-    known = (*ACCEPTED, *TOLD_BY_THEIR_STAGE)
-    for section in SECTIONS:
-        for name in cfg.get(section) or {}:
-            if f"{section}.{name}" not in known:
-                names = [key.partition(".")[2] for key in known if key.startswith(f"{section}.")]
-                raise UserError(f"{section}.{name} is unknown. {nearest(str(name), names)}")
-    for key, accepted in ACCEPTED.items():
+        raise UserError(f"{key} has no default: give {key}=…. What it takes is written beside it in conf/.")
+    for key, kind in ACCEPTED.items():
         value = OmegaConf.select(cfg, key, default=_ABSENT)
-        if value is not _ABSENT and not accepted.takes(value):
-            given = "null" if value is None else value
-            raise UserError(f"{key}={given}: give {accepted}.")
+        if value is _ABSENT:
+            continue
+        given = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        adapter = TypeAdapter(kind)
+        try:
+            adapter.validate_python(given, strict=True)
+        except ValidationError:
+            shown = "null" if given is None else given
+            raise UserError(f"{key}={shown} is not accepted; it must be {described(adapter.json_schema())}.") from None
+
+
+def described(schema: Mapping[str, Any]) -> str:
+    """A JSON schema in words.
+
+    >>> described({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]})
+    'an integer >= 1 or null'
+    """
+    if "description" in schema:
+        return str(schema["description"])
+    if "anyOf" in schema:
+        return " or ".join(described(kind) for kind in schema["anyOf"])
+    bounds = [
+        f"{sign} {schema[name]:.15g}"
+        for name, sign in (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
+        if name in schema
+    ]
+    return " ".join([_NOUNS[str(schema["type"])], " and ".join(bounds)]).strip()
+
+
+_NOUNS = {
+    "integer": "an integer",
+    "number": "a number",
+    "array": "a list of such",
+    "boolean": "true or false",
+    "null": "null",
+    "string": "text",
+}

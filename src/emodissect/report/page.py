@@ -210,7 +210,7 @@ def write(path: str | Path, html: str) -> Path:
     except OSError as error:
         raise UserError(
             f"The report {path} cannot be written ({error.strerror or error}). "
-            "Give a folder that can be: paths.output_dir=<folder>."
+            "Give another folder: paths.log_dir=<folder>."
         ) from error
     return path
 
