@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from emodissect.core.errors import UserError
-from emodissect.data import fer2013
+from emodissect.data import fer2013, fer2013_files
 from emodissect.data.fer2013 import CLASS_NAMES, Fer2013
 from emodissect.data.ferplus import VOTED_ON, majority, soft_labels, vote_annotations
 from emodissect.data.images import ImageSet
@@ -101,6 +101,13 @@ def test_folder_that_holds_the_csv_and_relative_paths(make, small, tmp_path, mon
     check_small(make("fer2013.csv", data_dir=tmp_path / "data"), small)
 
 
+def test_an_npz_that_unpacks_to_more_than_fer2013_could(make, small, tmp_path, monkeypatch):
+    path = small.npz(tmp_path / "a.npz")
+    monkeypatch.setattr(fer2013_files.require_unpacked_size, "__defaults__", (1000,))
+    with pytest.raises(UserError, match=r"it unpacks to 0\.0 GiB; FER2013 has 0\.08"):
+        _ = make(path).splits
+
+
 def test_npz_plain_and_with_names(make, small, tmp_path):
     check_small(make(small.npz(tmp_path / "a.npz")), small)
     flat = {"pixels": small.pixels.reshape(28, -1), "usage": np.array(USAGES)[small.usage]}
@@ -184,6 +191,8 @@ def test_second_read_takes_the_cache_and_a_changed_file_does_not(make, small, tm
         (lambda line: line.replace(",", ",256 ", 1).replace(" ", "_", 1), "line 7: pixel 1 is '256_"),
         (lambda line: "5,-1" + line[line.index(" ") :], "line 7: pixel 1 is '-1'; pixels are whole numbers"),
         (lambda line: "5,300" + line[line.index(" ") :], "line 7: pixel 1 is '300'"),
+        (lambda line: "5,4294967301" + line[line.index(" ") :], "line 7: pixel 1 is '4294967301'"),
+        (lambda line: "5,18446744073709551617" + line[line.index(" ") :], "line 7: pixel 1 is '18446744073709551617'"),
         (lambda line: "7" + line[1:], "line 7: the label is '7'; FER2013's labels are 0 to 6"),
         (lambda line: "happy" + line[1:], "line 7: the label is 'happy'"),
         (lambda line: line.replace("Training", "Trainig"), "line 7: the usage is 'Trainig'. Did you mean 'Training'"),
@@ -387,7 +396,9 @@ def test_ferplus_majority_labels_keep_the_ids(make, small, tmp_path):
     [
         (lambda text: text.replace("contempt", "scorn"), "lacks the FER. columns contempt"),
         (lambda text: "\n".join(text.splitlines()[:-1]), "votes on 27 images, the data set 28"),
-        (lambda text: text.replace(".png,", ".png,x", 1), "line 2: a vote is not a number"),
+        (lambda text: text.replace(".png,", ".png,x", 1), "line 2: a vote is not a whole number"),
+        (lambda text: text.replace(".png,", ".png,1.", 1), "line 2: a vote is not a whole number"),
+        (lambda text: text.replace(".png,", ".png,300", 1), "line 2: a vote is not a whole number"),
         (lambda text: text.replace("Training", "PublicTest", 1), "line 2: its Usage differs from row 0"),
     ],
 )

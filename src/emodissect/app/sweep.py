@@ -112,10 +112,10 @@ def sweep_table(folder: Path, jobs: Sequence[Path]) -> pd.DataFrame:
         try:
             summary = json.loads((job / SUMMARY_FILE).read_text())
             row |= {k: v for k, v in summary.items() if isinstance(v, str | int | float | bool) or v is None}
-        except (OSError, ValueError):
+        except (OSError, ValueError, AttributeError):
             try:
-                row["error"] = json.loads((job / ERROR_FILE).read_text())["error"]
-            except (OSError, ValueError):
+                row["error"] = str(json.loads((job / ERROR_FILE).read_text())["error"])
+            except (OSError, ValueError, LookupError, TypeError):
                 row["error"] = "no summary: killed, or still at work"
         row["folder"] = str(job)
         rows.append(row)

@@ -18,6 +18,7 @@ from emodissect.concepts.concept_set import ConceptSet
 from emodissect.concepts.scores import ConceptScores
 from emodissect.core.cache import Cache, file_hash
 from emodissect.core.errors import UserError, nearest
+from emodissect.core.parquet_files import read_parquet
 from emodissect.core.spelling import class_key, name_key
 from emodissect.data.images import Annotations, ImageSet
 
@@ -95,8 +96,8 @@ class AnnotationScorer:
     def _table(self, images: ImageSet, concepts: ConceptSet) -> Annotations:
         path = Path(self.source).expanduser()
         try:
-            frame = pd.read_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path)
-        except (ValueError, OSError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
+            frame = pd.read_csv(path) if path.suffix.lower() == ".csv" else read_parquet(path)
+        except (ValueError, OSError) as error:  # pandas' parse errors are ValueErrors
             raise UserError(f"The annotation table {path} cannot be read: {error}") from error
         frame.columns = frame.columns.astype(str)
         id_column = next((name for name in _ID_COLUMNS if name in frame.columns), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ _LABEL_OF = {spelling: label for label, spellings in enumerate(_SPELLINGS) for s
 _USAGE_OF = {name.lower(): place for place, name in enumerate(USAGES)}
 _ARRAYS = ("pixels", "labels", "usage", "class_names", "usage_names", "ferplus_votes", "ferplus_names")
 _ROWS_AT_A_TIME = 2000
+LARGEST = 2**32  # bytes that an .npz may unpack to
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def read_npz(path: Path) -> FerRows:
         UserError: an array is missing, or has a shape or a value that does not fit.
     """
     try:
+        require_unpacked_size(path)
         with np.load(path, allow_pickle=False) as arrays:
             given = {name: arrays[name] for name in arrays.files if name in _ARRAYS}
             there = ", ".join(arrays.files)
@@ -114,6 +117,18 @@ def read_npz(path: Path) -> FerRows:
     if len(set(lengths.values())) != 1:
         raise UserError(f"{path}: the arrays differ in length: {lengths}.")
     return FerRows(pixels.reshape(-1, SIDE, SIDE), labels, usage, votes)
+
+
+def require_unpacked_size(path: Path, most: int = LARGEST) -> None:
+    """Raises ValueError for a zip archive that says it unpacks to more than ``most`` bytes.
+
+    What a record says is the most that is unpacked of it: Python stops there.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(record.file_size for record in archive.infolist())
+        if size > most:
+            raise ValueError(f"it unpacks to {size / 2**30:,.1f} GiB; FER2013 has 0.08")
 
 
 def _votes(path: Path, given: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "image ten"] | None:
@@ -215,7 +230,8 @@ def _parsed(texts: list[str]) -> UInt8[np.ndarray, "image 48 48"]:
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)  # numpy's way to say that a text is no number
         try:
-            values = np.fromstring(" ".join(texts), dtype=np.int32, sep=" ")
+            # 64 bits: a number too large for 32 would be cut to another one, a number too large for 64 is the largest
+            values = np.fromstring(" ".join(texts), dtype=np.int64, sep=" ")
         except DeprecationWarning as told:
             raise ValueError("not a number") from told
     if values.size != len(texts) * SIDE * SIDE or values.min() < 0 or values.max() > 255:

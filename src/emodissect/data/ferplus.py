@@ -51,9 +51,9 @@ def read_votes(path: Path, usage: UInt8[np.ndarray, " image"]) -> UInt8[np.ndarr
             f"be whole. {where}"
         )
     votes = table[list(VOTED_ON)].apply(pd.to_numeric, errors="coerce")
-    wrong = np.flatnonzero(~votes.ge(0).all(axis=1) | votes.gt(255).any(axis=1))
+    wrong = np.flatnonzero(~(votes.ge(0) & votes.le(255) & votes.mod(1).eq(0)).all(axis=1))
     if len(wrong):
-        raise UserError(f"{path}, line {wrong[0] + 2}: a vote is not a number from 0 to 255. {where}")
+        raise UserError(f"{path}, line {wrong[0] + 2}: a vote is not a whole number from 0 to 255. {where}")
     known = table["Usage"].str.strip().map({"Training": 0, "PublicTest": 1, "PrivateTest": 2}).to_numpy()
     apart = np.flatnonzero(known != usage)
     if len(apart):

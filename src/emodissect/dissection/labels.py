@@ -21,7 +21,9 @@ from emodissect.concepts import ConceptScores
 from emodissect.concepts.concept_set import ConceptSet
 from emodissect.core.csv_files import write_csv
 from emodissect.core.errors import UserError, nearest
+from emodissect.core.fingerprint import content_key
 from emodissect.core.number_format import percent
+from emodissect.core.parquet_files import read_parquet, write_parquet
 from emodissect.core.statistics import benjamini_hochberg, wilson
 from emodissect.data.images import ImageSet
 from emodissect.dissection.label_table import checked_labels, checked_null
@@ -163,19 +165,24 @@ class Dissection:
         The CSV files are for people and spreadsheets; they are never read back.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self.neurons.to_parquet(folder / "neurons.parquet", index=False, write_page_checksum=True)
+        write_parquet(self.neurons, folder / "neurons.parquet")
         write_csv(self.neurons, folder / "neurons.csv")
         self.layers.to_csv(folder / "layers.csv", index=False)
         self.shares.to_csv(folder / "shares.csv", index=False)
+        about = {"tau": repr(self.tau), "level": repr(self.level)}
         null = {name: torch.from_numpy(draws.copy()) for name, draws in self.null.items()}
-        save_file(null, folder / "null.safetensors", {"tau": repr(self.tau), "level": repr(self.level)})
+        save_file(null, folder / "null.safetensors", {**about, "content": content_key({**about, "null": self.null})})
 
     @classmethod
-    def load(cls, folder: str | Path) -> Dissection:
+    def load(cls, folder: str | Path, sealed: bool = False) -> Dissection:
         """Reads what :meth:`save` wrote, from neurons.parquet and null.safetensors; never from a CSV file.
 
         Both are checked (:func:`emodissect.dissection.label_table.checked_labels`). Without null.safetensors, as a
         table of one's own may be, shares by chance are unknown.
+
+        Args:
+            folder: of a run, or a neurons.parquet.
+            sealed: the files' hashes have been compared, as those of a cache entry.
 
         Raises:
             UserError: the folder holds no labels, damaged ones, or a null.safetensors that is not theirs.
@@ -184,8 +191,8 @@ class Dissection:
         path = path.parent if path.name == "neurons.parquet" else path
         table = path / "neurons.parquet"
         try:
-            neurons = pd.read_parquet(table, page_checksum_verification=True)
-        except Exception as error:  # a damaged file raises pyarrow's own errors, ValueError, TypeError, KeyError ...
+            neurons = read_parquet(table, sealed)
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"{folder} holds no neuron labels ({error}). Give the run folder of a dissect.py run, "
                 "which has neurons.parquet in it (its CSV files are not read back), or leave labels_dir=null to "
@@ -205,7 +212,10 @@ def _read_null(path: Path) -> tuple[dict[str, np.ndarray], float, float]:
         with safe_open(path, framework="np") as file:
             held = file.metadata() or {}
             null = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-        return null, float(held.get("tau", 0.0)), float(held.get("level", REFERENCE_LEVEL))
+        about = {name: held[name] for name in ("tau", "level") if name in held}
+        if held.get("content", content := content_key({**about, "null": null})) != content:
+            raise ValueError("its content is not what was written")
+        return null, float(about.get("tau", 0.0)), float(about.get("level", REFERENCE_LEVEL))
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error}). Copy it again, or remove it: labels without it have no shares by chance."

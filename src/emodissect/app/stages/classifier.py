@@ -353,17 +353,23 @@ def require_resumable(path: Path, max_epochs: int | None) -> None:
     """Raises UserError for a file that a training to ``max_epochs`` cannot go on with."""
     held = read_checkpoint(path)
     needed = ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "loops")
-    if missing := [name for name in needed if name not in held]:
+    if missing := [name for name in needed if not isinstance(held, Mapping) or name not in held]:
         raise UserError(
             f"resume=true needs a Lightning checkpoint of a training, and {path} lacks {', '.join(missing)}. "
             "resume=false starts a new training from its weights."
         )
-    done = int(held["epoch"]) + 1
+    try:
+        done = int(held["epoch"]) + 1
+        by_epoch = max(int(held["global_step"]) // done, 1)
+        ends = [int(s["T_max"]) for s in held["lr_schedulers"] if "T_max" in s]
+        ends += [int(s["total_steps"]) // by_epoch for s in held["lr_schedulers"] if "total_steps" in s]
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+        raise UserError(
+            f"resume=true: what {path} says of its training is damaged ({type(error).__name__}: {error}). "
+            "resume=false starts a new training from its weights."
+        ) from error
     if max_epochs is not None and 0 <= max_epochs <= done:
         raise UserError(f"{path} has {done} epochs behind it, and trainer.max_epochs={max_epochs}: give a larger one.")
-    by_epoch = max(int(held["global_step"]) // done, 1)
-    ends = [int(s["T_max"]) for s in held["lr_schedulers"] if "T_max" in s]
-    ends += [int(s["total_steps"]) // by_epoch for s in held["lr_schedulers"] if "total_steps" in s]
     if ends and (max_epochs is None or max_epochs == -1 or max_epochs > min(ends)):
         raise UserError(
             f"the schedule in {path} is laid out for {min(ends)} epochs, and trainer.max_epochs={max_epochs}. Go on to "

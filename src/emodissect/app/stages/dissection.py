@@ -220,7 +220,7 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
             )
             found.save(folder)
 
-        labels.append(run.made("labels", {**key, "layers": [layer]}, write, Dissection.load))
+        labels.append(run.made("labels", {**key, "layers": [layer]}, write, partial(Dissection.load, sealed=True)))
     return Dissected(Dissection.joined(labels).at(*plan.thresholds), predictions, activations, scores, key)
 
 

@@ -79,6 +79,7 @@ def _weights_of(folder: Path) -> str | None:
     """The weights that a run's labels were found in; a run that was given labels itself names theirs."""
     try:
         inputs = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["inputs"]
-        return (inputs.get("labels") or inputs["dissection"]["classifier"])["weights"]
+        weights = (inputs.get("labels") or inputs["dissection"]["classifier"])["weights"]
+        return weights if isinstance(weights, str) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
