@@ -16,6 +16,7 @@ from emodissect.app.stages.pages import dissection_figures, dissection_page, wri
 from emodissect.core.errors import UserError
 from emodissect.dissection.labels import Dissection
 from emodissect.lightning.tracking import log_artifact, log_dissection
+from emodissect.report.claims import one_label_text
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
         found.dissection.save(run.folder)
         run.add_output("labels", run.folder / "neurons.csv")
         run.console.print(layer_summary(found.dissection))
+        if warning := one_label_text(found.dissection.neurons):
+            log.warning(warning)
         drawn = write_figures(run, dissection_figures(found.dissection))
         page = dissection_page(run, plan, trained, found)
         quality, explanation = None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from emodissect.app.stages.classifier import Trained, trained_classifier
 from emodissect.app.stages.dissection import Dissected, Plan, dissected, labels_artifact, layer_summary, with_maps
 from emodissect.app.stages.edit_study import Asked, baselines_of, check_editable, grid_of
 from emodissect.app.stages.pages import dissection_figures, dissection_page, write_figures, write_page
-from emodissect.app.stages.study_words import best_cells, edit_summary, readable_study, study_checks
+from emodissect.app.stages.study_words import ablation_table, best_cells, edit_summary, readable_study, study_checks
 from emodissect.core.atomic_files import atomic_write
 from emodissect.core.csv_files import write_csv
 from emodissect.core.distributed import first_rank
@@ -39,8 +40,11 @@ from emodissect.report.baselines import (
     ladder_table,
     optimism_note,
 )
+from emodissect.report.claims import ablation_text, one_label_text, shown_controls
 from emodissect.report.terminal import figures_table
 from emodissect.studies import ConceptAblation, EditStudy, check_apart, check_metric, groups_of, warn_of_few_draws
+
+log = logging.getLogger(__name__)
 
 EDITED = "edited.ckpt"
 
@@ -75,6 +79,8 @@ def edit(cfg: DictConfig) -> dict[str, Any]:
         study = question.study()
         found = replace(found, dissection=at_thresholds_of(study, found.dissection))
         run.console.print(layer_summary(found.dissection))
+        if warning := one_label_text(found.dissection.neurons):
+            log.warning(warning)
         ablations = question.ablations() if asked.ablate_concepts else {}
         null = question.null_studies() if asked.null_studies else None
         return write_outputs(run, plan, trained, found, study, ablations, null, splits)
@@ -126,16 +132,18 @@ def write_outputs(
         command=run.manifest()["command"],
         manifest=run.manifest(),
         optimistic=study.optimistic,
+        selection_split=run.cfg.study.selection_split,
+        test_split=run.cfg.study.test_split,
         alpha=study.alpha,
         grid_images=len(splits["test_split" if study.optimistic else "selection_split"]),
-        notes=[note for note in (found.warning, beside_optimism) if note],
+        notes=[found.warning, beside_optimism, one_label_text(found.dissection.neurons)],
         checks=study_checks(study, null),
         ablations=ablations,
         extras=[
             *ladder_section(study.ladder, study.test.delta),
             *group_section(study, run.data.splits.class_names),
             *compare_to_published(run.cfg, study),
-            *compare_shares(run.cfg, found.dissection),
+            *compare_shares(run.cfg, found.dissection, plan.concepts.names),
         ],
     )
     for layer, result in ablations.items():
@@ -149,12 +157,18 @@ def write_outputs(
     summary = edit_summary(study) | ladder_summary(study.ladder)
     if null is not None:
         summary |= {"null_studies": len(null), "null_claims": float(null["claims_gain"].mean())}
+    for layer, result in ablations.items():
+        run.console.print(ablation_table(result, layer, study.alpha))
+        text = ablation_text(result.frame, layer, study.alpha)
+        run.console.print(f"{unbroken(text)}\n", style="bold", highlight=False, markup=False)
     run.console.print(best_cells(study))
     if len(study.group_table):
         run.console.print(group_table(study, run.data.splits.class_names))
     if len(study.ladder):
         run.console.print(ladder_table(study.ladder))
-    run.console.print(figures_table(readable_study(study, null), f"The chosen edit of {study.edit.layer}, on test"))
+    run.console.print(
+        figures_table(readable_study(study, null), f"The chosen edit of {study.edit.layer}, on {study.tested_on}")
+    )
     run.console.print(f"\n{unbroken(study.verdict)}\n", style="bold", highlight=False, markup=False)
     if beside_optimism:
         run.console.print(unbroken(beside_optimism), style="red", highlight=False, markup=False)
@@ -201,6 +215,6 @@ def study_figures(run: Session, study: EditStudy) -> dict[str, Any]:
         for layer, cells in study.grid.groupby("layer", sort=False)
         if len(cells) > 1
     }
-    drawn["controls"] = figures.control_distribution(study.controls, study.test.delta)
+    drawn["controls"] = figures.control_distribution(shown_controls(study.controls), study.test.delta)
     drawn["confusion"] = figures.confusion_change(study.before.confusion(), study.after.confusion(), names)
     return drawn

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pandas as pd
@@ -39,13 +39,22 @@ def compare_training(cfg: DictConfig, metrics: Mapping[str, float]) -> list[Extr
     return [Extra("Beside the published figures", said, frame=pd.DataFrame(rows))] if rows else []
 
 
-def compare_shares(cfg: DictConfig, dissection: Dissection) -> list[Extra]:
-    """Concept shares among correctly labelled neurons, published and here."""
+def compare_shares(cfg: DictConfig, dissection: Dissection, asked: Collection[str]) -> list[Extra]:
+    """Concept shares among correctly labelled neurons, published and here.
+
+    Args:
+        cfg: the run's.
+        dissection: its labels.
+        asked: the words that neurons could be labelled with; another word has no share here.
+    """
+    known = {name.casefold() for name in asked}
     rows = [
         {
             "concept": row["concept"],
             "published": percent(row["share"]),
-            "this run": percent(_share(dissection.shares, row["concept"])),
+            "this run": percent(_share(dissection.shares, row["concept"]))
+            if row["concept"].casefold() in known
+            else "not among the words",
         }
         for row in published(cfg).get("shares", [])
     ]

@@ -173,10 +173,9 @@ def tidied(
         )
     counts = {"blank left out": blank, "duplicate left out": doubled, "tidied": spaced, "not ASCII": foreign}
     reported = "".join(f", {count:,} {what}" for what, count in {**counts, **(notes or {})}.items() if count)
-    log.info(
-        "%s concepts from %s, %s of them with classes%s.",
-        *(f"{len(classes):,}", origin, f"{sum(map(bool, classes.values())):,}", reported),
-    )
+    of_class = sum(map(bool, classes.values()))
+    standing = f"{of_class:,} of them with classes" if of_class else "none with classes, so neurons have no accuracy"
+    log.info("%s concepts from %s, %s%s.", f"{len(classes):,}", origin, standing, reported)
     return ConceptSet(tuple(classes), {name: of for name, of in classes.items() if of}, origin)
 
 

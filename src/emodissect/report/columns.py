@@ -161,16 +161,17 @@ GRID = (
 
 CONTROLS = (
     Column("control", "control"),
+    Column("about", "what it is", "long"),
     Column("draws", "draws", "count"),
     Column("median", "median (points)", "points"),
     Column("low", "2.5 %", "points"),
     Column("high", "97.5 %", "points"),
     Column("reached", "as good as the edit", "count"),
 )
-"""What edits without the labels' choice give."""
+"""What other edits give on the same images."""
 
 MEASURES = (
-    Column("measure", "on test"),
+    Column("measure", "measure"),
     Column("before", "before", 3),
     Column("after", "after", 3),
     Column("change", "change", 3),
@@ -202,6 +203,18 @@ GROUPS = (
     Column("delta", "change (points)", "points", short="points"),
 )
 """Classes with and without an annotated concept."""
+
+ABLATION = (
+    Column("concept", "without"),
+    Column("class", "class"),
+    Column("neurons", "neurons", "count", "that the concept labels", rank=3),
+    Column("recall_before", "recall", "percent", "of the unedited network", rank=2),
+    Column("drop", "loss (points)", "points", "of recall", short="loses"),
+    Column("random_mean", "random neurons", "points", "mean loss without as many random neurons", short="by random"),
+    Column("z", "z", 1, "how far the loss lies above random neurons, in their deviations", rank=1),
+    Column("p_value", "p", "p", "corrected for the size of the matrix"),
+)
+"""What ablating each concept's neurons costs each class."""
 
 CHECKS = (Column("check", "what"), Column("found", "found", "long"))
 """How an edit was compared."""

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from emodissect.core import number_format as words
 from emodissect.data.images import ImageSet
-from emodissect.report import columns, figures, page
+from emodissect.report import claims, columns, figures, page
 from emodissect.report.neurons import Predicted, neuron_payload, predicted_classes, saliency_tiles
 from emodissect.report.page import Content, Extra, Fact, Folded, Section
 
@@ -82,6 +82,7 @@ class DissectionPage:
             sections=sections,
             command=self.command,
             manifest=self.manifest,
+            warning=" ".join(filter(None, self.warnings())),
         )
 
     def sections(self, content: Content) -> list[Section]:
@@ -126,6 +127,10 @@ class DissectionPage:
             f"(q < {self.level:g})."
         )
 
+    def warnings(self) -> list[str]:
+        """What is said in red."""
+        return [claims.one_label_text(self.neurons)]
+
     def facts(self) -> list[Fact]:
         """The figures at the top."""
         live = self.neurons[~self.neurons["dead"].astype(bool)]
@@ -149,12 +154,10 @@ class DissectionPage:
         if len(self.shares):
             top = self.shares[self.shares["layer"] == self.ordered_layers[0]] if "layer" in self.shares else self.shares
             if len(top):
-                first = top.sort_values("share", ascending=False, kind="stable").iloc[0]
-                facts.append(
-                    Fact(
-                        str(first["concept"]), "most frequent fitting label", f"{words.percent(first['share'])} of them"
-                    )
-                )
+                best = claims.equals(top, "share")
+                tied = f"; {len(best)} labels tie" if len(best) > 1 else ""
+                share = f"{words.percent(best['share'].iloc[0])} of them{tied}"
+                facts.append(Fact(str(best["concept"].iloc[0]), "most frequent fitting label", share))
         return facts
 
     def _significant(self) -> np.ndarray:
@@ -171,24 +174,7 @@ class DissectionPage:
 
     def _layers(self, content: Content) -> Markup:
         layers = self.layers
-        highest = layers.iloc[int(layers["accuracy"].fillna(-1).to_numpy().argmax())]
-        sharpest = layers.iloc[int((layers["significant"] / layers["neurons"]).to_numpy().argmax())]
-        caption = ""
-        if not words.missing(float(highest["accuracy"])):
-            caption = (
-                f"Labels fit best in {highest['layer']}: on average {words.percent(highest['accuracy'])} of a neuron's "
-                "top images are of a class its label stands for"
-            )
-            if "accuracy_chance" in layers:
-                caption += f" ({words.percent(highest['accuracy_chance'])} by chance)"
-            caption += ". "
-        if layers["significant"].sum() > 0:
-            caption += (
-                f"Most neurons beyond chance: {sharpest['layer']}, {int(sharpest['significant']):,} of "
-                f"{int(sharpest['neurons']):,}."
-            )
-        else:
-            caption += f"No neuron is labelled beyond chance (q < {self.level:g})."
+        caption = claims.layers_text(layers, self.level)
         null = self._null_share()
         if null is not None and null > 0.5:
             caption += (
@@ -252,20 +238,7 @@ class DissectionPage:
     def _bars(self, content: Content, layer: str) -> Markup:
         shares = self.shares[self.shares["layer"] == layer] if "layer" in self.shares else self.shares
         shares = shares.sort_values("share", ascending=False, kind="stable")
-        counted = next((name for name in ("neurons", "count") if name in shares), None)
-        neurons = int(shares[counted].sum()) if counted else 0
-        if shares.empty:
-            caption = f"{layer}: no neuron's label fits at least half of its top images."
-        else:
-            first, three = shares.iloc[0], float(shares["share"][:3].sum())
-            of = f"{words.count(neurons, 'neuron')} whose label fits" if neurons else "neurons whose label fits"
-            caption = (
-                f"{layer}: of the {of} at least half of their top images, {words.percent(first['share'])} are labelled "
-                f"“{first['concept']}”"
-            )
-            more = f"; the first three of {len(shares)} concepts make up {words.percent(three, 0)}"
-            caption += f"{more if len(shares) > 3 else ''}."
-        return content.figure(figures.concept_shares(shares, layer), caption)
+        return content.figure(figures.concept_shares(shares, layer), claims.shares_text(shares, layer))
 
     def _by_layer(self, content: Content, draw: Any) -> Markup:
         """A figure for each layer, the first ones open."""

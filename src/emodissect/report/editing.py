@@ -14,7 +14,7 @@ from markupsafe import Markup
 from emodissect.core import number_format as words
 from emodissect.data.images import ImageSet
 from emodissect.models.scores import confusion_matrix
-from emodissect.report import columns, figures, page
+from emodissect.report import claims, columns, figures, page
 from emodissect.report.dissection import DissectionPage
 from emodissect.report.neurons import Predicted, predicted_classes
 from emodissect.report.page import Content, Extra, Fact, Folded, Section
@@ -28,6 +28,7 @@ MEASURES = {
     "nll": "negative log-likelihood",
     "ece": "calibration error (%)",
 }
+ABLATION_TITLE = "Which classes need a concept's neurons?"
 #: Flipped images shown each way.
 MOST_FLIPS = 48
 
@@ -46,7 +47,8 @@ class EditPage:
         images: the test images.
         dissection: the labels that the edit used; its sections follow.
         command, manifest: where it comes from.
-        optimistic: the edit was chosen on the test images; said in red.
+        optimistic: the edit was chosen on the images it is compared on; said in red.
+        selection_split, test_split: where it was chosen and compared, e.g. ``val+test``.
         notes: further warnings, in red as well.
         checks: how the edit was judged, and how sure that is: name -> what was found.
         alpha: level at which a p-value counts.
@@ -68,6 +70,8 @@ class EditPage:
     command: str = ""
     manifest: Mapping[str, Any] = field(default_factory=dict)
     optimistic: bool = False
+    selection_split: str = "val"
+    test_split: str = "test"
     notes: Sequence[str] = ()
     checks: Mapping[str, str] = field(default_factory=dict)
     alpha: float = 0.05
@@ -90,27 +94,46 @@ class EditPage:
         if self.images is not None and self._moved:
             sections.append(Section("flips", "Images that flipped", self._flips(content), "Flips"))
         if self.checks:
-            sections.append(Section("judging", "How it was judged", self._judging(), "Judging"))
+            sections.append(Section("judging", "How it was compared", self._judging(), "Comparison"))
         if self.ablations:
-            sections.append(Section("ablation", "Silencing concepts", self._ablation(content), "Silencing"))
+            ablated = Section("ablation", "Without the neurons of one concept", self._ablation(content), "Ablation")
+            sections.insert(0, ablated)
         sections += page.extra_sections(content, self.extras)
         if self.dissection is not None:
             sections += self.dissection.sections(content)
-        warning = (
-            "Optimistic figure: this edit was chosen on the same test images that it is judged on. "
-            "Its gain is the best of many tries and will shrink on new images."
-        )
         return page.compose(
             content,
             kind="edit",
-            title=self.title,
-            lede=self.verdict,
+            title=ABLATION_TITLE if self.ablations else self.title,
+            lede=self.summary(),
             facts=self.facts(),
             sections=sections,
             command=self.command,
             manifest=self.manifest,
-            warning=" ".join([*([warning] if self.optimistic else []), *self.notes]),
+            warning=" ".join(filter(None, self.warnings())),
         )
+
+    def summary(self) -> str:
+        """What was found, in plain words: of an ablation first the classes that suffer, then the edit."""
+        ablated = [claims.ablation_text(found.frame, layer, self.alpha) for layer, found in self.ablations.items()]
+        return " ".join([*ablated, "The edit: " * bool(ablated) + self.verdict])
+
+    def warnings(self) -> list[str]:
+        """What is said in red."""
+        found = [claims.optimistic_text(self.grid, self.comparison["delta"], self._tested)] if self.optimistic else []
+        if self.before is not None:
+            found.append(claims.majority_text(self._confusion(self.before), self.class_names))
+        return [*found, *self.notes]
+
+    @property
+    def _tested(self) -> str:
+        """The images that the edit is compared on."""
+        return claims.split_name(self.test_split)
+
+    @property
+    def _selected(self) -> str:
+        """The images that it was chosen on."""
+        return self._tested if self.optimistic else claims.split_name(self.selection_split)
 
     @property
     def chosen(self) -> pd.Series | None:
@@ -128,7 +151,7 @@ class EditPage:
         facts = [
             Fact(
                 words.percent(row["accuracy_after"], 2),
-                "accuracy on test, edited",
+                f"accuracy on {self._tested}, edited",
                 f"{words.percent(row['accuracy_before'], 2)} before"
                 + (f", {words.count(int(row['images']), 'image')}" if row.get("images") else ""),
             ),
@@ -150,26 +173,21 @@ class EditPage:
             facts.append(
                 Fact(
                     str(cell["layer"]),
-                    "chosen on test" if self.optimistic else "chosen on validation",
-                    f"{setting(cell)}; {words.count(int(cell['selected']), 'neuron')} selected",
+                    f"chosen on {self._selected}",
+                    f"{claims.setting(cell)}; {words.count(int(cell['selected']), 'neuron')} selected",
                 )
             )
         return facts
 
     def _grid(self, content: Content) -> Markup:
         tried = len(self.grid)
-        outside = int((self.grid["p_value"] < self.alpha).sum())
-        kept = int((self.grid["p_holm"] < self.alpha).sum()) if "p_holm" in self.grid else 0
-        where = "the test images" if self.optimistic else "the validation images"
+        where = f"the {self._selected} images"
         if tried == 1:
-            text = f"One edit was tried on {where}: {self._only_cell()}"
+            images = self.grid_images or _images_of(self.grid)
+            band = figures.noise_band(self.grid, images) if images else None
+            text = claims.one_cell_text(self.grid.iloc[0], where, band)
         else:
-            text = (
-                f"{words.count(tried, 'edit')} were tried on {where}. {outside} lie outside the band that chance "
-                f"flips give (p < {words.level(self.alpha)}; {words.expected(tried, self.alpha)} would if no edit did "
-                f"anything), "
-                f"{kept} after Holm's correction for {tried} tries."
-            )
+            text = claims.grid_text(self.grid, where, self.alpha)
         told = [name for name in ("layer", "selection", "rule") if name in self.grid]
         by = [name for name in told if name == "layer" or len(set(self.grid[name])) > 1] or told
         by = [*by, *axes_of(self.grid)[1:-1]]  # a heat map has two axes
@@ -200,67 +218,23 @@ class EditPage:
         title = f"The grid as a table, {words.count(tried, 'row')}"
         return page.block(text, drawings, folded=Folded(title, parts=[table], is_open=tried <= 12))
 
-    def _only_cell(self) -> str:
-        """What the only cell of a grid gave, in words."""
-        cell = self.grid.iloc[0]
-        text = (
-            f"{words.count(int(cell['selected']), 'neuron')} of {cell['layer']} at {setting(cell)} change accuracy by "
-            f"{words.points(cell['delta'])} points ({words.p_sentence(cell['p_value'])}"
-        )
-        images = self.grid_images or _images_of(self.grid)
-        band = f"; chance flips alone give about ±{100 * figures.noise_band(self.grid, images):.2f}" if images else ""
-        return f"{text}{band}). A list of values, such as 'tau=[0,0.5,1]', makes a grid."
-
     def _cell_caption(self, cells: pd.DataFrame) -> str:
-        best = cells.iloc[int(cells["delta"].to_numpy().argmax())]
-        caption = f"Change of accuracy in points. Best: {words.points(best['delta'])} at {setting(best)} ("
-        caption += words.p_sentence(best["p_value"])
-        caption += f", {words.p_sentence(best['p_holm'])} after Holm)." if "p_holm" in best else ")."
         images = self.grid_images or _images_of(cells)
-        if images:
-            band = figures.noise_band(cells, images)
-            inside = int((cells["delta"].abs() <= band).sum())
-            caption += (
-                f" Chance flips alone give a band of about ±{100 * band:.2f} points; "
-                f"{inside} of {len(cells)} cells lie in it."
-            )
-        chosen = cells[cells["chosen"].astype(bool)] if "chosen" in cells else cells[:0]
-        if len(chosen):
-            caption += " The framed cell was taken."
-        return caption
+        return claims.cells_text(cells, figures.noise_band(cells, images) if images else None)
 
     def _controls(self, content: Content) -> Markup:
         assert self.controls is not None
-        delta = float(self.comparison["delta"])
-        rows, sentences = [], []
-        for kind, group in self.controls.groupby("control", sort=False):
-            values = group["delta_test"].dropna().to_numpy(dtype=float)
-            if not values.size:
-                continue
-            name = figures.editing.CONTROL_NAMES.get(str(kind), str(kind).replace("_", " "))
-            low, high = np.quantile(values, [0.025, 0.975])
-            reached = int((values >= delta - 1e-12).sum())
-            rows.append(
-                {
-                    "control": name,
-                    "draws": values.size,
-                    "median": float(np.median(values)),
-                    "low": low if values.size > 1 else np.nan,
-                    "high": high if values.size > 1 else np.nan,
-                    "reached": reached,
-                }
+        delta, controls = float(self.comparison["delta"]), claims.shown_controls(self.controls)
+        text = "What other edits give on the same images."
+        if len(controls) < len(self.controls):
+            text += (
+                " A grid of one cell leaves shuffled labels nothing to choose: they are the random neurons' very "
+                "draws, and are shown once."
             )
-            if values.size > 1:
-                sentences.append(f"{reached} of {values.size} draws of {name} do as well or better")
-            else:
-                sentences.append(f"{name}: {words.points(values[0])}")
-        caption = (
-            f"On test, the chosen edit changes accuracy by {words.points(delta)} points; {'; '.join(sentences)}. "
-            "If the labels matter, the line stands to the right of the clouds."
-        )
-        drawing = content.figure(figures.control_distribution(self.controls, delta), caption)
-        table = page.table(pd.DataFrame(rows), columns.CONTROLS)
-        return page.block("The same edit, its size kept, without using the labels.", [drawing, table])
+        table = claims.controls_table(controls, delta, figures.editing.CONTROL_NAMES)
+        drawing = figures.control_distribution(controls, delta)
+        drawn = content.figure(drawing, claims.controls_text(table, delta, self._tested))
+        return page.block(text, [drawn, page.table(table, columns.CONTROLS)])
 
     @property
     def _moved(self) -> int:
@@ -341,30 +315,19 @@ class EditPage:
             if known.empty:
                 parts.append(page.block(f"No concept of {layer} has neurons to silence."))
                 continue
-            worst = known.iloc[int(known["drop"].to_numpy().argmax())].to_dict()
             beyond = silenced.beyond(self.alpha)
             caption = (
-                f"{layer}: change of each class's recall in points when the neurons of one concept are set to zero. "
-                f"The largest fall: without “{worst['concept']}” ({words.count(int(worst['neurons']), 'neuron')}), "
-                f"{worst['class']} loses {100 * worst['drop']:.1f} points; as many random neurons cost it "
-                f"{100 * worst['random_mean']:.1f} on average. {int(beyond.to_numpy(dtype=bool).sum())} of "
-                f"{len(known)} falls go beyond random neurons of the same number "
-                f"(p < {words.level(self.alpha)}, corrected for the size of the matrix)."
+                "Change of each class's recall in points when the neurons of one concept are set to zero. "
+                + claims.ablation_text(silenced.frame, str(layer), self.alpha)
             )
             neurons = silenced.matrix("neurons").iloc[:, 0].astype(int).tolist()
             drawing = figures.concept_ablation(silenced.matrix(), beyond, neurons, str(layer))
             parts.append(content.figure(drawing, caption))
+            ordered = known.sort_values(["p_value", "drop"], ascending=[True, False])
+            table = page.table(ordered, columns.ABLATION, list(ordered["p_value"] < self.alpha), limit=400)
+            title = f"Every concept and class, {words.count(len(known), 'row')}"
+            parts.append(page.block(folded=Folded(title, parts=[table])))
         return page.block(parts=parts)
-
-
-def setting(cell: pd.Series) -> str:
-    """``τ = −0.5, factor 1.5``: the numbers among the cell's settings."""
-    parts = [
-        f"{word}{words.plain(cell[name])}"
-        for name, word in ((name, "τ = " if name == "tau" else f"{name} ") for name in settings_in(cell.to_frame().T))
-        if _known(cell, name) and not isinstance(cell[name], str | bool)
-    ]
-    return ", ".join(parts) or "its only setting"
 
 
 def _measures(row: Mapping[str, Any]) -> pd.DataFrame:
@@ -402,7 +365,3 @@ def _images_of(cells: pd.DataFrame) -> int | None:
     delta = cells["delta"].to_numpy(dtype=float)
     told = (net != 0) & (delta != 0)
     return round(float(np.median(net[told] / delta[told]))) if told.any() else None
-
-
-def _known(row: pd.Series, name: str) -> bool:
-    return name in row and not pd.isna(row[name])

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from emodissect.core import number_format as words
 from emodissect.core.number_format import DASH
-from emodissect.report import columns, figures, page
+from emodissect.report import claims, columns, figures, page
 from emodissect.report.columns import Column
 from emodissect.report.page import Content, Extra, Fact, Section
 
@@ -107,19 +107,29 @@ class SweepPage:
         best = self.best
         if best is None:
             return text + f"No job has a figure called {self.value}."
-        text += f"Best by {self._ranking}: {self.name(best)} ({self._figure(best[self.value])})"
+        alike = claims.equals(self.done, self.value)
+        text += f"Best by {self._ranking}: {claims.named(alike, self.name)} ({self._figure(best[self.value])})"
+        if len(alike) > 1:
+            return f"{text}: {len(alike)} jobs tie. {self._beside_nothing()}".strip()
         if self.value != "delta" and "delta" in best and not words.missing(best["delta"]):
             text += f"; on test it gives {words.points(best['delta'])} points"
             if "p_value" in best and not words.missing(best["p_value"]):
                 text += f" ({words.p_sentence(best['p_value'])})"
         elif self.value == "val/acc" and "test/acc" in best and not words.missing(best["test/acc"]):
             text += f"; on test it reaches {words.percent(best['test/acc'])}"
-        text += f". The best of {words.count(len(self.done), 'try', 'tries')} looks better than it is: "
+        tries = words.count(len(self.done), "try", "tries")
+        text += f". {self._beside_nothing()}The best of {tries} looks better than it is: "
         if "delta" in best or "test/acc" in best:
             return text + (
                 "trust the test figure of the job that validation chose, not the largest test figure in the table."
             )
         return text + "beside it stands what chance gives, which differs from job to job."
+
+    def _beside_nothing(self) -> str:
+        """Says so where every job's edit loses on the images that jobs are ranked by."""
+        if self.value != "delta_val" or not (self.done["delta_val"].dropna() < 0).all():
+            return ""
+        return "Every edit loses accuracy there: leaving the network alone is better than any of them. "
 
     def facts(self) -> list[Fact]:
         """The figures at the top."""
@@ -200,13 +210,18 @@ class SweepPage:
     def _maps(self, content: Content) -> Markup:
         drawings = []
         for names, grid in self.grids().items():
-            top = grid.iloc[int(grid["delta"].to_numpy().argmax())]
+            top = claims.equals(grid, "delta")
             several = ", the mean of jobs alike" if (grid["jobs"] > 1).any() else ""
-            at = ", ".join(f"{'τ =' if name == 'tau' else name} {words.plain(top[name])}" for name in self.axes)
-            caption = f"{names}: change on validation in points{several}; best {words.points(top['delta'])} at {at}."
+            caption = (
+                f"{names}: change on validation in points{several}; best {words.points(top['delta'].iloc[0])} at "
+                f"{claims.named(top, self._place)}."
+            )
             caption += " The best job of all is in the framed cell." if grid["chosen"].any() else ""
             drawings.append(content.figure(figures.grid_heatmap(grid, names, limit=self.full_colour()), caption))
         return page.block(figures=drawings)
+
+    def _place(self, cell: pd.Series) -> str:
+        return ", ".join(f"{'τ =' if name == 'tau' else name} {words.plain(cell[name])}" for name in self.axes)
 
     def _test(self, content: Content) -> Markup:
         rows = self.done.dropna(subset=["delta"])

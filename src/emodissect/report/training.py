@@ -15,7 +15,7 @@ from markupsafe import Markup
 from emodissect.core import number_format as words
 from emodissect.data.images import ImageSet
 from emodissect.models.scores import confusion_matrix, recalls
-from emodissect.report import figures, page
+from emodissect.report import claims, figures, page
 from emodissect.report.neurons import Predicted, saliency_tiles
 from emodissect.report.page import Content, Extra, Fact, Section
 
@@ -95,14 +95,14 @@ class TrainPage:
         if self.predictions is None:
             return "The training run's figures."
         counts = self._confusion()
-        recall = recalls(torch.from_numpy(counts)).numpy()
-        best, worst = int(np.nanargmax(recall)), int(np.nanargmin(recall))
-        commonest = counts.sum(axis=1).max() / counts.sum()
-        return (
-            f"{words.percent(np.trace(counts) / counts.sum())} of {int(counts.sum()):,} test images are recognised ("
-            f"{words.percent(commonest)} by always naming the commonest class). Best: {self.class_names[best]} "
-            f"({words.percent(recall[best], 0)}); hardest: {self.class_names[worst]} "
-            f"({words.percent(recall[worst], 0)})."
+        return " ".join(
+            filter(
+                None,
+                [
+                    claims.recognised_text(counts, self.class_names),
+                    claims.majority_text(counts, self.class_names),
+                ],
+            )
         )
 
     def facts(self) -> list[Fact]:
@@ -128,22 +128,7 @@ class TrainPage:
     def _classes(self, content: Content) -> Markup:
         assert self.predictions is not None
         counts = self._confusion()
-        wrong = counts.copy()
-        np.fill_diagonal(wrong, 0)
-        row, column = words.place(wrong)
-        share = wrong[row, column] / max(counts[row].sum(), 1)
-        confused = (
-            f"Per cent of each true class. Most frequent confusion: {int(wrong[row, column]):,} "
-            f"{self.class_names[row]} images ({words.percent(share, 0)} of them) are taken for "
-            f"{self.class_names[column]}."
-        )
-        shares = wrong / counts.sum(axis=1, keepdims=True).clip(min=1)
-        likely, instead = words.place(shares)
-        if (likely, instead) != (row, column):
-            confused += (
-                f" Likeliest within a class: {words.percent(shares[likely, instead], 0)} of {self.class_names[likely]} "
-                f"are taken for {self.class_names[instead]}."
-            )
+        confused = claims.confused_text(counts, self.class_names)
         recall = recalls(torch.from_numpy(counts)).numpy()
         spread = (
             f"Recall runs from {words.percent(np.nanmin(recall), 0)} to {words.percent(np.nanmax(recall), 0)}; the "

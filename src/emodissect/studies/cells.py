@@ -28,6 +28,7 @@ COORDINATES = ("layer", "selection", "rule")
 RESULTS = (
     *("selected", "accuracy_before", "accuracy_after", "delta", "delta_low", "delta_high", "gained", "lost"),
     *("p_value", "p_holm", "nll_before", "nll_after", "chosen", "jobs"),
+    *("edit_id", "identity"),
 )
 """Columns of a grid that are results."""
 
@@ -243,9 +244,13 @@ def choose(
 
 
 def grid_frame(cells: Sequence[Cell], results: CellResults, chosen: int) -> pd.DataFrame:
-    """One row a cell: its coordinates and what it does. `p_holm` is corrected over the grid."""
+    """One row a cell: its coordinates and what it does. `p_holm` is corrected over the grid.
+
+    Cells of a layer with the same `edit_id` are the same edit; `identity` is one that changes nothing.
+    """
     images = len(results.labels)
     before = float((results.unedited == results.labels).double().mean())
+    _, edits = distinct([cell.operation for cell in cells])
     rows = []
     for place, (cell, gained, lost) in enumerate(zip(cells, results.gained, results.lost, strict=True)):
         low, high = delta_interval(int(gained), int(lost), images)
@@ -267,6 +272,8 @@ def grid_frame(cells: Sequence[Cell], results: CellResults, chosen: int) -> pd.D
                 "nll_before": results.unedited_nll,
                 "nll_after": float(results.nll[place]),
                 "chosen": place == chosen,
+                "edit_id": edits[place],
+                "identity": cell.operation.is_identity,
             }
         )
     frame = pd.DataFrame(rows)

@@ -56,6 +56,7 @@ class EditStudy:
         of_metric: where the metric is not accuracy, or groups are given: its change on test, as
             :class:`emodissect.studies.metrics.MetricChange` gives it, with p_random and p_shuffled of the controls.
         group_table: accuracy of each group on test, see :func:`emodissect.studies.metrics.group_table`.
+        tested_on: what the images of `test` are called, e.g. `validation and test`.
     """
 
     grid: pd.DataFrame
@@ -85,6 +86,7 @@ class EditStudy:
     groups: str | None = None
     of_metric: dict[str, Any] | None = None
     group_table: pd.DataFrame = field(default_factory=pd.DataFrame)
+    tested_on: str = "test"
 
     def __repr__(self) -> str:
         return f"EditStudy of {self.edit.layer} ({len(self.grid)} cells): {self.verdict}"
@@ -122,7 +124,8 @@ class EditStudy:
         sentence = self._beside_alternatives(self._sentence()) + self._of_one_scale() + self._of_metric()
         if not self.optimistic:
             return sentence
-        return f"Optimistic, because it was chosen on the very test images: {sentence[0].lower()}{sentence[1:]}"
+        chosen = f"Optimistic, because it was chosen on the very {self.tested_on} images"
+        return f"{chosen}: {sentence[0].lower()}{sentence[1:]}"
 
     def _sentence(self) -> str:
         test, alpha = self.test, self.alpha
@@ -130,7 +133,7 @@ class EditStudy:
         if self.edit.operation.is_identity:
             return self._nothing()
         images = "image" if test.gained == 1 else "images"
-        flips = f"{100 * test.delta:+.2f} points on test ({test.gained} {images} gained, {test.lost} lost"
+        flips = f"{100 * test.delta:+.2f} points on {self.tested_on} ({test.gained} {images} gained, {test.lost} lost"
         figures = f"{flips}, {_p(test.p_value)})"
         if test.delta < 0:
             word = "Loss" if test.p_value < alpha else "No gain"
@@ -218,6 +221,7 @@ class EditStudy:
             "operation": self.edit.operation.plain(),
             "selected": int(self.selected.sum()),
             "neurons": len(self.selected),
+            "tested_on": self.tested_on,
             "optimistic": self.optimistic,
             "claims_gain": self.claims_gain,
             "verdict": self.verdict,
@@ -257,6 +261,7 @@ class EditStudy:
             test=Comparison.from_row(row["test"]),
             before=Predictions.load(folder / "test_before.safetensors"),
             after=Predictions.load(folder / "test_after.safetensors"),
+            tested_on=row.get("tested_on", "test"),
             **plain,
         )
 

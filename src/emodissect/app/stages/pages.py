@@ -74,7 +74,7 @@ def dissection_page(run: Session, plan: Plan, trained: Trained, found: Dissected
         tau=found.dissection.tau,
         level=found.dissection.level,
         published=published_layers(run.cfg),
-        extras=compare_shares(run.cfg, found.dissection),
+        extras=compare_shares(run.cfg, found.dissection, plan.concepts.names),
         heat=found.heat,
         saliency=found.saliency,
     )

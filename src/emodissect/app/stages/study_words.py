@@ -10,8 +10,9 @@ import pandas as pd
 from emodissect.core.number_format import count, p_value, percent, points
 from emodissect.core.statistics import clopper_pearson
 from emodissect.report import columns
+from emodissect.report.claims import changes_nothing, same_draws
 from emodissect.report.terminal import frame_table
-from emodissect.studies import EditStudy
+from emodissect.studies import ConceptAblation, EditStudy
 from emodissect.studies.cells import settings_in
 
 
@@ -51,8 +52,10 @@ def edit_summary(study: EditStudy) -> dict[str, Any]:
 
 def best_cells(study: EditStudy) -> Any:
     """The grid for the terminal."""
-    ordered = study.grid.sort_values(["chosen", "delta"], ascending=False).dropna(axis=1, how="all")
-    where = "the test images" if study.optimistic else "validation"
+    grid = study.grid.assign(idle=changes_nothing(study.grid))  # what changes nothing comes last
+    ordered = grid.sort_values(["chosen", "idle", "delta"], ascending=[False, True, False], kind="stable")
+    ordered = ordered.drop(columns="idle").dropna(axis=1, how="all")
+    where = f"the {study.tested_on} images" if study.optimistic else "validation"
     shown = columns.after(columns.GRID, "layer", columns.settings(ordered, settings_in(ordered)))
     return frame_table(ordered, f"The grid, on {where}; the chosen cell first", shown, rows=12)
 
@@ -67,12 +70,25 @@ def readable_study(study: EditStudy, null: pd.DataFrame | None) -> dict[str, Any
         "images gained, lost": f"{test.gained}, {test.lost}",
         "exact McNemar p": p_value(test.p_value),
         "p against random neurons": p_value(study.p_random),
-        "p against shuffled labels": p_value(study.p_shuffled),
+        "p against shuffled labels": _p_shuffled(study),
         "smallest change one could have seen": _detectable(study),
         "best of as many random edits, chosen on test": points(study.optimism, 3),
         "NLL before, after": f"{test.nll_before:.4f}, {test.nll_after:.4f}",
     }
     return found if null is None else {**found, "studies with labels that say nothing": null_rate(null)}
+
+
+def _p_shuffled(study: EditStudy) -> str:
+    return "the same draws" if same_draws(study.controls) else p_value(study.p_shuffled)
+
+
+def ablation_table(ablation: ConceptAblation, layer: str, alpha: float) -> Any:
+    """What ablating concepts costs, the surest losses first, for the terminal."""
+    known = ablation.frame.dropna(subset=["drop", "p_value"])
+    ordered = known.sort_values(["p_value", "drop"], ascending=[True, False], kind="stable")
+    beyond = int((known["p_value"] < alpha).sum())
+    title = f"{layer}: loss of recall without the neurons of one concept"
+    return frame_table(ordered, title, columns.ABLATION, rows=max(5, min(beyond, 12)))
 
 
 def _detectable(study: EditStudy) -> str:
@@ -84,7 +100,11 @@ def _detectable(study: EditStudy) -> str:
 
 def study_checks(study: EditStudy, null: pd.DataFrame | None) -> dict[str, str]:
     """How the edit was judged, and how sure that is, for the page."""
-    where = "the test images (optimistic)" if study.optimistic else "validation; test was read once, for this edit"
+    where = (
+        f"the {study.tested_on} images (optimistic)"
+        if study.optimistic
+        else f"validation; {study.tested_on} was read once, for this edit"
+    )
     way = (
         f"only what lies behind {study.edit.layer} was run again; {study.kept_bytes / 1e6:,.0f} MB of outputs kept"
         if study.is_cut
@@ -94,11 +114,11 @@ def study_checks(study: EditStudy, null: pd.DataFrame | None) -> dict[str, str]:
     checks = {
         "chosen": f"by {study.metric.replace('_', ' ')} on {where}",
         "p against random neurons of the same number": p_value(study.p_random),
-        "p against the same study with shuffled labels": p_value(study.p_shuffled),
+        "p against the same study with shuffled labels": _p_shuffled(study),
         "smallest change one could have seen": _detectable(study),
         "best of as many random edits, had it been chosen on test": f"{points(study.optimism)} points on average",
         "the grid": way,
-        "the grid against the really edited weights": f"{same}; logits differ by {study.logit_difference:.1e} at most",
+        "the grid against the actual edited weights": f"{same}; logits differ by {study.logit_difference:.1e} at most",
     }
     if null is not None:
         checks["studies with labels that say nothing"] = null_rate(null)

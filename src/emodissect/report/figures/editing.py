@@ -297,7 +297,10 @@ def _by_axes(
                                      clip_on=False))  # fmt: skip
     cell_ticks(axes, [_plain(cutoff) for cutoff in cutoffs], [_plain(factor) for factor in factors])
     axes.set_xlim(0, columns)  # a few cells stay cells
-    rows_by, columns_by = (AXIS_NAMES.get(str(name), name or "") for name in axes_by)
+    rows_by, columns_by = (
+        AXIS_NAMES.get(str(name), name or "") if any(_plain(step) for step in steps) else ""  # no values, no axis
+        for name, steps in zip(axes_by, (cutoffs, factors), strict=True)
+    )
     axes.set_xlabel(columns_by, x=len(factors) / columns / 2)
     short = len(rows_by) == 1
     axes.set_ylabel(rows_by, rotation=0 if short else 90, labelpad=8 if short else None)

@@ -1,0 +1,415 @@
+"""What captions say, each a function of the table or figure beside it, so that it can be tested against data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from emodissect.core import number_format as words
+from emodissect.core.statistics import wilson
+from emodissect.studies.cells import settings_in
+
+SPLITS = {"val": "validation", "test": "test", "train": "training"}
+MOST_NAMED = 3
+"""Equals that are named; of more, the first and how many."""
+
+CONTROLS = {
+    "random": "as many living neurons, drawn at random whatever their labels",
+    "shuffled": "the whole study repeated with shuffled labels; its choice may have another size",
+    "all": "every neuron of the layer, so another size",
+    "scale_all": "every neuron of the layer, so another size",
+    "inverse": "the neurons that were not selected: it reads the labels, and has another size",
+}
+"""What each control keeps of the edit."""
+
+
+def split_name(split: str) -> str:
+    """``val+test`` -> ``validation and test``."""
+    return listed(SPLITS.get(part, part) for part in split.split("+"))
+
+
+def listed(names: Iterable[str]) -> str:
+    """``a, b and c``."""
+    *first, last = list(names) or [""]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def equals(frame: pd.DataFrame, column: str, largest: bool = True) -> pd.DataFrame:
+    """The rows with the largest (or smallest) value of a column, all of them where several tie."""
+    values = frame[column].to_numpy(dtype=float)
+    if not np.isfinite(values).any():
+        return frame[:0]
+    best = np.nanmax(values) if largest else np.nanmin(values)
+    return frame[np.isclose(values, best, rtol=0, atol=1e-12)]
+
+
+def named(rows: pd.DataFrame, name: Callable[[pd.Series], str]) -> str:
+    """The rows by name; of many the first, and how many more are equal."""
+    names = [name(row) for _, row in rows[:MOST_NAMED].iterrows()]
+    if len(rows) <= MOST_NAMED:
+        return listed(names)
+    return f"{names[0]} and {len(rows) - 1} others"
+
+
+def setting(cell: pd.Series) -> str:
+    """``τ = −0.5, factor 1.5``: the numbers among the cell's settings."""
+    parts = [
+        f"{'τ = ' if name == 'tau' else f'{name} '}{words.plain(cell[name])}"
+        for name in settings_in(cell.to_frame().T)
+        if name in cell and not pd.isna(cell[name]) and not isinstance(cell[name], str | bool | np.bool_)
+    ]
+    return ", ".join(parts) or "its only setting"
+
+
+def changes_nothing(grid: pd.DataFrame) -> pd.Series:
+    """Which cells leave every neuron as it is; where the grid does not say so, those without any flip."""
+    if "identity" in grid:
+        return grid["identity"].astype(bool)
+    return (grid["gained"] == 0) & (grid["lost"] == 0)
+
+
+def distinct_edits(grid: pd.DataFrame) -> int:
+    """How many different edits the cells of a grid are, without those that change nothing; each cell is one where the
+    grid does not say."""
+    acting = grid[~changes_nothing(grid)]
+    return len(acting.groupby(["layer", "edit_id"])) if "edit_id" in grid else len(acting)
+
+
+def grid_text(grid: pd.DataFrame, where: str, alpha: float) -> str:
+    """What a grid of several cells shows: how many edits, how many beyond chance, and whether any gains.
+
+    Args:
+        grid: one row a cell.
+        where: the images, e.g. ``the validation images``.
+        alpha: level at which a p-value counts.
+    """
+    cells, edits = len(grid), distinct_edits(grid)
+    outside = int((grid["p_value"] < alpha).sum())
+    kept = int((grid["p_holm"] < alpha).sum()) if "p_holm" in grid else 0
+    neutral = int(changes_nothing(grid).sum())
+    if neutral == cells:
+        return f"None of the {cells} cells changes a neuron, so nothing was tried on {where}."
+    text = f"{words.count(edits, 'edit')} {'was' if edits == 1 else 'were'} tried on {where}"
+    notes = [f"{cells - neutral - edits} {'repeats' if cells - neutral - edits == 1 else 'repeat'} another"] * (
+        cells - neutral > edits
+    ) + [f"{neutral} {'changes' if neutral == 1 else 'change'} nothing"] * (neutral > 0)
+    text += f" (of {cells} cells, {listed(notes)}). " if notes else ". "
+    text += (
+        f"{outside} {'lies' if outside == 1 else 'lie'} outside the band that chance flips give "
+        f"(p < {words.level(alpha)}; {words.expected(edits, alpha)} would if no edit did anything), {kept} after "
+        f"Holm's correction for {cells} tries."
+    )
+    best = float(grid["delta"].max())
+    acting = grid[~changes_nothing(grid)]
+    if best <= 0 and (acting["delta"] < 0).all():
+        text += " Every edit loses accuracy: leaving the network alone is better than any of them."
+    elif best <= 0:
+        text += " No edit gains accuracy over leaving the network alone."
+    return text
+
+
+def one_cell_text(cell: pd.Series, where: str, band: float | None) -> str:
+    """What the only cell of a grid gave.
+
+    Args:
+        cell: the grid's row.
+        where: the images, e.g. ``the validation images``.
+        band: half-width of the band that chance flips give, a fraction.
+    """
+    neurons = f"{words.count(int(cell['selected']), 'neuron')} of {cell['layer']} at {setting(cell)}"
+    more = "A list of values, such as 'tau=[0,0.5,1]', makes a grid."
+    if bool(changes_nothing(cell.to_frame().T).iloc[0]):
+        return f"One edit was tried on {where}: {neurons}; it changes no prediction. {more}"
+    band_text = f"; chance flips alone give about ±{100 * band:.2f}" if band else ""
+    return (
+        f"One edit was tried on {where}: {neurons} change accuracy by {words.points(cell['delta'])} points "
+        f"({words.p_sentence(cell['p_value'])}{band_text}). {more}"
+    )
+
+
+def cells_text(cells: pd.DataFrame, band: float | None) -> str:
+    """The best of the cells of one heat map, all of them where several tie, and the band that chance flips give.
+
+    Args:
+        cells: one row a cell.
+        band: half-width of the noise band, a fraction.
+    """
+    best = equals(cells, "delta")
+    first = best.iloc[0]
+    text = f"Change of accuracy in points. Best: {words.points(first['delta'])} at {named(best, setting)}"
+    if len(best) == 1:
+        text += f" ({words.p_sentence(first['p_value'])}"
+        text += f", {words.p_sentence(first['p_holm'])} after Holm)." if "p_holm" in first else ")."
+    else:
+        text += f": {len(best)} cells tie, smallest {words.p_sentence(best['p_value'].min())}."
+    if float(first["delta"]) < 0:
+        text += " Every cell loses."
+    if band is not None:
+        inside = int((cells["delta"].abs() <= band).sum())
+        text += (
+            f" Chance flips alone give a band of about ±{100 * band:.2f} points; "
+            f"{inside} of {len(cells)} cells lie in it."
+        )
+    if "chosen" in cells and cells["chosen"].astype(bool).any():
+        text += " The framed cell was taken."
+    return text
+
+
+def optimistic_text(grid: pd.DataFrame, delta: float, where: str) -> str:
+    """Why an edit that was chosen on the images it is compared on looks better than it is.
+
+    Args:
+        grid: the cells that it was chosen from.
+        delta: of the chosen one.
+        where: the images, e.g. ``test``.
+    """
+    tries = distinct_edits(grid)
+    if tries == 1:
+        return f"Only one edit was tried, so nothing was chosen by its figure on the {where} images."
+    text = f"Optimistic figure: this edit was chosen on the same {where} images that it is compared on. "
+    if delta > 0:
+        return text + f"Its gain is the best of {tries} tries and will shrink on new images."
+    return text + f"Even so, the best of {tries} tries gains nothing."
+
+
+def same_draws(controls: pd.DataFrame) -> bool:
+    """Whether shuffled labels are the random neurons' very draws: a grid of one cell leaves them nothing to choose."""
+    random, shuffled = (
+        controls.loc[controls["control"] == name, "delta_test"].to_numpy(dtype=float) for name in ("random", "shuffled")
+    )
+    shared = min(len(random), len(shuffled))
+    return shared > 1 and np.array_equal(random[:shared], shuffled[:shared])
+
+
+def shown_controls(controls: pd.DataFrame) -> pd.DataFrame:
+    """The controls without draws that are shown under another name."""
+    return controls[controls["control"] != "shuffled"] if same_draws(controls) else controls
+
+
+def controls_table(controls: pd.DataFrame, delta: float, names: Mapping[str, str]) -> pd.DataFrame:
+    """One row a control: its draws, what it keeps of the edit, and how many draws do as well.
+
+    Args:
+        controls: columns control and delta_test.
+        delta: of the edit, on the same images.
+        names: of the controls, in words.
+    """
+    rows = []
+    for kind, group in controls.groupby("control", sort=False):
+        values = group["delta_test"].dropna().to_numpy(dtype=float)
+        if values.size:
+            low, high = np.quantile(values, [0.025, 0.975]) if values.size > 1 else (np.nan, np.nan)
+            rows.append(
+                {
+                    "control": names.get(str(kind), str(kind).replace("_", " ")),
+                    "about": CONTROLS.get(str(kind), ""),
+                    "draws": values.size,
+                    "median": float(np.median(values)),
+                    "low": low,
+                    "high": high,
+                    "reached": int((values >= delta - 1e-12).sum()),
+                }
+            )
+    return pd.DataFrame(rows, columns=["control", "about", "draws", "median", "low", "high", "reached"])
+
+
+def controls_text(table: pd.DataFrame, delta: float, where: str) -> str:
+    """What the controls give beside the edit, from their table."""
+    said = [
+        f"{row['reached']} of {row['draws']} draws of {row['control']} do as well or better"
+        if row["draws"] > 1
+        else f"{row['control']}: {words.points(row['median'])}"
+        for row in table.to_dict("records")
+    ]
+    text = f"On {where}, the chosen edit changes accuracy by {words.points(delta)} points"
+    text = f"{text}; {'; '.join(said)}." if said else f"{text}."
+    if len(table) and (table["draws"] > 1).any():
+        text += " If the labels matter, the line lies to the right of the clouds."
+    return text
+
+
+def layers_text(layers: pd.DataFrame, level: float) -> str:
+    """What the layer table shows: where labels fit best, and where most neurons are labelled beyond chance."""
+
+    def name(row: pd.Series) -> str:
+        return str(row["layer"])
+
+    text = ""
+    best = equals(layers, "accuracy")
+    if len(best):
+        first = best.iloc[0]
+        text = (
+            f"Labels fit best in {named(best, name)}: on average {words.percent(first['accuracy'])} of a neuron's top "
+            "images are of a class its label stands for"
+        )
+        if "accuracy_chance" in layers and len(best) == 1:
+            text += f" ({words.percent(first['accuracy_chance'])} by chance)"
+        text += ". "
+    if not layers["significant"].sum():
+        return text + f"No neuron is labelled beyond chance (q < {level:g})."
+    most = equals(layers, "significant")
+    text += f"Most neurons beyond chance: {named(most, name)}, {int(most['significant'].iloc[0]):,}"
+    text += f" of {int(most['neurons'].iloc[0]):,}." if len(most) == 1 else " each."
+    shares = layers.assign(share=layers["significant"] / layers["neurons"].clip(lower=1))
+    largest = equals(shares, "share")
+    if len(layers) > 1 and list(largest["layer"]) != list(most["layer"]):
+        text += f" Largest share: {named(largest, name)}, {words.percent(largest['share'].iloc[0], 0)}."
+    return text
+
+
+def shares_text(shares: pd.DataFrame, layer: str) -> str:
+    """The most frequent fitting labels of a layer, all of them where several tie."""
+    if shares.empty or not shares["share"].sum():
+        return f"{layer}: no neuron's label fits at least half of its top images."
+    counted = next((name for name in ("neurons", "count") if name in shares), None)
+    neurons = int(shares[counted].sum()) if counted else 0
+    of = f"{words.count(neurons, 'neuron')} whose label fits" if neurons else "neurons whose label fits"
+    best = equals(shares, "share")
+    each = " each" if len(best) > 1 else ""
+    labels = named(best, lambda row: f"“{row['concept']}”")
+    text = (
+        f"{layer}: of the {of} at least half of their top images, {words.percent(best['share'].iloc[0])}{each} are "
+        f"labelled {labels}"
+    )
+    if len(shares) > 3:
+        three = float(shares["share"].nlargest(3).sum())
+        text += f"; the first three of {len(shares)} concepts make up {words.percent(three, 0)}"
+    return f"{text}."
+
+
+def one_label_text(neurons: pd.DataFrame, most: float = 0.5, fewest: int = 20) -> str:
+    """A warning where one label is given to most living neurons of a layer; else nothing.
+
+    Args:
+        neurons: the neuron table.
+        most: share of a layer's neurons from which its commonest label says little.
+        fewest: living neurons below which a layer is left out.
+    """
+    found = []
+    for layer, rows in neurons[~neurons["dead"].astype(bool)].groupby("layer", sort=False):
+        counts = rows["concept"].value_counts()
+        if len(rows) >= fewest and counts.iloc[0] > most * len(rows):
+            found.append(
+                f"{counts.iloc[0]:,} of {len(rows):,} living neurons of {layer} are labelled “{counts.index[0]}”"
+            )
+    if not found:
+        return ""
+    return (
+        f"{words.sentence('; '.join(found))} Such labels hardly tell neurons apart: look at their margins and q, and "
+        "compare with another similarity or other words."
+    )
+
+
+def ablation_text(frame: pd.DataFrame, layer: str, alpha: float) -> str:
+    """What ablating each concept's neurons shows: the falls beyond random neurons, or that there are none.
+
+    Args:
+        frame: as :class:`emodissect.studies.ConceptAblation` has it.
+        layer: whose neurons.
+        alpha: level at which a p-value counts.
+    """
+    known = frame.dropna(subset=["drop", "p_value"])
+    if known.empty:
+        return f"{layer}: no concept has neurons to ablate."
+    beyond = known[known["p_value"] < alpha].sort_values("drop", ascending=False)
+    rule = f"(p < {words.level(alpha)}, corrected for the size of the matrix)"
+    if len(beyond):
+        said = "; ".join(map(_fall, beyond[:MOST_NAMED].to_dict("records")))
+        more = f"; {len(beyond) - MOST_NAMED} more" if len(beyond) > MOST_NAMED else ""
+        of = f"{len(beyond)} of {len(known)} falls of recall go beyond as many random neurons"
+        return f"{layer}: {of} {rule}: {said}{more}."
+    largest = equals(known, "drop")
+    text = f"{layer}: no fall of recall goes beyond as many random neurons {rule}."
+    if float(largest["drop"].iloc[0]) <= 0:
+        return f"{text} No class loses recall."
+    return f"{text} The largest, which chance explains: {'; '.join(map(_fall, largest[:1].to_dict('records')))}."
+
+
+def _fall(row: Mapping[Any, Any]) -> str:
+    return (
+        f"without “{row['concept']}” ({words.count(int(row['neurons']), 'neuron')}) {row['class']} loses "
+        f"{100 * row['drop']:.1f} points ({words.p_sentence(row['p_value'])}; random neurons cost it "
+        f"{100 * row['random_mean']:.1f})".replace("-", words.MINUS)
+    )
+
+
+def recognised_text(confusion: np.ndarray, class_names: Sequence[str]) -> str:
+    """How many test images are recognized, beside the commonest class's share, and the classes that are best and worst.
+
+    Args:
+        confusion: images by true and predicted class.
+        class_names: in its order.
+    """
+    counts = np.asarray(confusion, dtype=float)
+    of_class = counts.sum(axis=1)
+    recall = np.divide(counts.diagonal(), of_class, out=np.full(len(counts), np.nan), where=of_class > 0)
+    text = (
+        f"{words.percent(np.trace(counts) / counts.sum())} of {int(counts.sum()):,} test images are recognised "
+        f"({words.percent(of_class.max() / counts.sum())} by always naming the commonest class). "
+    )
+    table = pd.DataFrame({"class": [str(name) for name in class_names], "recall": recall})
+    best, worst = equals(table, "recall"), equals(table, "recall", largest=False)
+    if best["recall"].iloc[0] == worst["recall"].iloc[0]:
+        return f"{text}Every class has the same recall, {words.percent(best['recall'].iloc[0], 0)}."
+
+    def told(rows: pd.DataFrame) -> str:
+        return f"{named(rows, lambda row: str(row['class']))} ({words.percent(rows['recall'].iloc[0], 0)})"
+
+    return f"{text}Best: {told(best)}; hardest: {told(worst)}."
+
+
+def confused_text(confusion: np.ndarray, class_names: Sequence[str]) -> str:
+    """The most frequent confusion in images, and where it is another one the likeliest within a class."""
+    counts = np.asarray(confusion, dtype=float)
+    wrong = counts.copy()
+    np.fill_diagonal(wrong, 0)
+    if not wrong.any():
+        return "Per cent of each true class. No image is taken for another class."
+    table = pd.DataFrame(
+        [
+            {"true": class_names[i], "taken": class_names[j], "images": wrong[i, j], "share": wrong[i, j] / of}
+            for i, of in enumerate(counts.sum(axis=1))
+            for j in range(len(counts))
+            if i != j and of
+        ]
+    )
+
+    def pair(row: pd.Series) -> str:
+        return f"{row['true']} for {row['taken']}"
+
+    most, likeliest = equals(table, "images"), equals(table, "share")
+    share = f" ({words.percent(most['share'].iloc[0], 0)} of them)" if len(most) == 1 else " each"
+    text = f"Per cent of each true class. Most frequent confusion: {named(most, pair)}, "
+    text += f"{words.count(int(most['images'].iloc[0]), 'image')}{share}."
+    if list(likeliest.index) != list(most.index):
+        text += f" Likeliest within a class: {named(likeliest, pair)}, {words.percent(likeliest['share'].iloc[0], 0)}."
+    return text
+
+
+def majority_text(confusion: np.ndarray, class_names: Sequence[str]) -> str:
+    """Says so where a network is no better than always naming the commonest class; else nothing.
+
+    Args:
+        confusion: images by true and predicted class.
+        class_names: in its order.
+    """
+    counts = np.asarray(confusion, dtype=float)
+    total = counts.sum()
+    if not total:
+        return ""
+    of_class = counts.sum(axis=1)
+    share = of_class.max() / total
+    low, _ = wilson(int(np.trace(counts)), int(total))
+    predicted = counts.sum(axis=0)
+    if np.count_nonzero(predicted) == 1 and len(class_names) > 1:
+        return f"The network names the same class for every image: {class_names[int(predicted.argmax())]}."
+    if low > share:
+        return ""
+    commonest = listed(str(class_names[int(i)]) for i in np.flatnonzero(of_class == of_class.max()))
+    return (
+        f"The network is at majority-class level: always naming the commonest class ({commonest}) is right for "
+        f"{words.percent(share)}."
+    )
