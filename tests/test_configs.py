@@ -26,6 +26,7 @@ NEEDS = {
     ("data", "image_folder"): ["data.path={tmp}/faces"],
     ("clip", "file"): ["clip.model_name=RN50", "clip.weights={tmp}/weights.pt"],
     ("model", "custom"): ["model.target=torch.nn.Identity"],
+    ("edit", "from_checkpoint"): ["edit.path={tmp}/weights.pt"],
     ("selection", "concept"): ["selection.concepts=[Smile]"],
     ("layer", "named"): ["layer.names=lin1"],
 }

@@ -31,6 +31,7 @@ NEEDS = {
     "learned": ["edit.strengths=[0.001]"],
     "effect": ["selection.draws=40"],
     "error": ["selection.share=0.5"],
+    "from_checkpoint": ["edit.path={tmp}/scales.csv"],
 }
 NEURONS = 9
 
@@ -76,7 +77,9 @@ def labels(layer: str) -> pd.DataFrame:
 
 
 def made(group: str, name: str, tmp_path: Path) -> object:
-    cfg = composed("edit", f"{group}={name}", *NEEDS.get(name, []), run_dir=tmp_path)
+    np.savetxt(tmp_path / "scales.csv", np.linspace(0.5, 2, NEURONS))
+    words = [word.format(tmp=tmp_path) for word in NEEDS.get(name, [])]
+    cfg = composed("edit", f"{group}={name}", *words, run_dir=tmp_path)
     node = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))[group]
     return instantiate(node)
 
@@ -90,7 +93,7 @@ def test_every_edit(name: str, layer: str, tmp_path: Path) -> None:
     net, inference = network(), Inference(lambda pixels: pixels.float() / 255, network())
     logits = EditedLogits(inference, layer, faces(), batch_size=16)
     if rule.needs_images:
-        with pytest.raises(UserError, match="on images"):
+        with pytest.raises(UserError, match="fitted"):
             rule(torch.ones(NEURONS, dtype=torch.bool))
     rule = fitted(rule, logits)
     before = {key: value.numpy().tobytes() for key, value in net.state_dict().items()}

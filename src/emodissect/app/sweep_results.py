@@ -25,6 +25,10 @@ from emodissect.report import SweepPage, columns, figures
 from emodissect.report.sweep import readable
 from emodissect.report.terminal import frame_table, matrix_table
 from emodissect.studies.seeds import over_seeds
+from emodissect.studies.seeds_verdict import COLUMNS, over_trainings, verdicts_over_trainings
+
+TRAININGS = "trainings.csv"
+"""The edit and cheap alternatives over the seeds of a sweep, in its folder."""
 
 SEEDS = "seeds.csv"
 """Means and intervals over the seeds of a sweep, in its folder."""
@@ -46,6 +50,7 @@ def summarize_sweep(jobs: pd.DataFrame, swept: Sequence[str], folder: Path, conf
     """
     write_csv(jobs, folder / TABLE)
     replicates = over_seeds(jobs, swept)
+    trainings = over_trainings(jobs, swept)
     value = next((name for name in RANKED_BY if name in jobs and jobs[name].notna().any()), RANKED_BY[0])
     made_by = manifest(Path(config.paths.root_dir), folder=str(folder))
     page = SweepPage(jobs, value, typed_command(), made_by, swept=swept, replicates=replicates)
@@ -57,7 +62,11 @@ def summarize_sweep(jobs: pd.DataFrame, swept: Sequence[str], folder: Path, conf
     if len(replicates):
         write_csv(replicates, folder / SEEDS)
         console.print(f"[dim]seeds:[/] {escape(str(folder / SEEDS))}", soft_wrap=True, highlight=False)
-    _log(page, folder, config)
+    if len(trainings):
+        write_csv(trainings, folder / TRAININGS)
+        show_trainings(trainings, console)
+        console.print(f"[dim]trainings:[/] {escape(str(folder / TRAININGS))}", soft_wrap=True, highlight=False)
+    _log(page, folder, config, trainings)
 
 
 def show(page: SweepPage, console: Console) -> None:
@@ -100,7 +109,15 @@ def heat_map(grid: pd.DataFrame, title: str) -> Table:
     return matrix_table(title, f"{down} \\ {across}", rows, columns, cells)
 
 
-def _log(page: SweepPage, folder: Path, config: DictConfig) -> None:
+def show_trainings(trainings: pd.DataFrame, console: Console) -> None:
+    """The edit and cheap alternatives over trainings, and the verdict."""
+    shown = [*(columns.Column(str(name)) for name in trainings if name not in COLUMNS), *columns.TRAININGS]
+    console.print(frame_table(trainings, "Over trainings, beside cheap alternatives", shown, console=console))
+    for sentence in verdicts_over_trainings(trainings):
+        console.print(unbroken(sentence), style="bold", highlight=False, markup=False)
+
+
+def _log(page: SweepPage, folder: Path, config: DictConfig, trainings: pd.DataFrame) -> None:
     """One W&B run that holds the sweep together, where the jobs logged to W&B."""
     if (config.get("logger") or {}).get("wandb") is None:
         return
@@ -113,6 +130,9 @@ def _log(page: SweepPage, folder: Path, config: DictConfig) -> None:
     sink.table("sweep/jobs", page.jobs.astype(str))
     if len(page.replicates):
         sink.table("sweep/seeds", page.replicates)
+    if len(trainings):
+        sink.table("sweep/trainings", trainings)
+        sink.summary({"sweep/verdict": " ".join(verdicts_over_trainings(trainings))})
     limit = page.full_colour()
     for name, grid in page.grids().items():
         drawing = figures.grid_heatmap(grid, f"{name}: change on validation", limit=limit)

@@ -83,11 +83,13 @@ class Operation(ABC):
     Attributes:
         values: the number of each neuron; further axes where a neuron has several.
         neutral: the value (or values) that change nothing.
+        of_neurons: whether it is a change of each neuron by itself; else it is evaluated in full and has no controls.
         reads_next: whether it acts on what the next layer reads, not on the layer's own output.
     """
 
     values: Float[Tensor, neuron * number]
     neutral: ClassVar[float | tuple[float, ...]]
+    of_neurons: ClassVar[bool] = True
     known: ClassVar[dict[str, type[Operation]]] = {}
 
     def __init_subclass__(cls, **further: Any) -> None:

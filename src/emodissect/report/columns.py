@@ -248,6 +248,18 @@ JOBS = (
 )  # fmt: skip
 """The jobs of a sweep."""
 
+TRAININGS = (
+    Column("what", "what"),
+    Column("seeds", "trainings", "count"),
+    Column("mean", "mean (points)", "points", "change of accuracy on test", short="points"),
+    Column("low", "from", "points", "95 % interval over trainings"),
+    Column("high", "to", "points", "95 % interval over trainings"),
+    Column("gain", "gain", "count", "trainings with a gain"),
+    Column("p_value", "p, t-test", "p"),
+    Column("p_sign", "p, sign test", "p"),
+)
+"""The edit and cheap alternatives over trainings."""
+
 SEEDS = (
     Column("figure", "figure"),
     Column("seeds", "seeds", "count"),

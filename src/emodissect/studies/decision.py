@@ -104,16 +104,17 @@ def decide(question: Question, neurons: pd.DataFrame, every_control: bool = True
     cell = cells[chosen]
     labels = labels_of(neurons, cell.layer)
     generator = np.random.default_rng([question.seed, 1])
+    random_draws = question.random_draws if cell.operation.of_neurons else 0
     # The chosen operation on living neurons at random: for rules of two values, random neurons of the same number.
-    drawn = [("random", cell.operation.permuted(exchanged(labels, generator))) for _ in range(question.random_draws)]
-    if every_control:
+    drawn = [("random", cell.operation.permuted(exchanged(labels, generator))) for _ in range(random_draws)]
+    if every_control and cell.operation.of_neurons:
         similarity = similarities(labels)
         drawn += [
             ("all", cell.rule(torch.ones_like(cell.selected), similarity)),
             ("inverse", cell.rule(~cell.selected, similarity)),
         ]
     controls = [(name, replace(cell, operation=operation)) for name, operation in drawn]
-    if cell.uses_labels and question.shuffled_draws:
+    if cell.uses_labels and cell.operation.of_neurons and question.shuffled_draws:
         controls += [("shuffled", pick) for pick in _shuffled_studies(question, neurons, alone=len(cells) == 1)]
     found = evaluate_cells([cell, *(control for _, control in controls)], question.test)
     on_test, of_metric = found.delta, found.metric_delta(question.shown_metric, question.groups_in(question.test))
@@ -135,7 +136,7 @@ def optimism(question: Question, decision: Decision, neurons: pd.DataFrame, draw
     if len(decision.cells) == 1:
         drawn = decision.controls.loc[decision.controls["control"] == "random", "delta_test"]
         return float(drawn.mean()) if len(drawn) else float("nan")
-    if not draws:
+    if not draws or not all(cell.operation.of_neurons for cell in decision.cells):
         return float("nan")
     generator = np.random.default_rng([question.seed, 5])
     layers = {layer: labels_of(neurons, layer) for layer in question.layers}

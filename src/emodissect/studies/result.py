@@ -140,6 +140,9 @@ class EditStudy:
             return f"{word}: {figures}."
         if test.delta == 0:
             return f"No gain: {figures}."
+        if not self.edit.operation.of_neurons:
+            word = "Better than the unedited network" if test.p_value < alpha else "No gain beyond chance"
+            return f"{word}: {figures}; this is no change of neurons of one layer, so it has no controls."
         if math.isnan(self.p_random):
             return f"Nothing is claimed, because no controls were drawn: {figures}."
         beyond_random, beyond_shuffled = self.p_random < alpha, not self.p_shuffled >= alpha

@@ -215,7 +215,7 @@ class EditedLogits:
         return outputs.movedim(1, -1) if tokens else outputs
 
     def _of_one_kind(self, operations: Sequence[Operation]) -> Tensor:
-        if self._parts is None:
+        if self._parts is None or not operations[0].of_neurons:
             rows = tracked(operations, "edits, in full" if self.progress else None)
             return torch.stack([self._full(self.edit(operation)).logits for operation in rows])
         linear, first = self._parts.linear, operations[0]
@@ -234,7 +234,7 @@ class EditedLogits:
     @torch.no_grad()
     def _check_kind(self, operation: Operation) -> None:
         """The first of a kind: what it does to the output must be what it does to the weights."""
-        if operation.kind in self._checked or self._parts is None:
+        if operation.kind in self._checked or self._parts is None or not operation.of_neurons:
             return
         operation.check(self._target)
         network = self.inference.network
