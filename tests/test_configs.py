@@ -86,7 +86,7 @@ def test_every_entry_composes_and_is_made(group: str, name: str, user_files: Pat
         plain = OmegaConf.to_container(node)
         assert isinstance(plain, dict)
         instantiate(plain["preprocess"])
-        instantiate({k: v for k, v in plain.items() if k not in ("preprocess", "class_order")})
+        instantiate({k: v for k, v in plain.items() if k not in ("preprocess", "class_order", "output")})
     elif group == "logger":
         assert all("_target_" in entry for entry in node.values())
     elif group == "callbacks":

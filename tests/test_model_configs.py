@@ -59,6 +59,7 @@ def test_each_model_takes_what_its_preprocess_gives(name: str) -> None:
     config = OmegaConf.create({"data": {"class_names": FER}, "model": model})
     resolved: DictConfig = OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # type: ignore[assignment]
     preprocess, order = instantiate(resolved.model.pop("preprocess")), resolved.model.pop("class_order")
+    resolved.model.pop("output", None)
     network = instantiate(resolved.model)
     assert isinstance(network, nn.Module)
     assert isinstance(preprocess, Preprocess)

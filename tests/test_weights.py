@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import functools
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from emodissect.core.errors import UserError
 from emodissect.models.deep_emotion import DeepEmotion
+from emodissect.models.file_formats import objects_in
 from emodissect.models.vgg import VGG
 from emodissect.models.weights import architecture_of, checkpoint_arguments, load_weights, read_state_dict
 
@@ -212,3 +215,135 @@ def test_a_text_in_place_of_weights_is_no_bomb(text: str, tmp_path: Path) -> Non
     with pytest.raises(UserError, match=f"is no checkpoint.*a text: '{text[:15]}") as caught:
         read_state_dict(tmp_path / "weights.pt")
     assert "run code" not in str(caught.value)
+
+
+# -- files of other programs, and of several parts ------------------------------------------------------------------
+
+
+class Options:
+    """What a training keeps beside the weights."""
+
+    def __init__(self) -> None:
+        self.lr = 0.1
+
+
+class Net(nn.Module):
+    """A small network of one's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+
+def other_programs(folder: Path) -> dict[str, tuple[bytes | None, str]]:
+    np.save(folder / "array.npy", np.ones(3))
+    np.savez(folder / "arrays.npz", w=np.ones(3))
+    for name in ("model.weights.h5", "weights.pt"):
+        with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+            archive.writestr(name, b"x" * 100)
+    return {
+        "keras.h5": (b"\x89HDF\r\n\x1a\n" + bytes(500), "HDF5 file, as Keras writes them.*layer by layer"),
+        "model.weights.h5.zip": (None, "Keras 3 model"),
+        "weights.pt.zip": (None, r"an archive that holds weights\.pt\. Unpack it"),
+        "model.tflite": (b"\x1c\0\0\0TFL3" + bytes(100), "TensorFlow Lite"),
+        "model.onnx": (b"\x08\x07\x12\x07pytorch\x1a\x052.0.1", "ONNX model"),
+        "array.npy": (None, "one NumPy array"),
+        "arrays.npz": (None, r"NumPy archive \(\.npz\)"),
+        "weights.tar.gz": (b"\x1f\x8b\x08" + bytes(100), "compressed archive"),
+    }
+
+
+@pytest.mark.parametrize("name", ["keras.h5", "model.weights.h5.zip", "weights.pt.zip", "model.tflite", "model.onnx",
+                                  "array.npy", "arrays.npz", "weights.tar.gz"])  # fmt: skip
+def test_files_of_other_programs_are_recognised_by_content(name: str, tmp_path: Path) -> None:
+    content, said = other_programs(tmp_path)[name]
+    path = tmp_path / "renamed.pt"
+    path.write_bytes(content if content is not None else (tmp_path / name).read_bytes())
+    with pytest.raises(UserError, match=f"holds no torch weights.*{said}"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_objects_beside_the_weights_are_named_with_the_command_that_fits(old: bool, tmp_path: Path) -> None:
+    def refused(content: Any) -> str:
+        torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=not old)
+        with pytest.raises(UserError, match="refused") as caught:
+            read_state_dict(tmp_path / "w.pt")
+        return str(caught.value)
+
+    network = Net()
+    said = refused({"epoch": 3, "net": network.state_dict(), "args": Options()})
+    assert "It holds epoch, net, args; args (test_weights.Options) beside the weights." in said
+    assert "torch.save(torch.load('w.pt', weights_only=False)['net'], 'weights.pt')" in said
+    assert "whole pickled network (test_weights.Net)" in refused(network)
+    assert "torch.load('w.pt', weights_only=False)['model'].state_dict()" in refused({"model": network, "epoch": 1})
+
+
+def test_a_pickle_of_arrays_is_named(tmp_path: Path) -> None:
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps([Options()]))
+    with pytest.raises(UserError, match=r"a pickled list\. Save the weights alone"):
+        read_state_dict(tmp_path / "w.pkl")
+
+
+def test_describing_a_pickle_runs_nothing(tmp_path: Path) -> None:
+    for old in (False, True):
+        mark = tmp_path / f"mark{old}"
+        torch.save({"w": Trap(mark)}, tmp_path / "w.pt", _use_new_zipfile_serialization=not old)
+        (tmp_path / "plain.pkl").write_bytes(pickle.dumps({"w": Trap(mark)}))
+        for name in ("w.pt", "plain.pkl"):
+            assert objects_in(tmp_path / name) is None  # and nobody is advised to load it
+        assert not mark.exists()
+
+
+def test_names_that_belong_to_no_layer_are_ignored_and_reported(tmp_path: Path, caplog: Any) -> None:
+    network = Net()
+    state = {name: torch.full_like(value, 0.5) for name, value in network.state_dict().items()}
+    foreign = {"aux_head.weight": torch.ones(2), "total_ops": torch.ones(1), "fc.total_params": torch.ones(1)}
+    torch.save(state | foreign, tmp_path / "w.pt")
+    assert set(load_weights(network, tmp_path / "w.pt").ignored) == set(foreign)
+    assert "3 names that belong to none of its layers are ignored (aux_head.weight, " in caplog.text
+    assert float(network.fc.weight.detach().mean()) == 0.5
+
+
+def test_a_deeper_network_is_another_network(tmp_path: Path) -> None:
+    deep, shallow = (nn.ModuleDict({"layer1": nn.Sequential(*(nn.Linear(2, 2) for _ in range(n)))}) for n in (3, 2))
+    torch.save(deep.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"(?s)unexpected in the file: 2\n    layer1\.2\.weight"):
+        load_weights(shallow, tmp_path / "w.pt")
+
+
+PARTS = ("student", "teacher")
+
+
+@pytest.mark.parametrize("form", ["keys", "prefixes", "lightning"])
+def test_of_student_and_teacher_the_user_chooses(form: str, tmp_path: Path) -> None:
+    network = Net()
+    parts = {
+        n: {k: torch.full_like(v, i) for k, v in network.state_dict().items()}
+        for i, n in enumerate(("student", "teacher"))
+    }
+    flat = {f"{part}.{name}": value for part, state in parts.items() for name, value in state.items()}
+    torch.save(
+        {"keys": parts, "prefixes": flat, "lightning": {"state_dict": flat, "epoch": 3}}[form], tmp_path / "w.pt"
+    )
+    with pytest.raises(UserError, match=r"holds 2 sets of weights that fit Net: student, teacher\..*ckpt_part=student"):
+        load_weights(network, tmp_path / "w.pt")
+    load_weights(network, tmp_path / "w.pt", part="teacher")
+    assert float(network.fc.weight.detach().mean()) == 1
+    with pytest.raises(UserError, match="Did you mean 'teacher'"):
+        load_weights(network, tmp_path / "w.pt", part="techer")
+    torch.save({"model": parts["student"], "model_ema": dict(parts["student"])}, tmp_path / "same.pt")
+    load_weights(network, tmp_path / "same.pt")  # two copies of one are no question
+    assert float(network.fc.weight.detach().mean()) == 0
+
+
+def test_weights_that_are_not_finite_are_refused_and_masks_are_not(tmp_path: Path) -> None:
+    network = Net()
+    network.register_buffer("mask", torch.tensor([-torch.inf, 0.0]))
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    load_weights(network, tmp_path / "w.pt")
+    with torch.no_grad():
+        network.fc.weight[0, 1] = torch.nan
+    torch.save(network.state_dict(), tmp_path / "nan.pt")
+    with pytest.raises(UserError, match=r"NaN or infinite weights in 1 of 3 tensors: fc\.weight \(1 of 6\).*earlier"):
+        load_weights(network, tmp_path / "nan.pt")

@@ -13,14 +13,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from emodissect.core.errors import UserError
+from emodissect.core.errors import UserError, nearest
 from emodissect.core.tensor_files import check_archive, is_torchscript, torchscript_tensors
+from emodissect.models.file_formats import advice_for, objects_in
 
 _CONTAINERS = ("params", "state_dict", "model_state_dict", "model", "network", "net", "weights")
 _PREFIXES = ("module.", "net.", "model.", "network.", "_orig_mod.")
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+def read_state_dict(path: str | Path, part: str | None = None) -> dict[str, Tensor]:
     """The weights in a file, by name.
 
     Accepted: safetensors; torch files that hold a plain state dict, or one under `params`, `state_dict`,
@@ -28,19 +29,37 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     program is not loaded. The prefixes `module.`, `net.`, `model.`, `network.` and `_orig_mod.` are taken off where
     every name carries them.
 
+    Args:
+        path: the file.
+        part: the name of one of several state dicts in the file, e.g. `student`; None takes the usual one.
+
     Raises:
         UserError: no such file, a damaged one, none with weights, or one that would run code.
     """
+    parts = state_dicts(path)
+    if part is None:
+        return next(iter(parts.values()))
+    if part not in parts:
+        raise UserError(f"{path} holds no weights under '{part}'. {nearest(part, [name for name in parts if name])}")
+    return parts[part]
+
+
+def state_dicts(path: str | Path) -> dict[str, dict[str, Tensor]]:
+    """Every set of weights in a file, by the key it lies under ("" where it is the file itself); the usual one first.
+
+    Raises:
+        UserError: as :func:`read_state_dict`.
+    """
     path = Path(path)
     content = read_checkpoint(path)
-    state = _weights_in(content)
-    if state is None:
+    found = _state_dicts_in(content)
+    if not found:
         held = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
         raise UserError(
             f"{path} holds no state dict (it holds: {held or 'nothing'}). Taken: a dict of tensors, or one under "
             f"{', '.join(_CONTAINERS)}."
         )
-    return without_prefixes(state)
+    return {name: without_prefixes(state) for name, state in found.items()}
 
 
 def checkpoint_arguments(path: str | Path) -> dict[str, Any]:
@@ -62,18 +81,17 @@ def without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-def _weights_in(content: Any) -> dict[str, Tensor] | None:
-    if not isinstance(content, Mapping) or not content:
-        return None
-    if all(isinstance(name, str) for name in content):
-        for name in _CONTAINERS:
-            found = _weights_in(content.get(name))
-            if found is not None:
-                return found
-        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-        if tensors and len(tensors) == len(content):
-            return tensors
-    return None
+def _state_dicts_in(content: Any) -> dict[str, dict[str, Tensor]]:
+    if not isinstance(content, Mapping) or not content or not all(isinstance(name, str) for name in content):
+        return {}
+    if all(isinstance(value, Tensor) for value in content.values()):
+        return {"": dict(content)}
+    found: dict[str, dict[str, Tensor]] = {}
+    for name in sorted(content, key=lambda name: _CONTAINERS.index(name) if name in _CONTAINERS else len(_CONTAINERS)):
+        for inner, state in _state_dicts_in(content[name]).items():
+            if name in _CONTAINERS or len(state) > 1:  # one tensor alone is a figure that was logged
+                found[".".join(filter(None, (name, inner)))] = state
+    return found
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -87,6 +105,12 @@ def read_checkpoint(path: Path) -> Any:
         raise UserError(f"ckpt_path={path} is {what}. Give a .ckpt, .pt, .pth or .safetensors file.")
     if path.stat().st_size == 0:
         raise UserError(f"ckpt_path={path} is empty: its writing or copying was cut off. Copy it again.")
+    try:
+        advice = advice_for(path)
+    except OSError as error:
+        raise UserError(f"ckpt_path={path} may not be read: {error.strerror}.") from error
+    if advice is not None:
+        raise UserError(f"{path} holds no torch weights. {advice}")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -104,8 +128,6 @@ def read_checkpoint(path: Path) -> Any:
         if "Unsupported" in str(error) or "GLOBAL" in str(error):
             raise _code(path, error) from error
         raise _damaged(path, error) from error
-    except PermissionError as error:
-        raise UserError(f"ckpt_path={path} may not be read: {error.strerror}.") from error
     except (
         Exception
     ) as error:  # a file cut off fails in a dozen ways: EOFError, KeyError, RuntimeError, struct.error ...
@@ -122,10 +144,10 @@ def _text_at_the_start(path: Path) -> str:
 def _code(path: Path, error: Exception) -> UserError:
     said = str(error)
     name = said.split("GLOBAL ", 1)[1].split()[0] if "GLOBAL " in said else ""
+    advice = objects_in(path) or "Where you trust it, save its weights alone: torch.save(model.state_dict(), 'w.pt')."
     return UserError(
         f"{path} holds Python objects{f' ({name})' if name else ''}, not only weights; loading them would run code "
-        "from the file, so it is refused. Where you trust it, save its weights alone: "
-        "torch.save(model.state_dict(), 'weights.pt')."
+        f"from the file, so it is refused. {advice}"
     )
 
 

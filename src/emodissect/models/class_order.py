@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from emodissect.core.errors import UserError, nearest
@@ -41,3 +43,59 @@ def output_columns(class_names: Sequence[str], class_order: Sequence[str] | None
             "output order in the data's words, or to null where the orders agree."
         )
     return torch.tensor([columns[class_key(name)] for name in class_names])
+
+
+class BetterOrder(NamedTuple):
+    """An order of the classes that a network's answers fit far better than the given one.
+
+    Attributes:
+        accuracy: with the order that was given.
+        best: with the order below, on the same images.
+        class_order: the data's classes in the order of the network's outputs.
+    """
+
+    accuracy: float
+    best: float
+    class_order: list[str]
+
+
+def better_order(
+    logits: Float[Tensor, "image class"],
+    labels: Int64[Tensor, " image"],
+    class_names: Sequence[str],
+    class_order: Sequence[str] | None = None,
+    least_gain: float = 0.1,
+    least_images: int = 50,
+) -> BetterOrder | None:
+    """The best assignment of outputs to classes, where the given one is far below it; else None.
+
+    The assignment maximises the number of images on the diagonal of the confusion matrix (Hungarian method). Chance
+    alone gives any set of images a better order, by far less than `least_gain` on `least_images` of them or more.
+
+    Args:
+        logits: in the data's class order.
+        labels: the images' classes.
+        class_names: the data's classes.
+        class_order: the network's classes as they were given; None where they are the data's.
+        least_gain: by how much the accuracy must rise.
+        least_images: with fewer, None.
+
+    >>> labels = torch.arange(90) % 3
+    >>> swapped = torch.nn.functional.one_hot(labels, 3)[:, [1, 0, 2]].float()
+    >>> better_order(swapped, labels, ("calm", "angry", "sad"))
+    BetterOrder(accuracy=0.3333333333333333, best=1.0, class_order=['angry', 'calm', 'sad'])
+    """
+    if len(labels) < least_images:
+        return None
+    classes = len(class_names)
+    predicted = logits.argmax(dim=1)
+    counts = torch.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    true, called = (torch.from_numpy(rows) for rows in linear_sum_assignment(counts.cpu().numpy(), maximize=True))
+    given, best = int(counts.diagonal().sum()) / len(labels), int(counts[true, called].sum()) / len(labels)
+    if best - given < least_gain:
+        return None
+    columns = output_columns(class_names, class_order).tolist()
+    order = list(class_names if class_order is None else class_order)
+    for row, column in zip(true.tolist(), called.tolist(), strict=True):
+        order[columns[column]] = class_names[row]
+    return BetterOrder(given, best, order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,11 +18,16 @@ from emodissect.core.errors import UserError
 from emodissect.data.images import Batch
 from emodissect.models.augmentation import Augmentation
 from emodissect.models.class_order import output_columns
+from emodissect.models.evaluation_mode import evaluating
+from emodissect.models.network_output import described, giving, parts_of
 from emodissect.models.preprocessing import Preprocess
 from emodissect.models.schedules import schedule
 from emodissect.models.scores import EpochOutputs, Outputs, scores
 
+log = logging.getLogger(__name__)
+
 CROPS = 10
+_HALVES = (torch.bfloat16, torch.float16)
 _NAN_CHECK_EVERY = 50  # on an accelerator a look at the loss waits for it; on a CPU every step is looked at
 
 
@@ -42,10 +48,13 @@ class Classifier(LightningModule):
         class_order: the network's classes in the order of its outputs; None where it is the data's.
         label_smoothing: share of each target that is spread over all classes.
         ten_crop: train on ten crops of each image instead of one view.
-        channels_last: keep images and convolutions with channels innermost (faster on CPUs and tensor cores).
+        channels_last: keep images and convolutions with channels innermost (faster on CPUs and tensor cores) where
+            :meth:`prepare` finds that the network gives the same output.
         compile: train and evaluate through torch.compile (a minute at the start); dissection never does.
         monitor: what a plateau schedule follows.
         model_config: plain values that the network was made from; kept in checkpoints.
+        output: the part of the network's output that holds the logits, e.g. `logits` or `0`; None takes it whole. The
+            network then gives this part, to whoever calls it.
 
     Attributes:
         knows_classes: whether the network's outputs are logits of the data's classes. Where it is set to False (a
@@ -70,6 +79,7 @@ class Classifier(LightningModule):
         compile: bool = False,
         monitor: str = "val/acc",
         model_config: Mapping[str, Any] | None = None,
+        output: str | int | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
@@ -85,12 +95,13 @@ class Classifier(LightningModule):
             logger=False,
         )
         self.class_names = tuple(str(name) for name in class_names)
-        self.network = network.to(memory_format=torch.channels_last) if channels_last else network
+        self.network = network if output is None else giving(network, output)
         self.preprocess = preprocess
         self.augment = augment if augment is not None else Augmentation()
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.label_smoothing, self.ten_crop, self.monitor = label_smoothing, ten_crop, monitor
-        self.channels_last, self.compiled = channels_last, compile
+        self.channels_last, self.compiled = False, compile
+        self._wants_channels_last = channels_last
         self.register_buffer("columns", output_columns(self.class_names, class_order), persistent=False)
         self._as_is = class_order is None or self.columns.tolist() == list(range(len(class_order)))
         self.knows_classes = True
@@ -138,6 +149,9 @@ class Classifier(LightningModule):
         return self._in_data_order(self._run(self._laid_out(inputs)))
 
     def _laid_out(self, inputs: Float[Tensor, "view c h w"]) -> Float[Tensor, "view c h w"]:
+        parameter = next(self.network.parameters(), None)
+        if parameter is not None and parameter.dtype in _HALVES:  # a network in true half precision
+            inputs = inputs.to(parameter.dtype)
         if self.channels_last and inputs.ndim == 4:
             return inputs.contiguous(memory_format=torch.channels_last)
         return inputs
@@ -150,6 +164,34 @@ class Classifier(LightningModule):
             raise UserError(check_output)
         return logits if self._as_is else logits[:, self.columns]
 
+    def prepare(self, images: UInt8[Tensor, "image c h w"]) -> None:
+        """Passes two images through, once: lazy layers get their shapes, and the layout of memory is chosen.
+
+        Channels go innermost where the network gives the same output with them there: one that flattens by
+        ``x.view(n, -1)`` cannot, and one that reads memory by strides would answer otherwise.
+
+        Raises:
+            UserError: as :meth:`dry_run`.
+        """
+        with evaluating(self.network):
+            before = self.dry_run(images)
+            inputs = self.inputs(images)
+            if not self._wants_channels_last or self.channels_last or inputs.ndim != 4:
+                return
+            self.network.to(memory_format=torch.channels_last)
+            self.channels_last = True
+            try:
+                with torch.inference_mode():
+                    same = _same(before, self._run(self.inputs(images)))
+            except Exception:  # whatever a network of others raises
+                same = False
+        if not same:
+            self.network.to(memory_format=torch.contiguous_format)
+            self.channels_last = False
+            log.info(
+                "%s keeps channels first in memory: with them last its output differs.", type(self.network).__name__
+            )
+
     def dry_run(self, images: UInt8[Tensor, "image c h w"]) -> Any:
         """The network's output for a few images, so that what it cannot take is told before any work.
 
@@ -158,13 +200,18 @@ class Classifier(LightningModule):
         """
         inputs = self.inputs(images)
         try:
-            with torch.inference_mode():
+            with torch.no_grad():  # in inference mode the parameters that lazy layers make could not be trained
                 return self._run(inputs)
         except UserError:
             raise
         except Exception as error:  # whatever a network of others raises
             channels, height, width = inputs.shape[1:]
             said = " ".join(str(error).split())[:300] or type(error).__name__
+            if isinstance(error, TypeError) and "required positional argument" in said:
+                raise UserError(
+                    f"{type(self.network).__name__} needs more than images: {said}. Give its further arguments by "
+                    "name: 'model.forward={name: value}'."
+                ) from error
             raise UserError(
                 f"{type(self.network).__name__} cannot take the images, {channels}x{height}x{width} (channel x height "
                 f"x width): {said} Set model.preprocess.size and model.channels (or model.preprocess.channels) to what "
@@ -173,11 +220,11 @@ class Classifier(LightningModule):
 
     def check_output(self, output: Any) -> str | None:
         """Why the network's output is no row of logits of the known classes; None where it is."""
-        if not isinstance(output, Tensor) or output.ndim != 2:
-            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            return f"{type(self.network).__name__} gave {shape}, not logits of shape (image, class)."
         order = self.hparams["class_order"]
         known = len(self.class_names) if order is None else len(order)
+        if not isinstance(output, Tensor) or output.ndim != 2:
+            given = described(output, known)
+            return f"{type(self.network).__name__} gave {given}, not logits of shape (image, class)."
         if output.shape[1] != known:
             return (
                 f"{type(self.network).__name__} gives {output.shape[1]} logits for {known} classes "
@@ -321,6 +368,17 @@ class Classifier(LightningModule):
             {f"{split}/{name}": value for name, value in values.items() if name != "acc"}, rank_zero_only=False
         )
         self.log(f"{split}/acc", values["acc"], prog_bar=True)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two outputs of any form agree up to rounding."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        if one.shape != other.shape:
+            return False
+        scale = float(one.abs().max()) if one.numel() else 0.0
+        return bool(torch.allclose(one, other, rtol=0, atol=1e-3 * scale, equal_nan=True))
+    first, second = parts_of(one), parts_of(other)
+    return first.keys() == second.keys() and all(_same(first[name], second[name]) for name in first)
 
 
 def _plain(value: Any) -> Any:

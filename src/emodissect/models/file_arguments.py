@@ -19,6 +19,9 @@ _HYDRA_KEYWORD = re.compile(r"_[a-z]+_")
 CLASS_ORDER = "class_order"
 """The one argument that may be a list of names: names are compared with the data's classes, and never looked up."""
 
+NEVER = ("output", "forward")
+"""Arguments of the forward pass, which are texts: the user gives them, whatever a file says."""
+
 
 def filled_from_file(
     model: Mapping[str, Any], stored: Any, constructor: Callable[..., Any], path: str | Path
@@ -42,7 +45,7 @@ def filled_from_file(
     if not isinstance(stored, Mapping):
         return filled
     for name, value in model.items():
-        if value is None and stored.get(name) is not None:
+        if value is None and name not in NEVER and stored.get(name) is not None:
             filled[name] = _accepted(name, stored[name], constructor, path)
     return filled
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from torchmetrics.functional.classification import (
 from emodissect.core.progress import tracked
 from emodissect.data.images import Batch
 from emodissect.models.classifier import Classifier
+from emodissect.models.evaluation_mode import evaluating
 from emodissect.models.scores import confusion_matrix, macro_f1, recalls
 
 
@@ -155,17 +155,3 @@ def predict(
             labels.append(batch.labels.cpu())
     # Outside inference mode, so that what is kept are ordinary tensors.
     return Predictions.placed(torch.cat(ids), torch.cat(labels), torch.cat([part.clone() for part in logits]))
-
-
-@contextmanager
-def evaluating(forward: object) -> Iterator[None]:
-    """A module, or the network of an :class:`Inference`, in eval mode; each part's mode is given back."""
-    root = forward if isinstance(forward, nn.Module) else getattr(forward, "network", None)
-    training = [module for module in root.modules() if module.training] if isinstance(root, nn.Module) else []
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True

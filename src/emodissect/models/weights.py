@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from emodissect.core.errors import UserError
-from emodissect.models.checkpoints import checkpoint_arguments, read_state_dict
+from emodissect.core.errors import UserError, nearest
+from emodissect.models.checkpoints import checkpoint_arguments, read_state_dict, state_dicts
 from emodissect.models.deep_emotion import DeepEmotion
 from emodissect.models.vgg import VGG
 
 __all__ = ["LoadReport", "architecture_of", "checkpoint_arguments", "load_weights", "read_state_dict"]
 
+log = logging.getLogger(__name__)
+
 _SHOWN = 8
+_COUNTERS = ("total_ops", "total_params", "num_batches_tracked")  # of thop and of norms that keep no statistics
 _KNOWN: dict[str, type[VGG] | type[DeepEmotion]] = {"vgg": VGG, "deep_emotion": DeepEmotion}
 
 
@@ -29,38 +35,64 @@ class LoadReport:
         loaded: names of the weights taken.
         ignored: names in the file that belong to something else (a loss, a metric, another part).
         prefix: what was taken off the names to fit the network, beyond the usual prefixes.
+        part: the key that the weights lie under, where the file holds several sets.
     """
 
     path: str
     loaded: tuple[str, ...]
     ignored: tuple[str, ...]
     prefix: str
+    part: str = ""
 
 
-def load_weights(network: nn.Module, path: str | Path) -> LoadReport:
+def load_weights(network: nn.Module, path: str | Path, part: str | None = None) -> LoadReport:
     """Loads a file's weights into a network, all of them or none.
 
     Forms and prefixes as in `read_state_dict`; beyond them, the one prefix that makes the names fit is found
     (`backbone.` in a file of several parts). Counters that old files lack (`num_batches_tracked`) may be missing.
+    Names that belong to no layer of the network (an auxiliary head, counters of a profiler) are ignored and reported
+    where all of the network's own are found; a layer more inside one of its blocks is another network.
+
+    Args:
+        network: takes the weights.
+        path: the file.
+        part: which weights, where the file holds several that fit: the key they lie under, or the prefix of their
+            names (`student`, `teacher`, `ema`).
 
     Raises:
-        UserError: a file that cannot be read safely, or weights that do not fit: a table of the missing, the unexpected
-            and those of another shape, and what the file seems to be.
+        UserError: a file that cannot be read safely, weights that are not finite, several sets that fit without a
+            choice, or weights that do not fit: a table of the missing, the unexpected and those of another shape, and
+            what the file seems to be.
     """
-    state = read_state_dict(path)
     wanted = network.state_dict()
-    fitting, prefix, ignored = _best_fit(state, wanted)
-    missing = [name for name in wanted if name not in fitting and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in fitting if name not in wanted]
-    different = [
-        (name, fitting[name], wanted[name])
-        for name in wanted
-        if name in fitting and fitting[name].shape != wanted[name].shape
-    ]
-    if missing or unexpected or different:
-        raise UserError(_misfit(network, path, fitting, missing, unexpected, different))
-    network.load_state_dict(fitting, strict=False)
-    return LoadReport(str(path), tuple(fitting), tuple(ignored), prefix)
+    fits = _fits(state_dicts(path), wanted, network)
+    if part is not None:
+        named = [fit for fit in fits if part in (fit.part, fit.name)]
+        if not named:
+            known = [fit.name for fit in fits if fit.name]
+            raise UserError(f"{path} holds no weights called '{part}'. {nearest(part, known)}")
+        fits = named
+    whole = [fit for fit in fits if fit.complete]
+    if len(whole) > 1 and any(_differ(whole[0].state, other.state) for other in whole[1:]):
+        names = ", ".join(fit.name or "the file itself" for fit in whole)
+        raise UserError(
+            f"{path} holds {len(whole)} sets of weights that fit {type(network).__name__}: {names}. Say which one: "
+            f"ckpt_part={whole[0].name or whole[1].name}."
+        )
+    fit = max(fits, key=lambda fit: (fit.complete, fit.hits))
+    if not fit.complete:
+        raise UserError(_misfit(network, path, fit))
+    ignored = (*fit.ignored, *fit.foreign)
+    _require_finite(fit.state, wanted, network, path)
+    if fit.foreign:
+        more = ", …" if len(fit.foreign) > 3 else ""
+        log.warning(
+            "%s: all weights of %s are found; %d names that belong to none of its layers are ignored (%s%s).",
+            *(path, type(network).__name__, len(fit.foreign), ", ".join(fit.foreign[:3]), more),
+        )
+    loaded = {name: value for name, value in fit.state.items() if name in wanted}
+    network.load_state_dict(loaded, strict=False)
+    return LoadReport(str(path), tuple(loaded), ignored, fit.prefix, fit.part)
 
 
 def architecture_of(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]] | None:
@@ -71,45 +103,120 @@ def architecture_of(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]] |
     return None
 
 
-def _best_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str, list[str]]:
-    """The part of the file that fits best: without a prefix, or behind one of those that its names carry."""
+@dataclass(frozen=True)
+class _Fit:
+    """A set of weights beside the names and shapes that a network wants."""
 
-    def hits(names: Iterable[str]) -> int:
-        return sum(name in wanted for name in names)
+    part: str
+    prefix: str
+    state: dict[str, Tensor]
+    ignored: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    foreign: tuple[str, ...]
+    different: tuple[tuple[str, Tensor, Tensor], ...]
+    hits: int
 
-    best, best_prefix = dict(state), ""
-    # A user's network may itself keep everything under `model.`, which reading took off.
-    first = next(iter(wanted), "")
-    roots = [first[: end + 1] for end, letter in enumerate(first) if letter == "."]
-    for root in roots:
-        restored = {root + name: value for name, value in state.items()}
-        if hits(restored) > hits(best):
-            best = restored
-    prefixes = {name[: end + 1] for name in state for end, letter in enumerate(name) if letter == "."}
-    for prefix in sorted(prefixes, key=lambda p: (p.count("."), p)):
-        inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        if hits(inside) > hits(best):
-            best, best_prefix = inside, prefix
-    ignored = [name for name in state if not name.startswith(best_prefix)] if best_prefix else []
-    return best, best_prefix, ignored
+    @property
+    def complete(self) -> bool:
+        return not (self.missing or self.unexpected or self.different)
+
+    @property
+    def name(self) -> str:
+        """How a person calls it: the prefix of its names, or the key it lies under."""
+        return self.prefix.rstrip(".") or self.part
 
 
-def _misfit(
+def _fits(parts: Mapping[str, Mapping[str, Tensor]], wanted: Mapping[str, Tensor], network: nn.Module) -> list[_Fit]:
+    """Every set of weights in the file: each part as it is, or behind the prefixes that its names carry.
+
+    Of a part, those that fit best; more than one only where all of the network's names are found in each.
+    """
+    fits: list[_Fit] = []
+    for part, state in parts.items():
+        candidates = [("", dict(state))]
+        # A user's network may itself keep everything under `model.`, which reading took off.
+        first = next(iter(wanted), "")
+        candidates += [("", {root + name: value for name, value in state.items()}) for root in _prefixes(first)]
+        prefixes = sorted({prefix for name in state for prefix in _prefixes(name)}, key=lambda p: (p.count("."), p))
+        for prefix in prefixes:
+            inside = {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
+            candidates.append((prefix, inside))
+        compared = [_compared(part, prefix, found, state, wanted, network) for prefix, found in candidates]
+        complete = [fit for fit in compared if fit.complete]
+        fits += complete or [max(compared, key=lambda fit: fit.hits)]
+    return fits
+
+
+def _compared(
+    part: str,
+    prefix: str,
+    state: dict[str, Tensor],
+    whole: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
     network: nn.Module,
-    path: str | Path,
-    state: Mapping[str, Tensor],
-    missing: list[str],
-    unexpected: list[str],
-    different: list[tuple[str, Tensor, Tensor]],
-) -> str:
+) -> _Fit:
+    missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
+    surplus = [name for name in state if name not in wanted]
+    foreign = [name for name in surplus if not missing and _foreign(name, network)]
+    return _Fit(
+        part,
+        prefix,
+        state,
+        ignored=tuple(name for name in whole if not name.startswith(prefix)),
+        missing=tuple(missing),
+        unexpected=tuple(name for name in surplus if name not in foreign),
+        foreign=tuple(foreign),
+        different=tuple(
+            (name, state[name], wanted[name])
+            for name in wanted
+            if name in state and not is_lazy(wanted[name]) and state[name].shape != wanted[name].shape
+        ),
+        hits=sum(name in wanted for name in state),
+    )
+
+
+def _foreign(name: str, network: nn.Module) -> bool:
+    """Whether a name belongs to none of the network's layers: a part it does not have, or a profiler's counter."""
+    return name.split(".")[0] not in dict(network.named_children()) or name.rpartition(".")[2] in _COUNTERS
+
+
+def _prefixes(name: str) -> list[str]:
+    return [name[: end + 1] for end, letter in enumerate(name) if letter == "."]
+
+
+def _differ(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() != other.keys() or any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def _require_finite(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], network: nn.Module, path: str | Path
+) -> None:
+    """Raises UserError for NaN anywhere, and for infinite parameters; a buffer may mask with minus infinity."""
+    parameters = dict(network.named_parameters())
+    bad = {
+        name: int((~value.isfinite()).sum()) if name in parameters else int(value.isnan().sum())
+        for name, value in state.items()
+        if name in wanted and value.is_floating_point()
+    }
+    bad = {name: count for name, count in bad.items() if count}
+    if bad:
+        listed = ", ".join(f"{name} ({count:,} of {state[name].numel():,})" for name, count in list(bad.items())[:3])
+        raise UserError(
+            f"{path} holds NaN or infinite weights in {len(bad)} of {len(state)} tensors: {listed}. The training it "
+            "comes from diverged: take an earlier checkpoint."
+        )
+
+
+def _misfit(network: nn.Module, path: str | Path, fit: _Fit) -> str:
     lines = [f"the weights in {path} do not fit {type(network).__name__}:"]
-    lines += _block("missing in the file", missing)
-    lines += _block("unexpected in the file", unexpected)
+    lines += _block("missing in the file", fit.missing)
+    lines += _block("unexpected in the file", (*fit.unexpected, *fit.foreign))
     lines += _block(
         "of another shape",
-        [f"{name}: file {_shape(given)}, network {_shape(own)}" for name, given, own in different],
+        [f"{name}: file {_shape(given)}, network {_shape(own)}" for name, given, own in fit.different],
     )
-    found = architecture_of(state)
+    found = architecture_of(fit.state)
     if found:
         entry, arguments = found
         keys = " ".join(f"model.{key}={_value(value)}" for key, value in arguments.items())
@@ -120,7 +227,7 @@ def _misfit(
     return "\n".join(lines)
 
 
-def _block(title: str, rows: list[str]) -> list[str]:
+def _block(title: str, rows: Sequence[str]) -> list[str]:
     if not rows:
         return []
     more = [f"    … and {len(rows) - _SHOWN} more"] if len(rows) > _SHOWN else []

@@ -88,12 +88,15 @@ def timm_model(
         raise UserError(f"model.arguments={dict(arguments or {})} does not suit timm's {name}: {error}") from error
 
 
-def custom_model(target: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
+def custom_model(
+    target: str, arguments: Mapping[str, Any] | None = None, forward: Mapping[str, Any] | None = None
+) -> nn.Module:
     """A user's own module.
 
     Args:
         target: what makes it: `package.module.Name`, or `path/to/file.py:Name`.
         arguments: its arguments by name.
+        forward: further arguments of its forward pass by name, beside the images, e.g. `{"return_logits": True}`.
 
     Raises:
         UserError: no such module, file or name, arguments that do not suit, or something that is no nn.Module; what
@@ -107,7 +110,19 @@ def custom_model(target: str, arguments: Mapping[str, Any] | None = None) -> nn.
         raise UserError(f"model.arguments={dict(arguments or {})} does not suit {target}: {error}") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"model.target={target} made a {type(network).__name__}, not a torch.nn.Module.")
+    if forward:
+        network.register_forward_pre_hook(_ForwardArguments(dict(forward)), with_kwargs=True)
     return network
+
+
+class _ForwardArguments:
+    """A hook that adds arguments to a forward pass; a class, so that networks that carry it can be copied."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self.arguments = arguments
+
+    def __call__(self, _: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        return given, {**self.arguments, **named}
 
 
 def require_network_maker(found: Any, key: str) -> None:

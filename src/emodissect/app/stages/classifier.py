@@ -19,6 +19,7 @@ from torch import Tensor
 
 from emodissect.app.manifest import versions, write_json
 from emodissect.app.session import Session, resolved
+from emodissect.app.stages.network_checks import check_answers, report_class_order, some_images
 from emodissect.app.stages.pages import HISTORY, history
 from emodissect.core.atomic_files import atomic_write
 from emodissect.core.cache import file_hash
@@ -41,7 +42,7 @@ from emodissect.models.zoo import require_network_maker
 
 log = logging.getLogger(__name__)
 
-NOT_THE_NETWORKS = ("preprocess", "class_order")
+NOT_THE_NETWORKS = ("preprocess", "class_order", "output")
 """Keys of the model group that are not arguments of the network."""
 
 WHERE_THE_DATA_LIES = ("cache_dir", "path", "data_dir", "ferplus", "num_workers", "audit", "in_memory_gib")
@@ -113,7 +114,8 @@ def trained_classifier(run: Session, fit: bool = True, needs_classes: bool = Tru
     given = Path(cfg.ckpt_path).expanduser() if cfg.ckpt_path else None
     if given is not None and not (fit and cfg.task_name == "train"):
         classifier = untrained(run, needs_classes)
-        load_weights(classifier.network, given)
+        load_weights(classifier.network, given, cfg.ckpt_part)
+        report_class_order(classifier, run)
         run.inputs["checkpoint"] = {"path": str(given), "sha256": file_hash(given)}
         return _finished(run, classifier, given, {})
     if given is None and not cfg.get("fit", True):
@@ -143,6 +145,7 @@ def _training(folder: Path) -> tuple[Path, dict[str, float]]:
 
 
 def _finished(run: Session, classifier: Classifier, checkpoint: Path | None, metrics: Mapping[str, float]) -> Trained:
+    check_answers(classifier.eval(), run)
     trained = Trained(classifier.eval(), checkpoint, weights_hash(classifier.network), metrics)
     run.inputs["weights"] = trained.weights
     run.inputs["data_config"] = resolved(run.cfg.data)
@@ -169,7 +172,7 @@ def training_key(run: Session, given: Path | None) -> dict[str, Any]:
         "callbacks": _without(groups.get("callbacks") or {}, ("dirpath", "cache_dir")),
         "data": _without(groups["data"], WHERE_THE_DATA_LIES),
         "images": [run.data.fitted().fingerprint(), run.data.splits.val.fingerprint()],
-        "from": file_hash(given) if given else None,
+        "from": [file_hash(given), cfg.ckpt_part] if given else None,
         "resume": bool(cfg.get("resume")),
         "seed": cfg.seed,
         "versions": {name: versions()[name] for name in ("torch", "lightning", "emodissect")},
@@ -218,9 +221,7 @@ def untrained(run: Session, needs_classes: bool = True) -> Classifier:
     if given is not None and not given.exists():
         raise UserError(f"ckpt_path={given} does not exist. Give a checkpoint file, or null to train one.")
     classifier = _build(run, given).eval()
-    splits = run.data.splits
-    images = next(split.images[:2] for split in (splits.train, splits.val, splits.test) if len(split))
-    mismatch = classifier.check_output(classifier.dry_run(images))
+    mismatch = classifier.check_output(classifier.dry_run(some_images(run, 2)))
     taught = given is not None or run.cfg.get("fit", True)
     if mismatch and (needs_classes or (given is None and taught)):
         raise UserError(mismatch)
@@ -242,7 +243,7 @@ def _build(run: Session, checkpoint: Path | None = None) -> Classifier:
             model = _completed(model, checkpoint)
         require_network_maker(_constructor(model), f"model._target_={model.get('_target_')}")
         network = instantiate({k: v for k, v in model.items() if k not in NOT_THE_NETWORKS})
-    return module(
+    classifier = module(
         network,
         instantiate(model["preprocess"]),
         run.data.splits.class_names,
@@ -251,7 +252,10 @@ def _build(run: Session, checkpoint: Path | None = None) -> Classifier:
         scheduler=instantiate(cfg.scheduler) if cfg.get("scheduler") else None,
         class_order=model.get("class_order"),
         model_config=model,
+        output=model.get("output"),
     )
+    classifier.prepare(some_images(run, 2))
+    return classifier
 
 
 def _completed(model: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
@@ -285,13 +289,14 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
     seed_everything(run.cfg.seed, workers=True, verbose=False)
     classifier = _build(run, given)
     if given is not None:
-        load_weights(classifier.network, given)
+        load_weights(classifier.network, given, run.cfg.ckpt_part)
     if run.cfg.task_name != "train":
         log.info(
             "ckpt_path is null: %s is trained first, in %s epochs on %s images, and kept. "
             "ckpt_path=<file> dissects weights of your own, dissect.py fit=false the network as it is made.",
             *(type(classifier.network).__name__, run.cfg.trainer.max_epochs, f"{len(run.data.splits.train):,}"),
         )
+    check_answers(classifier, run)
     own = classifier.network if isinstance(classifier.network, LightningModule) else None
     if own is not None and run.cfg.soft_labels:
         raise UserError("soft_labels=true is for module=classifier: your own LightningModule is given classes.")

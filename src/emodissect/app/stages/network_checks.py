@@ -1,0 +1,73 @@
+"""What is looked at before a network's answers are used: are they logits, of the right classes, the same each time?"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from emodissect.app.session import Session
+from emodissect.core.errors import UserError
+from emodissect.core.number_format import percent
+from emodissect.data.datamodule import stratified_rows
+from emodissect.data.images import image_loader
+from emodissect.models.class_order import better_order
+from emodissect.models.classifier import Classifier
+from emodissect.models.evaluation_mode import evaluating
+from emodissect.models.network_output import probabilities_in
+from emodissect.models.predictions import predict
+from emodissect.models.steadiness import unsteady
+
+log = logging.getLogger(__name__)
+
+_CHECKED_IMAGES = 16
+_ORDER_IMAGES = 256
+
+
+def some_images(run: Session, count: int) -> Tensor:
+    """A few images from all over the first split that has any."""
+    splits = run.data.splits
+    images = next(split.images for split in (splits.val, splits.train, splits.test) if len(split))
+    return images[torch.linspace(0, len(images) - 1, min(count, len(images))).long()]
+
+
+def check_answers(classifier: Classifier, run: Session) -> None:
+    """Reports a network whose answers are no logits, are random, or depend on the batch.
+
+    Raises:
+        UserError: NaN among the outputs; in an edit study, answers that differ from pass to pass or batch to batch.
+    """
+    images, name = some_images(run, _CHECKED_IMAGES), type(classifier.network).__name__
+    if not classifier.knows_classes or len(images) < 2:
+        return
+    with evaluating(classifier), torch.no_grad():
+        wrong, kind = unsteady(classifier, images), probabilities_in(classifier(images))
+    if wrong is not None and ("NaN" in wrong or run.cfg.task_name == "edit"):
+        raise UserError(
+            f"{name} cannot be evaluated: {wrong}. Results would not hold: check the network and its weights."
+        )
+    if wrong is not None:
+        log.warning("%s: %s. Its figures change from run to run, or with data.eval_batch_size.", name, wrong)
+    if kind is not None:
+        log.warning(
+            "%s gives probabilities, not logits: %s. Accuracy holds; loss, NLL, calibration and edits of the last "
+            "layer take them for logits. Let its forward pass end before the softmax or sigmoid.",
+            *(name, kind),
+        )
+
+
+def report_class_order(classifier: Classifier, run: Session) -> None:
+    """Warns where some validation images say that the outputs stand for other classes than the config says."""
+    val = run.data.splits.val
+    if not classifier.knows_classes or not val.labelled:
+        return
+    val = val.subset(stratified_rows(val.labels, min(_ORDER_IMAGES, len(val)), seed=0))
+    found = predict(classifier, image_loader(val, run.data.eval_batch_size))
+    better = better_order(found.logits, found.labels, classifier.class_names, classifier.hparams["class_order"])
+    if better is not None:
+        log.warning(
+            "The outputs seem to stand for other classes: on %d validation images the accuracy is %s in the given "
+            "order and %s in another. If the network was trained on that order, set 'model.class_order=[%s]'.",
+            *(len(val), percent(better.accuracy, 1), percent(better.best, 1), ", ".join(better.class_order)),
+        )

@@ -1,0 +1,105 @@
+"""What a network gives: its logits among other parts, and whether they are logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emodissect.core.errors import UserError, nearest
+
+
+def parts_of(output: Any) -> dict[str, Any]:
+    """The parts of an output by name: keys of a dict, fields of a dataclass or named tuple, places of a tuple.
+
+    >>> list(parts_of({"logits": 1, "features": 2})), list(parts_of((1, 2)))
+    (['logits', 'features'], ['0', '1'])
+    """
+    if isinstance(output, Mapping):
+        return {str(name): part for name, part in output.items()}
+    if is_dataclass(output) and not isinstance(output, type):
+        return {field.name: getattr(output, field.name) for field in fields(output)}
+    if isinstance(output, tuple | list):
+        names = getattr(output, "_fields", range(len(output)))
+        return {str(name): part for name, part in zip(names, output, strict=True)}
+    return {}
+
+
+def part_named(output: Any, name: str | int | None) -> Any:
+    """The part of an output that ``model.output`` names: ``logits``, ``0`` or ``head.logits``; None takes it whole.
+
+    Raises:
+        UserError: no such part; names those there are.
+
+    >>> part_named({"head": (5, 6)}, "head.1")
+    6
+    """
+    if name is None:
+        return output
+    part = output
+    for step in str(name).split("."):
+        parts = parts_of(part)
+        if step not in parts:
+            there = nearest(step, parts) if parts else f"The network gives a {type(part).__name__}, which has no parts."
+            raise UserError(f"model.output={name}: the network's output has no '{step}'. {there}")
+        part = parts[step]
+    return part
+
+
+def giving(network: nn.Module, name: str | int) -> nn.Module:
+    """The network, which from now on gives only the named part of its output, to whoever calls it.
+
+    >>> network = giving(nn.Identity(), "logits")
+    >>> network({"logits": 1, "features": 2})
+    1
+    """
+    if not any(isinstance(hook, _Giving) for hook in network._forward_hooks.values()):
+        network.register_forward_hook(_Giving(name))
+    return network
+
+
+class _Giving:
+    """A forward hook; a class, so that networks that carry it can be copied."""
+
+    def __init__(self, name: str | int) -> None:
+        self.name = name
+
+    def __call__(self, _: nn.Module, __: Any, output: Any) -> Any:
+        return part_named(output, self.name)
+
+
+def described(output: Any, classes: int) -> str:
+    """An output in a few words; of several parts, which of them looks like logits of so many classes."""
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {tuple(output.shape)}"
+    parts = parts_of(output)
+    if not parts:
+        return f"a {type(output).__name__}"
+    listed = ", ".join(
+        f"{name} {tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__}"
+        for name, part in list(parts.items())[:8]
+    )
+    logits = [n for n, p in parts.items() if isinstance(p, Tensor) and p.ndim == 2 and p.shape[1] == classes]
+    chosen = logits[0] if logits else f"<one of {', '.join(list(parts)[:8])}>"
+    return f"a {type(output).__name__} of {listed}: set model.output={chosen}"
+
+
+def probabilities_in(output: Any) -> str | None:
+    """Why an output is taken for probabilities where logits are needed; None where it is not.
+
+    Rows that are not negative and sum to 1 are softmax; values that all lie in [0, 1], over 16 rows or more, sigmoid.
+
+    >>> probabilities_in(torch.tensor([[0.25, 0.75], [0.5, 0.5]]))
+    'rows sum to 1 (softmax)'
+    """
+    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] < 2 or not len(output):
+        return None
+    values = output.detach().double()
+    if bool((values < 0).any()) or bool((values > 1 + 1e-3).any()):
+        return None
+    if torch.allclose(values.sum(dim=1), torch.ones(len(values), dtype=torch.float64, device=values.device), atol=1e-2):
+        return "rows sum to 1 (softmax)"
+    return "all values are in [0, 1] (sigmoid)" if len(values) >= 16 else None
