@@ -200,7 +200,7 @@ def judged(folder: Path) -> dict[str, pd.DataFrame]:
 def test_evaluate_writes_label_quality(verb: Verb) -> None:
     folder, _ = verb("dissect", "label_quality=true", "layer=lin3", "clip@quality.another_clip=tiny")
     found = judged(folder)
-    assert set(found) == {"neurons", "sanity", "recovery", "planted", "explanations", "stability"}
+    assert set(found) == {"neurons", "sanity", "recovery", "planted", "explanations", "stability", "responses"}
     neurons = found["neurons"]
     assert len(neurons) == 7
     assert neurons["clarity"].between(-1, 1).all()
@@ -210,7 +210,7 @@ def test_evaluate_writes_label_quality(verb: Verb) -> None:
     recovery = found["recovery"]
     assert set(recovery["similarity"]) >= {"soft_wpmi", "pearson"}
     assert set(recovery["layer"]) == {"lin3", "planted neurons", "planted network", "class logits"}
-    assert set(recovery.query("layer == 'lin3'")["truth"]) == {"correlation", "top images"}
+    assert set(recovery.query("layer == 'lin3'")["truth"]) == {"correlation", "top images", "interventions"}
     assert set(recovery["source"]) == {"scorer", "annotations", "another template", "another CLIP"}
     logits = recovery.query("layer == 'class logits'")
     assert (logits["neurons"] == 7).all()
@@ -223,6 +223,9 @@ def test_evaluate_writes_label_quality(verb: Verb) -> None:
     assert explained.loc[("planted mixtures, annotations", "linear"), "exact"] > 0.8
     assert explained.loc[("planted mixtures, annotations", "linear"), "covered"] > 0.8
     assert explained.loc[("planted mixtures, scorer", "linear"), "ratio"] > 1.3
+    assert explained.loc["lin3", "moved"].between(-1, 1).all()
+    assert len(found["responses"]) == 7 * 20
+    assert found["responses"]["slope"].between(found["responses"]["low"], found["responses"]["high"]).all()
     stable = found["stability"].set_index("change")["share"]
     assert stable["another CLIP"] == 1  # the same one here
     assert {"the other half of the images", "noise on the images", "another template", "top_k 50"} <= set(stable.index)

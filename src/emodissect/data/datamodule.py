@@ -18,6 +18,7 @@ from emodissect.core.cache import Cache
 from emodissect.core.errors import UserError, nearest
 from emodissect.data.audit import AuditReport, audit_splits
 from emodissect.data.images import Annotations, Batch, ImageSet, Splits, image_loader
+from emodissect.data.interventions import Interventions
 from emodissect.data.stored_images import StoredImages
 
 log = logging.getLogger(__name__)
@@ -111,6 +112,10 @@ class FaceDataModule(LightningDataModule):
         report = audit_splits(self.splits_as_read)
         report.table["origin"] = self.origin(torch.as_tensor(report.table["id"].to_numpy(dtype="int64", copy=True)))
         return report
+
+    def interventions(self, seed: int = 0) -> Interventions | None:
+        """Faces of which one property is moved at a time; None where the source cannot draw such."""
+        return None
 
     def probe(self, split: str = "train", limit: int | None = None, seed: int = 0) -> ImageSet:
         """The images that neurons are dissected on: a split, or a part of it that keeps the classes' shares.

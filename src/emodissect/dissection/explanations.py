@@ -64,6 +64,10 @@ class Explanation:
         """The activations that the explanation predicts for images with these scores; 0 without any concept."""
         return ((scores - self.mean) / self.spread).float() @ self.matrix().t()
 
+    def change(self, scores: Float[Tensor, "change concept"]) -> Float[Tensor, "change neuron"]:
+        """The change of activation that the explanation predicts for a change of the scores."""
+        return (scores / self.spread).float() @ self.matrix().t()
+
     def correlation(self, held_out: Part) -> Float[Tensor, " neuron"]:
         """Pearson of the simulated with the true activations of images that fitted nothing; 0 without any concept."""
         return pearson(held_out.activations, self.simulate(held_out.scores))

@@ -327,6 +327,7 @@ EXPLANATIONS = (
     Column("pearson_low", "from", 2, "95 % interval over neurons", rank=4),
     Column("pearson_high", "to", 2, "95 % interval over neurons", rank=4),
     Column("ratio", "of the label's", 2, "the correlation over that of the run's label"),
+    Column("moved", "interventions", 2, "cosine of predicted and true changes where one property is moved", rank=1),
     Column("top1", "top-1", "percent", "neurons whose heaviest concept is a true one, of the true sign", rank=1),
     Column("exact", "exact", "percent", "neurons with exactly the true concepts", rank=1),
     Column("covered", "weights covered", "percent", "true weights that lie in their 95 % interval", rank=1),

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from hydra.utils import instantiate
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from emodissect.app.session import Session
@@ -23,7 +23,8 @@ from emodissect.concepts.concept_set import concept_set
 from emodissect.core.errors import UserError
 from emodissect.core.spelling import class_key
 from emodissect.data.images import ImageSet, image_loader
-from emodissect.dissection.explanations import Explainer, LabelExplainer
+from emodissect.data.interventions import Interventions
+from emodissect.dissection.explanations import Explainer, LabelExplainer, Part
 from emodissect.dissection.quality import (
     agreement,
     clarity,
@@ -37,7 +38,13 @@ from emodissect.dissection.quality import (
 from emodissect.dissection.quality.explained import BASELINE, explanation_table, labelling_parts
 from emodissect.dissection.quality.held_out import HeldOut, held_out
 from emodissect.dissection.quality.labelling import labelled
-from emodissect.dissection.quality.truth import planted_table, recovered, true_concepts
+from emodissect.dissection.quality.truth import (
+    caused_concepts,
+    dose_response,
+    planted_table,
+    recovered,
+    true_concepts,
+)
 from emodissect.recording import ActivationCollector, LayerActivations
 from emodissect.similarity import Similarity
 
@@ -134,9 +141,11 @@ def score_labels(run: Session, plan: Plan, trained: Trained, found: Dissected) -
         for name, scorer in quality.other_scorers.items()
     }
     neurons, sanity, recovery, stability, explanations = [], [], [], [], []
+    responses: list[pd.DataFrame] = []
     noisy = recorded(
         run, replace_probe(plan, noised(plan.probe, run.cfg.quality.noise, seed)), trained, list(found.activations)
     )[0]
+    moved = Moved.of(run, plan, quality, trained, list(found.activations))
     for name, layer in found.activations.items():
         scores = found.scores.at(layer.ids)
         part = held_out(
@@ -158,6 +167,8 @@ def score_labels(run: Session, plan: Plan, trained: Trained, found: Dissected) -
         if quality.truth is not None:
             true = quality.truth.at(layer.ids)
             truths = true_concepts(layer, true)
+            if moved:
+                truths["interventions"] = moved.caused(name)
             both = {SCORER: scores, ANNOTATIONS: true}
             recovery.append(recovered(layer, both, quality.measures, truths, seed=seed).assign(layer=name))
             further = {source: other.at(layer.ids) for source, other in others.items()}
@@ -177,7 +188,48 @@ def score_labels(run: Session, plan: Plan, trained: Trained, found: Dissected) -
         planted=planted[1],
         explanations=_together(explanations),
         stability=_together(stability),
+        responses=_together(responses),
     )
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Faces of which one property is moved at a time, with what was recorded and scored of them."""
+
+    interventions: Interventions
+    activations: Mapping[str, LayerActivations]
+    scores: Float[Tensor, "image concept"]
+    presence: Float[Tensor, "image concept"]
+
+    @classmethod
+    def of(cls, run: Session, plan: Plan, quality: Quality, trained: Trained, layers: list[str]) -> Moved | None:
+        """None where the data cannot draw such faces, or the concepts' truth is not drawn."""
+        interventions = run.data.interventions(int(run.cfg.seed))
+        if interventions is None or quality.truth is None or quality.truth.source.get("source") != "presence":
+            return None
+        images, names = interventions.images, run.data.splits.class_names
+        scores = plan.scorer.score(images, plan.concepts, names, run.cache)
+        presence = AnnotationScorer("presence").score(images, plan.concepts, names)
+        activations = recorded(run, replace_probe(plan, images), trained, layers)[0]
+        return cls(interventions, activations, scores.at(images.ids), presence.at(images.ids))
+
+    def part(self, layer: str) -> Part:
+        """The changes of a layer's activations and of the scores."""
+        return Part(self.interventions.changes(self._values(layer)), self.interventions.changes(self.scores))
+
+    def caused(self, layer: str) -> Bool[Tensor, "neuron concept"]:
+        """The concept that each neuron follows."""
+        changes = self.interventions.changes(self._values(layer))
+        return caused_concepts(changes, self.interventions.changes(self.presence))
+
+    def responses(self, layer: LayerActivations) -> pd.DataFrame:
+        """How a layer's neurons answer to each property."""
+        return dose_response(self.interventions, self._values(layer.layer), layer.std)
+
+    def _values(self, layer: str) -> Float[Tensor, "image neuron"]:
+        values = self.activations[layer].values
+        assert values is not None
+        return torch.as_tensor(values)  # ids ascend as the images do
 
 
 def _stability(

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from emodissect.app.session import Session
 from emodissect.app.stages.pages import write_figures
-from emodissect.core.csv_files import write_csv
+from emodissect.core.csv_files import joined_lists, write_csv
 from emodissect.lightning.tracking import log_metrics, log_tables
 from emodissect.report import Extra, columns, figures
 from emodissect.report.terminal import frame_table
@@ -17,7 +17,7 @@ from emodissect.report.terminal import frame_table
 SCORER, ANNOTATIONS = "scorer", "annotations"
 """Where labels come from: the run's scorer, or the true presences."""
 
-FRAMES = ("neurons", "sanity", "recovery", "planted", "explanations", "stability")
+FRAMES = ("neurons", "sanity", "recovery", "planted", "explanations", "stability", "responses")
 
 MEANS = (
     *("pearson", "cosine", "auprc", "f1", "iou", "simulation", "explanation_pearson"),
@@ -38,6 +38,8 @@ class QualityTables:
         explanations: one row a layer and kind of explanation, see
             :func:`emodissect.dissection.quality.explained.explanation_table`.
         stability: one row a layer and change.
+        responses: how each neuron answers to each property of a drawn face, see
+            :func:`emodissect.dissection.quality.truth.dose_response`; one row a neuron and property.
     """
 
     level: float
@@ -47,6 +49,7 @@ class QualityTables:
     planted: pd.DataFrame
     explanations: pd.DataFrame
     stability: pd.DataFrame
+    responses: pd.DataFrame
 
     @property
     def layers(self) -> pd.DataFrame:
@@ -69,7 +72,7 @@ class QualityTables:
         for name in FRAMES:
             frame: pd.DataFrame = getattr(self, name)
             if len(frame):
-                write_csv(frame, run.folder / f"label_quality_{name}.csv")
+                write_csv(joined_lists(frame), run.folder / f"label_quality_{name}.csv")
         if len(self.recovery):
             write_figures(run, {"label_quality": self._bars()})
         run.add_output("label quality", run.folder / "label_quality_neurons.csv")
@@ -77,7 +80,7 @@ class QualityTables:
     def log(self, run: Session) -> None:
         """Sends the layers' means to every logger, and to W&B the tables."""
         log_metrics(run.loggers, self.figures())
-        log_tables(run.loggers, {f"dissect/label_quality_{name}": getattr(self, name) for name in FRAMES[1:]})
+        log_tables(run.loggers, {f"dissect/label_quality_{name}": getattr(self, name) for name in FRAMES[1:-1]})
 
     def show(self, run: Session) -> None:
         """Prints the tables."""

@@ -17,8 +17,10 @@ from emodissect.core.errors import UserError, nearest
 from emodissect.core.fingerprint import source_hash
 from emodissect.data.datamodule import SPLITS, FaceDataModule
 from emodissect.data.images import Annotations, ImageSet, Splits
+from emodissect.data.interventions import Interventions
 from emodissect.demo.sketches.faces import draw_faces_in_processes
-from emodissect.demo.sketches.parameters import CLASS_NAMES, Difficulty
+from emodissect.demo.sketches.interventions import move_faces
+from emodissect.demo.sketches.parameters import CLASS_NAMES, PARAMETERS, Difficulty
 from emodissect.demo.sketches.presence import CONCEPTS
 from emodissect.demo.sketches.sheet import SIZE
 from emodissect.demo.sketches.spurious import Spurious
@@ -27,6 +29,9 @@ log = logging.getLogger(__name__)
 
 BLOCK = 1_000_000
 """Ids of a split start at its place times this, so that an image does not change with the sizes of other splits."""
+
+MOVED_FACES = 40
+"""Faces that interventions are made on."""
 
 
 class Sketches(FaceDataModule):
@@ -113,6 +118,27 @@ class Sketches(FaceDataModule):
         """The splits, drawn where the cache does not hold them yet."""
         train, val, test = (self._split(name) for name in SPLITS)
         return Splits(train, val, test, CLASS_NAMES)
+
+    def interventions(self, seed: int = 0) -> Interventions:
+        """Forty faces that are in no split, each with every expression parameter set to five values over its range."""
+        key = {
+            "faces": MOVED_FACES,
+            "seed": [self.seed, seed],
+            "difficulty": asdict(self.difficulty),
+            "drawn_by": source_hash(move_faces),
+        }
+
+        def write(folder: Path) -> None:
+            first = len(SPLITS) * BLOCK + seed * MOVED_FACES
+            moved = move_faces(MOVED_FACES, first=first, seed=self.seed, difficulty=self.difficulty)
+            tensors = {name: torch.from_numpy(values) for name, values in moved._asdict().items()}
+            save_file(tensors, folder / "moved.safetensors")
+
+        held = self.cache.value("moved_sketches", key, write, lambda folder: load_file(folder / "moved.safetensors"))
+        ids = len(SPLITS) * BLOCK + torch.arange(len(held["face"]))
+        presence = {"presence": Annotations(CONCEPTS, held["presence"].float())}
+        images = ImageSet(held["images"].unsqueeze(1), held["labels"], ids, presence)
+        return Interventions(images, held["face"], held["moved"], held["value"].float(), PARAMETERS)
 
     def _split(self, name: str) -> ImageSet:
         count, first = self.counts[name], SPLITS.index(name) * BLOCK

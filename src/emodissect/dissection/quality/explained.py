@@ -13,6 +13,7 @@ from torch import Tensor
 
 from emodissect.core.errors import UserError
 from emodissect.dissection.explanations import NONE, Explainer, Explanation, Part
+from emodissect.dissection.quality.metrics import cosine
 from emodissect.dissection.quality.stability import halves
 from emodissect.dissection.quality.uncertainty import pearson_interval
 from emodissect.recording import LayerActivations
@@ -86,7 +87,10 @@ def explained_neurons(
 
 
 def explanation_table(
-    parts: Parts, explainers: Mapping[str, Explainer], truth: Float[Tensor, "neuron concept"] | None = None
+    parts: Parts,
+    explainers: Mapping[str, Explainer],
+    truth: Float[Tensor, "neuron concept"] | None = None,
+    changes: Part | None = None,
 ) -> pd.DataFrame:
     """How well each kind of explanation predicts held-out activations.
 
@@ -94,11 +98,13 @@ def explanation_table(
         parts: of the images.
         explainers: by name.
         truth: the true weight of every concept, where it is known.
+        changes: of activations and scores under interventions, where the data can draw them.
 
     Returns:
         One row an explainer: explanation, neurons (live ones), concepts (mean number of them), pearson (mean over
         neurons of the held-out correlation of simulated and true activation) with its 95 % interval over neurons,
-        ratio (to :data:`BASELINE`, where it is among them), and over the neurons whose true weights are known
+        ratio (to :data:`BASELINE`, where it is among them), where ``changes`` are given ``moved`` (mean over neurons of
+        the cosine of predicted and true changes) with its interval, and over the neurons whose true weights are known
         ``top1`` (share whose heaviest concept is a true one, of the true sign), ``exact`` (share with the true
         concepts and no others) and ``covered`` (share of the true weights that lie in their 95 % interval, of fitted
         ones; a concept left out is not covered).
@@ -107,17 +113,15 @@ def explanation_table(
     rows = []
     for name, explainer in explainers.items():
         found = explainer(parts.proposing, parts.deciding)
-        r = found.correlation(parts.held_out)[counted].double().numpy()
-        width = _WIDTH * r.std(ddof=1) / len(r) ** 0.5 if len(r) > 1 else np.nan
-        mean = float(r.mean()) if len(r) else np.nan
+        r = found.correlation(parts.held_out)[counted]
         row: dict[str, object] = {
             "explanation": name,
             "neurons": len(r),
             "concepts": float((found.concepts[counted] != NONE).sum(1).double().mean()),
-            "pearson": mean,
-            "pearson_low": mean - width,
-            "pearson_high": mean + width,
+            **_mean("pearson", r),
         }
+        if changes is not None:
+            row |= _mean("moved", cosine(changes.activations, found.change(changes.scores))[counted])
         if truth is not None and (known := counted & (truth != 0).any(1)).any():
             row |= _recovered(found.of(known), truth[known])
         rows.append(row)
@@ -126,6 +130,15 @@ def explanation_table(
         baseline = frame.loc[frame["explanation"] == BASELINE, "pearson"].iloc[0]
         frame.insert(6, "ratio", frame["pearson"] / baseline)
     return frame
+
+
+def _mean(name: str, values: Float[Tensor, " neuron"]) -> dict[str, float]:
+    """The mean over neurons with its 95 % interval; NaN without neurons."""
+    if not len(values):
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"), np.nan)
+    mean = float(values.double().mean())
+    width = _WIDTH * float(values.double().std()) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    return {name: mean, f"{name}_low": mean - width, f"{name}_high": mean + width}
 
 
 def _recovered(found: Explanation, truth: Float[Tensor, "neuron concept"]) -> dict[str, float]:

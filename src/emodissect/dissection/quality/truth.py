@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Bool, Float
+from scipy import stats
 from torch import Tensor
 
+from emodissect.data.interventions import UNMOVED, Interventions
 from emodissect.dissection.quality.labelling import for_measure, labelled
 from emodissect.dissection.quality.planted import KINDS, Planted
 from emodissect.dissection.quality.recovery import best_concepts, recovery
 from emodissect.recording import LayerActivations
-from emodissect.similarity import Pearson, Similarity, best_similarity_null, permutation_p
+from emodissect.similarity import Pearson, Similarity, best_similarity_null, cos_similarity, permutation_p
 
 TOP = 100
 """Images whose mean presence is the truth of a neuron's top images."""
@@ -34,6 +38,61 @@ def true_concepts(
         "correlation": best_concepts(labelled(layer, presence, Pearson())),
         "top images": best_concepts(standard[layer.top_rows[:top]].mean(0)),
     }
+
+
+def caused_concepts(
+    changes: Float[Tensor, "change neuron"], presence: Float[Tensor, "change concept"]
+) -> Bool[Tensor, "neuron concept"]:
+    """What each neuron truly stands for, by intervention: the concept whose changes its own changes follow most.
+
+    Only one property of a face moves at a time, so concepts that go along with each other among faces come apart. The
+    measure is the cosine of the changes (not centred: no change of presence, no change of activation). None of a
+    neuron where no cosine is above 0.
+
+    Args:
+        changes: of the activations, moved less unmoved; see :class:`emodissect.data.interventions.Interventions`.
+        presence: the same changes of each concept's true presence.
+    """
+    return best_concepts(cos_similarity(presence.float(), changes.float()))
+
+
+def dose_response(
+    interventions: Interventions, activations: Float[Tensor, "image neuron"], spread: Float[Tensor, " neuron"]
+) -> pd.DataFrame:
+    """How each neuron answers to each property, everything else fixed.
+
+    Args:
+        interventions: the faces.
+        activations: of their images, rows in the same order.
+        spread: each neuron's standard deviation over the probe images, the unit of a response; 0: no response.
+
+    Returns:
+        One row a neuron and property: neuron, moved, slope (mean over faces of the least squares change of activation
+        over the property's whole range) with its 95 % interval over faces (Student's t), and responses (a list: the
+        mean change from the unmoved faces at each value, the lowest first).
+    """
+    unit = torch.where(spread > 0, spread, torch.inf)
+    changed = interventions.changes(activations) / unit
+    still = interventions.moved == UNMOVED
+    face, moved, value = (x[~still] for x in (interventions.face, interventions.moved, interventions.value))
+    faces, steps = int(face.max()) + 1, len(value.unique())
+    order = torch.from_numpy(np.lexsort((value.numpy(), moved.numpy(), face.numpy())))
+    cube = changed[order].double().reshape(faces, len(interventions.names), steps, -1)
+    dose = value[order][:steps].double()
+    dose = dose - dose.mean()
+    slopes = torch.einsum("fpvm,v->fpm", cube, dose) / dose.square().sum()
+    mean = slopes.mean(0)
+    width = float(stats.t.ppf(0.975, faces - 1)) * slopes.std(0) / faces**0.5
+    properties, neurons = mean.shape
+    columns = {"slope": mean, "low": mean - width, "high": mean + width}
+    return pd.DataFrame(
+        {
+            "neuron": np.repeat(np.arange(neurons), properties),
+            "moved": list(interventions.names) * neurons,
+            **{name: values.t().flatten().numpy() for name, values in columns.items()},
+            "responses": cube.mean(0).permute(2, 0, 1).flatten(0, 1).tolist(),
+        }
+    )
 
 
 def recovered(
