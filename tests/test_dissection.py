@@ -22,6 +22,7 @@ from emodissect.dissection.labels import (
     most_interpretable,
     neuron_accuracy,
     pooled,
+    require_living,
 )
 from emodissect.recording import LayerActivations
 from emodissect.similarity import Pearson, RankReorder, Similarity, SoftWPMI
@@ -252,3 +253,19 @@ def test_the_repr_is_three_lines(world: World) -> None:
     )
     assert len(repr(found).splitlines()) == 3
     assert repr(found.at(tau=0.9)).startswith("Dissection of 4 neurons in 1 layer: 2 interpretable (similarity > 0.9)")
+
+
+@pytest.mark.parametrize(("images", "top_images"), [(1, 1), (9, 10), (0, 10)])
+def test_top_images_are_ranked_among_more_images(images: int, top_images: int) -> None:
+    with pytest.raises(UserError, match=rf"top_images={top_images} are ranked among the probe images, of which there"):
+        Labelling(top_images=top_images).check(images)
+    Labelling(top_images=top_images).check(max(2, top_images))
+
+
+def test_a_network_of_dead_neurons_only_is_an_error() -> None:
+    neurons = pd.DataFrame({"layer": ["a", "a", "b"], "neuron": [0, 1, 0], "concept": "", "dead": [True, True, False]})
+    neurons = neurons.assign(similarity=[np.nan, np.nan, 0.1], q_value=np.nan, accuracy=np.nan, accuracy_chance=np.nan)
+    neurons = neurons.assign(z=np.nan)
+    assert len(require_living(Dissection.of_neurons(neurons, {})).neurons) == 3
+    with pytest.raises(UserError, match=r"All 2 neurons of a are dead: .* for every probe image"):
+        require_living(Dissection.of_neurons(neurons[:2], {}))

@@ -19,12 +19,18 @@ ADVICE = re.compile(r"(?<![\w.$@{/<-])([a-z]\w*(?:[./]\w+)*)=(?!=)([\w./-]*)")
 
 
 def messages(tree: ast.Module) -> Iterator[str]:
-    """The strings of a module that are no docstrings and no markup."""
-    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    """The strings of a module that are no docstrings, no markup and no code; a formatted value is a §."""
+    passed = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
-        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
-        if is_text and not re.search(r"</\w+>|\w=\"", node.value):
-            yield node.value
+        if isinstance(node, ast.JoinedStr):
+            text = "".join(part.value if isinstance(part, ast.Constant) else "§" for part in node.values)
+            passed |= {id(part) for part in node.values}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in passed:
+            text = node.value
+        else:
+            continue
+        if not re.search(r"</\w+>|\w=\"|^\s*(import|from) ", text, re.MULTILINE):
+            yield text
 
 
 def unknown_advice(text: str, arguments: set[str]) -> list[str]:
@@ -36,7 +42,9 @@ def unknown_advice(text: str, arguments: set[str]) -> list[str]:
     """
     shipped = shipped_keys(CONF)
     unknown = []
-    for key, value in ADVICE.findall(text):
+    for key, value in ADVICE.findall(
+        re.sub(r"\w\([^()]*(\([^()]*\)[^()]*)?\)", "", text)
+    ):  # without calls of other packages
         place, _, name = key.rpartition(".")
         if key.startswith("hydra"):
             continue
@@ -55,6 +63,7 @@ def unknown_advice(text: str, arguments: set[str]) -> list[str]:
         ("Give another folder: paths.log_dir=<folder>.", []),
         ("Give another folder: paths.output_dir=<folder>.", ["paths.output_dir="]),
         ("trainer=cpu runs everywhere, trainer=tpu nowhere.", ["trainer=tpu"]),
+        ("torch.save(state, weights_only=True) is not ours.", []),
         ("size=48 is an argument, siez=48 is not.", ["siez="]),
     ],
 )

@@ -281,14 +281,17 @@ def test_without_controls_nothing_is_claimed(caplog: pytest.LogCaptureFixture) -
     assert not other.claims_gain
 
 
-def test_an_edit_of_infinite_scale_never_wins_and_ends_nothing() -> None:
+def test_an_edit_that_overflows_never_wins_and_alone_is_an_error() -> None:
     rules = [Proportional(factor=1e38), Proportional(factor=1.0)]
     for metric in ("nll", "accuracy", "macro_f1"):
         other = study(selections=[AllNeurons()], rules=rules, metric=metric, controls=3)
         assert other.settings["factor"] == 1.0, metric
         assert len(other.grid) == 2
-    alone = study(selections=[AllNeurons()], rules=rules[:1], metric="nll", controls=3)
-    assert not alone.claims_gain
+    for metric in ("nll", "accuracy"):
+        with pytest.raises(
+            UserError, match=r"Every edit gives logits that are not finite; the largest number .* 1e\+38"
+        ):
+            study(selections=[AllNeurons()], rules=rules[:1], metric=metric, controls=3)
 
 
 def test_a_network_that_gives_nan_is_told() -> None:

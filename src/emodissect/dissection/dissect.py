@@ -20,7 +20,7 @@ from emodissect.core.errors import UserError
 from emodissect.core.progress import tracked
 from emodissect.data.image_source import class_names_of, image_set, raw
 from emodissect.data.images import ImageSet, image_loader
-from emodissect.dissection.labels import REFERENCE_LEVEL, Dissection, Labelling, label_neurons
+from emodissect.dissection.labels import REFERENCE_LEVEL, Dissection, Labelling, label_neurons, require_living
 from emodissect.models.network_input import NetworkInput, Transform, forward_of
 from emodissect.recording import ActivationCollector, LayerActivations, reached_layers, resolve_layers
 from emodissect.recording.pooling import ChannelsLast
@@ -127,7 +127,7 @@ def dissect(
     finally:
         if place is not None:
             network.to(place)
-    return labeller.label(activations, shown, named)
+    return require_living(labeller.label(activations, shown, named))
 
 
 class Labeller:
@@ -181,6 +181,7 @@ class Labeller:
 
     def check(self, images: ImageSet, class_names: Sequence[str]) -> None:
         """Raises UserError for whatever would fail after the recording."""
+        self.labelling.check(len(images))
         if class_names and images.labelled and int(images.labels.max()) >= len(class_names):
             raise UserError(
                 f"class_names has {len(class_names)} names ({', '.join(class_names)}), and labels go up to "

@@ -54,6 +54,15 @@ class Labelling:
     top_images: int = 10
     seed: int = 0
 
+    def check(self, images: int) -> None:
+        """Raises UserError where so few images cannot be ranked."""
+        if images < max(2, self.top_images):
+            raise UserError(
+                f"top_images={self.top_images} are ranked among the probe images, of which there "
+                f"{'is' if images == 1 else 'are'} {images}. Give more images, or top_images={max(1, images)} or fewer "
+                "(probe.limit, probe.top_images)."
+            )
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dissection:
@@ -230,6 +239,18 @@ def with_thresholds(neurons: pd.DataFrame, tau: float, level: float) -> pd.DataF
     rows.insert(place, "interpretable", alive & (neurons["similarity"] > tau))
     rows.insert(place + 1, "significant", alive & (neurons["q_value"] < level))
     return rows
+
+
+def require_living(dissection: Dissection) -> Dissection:
+    """Raises UserError where every neuron of every layer is dead, so that nothing can be said of the network."""
+    neurons = dissection.neurons
+    if len(neurons) and bool(neurons["dead"].all()):
+        layers = ", ".join(map(str, dissection.layers["layer"]))
+        raise UserError(
+            f"All {len(neurons)} neurons of {layers} are dead: each has the same activation for every probe image. Are "
+            "the weights trained, and is the input what the network was trained on (size, channels, mean and std)?"
+        )
+    return dissection
 
 
 def label_neurons(

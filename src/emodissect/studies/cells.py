@@ -237,8 +237,22 @@ def evaluate_cells(cells: Sequence[Cell], logits: Mapping[str, EditedLogits]) ->
 def choose(
     cells: Sequence[Cell], results: CellResults, metric: str, groups: Int64[Tensor, " image"] | None = None
 ) -> int:
-    """The cell of the best metric; of equals the smallest change, then the first. An edit that gives NaN never wins."""
+    """The cell of the best metric; of equals the smallest change, then the first.
+
+    An edit that overflows never wins: where logits are not finite, so is the NLL, and the predicted class is arbitrary.
+
+    Raises:
+        UserError: every edit overflows.
+    """
+    finite = results.nll.isfinite().numpy()
+    if not finite.any():
+        largest = max(float(cell.operation.values.abs().max()) for cell in cells)
+        raise UserError(
+            f"Every edit gives logits that are not finite; the largest number in them is {largest:.3g}. Give smaller "
+            "ones, e.g. factor=1.5."
+        )
     values = np.nan_to_num(results.metric(metric, groups).astype(np.float64), nan=-np.inf)
+    values[~finite] = -np.inf
     best = np.flatnonzero(values == values.max())
     return min(best.tolist(), key=lambda place: (round(cells[place].operation.size, 9), place))
 

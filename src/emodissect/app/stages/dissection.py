@@ -26,7 +26,7 @@ from emodissect.core.number_format import plain
 from emodissect.data.images import ImageSet, image_loader
 from emodissect.dissection.dissect import Labeller
 from emodissect.dissection.explanations import Explainer
-from emodissect.dissection.labels import Dissection, Labelling, label_neurons
+from emodissect.dissection.labels import Dissection, Labelling, label_neurons, require_living
 from emodissect.lightning.dissect_neurons import DissectNeurons, RecordActivations
 from emodissect.lightning.sinks import Artifact
 from emodissect.models.classifier import Classifier
@@ -156,6 +156,7 @@ class Plan:
             Dissection.load(self.run.cfg.labels_dir)
         # a network's layers are known without training it, so a misspelt one costs nothing
         resolve_layers(untrained(self.run, self.needs_classes).network, self.layer_words)
+        self.labelling.check(len(self.probe))
         self.scorer.check(self.probe, self.concepts, names)
 
 
@@ -221,7 +222,8 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
             found.save(folder)
 
         labels.append(run.made("labels", {**key, "layers": [layer]}, write, partial(Dissection.load, sealed=True)))
-    return Dissected(Dissection.joined(labels).at(*plan.thresholds), predictions, activations, scores, key)
+    found = require_living(Dissection.joined(labels).at(*plan.thresholds))
+    return Dissected(found, predictions, activations, scores, key)
 
 
 def with_maps(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Dissected:
