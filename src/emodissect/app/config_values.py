@@ -61,9 +61,9 @@ ACCEPTED: Mapping[str, Any] = {
     "selection.of": Target,
     "selection.like": Target | None,
     "study.alpha": OpenLevel,
-    **dict.fromkeys(("study.controls", "study.null_studies"), Count),
+    **dict.fromkeys(("study.controls", "study.null_studies", "study.effects"), Count),
     "study.baselines": Words | None,
-    **dict.fromkeys(("study.ablate_concepts", "study.select_on_test"), bool),
+    **dict.fromkeys(("study.ablate_concepts", "study.select_on_test", "study.refit_head", "study.recalibrate"), bool),
     **dict.fromkeys(("saliency.maps", "saliency.images", "saliency.samples"), Count),
     "saliency.ids": _several(Count) | None,
     "trainer.max_epochs": Annotated[

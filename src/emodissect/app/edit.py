@@ -33,6 +33,8 @@ from emodissect.lightning.tracking import log_artifact, log_dissection, log_metr
 from emodissect.models.classifier import Classifier
 from emodissect.report import EditPage, figures
 from emodissect.report.baselines import (
+    effects_section,
+    effects_table,
     group_section,
     group_table,
     ladder_section,
@@ -142,6 +144,7 @@ def write_outputs(
         extras=[
             *ladder_section(study.ladder, study.test.delta),
             *group_section(study, run.data.splits.class_names),
+            *effects_section(study),
             *compare_to_published(run.cfg, study),
             *compare_shares(run.cfg, found.dissection, plan.concepts.names),
         ],
@@ -164,6 +167,8 @@ def write_outputs(
     run.console.print(best_cells(study))
     if len(study.group_table):
         run.console.print(group_table(study, run.data.splits.class_names))
+    if len(study.neuron_effects):
+        run.console.print(effects_table(study))
     if len(study.ladder):
         run.console.print(ladder_table(study.ladder))
     run.console.print(

@@ -99,10 +99,13 @@ def error_separation(kept: EditedLogits) -> Float[Tensor, " neuron"]:
     errors, hits = int(wrong.sum()), int((~wrong).sum())
     if not errors or not hits:
         raise UserError(f"selection=error needs errors and hits; of {len(wrong)} images the network gets {hits} right.")
-    rows = torch.arange(len(wrong)).split(_ROWS_AT_ONCE)
-    pooled = torch.cat([_pooled(kept, part) for part in rows]).double().numpy()
-    ranks = rankdata(pooled, axis=0)
+    ranks = rankdata(pooled_outputs(kept).double().numpy(), axis=0)
     return torch.from_numpy((ranks[wrong].sum(0) - errors * (errors + 1) / 2) / (errors * hits))
+
+
+def pooled_outputs(kept: EditedLogits) -> Float[Tensor, "image neuron"]:
+    """The layer's output, averaged over positions and views."""
+    return torch.cat([_pooled(kept, rows) for rows in torch.arange(len(kept.before.labels)).split(_ROWS_AT_ONCE)])
 
 
 def _pooled(kept: EditedLogits, rows: Tensor) -> Float[Tensor, "image neuron"]:

@@ -152,6 +152,7 @@ def log_study(loggers: Sequence[Logger], study: EditStudy, figures: Mapping[str,
     for sink in sinks_of(loggers):
         sink.summary({"edit/layer": study.edit.layer, "edit/verdict": study.verdict})
     tables = {"edit/grid": study.grid, "edit/control_draws": study.controls, "edit/ladder": study.ladder}
+    tables["edit/neuron_effects"] = study.neuron_effects
     log_tables(loggers, tables)
     log_metrics(loggers, {f"edit/{name}": value for name, value in ladder_summary(study.ladder).items()})
     log_images(loggers, {f"edit/{name}": path for name, path in (figures or {}).items()})

@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from emodissect.core.number_format import DASH, points
-from emodissect.report.columns import GROUPS, LADDER
+from emodissect.report.columns import EFFECTS, GROUPS, LADDER
 from emodissect.report.figures import style
 from emodissect.report.page import Extra
 from emodissect.report.terminal import frame_table
 from emodissect.studies import EditStudy
+from emodissect.studies.label_effects import label_effects
 
 _FITTED = {"val": "validation", "train": "training", "test": "test", "": DASH}
 
@@ -72,6 +73,27 @@ def readable_groups(study: EditStudy, class_names: Sequence[str]) -> pd.DataFram
     groups = study.group_table
     names = [class_names[int(place)] for place in groups["class"]]
     return groups.assign(delta=groups["accuracy_after"] - groups["accuracy_before"], **{"class": names})
+
+
+def effects_section(study: EditStudy) -> list[Extra]:
+    """Whether labels tell what neurons do, where effects were estimated."""
+    if not len(study.neuron_effects):
+        return []
+    caption = (
+        f"Rank correlation, over the living neurons of {study.edit.layer}, of what a label is worth with the neuron's "
+        "effect on the mean correct-class margin when it is scaled up (signed), and with the size of that effect. "
+        "Effects are estimated from random edits on the images that the edit was chosen on."
+    )
+    return [Extra("Are interpretable neurons the useful ones?", caption, frame=_effects(study), columns=EFFECTS)]
+
+
+def effects_table(study: EditStudy) -> Table:
+    """The same for the terminal."""
+    return frame_table(_effects(study), f"Labels against effects of neurons ({study.edit.layer})", EFFECTS)
+
+
+def _effects(study: EditStudy) -> pd.DataFrame:
+    return label_effects(study.neuron_effects)
 
 
 def optimism_note(optimism: float, delta: float) -> str:

@@ -194,6 +194,17 @@ LADDER = (
 )
 """Cheap alternatives to an edit."""
 
+EFFECTS = (
+    Column("measure", "measure"),
+    Column("effect", "effect"),
+    Column("neurons", "neurons", "count"),
+    Column("correlation", "correlation", 2, "Spearman's"),
+    Column("low", "from", 2, "95 % interval"),
+    Column("high", "to", 2, "95 % interval"),
+    Column("p_value", "p", "p"),
+)
+"""What labels are worth against what neurons do."""
+
 GROUPS = (
     Column("class"),
     Column("present", "concept present", "flag", short="present"),

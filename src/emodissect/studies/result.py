@@ -55,6 +55,8 @@ class EditStudy:
         groups: the annotated concept that makes groups, with the classes.
         of_metric: where the metric is not accuracy, or groups are given: its change on test, as
             :class:`emodissect.studies.metrics.MetricChange` gives it, with p_random and p_shuffled of the controls.
+        neuron_effects: what each neuron does, beside what its label is worth, see
+            :func:`emodissect.studies.label_effects.neuron_effects`; empty where it was not asked for.
         group_table: accuracy of each group on test, see :func:`emodissect.studies.metrics.group_table`.
         tested_on: what the images of `test` are called, e.g. `validation and test`.
     """
@@ -86,6 +88,7 @@ class EditStudy:
     groups: str | None = None
     of_metric: dict[str, Any] | None = None
     group_table: pd.DataFrame = field(default_factory=pd.DataFrame)
+    neuron_effects: pd.DataFrame = field(default_factory=pd.DataFrame)
     tested_on: str = "test"
 
     def __repr__(self) -> str:
@@ -240,6 +243,7 @@ class EditStudy:
         self.grid.to_csv(folder / "grid.csv", index=False)
         self.controls.to_csv(folder / "controls.csv", index=False)
         self.group_table.to_csv(folder / "groups.csv", index=False)
+        self.neuron_effects.to_csv(folder / "neuron_effects.csv", index=False)
         self.ladder.to_json(folder / "ladder.json", orient="records", indent=1, double_precision=15)
         tensors = {"values": self.edit.operation.values.contiguous(), "selected": self.selected.contiguous()}
         save_file(tensors, str(folder / "edit.safetensors"))
@@ -257,7 +261,8 @@ class EditStudy:
             grid=pd.read_csv(folder / "grid.csv", float_precision="round_trip"),
             controls=pd.read_csv(folder / "controls.csv", float_precision="round_trip"),
             edit=Edit(row["layer"], Operation.from_plain(row["operation"], tensors["values"])),
-            group_table=_read_groups(folder / "groups.csv"),
+            group_table=_read_table(folder / "groups.csv"),
+            neuron_effects=_read_table(folder / "neuron_effects.csv"),
             ladder=pd.DataFrame(json.loads((folder / "ladder.json").read_text(encoding="utf-8"))),
             selected=tensors["selected"],
             val=Comparison.from_row(row["val"]),
@@ -269,10 +274,10 @@ class EditStudy:
         )
 
 
-def _read_groups(path: Path) -> pd.DataFrame:
+def _read_table(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path, float_precision="round_trip")
-    except pd.errors.EmptyDataError:  # no groups
+    except pd.errors.EmptyDataError:  # it was not asked for
         return pd.DataFrame()
 
 

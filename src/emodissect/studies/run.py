@@ -9,21 +9,24 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from emodissect.concepts import ConceptScores
 from emodissect.core.errors import UserError
 from emodissect.core.statistics import detectable_delta
 from emodissect.data.datamodule import stratified_rows
 from emodissect.data.images import ImageSet
 from emodissect.editing.edit import Edit
+from emodissect.editing.effects import estimate_effects
 from emodissect.editing.fast.edited_logits import EditedLogits, require_same_logits
 from emodissect.editing.rules import Rule, Scale
 from emodissect.editing.selection import AllNeurons, Selection, needs_images
 from emodissect.models.predictions import Inference, Predictions
-from emodissect.studies.baselines import Baseline, ceiling, climb
-from emodissect.studies.cells import grid, grid_frame
+from emodissect.studies.baselines import Baseline, ceiling, climb, compared, recalibrated_rows, refitted_head_rows
+from emodissect.studies.cells import grid, grid_frame, labels_of
 from emodissect.studies.comparison import compare
 from emodissect.studies.decision import Decision, Question, decide, optimism
+from emodissect.studies.label_effects import neuron_effects
 from emodissect.studies.metrics import MetricChange, check_metric, group_table, groups_of, metric_change
 from emodissect.studies.result import EditStudy
 
@@ -110,6 +113,10 @@ def run_study(
     groups: str | None = None,
     baselines: Sequence[Baseline] = (),
     train: ImageSet | None = None,
+    refit_head: bool = False,
+    recalibrate: bool = False,
+    effects: int = 0,
+    concept_scores: ConceptScores | None = None,
     run_on_test: Callable[[Edit], tuple[Predictions, Predictions]] | None = None,
 ) -> EditStudy:
     """Try every layer x selection x rule on validation, take the best, and judge it once on test.
@@ -135,6 +142,11 @@ def run_study(
         groups: an annotated concept of the images; with the classes it makes the groups of `worst_group`.
         baselines: cheap alternatives, fitted on the images that the edit is chosen on and compared on test.
         train: training images on which they are fitted as well; at most 10,000 are used, drawn class by class.
+        refit_head: also fit the head again behind the edit, beside the head fitted again alone.
+        recalibrate: also measure BatchNorm statistics behind the layer on training images, with the edit and alone.
+        effects: random edits by which each neuron's effect is estimated, see
+            :func:`~emodissect.editing.effects.estimate_effects`; 0 estimates none.
+        concept_scores: of the images that the edit is chosen on, for the held-out score of each neuron's label.
         run_on_test: gives the predictions of the unedited and of the edited network on the test images, e.g. by a
             trainer with ``EvaluateEdit``; None runs both here.
 
@@ -202,10 +214,23 @@ def run_study(
     def change(predictions: Predictions) -> MetricChange | None:
         return None if shown == "accuracy" else metric_change(shown, before, predictions, on_groups, seed=seed)
 
+    def row(logits: Tensor) -> dict[str, Any]:
+        return compared(logits, before, exact, change)
+
+    further = []
+    if refit_head:
+        further += refitted_head_rows(edit, chosen_val, next(iter(fitted_on)), chosen_test, row)
+    if recalibrate and train is not None:
+        further += recalibrated_rows(edit, train, chosen_test, row)
     ladder = climb(baselines, fitted_on, chosen_test, before, exact, change)
     if len(ladder):
-        top = pd.DataFrame([ceiling(chosen_test, before, exact, change)], columns=ladder.columns)
-        ladder = pd.concat([ladder, top], ignore_index=True)
+        further.append(ceiling(chosen_test, before, exact, change))
+    if further:
+        ladder = pd.concat([ladder, pd.DataFrame(further)], ignore_index=True) if len(ladder) else pd.DataFrame(further)
+    of_neurons = pd.DataFrame()
+    if effects:
+        estimated = estimate_effects(chosen_val, draws=effects, seed=seed)
+        of_neurons = neuron_effects(labels_of(neurons, cell.layer), estimated, chosen_val, concept_scores)
     return EditStudy(
         grid=grid_frame(decision.cells, decision.results, decision.chosen),
         controls=decision.controls,
@@ -230,6 +255,7 @@ def run_study(
         cut_reason=chosen_test.reason,
         kept_bytes=sum(part.bytes for split in (question.val, question.test) for part in split.values()),
         ladder=ladder,
+        neuron_effects=of_neurons,
         groups=groups,
         of_metric=_told(change(exact), decision),
         group_table=pd.DataFrame() if on_groups is None else group_table(before, exact, on_groups),

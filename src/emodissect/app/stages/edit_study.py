@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from emodissect.app.session import Session, resolved
 from emodissect.app.stages.classifier import Trained, untrained
 from emodissect.app.stages.dissection import Dissected, Plan
+from emodissect.concepts import ConceptScores
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.fingerprint import fingerprint, source_hash
 from emodissect.data.images import ImageSet, image_loader
@@ -140,8 +141,11 @@ class Asked:
         asked = self.run.cfg.study
         baselines, train = baselines_of(self.run.cfg), self.run.data.fitted()
         key = self._key("metric", "groups", "select_on_test", "alpha", "controls")
+        key["study"] |= {name: asked[name] for name in ("refit_head", "recalibrate", "effects")}
+        scores = self._scores() if asked.effects else None
+        key["concept_scores"] = None if scores is None else fingerprint([scores.values, scores.names])
         key |= {"baselines": [fingerprint(baselines), source_hash(learn_scale)] if baselines else []}
-        key["images"]["train"] = train.fingerprint() if baselines else None
+        key["images"]["train"] = train.fingerprint() if baselines or asked.recalibrate else None
         self.run.inputs["study"] = key
 
         def write(folder: Path) -> None:
@@ -157,10 +161,21 @@ class Asked:
                 groups=asked.groups,
                 baselines=baselines,
                 train=train,
+                refit_head=asked.refit_head,
+                recalibrate=asked.recalibrate,
+                effects=asked.effects,
+                concept_scores=scores,
                 run_on_test=self.run_on_test,
             ).save(folder)
 
         return self.run.made("studies", key, write, EditStudy.load)
+
+    def _scores(self) -> ConceptScores | None:
+        """Of the images that the edit is chosen on, where labels were found on others."""
+        images, plan = self.splits["selection_split"], Plan(self.run)
+        if torch.isin(images.ids, plan.probe.ids).any():
+            return None
+        return plan.scorer.score(images, plan.concepts, self.run.data.splits.class_names, self.run.cache)
 
     def run_on_test(self, edit: Edit) -> tuple[Predictions, Predictions]:
         """The unedited and the edited network on the test images: the one look at them, by ``EvaluateEdit``."""

@@ -2,10 +2,11 @@
 
 from emodissect.studies.baselines.baseline import Baseline, NotAvailable, Predictor
 from emodissect.studies.baselines.head import RefittedHead
-from emodissect.studies.baselines.ladder import best_alternative, ceiling, climb
+from emodissect.studies.baselines.ladder import best_alternative, ceiling, climb, compared
 from emodissect.studies.baselines.learned_scale import LearnedScale
 from emodissect.studies.baselines.temperature import TemperatureAndBiases
 from emodissect.studies.baselines.views import MirrorView, TenCrops
+from emodissect.studies.baselines.with_edit import recalibrated_rows, refitted_head_rows
 
 __all__ = [
     "Baseline",
@@ -19,4 +20,7 @@ __all__ = [
     "best_alternative",
     "ceiling",
     "climb",
+    "compared",
+    "recalibrated_rows",
+    "refitted_head_rows",
 ]

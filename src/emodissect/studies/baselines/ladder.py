@@ -16,6 +16,7 @@ from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.learned import learn_scale
 from emodissect.models.predictions import Predictions
 from emodissect.studies.baselines.baseline import Baseline, NotAvailable
+from emodissect.studies.baselines.with_edit import WITH_EDIT
 from emodissect.studies.comparison import compare
 from emodissect.studies.metrics import MetricChange
 
@@ -113,6 +114,9 @@ def best_alternative(ladder: pd.DataFrame, of: str = "delta") -> dict[str, Any] 
 
     That it is the best of several on test speaks for the alternatives, not for the edit.
     """
-    known = ladder[ladder[of].notna() & (ladder["fitted_on"] != "test")] if len(ladder) else ladder
+    if not len(ladder):
+        return None
+    alternative = (ladder["fitted_on"] != "test") & ~ladder["name"].str.startswith(WITH_EDIT)
+    known = ladder[ladder[of].notna() & alternative]
     rows: list[dict[str, Any]] = [{str(name): value for name, value in row.items()} for row in known.to_dict("records")]
     return max(rows, key=lambda row: row[of], default=None)

@@ -1,0 +1,52 @@
+"""How long the ladder, the ceiling and 2,000 random edits take behind `lin2` of the published VGG on 7,178 images.
+
+    python benchmarks/ladder.py [width]
+
+The weights are random: the time does not depend on them. What lies before the layer is run once and timed apart.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import torch
+
+from emodissect.data.images import ImageSet
+from emodissect.editing.effects import estimate_effects
+from emodissect.editing.fast.edited_logits import EditedLogits
+from emodissect.models.predictions import Inference
+from emodissect.models.preprocessing import Preprocess
+from emodissect.models.vgg import VGG
+from emodissect.studies.baselines import LearnedScale, MirrorView, RefittedHead, TemperatureAndBiases, ceiling, climb
+
+IMAGES = 3589  # of PublicTest, and as many of PrivateTest
+
+
+def main(width: float) -> None:
+    torch.manual_seed(0)
+    inference = Inference(Preprocess(), VGG(width=width).eval())
+
+    def images(seed: int) -> ImageSet:
+        pixels = torch.randint(0, 256, (IMAGES, 1, 48, 48), dtype=torch.uint8)
+        return ImageSet(pixels, torch.arange(IMAGES) % 7, torch.arange(IMAGES) + seed * IMAGES)
+
+    began = time.perf_counter()
+    val, test = (EditedLogits(inference, "lin2", images(seed)) for seed in (0, 1))
+    print(f"before the layer, 2 x {IMAGES:,} images: {time.perf_counter() - began:.1f} s")
+    total = 0.0
+    for baseline in (TemperatureAndBiases(), LearnedScale(), RefittedHead(), MirrorView()):
+        (row,) = climb([baseline], {"val": lambda: val}, test, test.before, test.before).to_dict("records")
+        total += row["seconds"] if baseline.name != "mirror" else 0.0
+        print(f"{baseline.name}: {row['seconds']:.1f} s, {row['settled']}")
+    seconds = ceiling(test, test.before, test.before)["seconds"]
+    print(
+        f"ceiling: {seconds:.1f} s\nladder and ceiling behind the cut, without the mirror view: {total + seconds:.1f} s"
+    )
+    began = time.perf_counter()
+    estimate_effects(val, draws=2000)
+    print(f"effects from 2,000 random edits: {time.perf_counter() - began:.1f} s")
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0)

@@ -1,0 +1,79 @@
+"""BatchNorm statistics behind a layer measured again, since those that were kept are of the unedited network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from emodissect.data.images import ImageSet
+from emodissect.models.predictions import Inference, evaluating
+
+_IMAGES_AT_ONCE = 256
+
+
+@torch.no_grad()
+def batchnorm_behind(inference: Inference, layer: str, example: Tensor) -> list[str]:
+    """Paths of the BatchNorm layers whose input depends on the layer's output and whose statistics are kept.
+
+    Args:
+        example: some uint8 images, on which it is tried.
+    """
+    network = inference.network
+    kept = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats and name != layer
+    }
+    seen: list[dict[str, Tensor]] = []
+    handles = [
+        module.register_forward_pre_hook(lambda _, given, name=name: seen[-1].__setitem__(name, given[0].clone()))
+        for name, module in kept.items()
+    ]
+    try:
+        with evaluating(network):
+            seen.append({})
+            inference(example)
+            handles.append(network.get_submodule(layer).register_forward_hook(lambda _, __, output: 2 * output + 1))
+            seen.append({})
+            inference(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    before, after = seen
+    return [name for name in before if not torch.equal(before[name], after[name])]
+
+
+@contextmanager
+def recalibrated(inference: Inference, names: list[str], images: ImageSet) -> Iterator[Inference]:
+    """The network with the statistics of some BatchNorm layers measured on images; every bit is restored on leaving.
+
+    Mean and variance are averaged over batches of 256 images, each layer seeing what those before it give when they are
+    recalibrated as well; dropout stays off.
+    """
+    network = inference.network
+    layers = [network.get_submodule(name) for name in names]
+    state = [{name: value.clone() for name, value in layer.named_buffers()} for layer in layers]
+    momentum = [layer.momentum for layer in layers]
+    device = next(network.parameters()).device
+    try:
+        with evaluating(network), torch.no_grad():
+            for layer in layers:
+                assert isinstance(layer, _BatchNorm)
+                layer.reset_running_stats()
+                layer.momentum = None  # the plain average over batches
+                layer.training = True
+            for start in range(0, len(images), _IMAGES_AT_ONCE):
+                inference(images.images[start : start + _IMAGES_AT_ONCE].to(device))
+            for layer in layers:
+                layer.training = False
+        yield inference
+    finally:
+        with torch.no_grad():
+            for layer, kept, was in zip(layers, state, momentum, strict=True):
+                layer.momentum = was
+                for name, value in layer.named_buffers():
+                    value.copy_(kept[name])
