@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+_CONF = Path(__file__).parents[1] / "conf" / "similarity"
+
+NAMES = sorted(path.stem for path in _CONF.glob("*.yaml"))
+"""Every similarity that a config can choose."""
+
+
+def configured(name: str):
+    """A similarity as its file in conf/similarity builds it."""
+    return instantiate(OmegaConf.create({"seed": 0, "similarity": OmegaConf.load(_CONF / f"{name}.yaml")}).similarity)
 
 
 def assert_close(found, expected, rtol: float = 1e-5, atol: float = 1e-6) -> None:
@@ -10,9 +24,24 @@ def assert_close(found, expected, rtol: float = 1e-5, atol: float = 1e-6) -> Non
     np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=rtol, atol=atol)
 
 
+def ticket(image: int) -> int:
+    """MurmurHash3's last step, in plain integers: the lower ticket ranks first where activations tie."""
+    mixed = image ^ (image >> 16)
+    mixed = mixed * 0x85EBCA6B % 2**32
+    mixed ^= mixed >> 13
+    mixed = mixed * 0xC2B2AE35 % 2**32
+    return mixed ^ (mixed >> 16)
+
+
+def by_ticket(rows) -> np.ndarray:
+    """Rows, which are their own ids, in the order of their tickets."""
+    return np.array(sorted((int(row) for row in rows), key=ticket), dtype=np.int64)
+
+
 def top(column: np.ndarray, k: int) -> np.ndarray:
-    """The k largest, the earlier first where they tie."""
-    return np.argsort(-column, kind="stable")[:k]
+    """The k largest, that of the lower ticket first where they tie."""
+    order = by_ticket(range(len(column)))
+    return order[np.argsort(-column[order], kind="stable")[:k]]
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -63,7 +92,7 @@ def rank_reorder(P, A, orders, p=3.0, top_fraction=0.05, scale_p=0.5) -> np.ndar
     n = max(1, int(len(P) * top_fraction))
     S = np.zeros((A.shape[1], P.shape[1]))
     for m in range(A.shape[1]):
-        rows = np.sort(top(A[:, m], n))
+        rows = by_ticket(top(A[:, m], n))
         t = A[rows, m].astype(np.float64)
         ascending = np.sort(t)
         baseline = np.mean([np.mean(np.abs(ascending[order] - ascending) ** p) for order in orders])

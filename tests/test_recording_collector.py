@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from emodissect.core.errors import UserError
+from emodissect.core.ranking import tickets
 from emodissect.recording import ActivationCollector, ActivationStore, LayerActivations
 from emodissect.recording import store as store_module
-from emodissect.recording.top_images import tickets
 
 
 def network() -> nn.Sequential:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emodissect.core.errors import UserError
+from emodissect.core.ranking import ids_of, tickets
 from emodissect.recording import Moments, TopImages
-from emodissect.recording.top_images import ids_of, tickets
 
 
 def ticket(image: int) -> int:
@@ -123,7 +123,7 @@ def test_the_largest_ids_and_ids_that_cannot_be_ranked() -> None:
     assert top.ids.tolist() == [[2**32 - 1], [0]]  # the repeat counts with its larger activation
     assert top.values.tolist() == [[2.0], [1.0]]
     for bad in (-1, 2**32):
-        with pytest.raises(UserError, match="0 to 4294967295 can be ranked"):
+        with pytest.raises(UserError, match="must be from 0 to 4294967295"):
             top.update(torch.tensor([[1.0]]), torch.tensor([bad]))
 
 

@@ -1,50 +1,34 @@
 from __future__ import annotations
 
+import pickle
+from dataclasses import replace
+from inspect import signature
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import references_similarity as slow
 import torch
-from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from omegaconf import OmegaConf
-from references_similarity import assert_close
+from references_similarity import NAMES, assert_close, configured
 
 import emodissect.similarity as sim
+from emodissect.core import ranking
 from emodissect.core.errors import UserError
+from emodissect.recording import LayerActivations
 from emodissect.similarity import cosines, information, rank_order, top
 
-FUNCTIONS = {
-    "soft_wpmi": sim.soft_wpmi,
-    "wpmi": sim.wpmi,
-    "cos_similarity": sim.cos_similarity,
-    "cos_similarity_cubed": sim.cos_similarity_cubed,
-    "pearson": sim.pearson,
-    "rank_reorder": sim.rank_reorder,
-}
-SHELLS = {
-    "soft_wpmi": sim.SoftWPMI(),
-    "wpmi": sim.WPMI(),
-    "cos_similarity": sim.CosSimilarity(),
-    "cos_similarity_cubed": sim.CosSimilarityCubed(),
-    "pearson": sim.Pearson(),
-    "rank_reorder": sim.RankReorder(),
-}
-every = pytest.mark.parametrize("name", FUNCTIONS)
+SHELLS = {name: configured(name) for name in NAMES}
+FUNCTIONS = {name: getattr(sim, name) for name in NAMES}
+TAKES_IDS = [name for name in NAMES if "ids" in signature(FUNCTIONS[name]).parameters]
+every = pytest.mark.parametrize("name", NAMES)
 
 
 def recorded(activations, top_k=100, ids=None):
     ids = torch.arange(len(activations)) if ids is None else ids
-    return SimpleNamespace(
-        ids=ids,
-        top_ids=ids[sim.top_rows(activations, top_k)],
-        dead=sim.constant_neurons(activations),
-        values=activations,
-    )
+    return LayerActivations.of("layer", ids, activations, top_k)
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +46,17 @@ def data():
 LIVE = [m for m in range(64) if m not in (8, 9)]
 
 
+def in_the_reference(function, top_k):
+    """The reference lets topk pick images for dead neurons, and counts them in the layer's average."""
+    return lambda P, A, **parameters: function(P, A.topk(top_k, dim=0).indices, **parameters)
+
+
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("soft_wpmi", sim.soft_wpmi),
-        ("soft_wpmi_top50_a2_lam0.6", lambda P, A: sim.soft_wpmi(P, A, top_k=50, a=2, lam=0.6)),
-        ("wpmi", sim.wpmi),
+        ("soft_wpmi", in_the_reference(sim.soft_wpmi_from_top, 100)),
+        ("soft_wpmi_top50_a2_lam0.6", lambda P, A: in_the_reference(sim.soft_wpmi_from_top, 50)(P, A, a=2, lam=0.6)),
+        ("wpmi", in_the_reference(sim.wpmi_from_top, 28)),
         ("cos_similarity", sim.cos_similarity),
         ("cos_similarity_cubed", sim.cos_similarity_cubed),
     ],
@@ -78,6 +67,13 @@ def test_equals_the_golden_figures_on_live_neurons(golden, name, found):
     assert_close(similarity[LIVE], golden[name][LIVE], rtol=1e-4, atol=atol)
     assert (similarity[LIVE].argmax(1) == golden[name][LIVE].argmax(1)).all()
     assert similarity.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["soft_wpmi", "wpmi"])
+def test_without_the_references_dead_neurons_live_ones_keep_their_golden_order(golden, name):
+    similarity = FUNCTIONS[name](golden["clip_feats"], golden["target_feats"])
+    shift = similarity[LIVE] - golden[name][LIVE]  # another average of the layer, the same for every neuron
+    assert_close(shift, shift[:1].expand_as(shift), rtol=0, atol=2e-4)
 
 
 def test_rank_reorder_equals_the_golden_figures_within_the_noise_of_its_random_baseline(golden):
@@ -253,41 +249,91 @@ def test_top_rows_equal_a_stable_sort(values, k):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_top_rows_of_many_images_in_groups(dtype):
-    values = (torch.randn(5003, 70, generator=torch.Generator().manual_seed(2)) * 20).round().to(dtype)
+    values = (torch.randn(5003, 140, generator=torch.Generator().manual_seed(2)) * 20).round().to(dtype)
     values[:, 3] = values[:, 3].relu() * (torch.arange(5003) % 97 == 0)
     values[:, 4] = -0.0
-    expected = torch.sort(values.float(), dim=0, descending=True, stable=True).indices[:100]
+    order = torch.tensor(sorted(range(5003), key=slow.ticket))
+    expected = order[torch.sort(values[order].float(), dim=0, descending=True, stable=True).indices[:100]]
     assert (sim.top_rows(values, 100) == expected).all()
     assert (sim.top_rows(values.t().contiguous().t(), 100) == expected).all()
 
 
+# Activations as they tie: a ReLU that is active on 1 % of the images (the zeros fill the top), values of few bits, a
+# neuron that saturates, votes, and none that tie.
+def activations_that(tie, images=900, neurons=64):
+    values = torch.randn(images, neurons, generator=torch.Generator().manual_seed(11))
+    return {
+        "fill up with zeros": (values - 2.33).relu(),
+        "are rounded": values.round(decimals=1),
+        "saturate": values.clamp(max=0.5),
+        "are 0 or 1": (values > 1).float(),
+        "do not tie": values,
+    }[tie]
+
+
+def scores_that(tie, images=900, concepts=7):
+    values = torch.rand(images, concepts, generator=torch.Generator().manual_seed(12))
+    return {"are 0 or 1": (values > 0.7).float(), "do not tie": values}[tie]
+
+
+TIES = ["fill up with zeros", "are rounded", "saturate", "are 0 or 1", "do not tie"]
+
+
 @every
-def test_a_recorded_layer_gives_what_its_tensors_give(data, name):
+@pytest.mark.parametrize("tie", TIES)
+@pytest.mark.parametrize("scores_tie", ["are 0 or 1", "do not tie"])
+def test_function_class_and_recorded_layer_agree_also_on_ties(name, tie, scores_tie):
+    scores, activations = scores_that(scores_tie), activations_that(tie)
+    assert torch.equal(FUNCTIONS[name](scores, activations), SHELLS[name](scores, activations))
+    assert torch.equal(SHELLS[name](scores, activations), SHELLS[name].of_layer(scores, recorded(activations)))
+    ids = torch.arange(len(scores)) * 3 + 11
+    own = {"ids": ids} if name in TAKES_IDS else {}
+    with_ids = FUNCTIONS[name](scores, activations, **own)
+    assert torch.equal(with_ids, SHELLS[name](scores, activations, ids))
+    assert torch.equal(with_ids, SHELLS[name].of_layer(scores, recorded(activations, ids=ids)))
+
+
+@every
+@pytest.mark.parametrize("tie", TIES)
+def test_no_tie_depends_on_the_order_of_the_rows(name, tie):
+    scores, activations = scores_that("are 0 or 1"), activations_that(tie)
+    order = torch.randperm(len(scores), generator=torch.Generator().manual_seed(13))
+    found = SHELLS[name](scores[order], activations[order], order)
+    assert_close(found, SHELLS[name](scores, activations), rtol=1e-4, atol=1e-4)
+
+
+@every
+@pytest.mark.parametrize("tie", TIES)
+def test_a_saved_layer_gives_the_same(name, tie, tmp_path):
+    scores, layer = scores_that("are 0 or 1"), recorded(activations_that(tie))
+    layer.save(tmp_path)
+    measure = pickle.loads(pickle.dumps(SHELLS[name]))
+    assert measure == SHELLS[name]
+    assert torch.equal(measure.of_layer(scores, LayerActivations.load(tmp_path)), SHELLS[name].of_layer(scores, layer))
+
+
+def test_ids_that_cannot_be_ranked_are_refused():
+    with pytest.raises(UserError, match=f"must be from 0 to {ranking.MOST}"):
+        sim.top_rows(torch.rand(3, 2), 2, torch.tensor([0, 1, 2**32]))
+    with pytest.raises(UserError, match="2 ids of 3 images"):
+        sim.top_rows(torch.rand(3, 2), 2, torch.tensor([0, 1]))
+
+
+@every
+def test_a_recorded_layer_needs_what_its_similarity_reads(data, name):
     scores, activations = data
-    activations = torch.cat([activations, torch.zeros(300, 2)], dim=1)
-    ids = torch.arange(300) * 3 + 11
-    layer = recorded(activations, ids=ids)
-    assert_close(SHELLS[name].of_layer(scores, layer), SHELLS[name](scores, activations))
     if SHELLS[name].needs_values:
-        layer.values = None
         with pytest.raises(UserError, match="keep_values=True"):
-            SHELLS[name].of_layer(scores, layer)
+            SHELLS[name].of_layer(scores, replace(recorded(activations), values=None))
     else:
-        assert_close(SHELLS[name].of_layer(scores, recorded(activations, 200, ids)), SHELLS[name](scores, activations))
+        assert torch.equal(SHELLS[name].of_layer(scores, recorded(activations, 200)), SHELLS[name](scores, activations))
         with pytest.raises(UserError, match=r"top 5 images, top_k=\d+ needs"):
-            SHELLS[name].of_layer(scores, recorded(activations, 5, ids))
+            SHELLS[name].of_layer(scores, recorded(activations, 5))
 
 
 @every
-def test_the_shell_is_the_function_where_no_neuron_is_dead(data, name):
-    assert_close(SHELLS[name](*data), FUNCTIONS[name](*data))
-
-
-@every
-def test_its_configuration_builds_it(name):
-    config = OmegaConf.load(Path(__file__).parents[1] / "conf" / "similarity" / f"{name}.yaml")
-    built = instantiate(OmegaConf.create({"seed": 0, "similarity": config}).similarity)
-    assert built == SHELLS[name]
+def test_its_configuration_holds_the_defaults(name):
+    assert SHELLS[name] == type(SHELLS[name])()
 
 
 @every

@@ -29,7 +29,7 @@ class LayerActivations:
         layer: module path in the network.
         ids: the images, ascending.
         top_ids: each neuron's most activating images, best first; equal activations by the tickets of their ids (see
-            :func:`emodissect.recording.top_images.tickets`). The rank axis has the length of the top_k asked for, or
+            :func:`emodissect.core.ranking.tickets`). The rank axis has the length of the top_k asked for, or
             the number of images where that is smaller.
         top_values: their activations.
         mean, std, minimum, maximum: over all images; std divides by the number of images.

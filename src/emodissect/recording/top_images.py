@@ -7,23 +7,20 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from emodissect.core import ranking
 from emodissect.core.errors import UserError
+from emodissect.core.ranking import MOST, ids_of, largest, require_rankable, tickets, tickets_of, values_of
 
-# An activation and its image's ticket in one integer that sorts as the ranking does: the float's bits, made monotone,
-# in the upper half, below it the ticket's complement, so that of equal activations the lower ticket is the larger key.
-_LOW = 0xFFFFFFFF
 _EMPTY = torch.iinfo(torch.int64).min
-_MIX = (0x85EBCA6B, 0xC2B2AE35)
-_UNMIX = tuple(pow(factor, -1, _LOW + 1) for factor in _MIX)
 
 
 class TopImages:
     """Each neuron's ``k`` largest activations and the ids of their images; the image x neuron matrix never exists.
 
     Exact, and independent of the order and size of batches: images are ranked by activation, descending, and among
-    equal activations by :func:`tickets` of their ids; an id met again counts once, with its largest activation. From a
-    batch only what beats a neuron's k-th image so far is kept; the survivors wait in a buffer that is merged when it is
-    full. State: (k + buffer) x neurons integers of 8 bytes.
+    equal activations by the :func:`~emodissect.core.ranking.tickets` of their ids; an id met again counts once, with
+    its largest activation. From a batch only what beats a neuron's k-th image so far is kept; the survivors wait in a
+    buffer that is merged when it is full. State: (k + buffer) x neurons integers of 8 bytes.
 
     Args:
         k: how many images to keep.
@@ -45,12 +42,12 @@ class TopImages:
     @property
     def values(self) -> Float[Tensor, "rank neuron"]:
         """Activations, descending; min(k, images so far) ranks."""
-        return _values(self._ranked())
+        return values_of(self._ranked())
 
     @property
     def ids(self) -> Int64[Tensor, "rank neuron"]:
         """The images' ids, in the order of :attr:`values`."""
-        return ids_of(_tickets(self._ranked()))
+        return ids_of(tickets_of(self._ranked()))
 
     def update(self, values: Float[Tensor, "image neuron"], ids: Int64[Tensor, " image"]) -> None:
         """Offer images; their activations must be finite.
@@ -61,8 +58,7 @@ class TopImages:
         """
         if values.ndim != 2 or len(values) != len(ids):
             raise ValueError(f"activations {tuple(values.shape)} for {len(ids)} ids")
-        if len(ids) and (int(ids.min()) < 0 or int(ids.max()) > _LOW):
-            raise UserError(f"Image ids run from {int(ids.min())} to {int(ids.max())}; 0 to {_LOW} can be ranked.")
+        require_rankable(ids)
         with torch.inference_mode(False), torch.no_grad():
             self._prepare(values.shape[1], values.device)
             values, drawn = values.to(torch.float32), tickets(ids.to(values.device))
@@ -85,7 +81,7 @@ class TopImages:
         """From ranks kept earlier."""
         top = cls(k)
         top._prepare(values.shape[1], values.device)
-        top._keep_best(torch.cat([top._keys[:, :k], _key(values.float(), tickets(ids)).T], 1))
+        top._keep_best(torch.cat([top._keys[:, :k], ranking.keys(values.float(), tickets(ids)).T], 1))
         return top
 
     def cpu(self) -> TopImages:
@@ -117,7 +113,7 @@ class TopImages:
             return
         before = counts.cumsum(0) - counts
         slot = torch.arange(len(neuron), device=neuron.device) + (self.k + self._waiting - before)[neuron]
-        self._keys[neuron, slot] = _key(values[row, neuron], drawn[row])
+        self._keys[neuron, slot] = ranking.keys(values[row, neuron], drawn[row])
         self._waiting += counts
 
     def _merge_waiting(self) -> None:
@@ -127,18 +123,18 @@ class TopImages:
             self._waiting.zero_()
 
     def _keep_best(self, keys: Int64[Tensor, "neuron slot"]) -> None:
-        best = _largest(keys, self.k)
+        best = largest(keys, self.k)
         twice = _repeats(best)
         if bool(twice.any()):
             # Each image once, with its larger key: sorted by ticket and then by key, the last of a run stays.
             rows = keys[twice].sort(dim=1).values
-            rows = rows.gather(1, _tickets(rows).sort(dim=1, stable=True).indices)
-            rows[:, :-1][(_tickets(rows)[:, :-1] == _tickets(rows)[:, 1:]) & (rows[:, 1:] != _EMPTY)] = _EMPTY
-            best[twice] = _largest(rows, self.k)
+            rows = rows.gather(1, tickets_of(rows).sort(dim=1, stable=True).indices)
+            rows[:, :-1][(tickets_of(rows)[:, :-1] == tickets_of(rows)[:, 1:]) & (rows[:, 1:] != _EMPTY)] = _EMPTY
+            best[twice] = largest(rows, self.k)
         self._keys[:, : self.k] = best
         worst = best.amin(1)
-        self._worst = torch.where(worst == _EMPTY, -torch.inf, _values(worst))
-        self._worst_ticket = torch.where(worst == _EMPTY, -1, _tickets(worst))
+        self._worst = torch.where(worst == _EMPTY, -torch.inf, values_of(worst))
+        self._worst_ticket = torch.where(worst == _EMPTY, -1, tickets_of(worst))
 
     def _ranked(self) -> Int64[Tensor, "rank neuron"]:
         with torch.inference_mode(False), torch.no_grad():
@@ -149,60 +145,14 @@ class TopImages:
             return keys[:, :ranks].T.contiguous()
 
 
-def tickets(ids: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
-    """A number for each id, no two alike, in an order that has nothing to do with the ids'.
-
-    By it equal activations are ranked. Ids often follow the classes (one folder after another), and a ReLU leaves most
-    neurons many zeros: filled up by id, the top images of every sparse neuron would be of the first class.
-
-    Source: the last step of MurmurHash3 (32 bits), which can be taken back.
-    """
-    mixed = ids ^ (ids >> 16)
-    mixed = (mixed * _MIX[0]) & _LOW
-    mixed = mixed ^ (mixed >> 13)
-    mixed = (mixed * _MIX[1]) & _LOW
-    return mixed ^ (mixed >> 16)
-
-
-def ids_of(drawn: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
-    """The ids of :func:`tickets`."""
-    ids = drawn ^ (drawn >> 16)
-    ids = (ids * _UNMIX[1]) & _LOW
-    ids = ids ^ (ids >> 13) ^ (ids >> 26)
-    ids = (ids * _UNMIX[0]) & _LOW
-    return ids ^ (ids >> 16)
-
-
-def _key(values: Float[Tensor, " kept"], drawn: Int64[Tensor, " kept"]) -> Int64[Tensor, " kept"]:
-    bits = (values + 0.0).view(torch.int32)  # + 0.0: -0 ranks as 0
-    monotone = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)
-    return monotone.long() * (_LOW + 1) + (_LOW - drawn)
-
-
-def _values(keys: Int64[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    monotone = (keys >> 32).to(torch.int32)
-    return torch.where(monotone >= 0, monotone, monotone ^ 0x7FFFFFFF).view(torch.float32)
-
-
-def _tickets(keys: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
-    return _LOW - (keys & _LOW)
-
-
-def _largest(keys: Int64[Tensor, "neuron slot"], k: int) -> Int64[Tensor, "neuron kept"]:
-    """The k largest keys of each row, in no order."""
-    if keys.device.type == "cpu":  # numpy's partition is four times faster than torch.topk on rows this short
-        return torch.from_numpy(np.partition(keys.numpy(), keys.shape[1] - k, axis=1)[:, -k:])
-    return keys.topk(k, dim=1, sorted=False).values
-
-
 def _repeats(keys: Int64[Tensor, "neuron slot"]) -> Tensor:
     """Which neurons hold an image twice."""
     if keys.device.type == "cpu":
-        low = np.sort((keys & _LOW).numpy().astype(np.uint32), axis=1)
+        low = np.sort((keys & MOST).numpy().astype(np.uint32), axis=1)
         # An empty slot has the complement 0, as has the largest ticket: empty slots are told by the key.
         empty = (keys == _EMPTY).sum(1).numpy()
         same = (low[:, 1:] == low[:, :-1]).sum(1)
         return torch.from_numpy(same > np.maximum(empty - 1, 0))
-    drawn = torch.where(keys == _EMPTY, -torch.arange(1, keys.shape[1] + 1, device=keys.device), _tickets(keys))
+    drawn = torch.where(keys == _EMPTY, -torch.arange(1, keys.shape[1] + 1, device=keys.device), tickets_of(keys))
     drawn = drawn.sort(dim=1).values
     return (drawn[:, 1:] == drawn[:, :-1]).any(1)

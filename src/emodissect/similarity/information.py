@@ -29,7 +29,7 @@ def soft_wpmi(
     min_prob: float = 1e-7,
     p_start: float = 0.998,
     p_end: float = 0.97,
-    constant: Bool[Tensor, " neuron"] | None = None,
+    ids: Int64[Tensor, " image"] | None = None,
 ) -> Float[Tensor, "neuron concept"]:
     """Soft weighted pointwise mutual information of each neuron with each concept.
 
@@ -40,23 +40,28 @@ def soft_wpmi(
         S_mc = L_mc - lam (logsumexp_m L_mc - log M)
 
     The score is relative to the layer: with lam = 1 no score exceeds log M. Fewer images than top_k: all of them, the
-    p_i spread over the shorter list. Ties: by image order. A constant neuron orders no images: its own row is set to
-    "as likely as the layer on average", S = 0 at lam = 1. Whether it counts in the layer: by default as in the
-    reference, which lets ``torch.topk`` pick its images, so that published figures are repeated; neurons marked in
-    ``constant`` are left out of the sum and of M (what ``SoftWPMI`` does).
+    p_i spread over the shorter list. Ties: by the tickets of ``ids``, or of the rows, see ``top_rows``. A constant
+    neuron orders no images: it is left out of the sum and of M, and its own row is "as likely as the layer on average",
+    S = 0 at lam = 1. (The reference lets ``torch.topk`` pick its images; see ``soft_wpmi_from_top``.)
 
     Shapes: concept_scores P ``[image concept]`` (cosines, no logit scale), activations ``[image neuron]`` -> S
     ``[neuron concept]`` in nats. Extra memory: 8 MiB of probabilities, 12 of products and the blocks of ``top_rows``.
+
+    Example:
+        >>> scores = torch.tensor([[0.2, 0.1], [0.1, 0.2], [0.1, 0.1]])
+        >>> activations = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+        >>> soft_wpmi(scores, activations, top_k=1).argmax(1).tolist()
+        [0, 1]
 
     Raises:
         UserError: image counts differ, a score or activation is not finite, or a parameter is out of its range.
 
     Source: CLIP-Dissect, Oikarinen & Weng, ICLR 2023, section 3; parameters as in its code.
     """
-    require_aligned(concept_scores, len(activations))
-    rows, flat = _top(activations, top_k, constant)
-    likelihood = soft_log_likelihood(concept_scores, rows, a=a, min_prob=min_prob, p_start=p_start, p_end=p_end)
-    return relative_to_layer(likelihood, layer_average(likelihood, constant), lam, flat)
+    rows, constant = _top(concept_scores, activations, top_k, ids)
+    return soft_wpmi_from_top(
+        concept_scores, rows, a=a, lam=lam, min_prob=min_prob, p_start=p_start, p_end=p_end, constant=constant
+    )
 
 
 def soft_wpmi_from_top(
@@ -72,7 +77,7 @@ def soft_wpmi_from_top(
 ) -> Float[Tensor, "neuron concept"]:
     """``soft_wpmi`` of neurons of which only the rows of the top images are known, most activating first.
 
-    ``constant`` marks neurons that order no images (see ``soft_wpmi``).
+    ``constant`` marks neurons that order no images (see ``soft_wpmi``); none by default, as in the reference.
     """
     likelihood = soft_log_likelihood(concept_scores, top_rows, a=a, min_prob=min_prob, p_start=p_start, p_end=p_end)
     return relative_to_layer(likelihood, layer_average(likelihood, constant), lam, constant)
@@ -86,7 +91,7 @@ def wpmi(
     a: float = 2.0,
     lam: float = 0.6,
     min_prob: float = 1e-7,
-    constant: Bool[Tensor, " neuron"] | None = None,
+    ids: Int64[Tensor, " image"] | None = None,
 ) -> Float[Tensor, "neuron concept"]:
     """Weighted pointwise mutual information: ``soft_wpmi`` with L_mc = sum_i log(Q[B_m,i , c] + min_prob).
 
@@ -94,10 +99,8 @@ def wpmi(
 
     Source: CLIP-Dissect, Oikarinen & Weng, ICLR 2023, section 3.
     """
-    require_aligned(concept_scores, len(activations))
-    rows, flat = _top(activations, top_k, constant)
-    likelihood = hard_log_likelihood(concept_scores, rows, a=a, min_prob=min_prob)
-    return relative_to_layer(likelihood, layer_average(likelihood, constant), lam, flat)
+    rows, constant = _top(concept_scores, activations, top_k, ids)
+    return wpmi_from_top(concept_scores, rows, a=a, lam=lam, min_prob=min_prob, constant=constant)
 
 
 def wpmi_from_top(
@@ -199,21 +202,15 @@ def relative_to_layer(
 
 
 def _top(
-    activations: Tensor, k: int, constant: Bool[Tensor, " neuron"] | None
+    concept_scores: Tensor, activations: Tensor, k: int, ids: Tensor | None
 ) -> tuple[Int64[Tensor, "rank neuron"], Bool[Tensor, " neuron"]]:
-    """The top rows, and which neurons are constant; an unmarked constant one gets the reference's arbitrary images."""
+    """The top rows, and which neurons are constant."""
+    require_aligned(concept_scores, len(activations))
     if k < 1:
         raise UserError(f"top_k={k}: at least one image. The usual values: soft_wpmi 100, wpmi 28.")
     if not activations.numel():
         raise UserError(f"Activations of shape {tuple(activations.shape)}: at least one image and one neuron.")
-    rows = top_rows(activations, k)
-    if constant is not None:
-        return rows, constant
-    flat = constant_neurons(activations)
-    if flat.any():
-        first = int(flat.nonzero()[0])
-        rows[:, flat] = activations[:, first : first + 1].topk(len(rows), dim=0).indices
-    return rows, flat
+    return top_rows(activations, k, ids), constant_neurons(activations)
 
 
 class _Used(NamedTuple):

@@ -15,7 +15,11 @@ class Layer(Protocol):
     @property
     def ids(self) -> Int64[Tensor, " image"]: ...  # ascending
     @property
-    def top_ids(self) -> Int64[Tensor, "rank neuron"]: ...
+    def top_ids(self) -> Int64[Tensor, "rank neuron"]: ...  # equal activations by the tickets of their ids
+    @property
+    def top_values(self) -> Float[Tensor, "rank neuron"]: ...
+    @property
+    def minimum(self) -> Float[Tensor, " neuron"]: ...
     @property
     def dead(self) -> Bool[Tensor, " neuron"]: ...
     @property
@@ -29,9 +33,12 @@ class Similarity(ABC):
 
     @abstractmethod
     def __call__(
-        self, concept_scores: Float[Tensor, "image concept"], activations: Float[Tensor, "image neuron"]
+        self,
+        concept_scores: Float[Tensor, "image concept"],
+        activations: Float[Tensor, "image neuron"],
+        ids: Int64[Tensor, " image"] | None = None,
     ) -> Float[Tensor, "neuron concept"]:
-        """Similarity of every neuron with every concept."""
+        """Similarity of every neuron with every concept; images that tie are ordered by their ids, or by their rows."""
 
     @abstractmethod
     def of_layer(self, concept_scores: Float[Tensor, "image concept"], layer: Layer) -> Float[Tensor, "neuron concept"]:

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from emodissect.core.errors import UserError
-from emodissect.similarity.top import top_rows
+from emodissect.similarity.top import by_ticket, top_rows
 
 _BLOCK = 2**22  # elements sorted at a time: 16 MiB of scores, 32 MiB of order
 _PERMUTATIONS = 5
@@ -22,6 +22,7 @@ def rank_reorder(
     top_fraction: float = 0.05,
     scale_p: float = 0.5,
     generator: torch.Generator | None = None,
+    ids: Int64[Tensor, " image"] | None = None,
 ) -> Float[Tensor, "neuron concept"]:
     """Rank reorder of each neuron and concept; never above 0.
 
@@ -33,7 +34,8 @@ def rank_reorder(
     baseline_m is the same error under random orders: the mean over five permutations, the same for all neurons, drawn
     from ``generator`` (None: seed 0), so the answer depends on neither block size nor the order of neurons. Where all
     n activations are equal no order is better than another and the ratio is 1. A mean score below 1e-6 counts as
-    1e-6, which makes the concept score very low, as an absent one should. Ties: by image order.
+    1e-6, which makes the concept score very low, as an absent one should. Ties of activations and of scores: by the
+    tickets of ``ids``, or of the rows, see ``top_rows``; a tied score then says nothing about the activation.
 
     Shapes: ``[image concept]``, ``[image neuron]`` -> ``[neuron concept]``. Extra memory: 50 MiB and the top rows.
     Raises ``UserError`` on unequal image counts, parameters out of range or numbers that are not finite.
@@ -49,7 +51,8 @@ def rank_reorder(
     if not concept_scores.isfinite().all():
         raise UserError("The concept scores hold NaN or infinite values; each must be a finite number.")
     n = top_count(images, top_fraction)
-    rows = top_rows(activations, n).sort(dim=0).values  # image order, so that tied scores say nothing about rank
+    order = by_ticket(images, ids).to(activations.device)
+    rows = order[order.argsort()[top_rows(activations, n, ids)].sort(dim=0).values]  # in the order of their tickets
     top = activations.gather(0, rows).float().t().contiguous()
     ascending = top.sort(dim=1).values
     baseline = random_error(ascending, p, generator)

@@ -1,4 +1,4 @@
-"""The top images of each neuron, exact, in image order where activations tie."""
+"""The top images of each neuron, exact, by one rule where activations tie."""
 
 from __future__ import annotations
 
@@ -6,49 +6,108 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from emodissect.core import ranking
 from emodissect.core.errors import UserError
 
 _GROUP = 8  # images a group: N/8 maxima and 8k members a neuron are looked at instead of N
-_COLUMNS = 256  # neurons whose group maxima are held at a time
-_BLOCK = 128  # neurons sorted at a time; stays in cache
+_BLOCK = 128  # neurons ranked at a time
+_COLUMNS = 256  # constant neurons looked at in full at a time
 
 
-def top_rows(activations: Float[Tensor, "image neuron"], k: int) -> Int64[Tensor, "rank neuron"]:
+def top_rows(
+    activations: Float[Tensor, "image neuron"], k: int, ids: Int64[Tensor, " image"] | None = None
+) -> Int64[Tensor, "rank neuron"]:
     """The ``min(k, N)`` most activating images of each neuron, most activating first.
 
-    Exact, by levels: the images are cut into groups of eight, one streaming pass takes each group's maximum, and the
-    maxima are cut into groups again while many are left. From the top level down the k groups with the largest maxima
-    are kept, and the k best sought among their members. Every top image lies in a kept group: each kept group holds a
-    value at least as large as anything outside. Equal activations rank by image row, the earlier first, so the answer
-    depends neither on the machine nor on the block size.
+    Of equal activations the image with the lower ticket (:func:`emodissect.core.ranking.tickets`) of its id ranks
+    first, as in recorded layers: the answer depends on neither the order of the rows nor the machine. Without ``ids``
+    an image's id is its row.
+
+    Exact, by levels: a block of neurons is copied in the order of the tickets and cut into groups of eight images, of
+    which one pass takes the maxima; these are cut into groups again while many are left. From the top level down the k
+    groups with the largest maxima are kept, and the k best sought among their members. Every top image lies in a kept
+    group: each kept group holds a value at least as large as anything outside, and of equal ones the earlier.
 
     Shapes: activations ``[image neuron]`` (any float type, compared as float32; may be a memory map) -> rows
-    ``[rank neuron]``. Extra memory: 256 · N/7 floats and 128 · 8k keys, whatever the number of neurons.
+    ``[rank neuron]``. Extra memory: 128 · N · 8/7 floats and 128 · 8k keys, whatever the number of neurons.
 
     Raises:
-        UserError: an activation is NaN or +infinite, which would be no top image or all of them.
+        UserError: an activation is NaN or +infinite, which would be no top image or all of them; an id is below 0 or
+            has more than 32 bits.
+
+    Example:
+        >>> top_rows(torch.tensor([[0.0], [2.0], [0.0], [3.0]]), k=3, ids=torch.tensor([10, 11, 12, 13]))[:, 0].tolist()
+        [3, 1, 2]
     """
     images, neurons = activations.shape
     k = min(k, images)
-    activations = activations.contiguous()
+    order = by_ticket(images, ids).to(activations.device)
     found = torch.empty(k, neurons, dtype=torch.int64, device=activations.device)
-    for left in range(0, neurons, _COLUMNS):
-        levels = [activations[:, left : left + _COLUMNS]]
+    for start in range(0, neurons, _BLOCK):
+        levels = [activations[:, start : start + _BLOCK].index_select(0, order)]
         while len(levels[-1]) > 2 * _GROUP * k:
             levels.append(_group_maxima(levels[-1]))
         if not (levels[-1] < torch.inf).all():  # a maximum is NaN where any of its values is
             raise UserError(
-                "The activations hold NaN or infinite values; each must be a finite number. Did the training go astray?"
+                "The activations hold NaN or infinite values; each must be a finite number. Has the training diverged?"
             )
-        for start in range(0, levels[0].shape[1], _BLOCK):
-            columns = slice(start, start + _BLOCK)
-            top = levels[-1][:, columns].t()
-            keys = _keys(top, torch.arange(top.shape[1], device=top.device))
-            kept = keys.topk(k, dim=1, sorted=len(levels) == 1).indices
-            for level in levels[-2::-1]:
-                kept = _best_members(level[:, columns], kept, k)
-            found[:, left + start : left + start + len(kept)] = kept.t()
+        rows = torch.arange(len(levels[-1]), device=order.device).expand(levels[-1].shape[1], -1)
+        best = _best(levels[-1], rows, k)
+        for level in levels[-2::-1]:
+            members = ranking.tickets_of(best)[:, :, None] * _GROUP + torch.arange(_GROUP, device=order.device)
+            best = _best(level, members.flatten(1), k)
+        found[:, start : start + len(best)] = order[ranking.tickets_of(ranking.descending(best))].t()
     return found
+
+
+def by_ticket(images: int, ids: Int64[Tensor, " image"] | None = None) -> Int64[Tensor, " image"]:
+    """The rows in the order of their images' tickets, in which images come that tie."""
+    if ids is None:
+        ids = torch.arange(images)
+    if len(ids) != images:
+        raise UserError(f"{len(ids)} ids of {images} images: each image needs one.")
+    ranking.require_rankable(ids)
+    return ranking.tickets(ids).argsort(stable=True)
+
+
+def images_ordered(
+    top_values: Float[Tensor, "rank neuron"], minimum: Float[Tensor, " neuron"]
+) -> Int64[Tensor, " neuron"]:
+    """How many of a neuron's top images it ranks itself, being above its minimum; tickets fill the places after them.
+
+    A ReLU that is active on 30 of 3,000 images ranks 30; its top 100 are filled up with 70 images that are nearly the
+    same for every such neuron. Rounded up to a multiple of an eighth of the next lower power of two.
+    """
+    ordered = (top_values > minimum).sum(0)
+    unit = 2 ** (ordered.clamp(min=1).double().log2().floor().long() - 3).clamp(min=0)
+    return (-(-ordered // unit) * unit).clamp(max=len(top_values))
+
+
+def alike(ordered: Int64[Tensor, " neuron"]) -> dict[int, Int64[Tensor, " member"]]:
+    """The neurons by how many images they order."""
+    return {int(count): (ordered == count).nonzero()[:, 0] for count in ordered.unique()}
+
+
+def filled(
+    sets: Int64[Tensor, "rank draw"], ordered: int, order: Int64[Tensor, " image"]
+) -> Int64[Tensor, "rank draw"]:
+    """Random images in the places that a neuron orders itself; after them, as there, the images of lowest ticket.
+
+    Args:
+        sets: different rows in each column.
+        ordered: how many places keep the set's images.
+        order: the rows by ticket.
+    """
+    size, draws = sets.shape
+    if ordered == size:
+        return sets
+    kept = sets[:ordered]
+    place = order.argsort()[kept]
+    taken = torch.zeros(size, draws, dtype=torch.uint8, device=sets.device)
+    early = (place < size).nonzero(as_tuple=True)
+    taken[place[early], early[1]] = 1
+    free = taken.argsort(dim=0, stable=True)[: size - ordered]
+    return torch.cat([kept, order[free]])
 
 
 def _group_maxima(values: Float[Tensor, "row neuron"]) -> Float[Tensor, "group neuron"]:
@@ -62,20 +121,20 @@ def _group_maxima(values: Float[Tensor, "row neuron"]) -> Float[Tensor, "group n
     return maxima
 
 
-def _best_members(
-    values: Float[Tensor, "row neuron"], groups: Int64[Tensor, "neuron kept"], k: int
-) -> Int64[Tensor, "neuron rank"]:
-    """The rows of the k largest values among the groups' members, largest first."""
-    device = values.device
-    rows = (groups[:, :, None] * _GROUP + torch.arange(_GROUP, device=device)).flatten(1)
-    beyond = rows >= len(values)  # the last group may be short
-    rows.clamp_(max=len(values) - 1)
-    neuron = torch.arange(values.shape[1], device=device)[:, None]
-    flat = values.as_strided((values.stride(0) * (len(values) - 1) + values.shape[1],), (1,))
-    keys = _keys(torch.take(flat, rows * values.stride(0) + neuron), rows)
-    if len(values) % _GROUP:
+def _best(
+    values: Float[Tensor, "row neuron"], rows: Int64[Tensor, "neuron candidate"], k: int
+) -> Int64[Tensor, "neuron kept"]:
+    """The ranking keys of the k candidate rows with the largest values, of equal ones the earlier, in no order.
+
+    A row is its own ticket. Rows beyond the last, which a short group has, are no candidates.
+    """
+    beyond = rows >= len(values)
+    rows = rows.clamp(max=len(values) - 1)
+    neuron = torch.arange(values.shape[1], device=values.device)[:, None]
+    keys = ranking.keys(torch.take(values, rows * values.shape[1] + neuron), rows)
+    if beyond.any():
         keys.masked_fill_(beyond, torch.iinfo(torch.int64).min)
-    return rows.gather(1, keys.topk(k, dim=1).indices)
+    return ranking.largest(keys, k)
 
 
 def constant_neurons(activations: Float[Tensor, "image neuron"]) -> Bool[Tensor, " neuron"]:
@@ -88,13 +147,3 @@ def constant_neurons(activations: Float[Tensor, "image neuron"]) -> Bool[Tensor,
     for part in suspects.split(_COLUMNS):
         constant[part] = (activations[:, part] == activations[0, part]).all(0)
     return constant
-
-
-def _keys(values: Tensor, order: Tensor) -> Tensor:
-    """int64 keys that sort as (value, earlier first): float32 bits made monotone, less the image's row.
-
-    Sorting one integer is as fast as sorting a float and, unlike it, leaves no tie to chance.
-    """
-    bits = (values.float() + 0.0).contiguous().view(torch.int32)  # + 0.0: one zero, not two
-    monotone = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (monotone.long() << 32).sub_(order)

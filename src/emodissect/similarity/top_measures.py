@@ -17,8 +17,9 @@ from emodissect.core.progress import tracked
 from emodissect.similarity.aligned import require_aligned
 from emodissect.similarity.information import hard_log_likelihood, layer_average, relative_to_layer, soft_log_likelihood
 from emodissect.similarity.measures import Layer, Similarity
-from emodissect.similarity.top import constant_neurons, top_rows
+from emodissect.similarity.top import alike, by_ticket, constant_neurons, filled, images_ordered, top_rows
 
+_CONCEPTS = 64  # concepts summed in float64 at a time
 _WEIGHTY = 0.01  # share of a concept's sum over the layer above which a neuron's own part is taken out exactly
 
 
@@ -39,9 +40,9 @@ class _FromTop(Similarity):
     ) -> Float[Tensor, "set concept"]:
         """L of ordered sets of images, before the layer's average is taken off."""
 
-    def __call__(self, concept_scores: Tensor, activations: Tensor) -> Tensor:
+    def __call__(self, concept_scores: Tensor, activations: Tensor, ids: Tensor | None = None) -> Tensor:
         require_aligned(concept_scores, len(activations))
-        return self.from_top(concept_scores, top_rows(activations, self.top_k), constant_neurons(activations))
+        return self.from_top(concept_scores, top_rows(activations, self.top_k, ids), constant_neurons(activations))
 
     def from_top(
         self,
@@ -61,45 +62,65 @@ class _FromTop(Similarity):
         """Of random image sets, each put in the place of each neuron among the layer's others.
 
         With the neuron itself left in the layer's average, a set would be measured against what the neuron is not: a
-        concept that one neuron stands for would be out of every set's reach, and any other concept within it.
+        concept that one neuron stands for would be out of every set's reach, and any other concept within it. A neuron
+        that is above its minimum on fewer than top_k images has sets that are filled up as its own is.
         """
         require_aligned(concept_scores, len(layer.ids))
         rows = self._rows(layer)
         generator = np.random.default_rng(seed)
-        sets = np.stack([generator.choice(len(layer.ids), len(rows), replace=False) for _ in range(draws)], axis=1)
-        drawn = self.log_likelihood(concept_scores, torch.from_numpy(sets).to(rows.device))
-        null = drawn.new_zeros(draws, len(layer.dead))
+        sets = torch.from_numpy(
+            np.stack([generator.choice(len(layer.ids), len(rows), replace=False) for _ in range(draws)], axis=1)
+        ).to(rows.device)
+        order = by_ticket(len(layer.ids), layer.ids).to(rows.device)
         live = (~layer.dead).nonzero()[:, 0]
-        if len(live):
-            null[:, live] = self._in_place(drawn, self.log_likelihood(concept_scores, rows[:, live]), progress).t()
+        own = self.log_likelihood(concept_scores, rows[:, live]) if len(live) else concept_scores.new_zeros(0, 1)
+        total = torch.cat([part.double().logsumexp(0) for part in own.split(_CONCEPTS, dim=1)])
+        null = own.new_zeros(draws, len(layer.dead))
+        groups = alike(images_ordered(layer.top_values[: len(rows), live], layer.minimum[live]))
+        for ordered, members in tracked(list(groups.items()), progress):
+            drawn = self.log_likelihood(concept_scores, filled(sets, ordered, order))
+            null[:, live[members]] = self._in_place(drawn, own, total, members).t()
         return null
 
     def _in_place(
-        self, drawn: Float[Tensor, "draw concept"], own: Float[Tensor, "neuron concept"], progress: str
-    ) -> Float[Tensor, "neuron draw"]:
-        """max_c L_rc - lam (log(sum_(j != m) exp L_jc + exp L_rc) - log M), for every neuron m and draw r.
+        self,
+        drawn: Float[Tensor, "draw concept"],
+        own: Float[Tensor, "neuron concept"],
+        total: Float[Tensor, " concept"],
+        members: Int64[Tensor, " member"],
+    ) -> Float[Tensor, "member draw"]:
+        """max_c L_rc - lam (log(sum_(j != m) exp L_jc + exp L_rc) - log M), for every member m and draw r.
 
         A neuron with less than a hundredth of a concept's sum hardly changes it by going: it is given the sum less a
         hundredth, which makes the null larger by at most lam / 100. So only few neurons a concept need their own sum.
+
+        Args:
+            own: L of the layer's live neurons.
+            total: log sum_j exp L_jc.
+            members: which neurons are scored.
         """
         neurons = len(own)
-        best = own.new_full((neurons, len(drawn)), -torch.inf)
-        of_all = own.new_full((len(drawn),), -torch.inf)
-        for concept in tracked(range(own.shape[1]), progress):
-            ours, theirs = own[:, concept].double(), drawn[:, concept].double()
 
-            def placed(others: Tensor, theirs: Tensor = theirs) -> Tensor:
-                return (theirs - self.lam * (torch.logaddexp(others, theirs) - log(neurons))).float()
+        def placed(others: Tensor, theirs: Tensor) -> Tensor:
+            return (theirs - self.lam * (torch.logaddexp(others, theirs) - log(neurons))).float()
 
-            total = ours.logsumexp(0)
-            share = (ours - total).exp()
-            of_all = torch.maximum(of_all, placed(total + log(1 - _WEIGHTY)))
-            weighty = (share > _WEIGHTY).nonzero()[:, 0]
-            others = total + torch.log1p(-share[weighty])
-            first = ours.argmax()  # what is left beside a share near 1 is summed, not subtracted
-            others[weighty == first] = torch.cat([ours[:first], ours[first + 1 :]]).logsumexp(0)
-            best[weighty] = torch.maximum(best[weighty], placed(others[:, None]))
-        return torch.maximum(best, of_all)
+        of_all = torch.cat(
+            [
+                placed(sums + log(1 - _WEIGHTY), theirs.double()).amax(1, keepdim=True)
+                for sums, theirs in zip(total.split(_CONCEPTS), drawn.split(_CONCEPTS, dim=1), strict=True)
+            ],
+            dim=1,
+        ).amax(1)
+        best = of_all.repeat(len(members), 1)
+        share = (own[members] - total.to(own)).exp()
+        for concept in (share > _WEIGHTY).any(0).nonzero()[:, 0].tolist():
+            ours = own[:, concept].double()
+            weighty = (share[:, concept] > _WEIGHTY).nonzero()[:, 0]
+            others = total[concept] + torch.log1p(-(ours[members[weighty]] - total[concept]).exp())
+            first = int(ours.argmax())  # what is left beside a share near 1 is summed, not subtracted
+            others[members[weighty] == first] = torch.cat([ours[:first], ours[first + 1 :]]).logsumexp(0)
+            best[weighty] = torch.maximum(best[weighty], placed(others[:, None], drawn[:, concept].double()))
+        return best
 
     def _rows(self, layer: Layer) -> Int64[Tensor, "rank neuron"]:
         needed = min(self.top_k, len(layer.ids))

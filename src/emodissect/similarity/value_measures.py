@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from emodissect.core.errors import UserError
@@ -16,7 +16,7 @@ from emodissect.similarity.aligned import require_aligned
 from emodissect.similarity.cosines import cos_similarity, cos_similarity_cubed, pearson, row_blocks, transformed
 from emodissect.similarity.measures import Layer, Similarity
 from emodissect.similarity.rank_order import random_error, rank_reorder, scaled, top_count
-from emodissect.similarity.top import constant_neurons, top_rows
+from emodissect.similarity.top import alike, by_ticket, constant_neurons, filled, images_ordered, top_rows
 
 _PRODUCTS = 2**12  # permuted concepts multiplied at a time
 _SORTED = 2**22  # scores sorted at a time: 16 MiB, and 32 MiB of order
@@ -31,7 +31,7 @@ class _OfValues(Similarity):
 
     def of_layer(self, concept_scores: Tensor, layer: Layer) -> Tensor:
         require_aligned(concept_scores, len(layer.ids))
-        return self(concept_scores, _values(layer, self))
+        return self(concept_scores, _values(layer, self), layer.ids)
 
 
 class _Cosine(_OfValues):
@@ -81,7 +81,7 @@ class CosSimilarity(_Cosine):
     _centred: ClassVar[bool] = False
     _power: ClassVar[int] = 1
 
-    def __call__(self, concept_scores: Tensor, activations: Tensor) -> Tensor:
+    def __call__(self, concept_scores: Tensor, activations: Tensor, ids: Tensor | None = None) -> Tensor:
         return cos_similarity(concept_scores, activations)
 
 
@@ -97,7 +97,7 @@ class CosSimilarityCubed(_Cosine):
     def _floor(self) -> float:
         return self.min_norm
 
-    def __call__(self, concept_scores: Tensor, activations: Tensor) -> Tensor:
+    def __call__(self, concept_scores: Tensor, activations: Tensor, ids: Tensor | None = None) -> Tensor:
         return cos_similarity_cubed(concept_scores, activations, min_norm=self.min_norm)
 
 
@@ -108,7 +108,7 @@ class Pearson(_Cosine):
     _centred: ClassVar[bool] = True
     _power: ClassVar[int] = 1
 
-    def __call__(self, concept_scores: Tensor, activations: Tensor) -> Tensor:
+    def __call__(self, concept_scores: Tensor, activations: Tensor, ids: Tensor | None = None) -> Tensor:
         return pearson(concept_scores, activations)
 
 
@@ -121,7 +121,7 @@ class RankReorder(_OfValues):
     scale_p: float = 0.5
     seed: int = 0
 
-    def __call__(self, concept_scores: Tensor, activations: Tensor) -> Tensor:
+    def __call__(self, concept_scores: Tensor, activations: Tensor, ids: Tensor | None = None) -> Tensor:
         return rank_reorder(
             concept_scores,
             activations,
@@ -129,46 +129,55 @@ class RankReorder(_OfValues):
             top_fraction=self.top_fraction,
             scale_p=self.scale_p,
             generator=torch.Generator().manual_seed(self.seed),
+            ids=ids,
         )
 
     def null_best(self, concept_scores: Tensor, layer: Layer, draws: int, seed: int, progress: str = "") -> Tensor:
         require_aligned(concept_scores, len(layer.ids))
         values = _values(layer, self)
         n = top_count(len(values), self.top_fraction)
-        top = values.gather(0, top_rows(values, n)).float()
-        baseline = random_error(top.flip(0).t().contiguous(), self.p, torch.Generator().manual_seed(self.seed))
+        top = values.gather(0, top_rows(values, n, layer.ids)).float()
+        ascending = top.flip(0)
+        baseline = random_error(ascending.t().contiguous(), self.p, torch.Generator().manual_seed(self.seed))
+        groups = alike(images_ordered(top, layer.minimum))
+        order = by_ticket(len(values), layer.ids)
+        place = order.argsort()
         generator = np.random.default_rng(seed)
         best = torch.full((draws, top.shape[1]), -torch.inf)
         for draw in tracked(range(draws), progress):
-            rows = torch.from_numpy(generator.choice(len(values), n, replace=False))
-            for part in concept_scores.split(max(_SORTED // n, 1), dim=1):
-                scores = part[rows].t().float().contiguous()
-                similarity = self._best(top, baseline, scores.argsort(dim=1, stable=True), scores.mean(1))
-                torch.maximum(best[draw], similarity, out=best[draw])
+            images = torch.from_numpy(generator.choice(len(values), n, replace=False))
+            for ordered, neurons in groups.items():
+                rows = filled(images[:, None], ordered, order)[:, 0]
+                ranks = place[rows].argsort()  # images in the order of their tickets, as the neuron's own are
+                drawn = _Reordered(top[ranks][:, neurons], ascending[:, neurons], baseline[neurons])
+                for part in concept_scores.split(max(_SORTED // n, 1), dim=1):
+                    similarity = drawn.best(part[rows[ranks]].t().float().contiguous(), self.p, self.scale_p)
+                    best[draw, neurons] = torch.maximum(best[draw, neurons], similarity)
         return best
 
-    def _best(
-        self,
-        top: Float[Tensor, "rank neuron"],
-        baseline: Float[Tensor, " neuron"],
-        orders: Int64[Tensor, "concept rank"],
-        mean_scores: Float[Tensor, " concept"],
-    ) -> Float[Tensor, " neuron"]:
-        """The best similarity of neurons whose top activations, descending, come in the orders of the concepts."""
-        ranks, neurons = top.shape
-        ascending = top.flip(0)
+
+class _Reordered(NamedTuple):
+    """Top activations of some neurons, given to images; the same, ascending; their error under random orders."""
+
+    given: Float[Tensor, "image neuron"]
+    ascending: Float[Tensor, "image neuron"]
+    baseline: Float[Tensor, " neuron"]
+
+    def best(self, scores: Float[Tensor, "concept image"], p: float, scale_p: float) -> Float[Tensor, " neuron"]:
+        """The best similarity over the concepts."""
+        orders, means = scores.argsort(dim=1, stable=True), scores.mean(1)
+        ranks, neurons = self.given.shape
         best = torch.full((neurons,), -torch.inf)
         wide = min(neurons, max(_REORDERED // ranks, 16))
         for left in range(0, neurons, wide):
             columns = slice(left, left + wide)
-            descending, sorted_ = top[:, columns].contiguous(), ascending[:, columns].contiguous()
+            given, ascending = self.given[:, columns].contiguous(), self.ascending[:, columns].contiguous()
             step = max(_REORDERED // (ranks * wide), 1)
             for start in range(0, len(orders), step):
                 some = orders[start : start + step]
-                reordered = descending.index_select(0, some.flatten()).unflatten(0, (len(some), ranks))
-                error = reordered.sub_(sorted_).abs_().pow_(self.p).mean(1)
-                mean = mean_scores[start : start + step, None]
-                similarity = scaled(error, baseline[columns], mean, self.scale_p).amax(0)
+                reordered = given.index_select(0, some.flatten()).unflatten(0, (len(some), ranks))
+                error = reordered.sub_(ascending).abs_().pow_(p).mean(1)
+                similarity = scaled(error, self.baseline[columns], means[start : start + step, None], scale_p).amax(0)
                 torch.maximum(best[columns], similarity, out=best[columns])
         return best
 

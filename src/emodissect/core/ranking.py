@@ -1,0 +1,86 @@
+"""How images are ranked by activation, everywhere: the larger activation first, of equal ones the lower ticket."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from emodissect.core.errors import UserError
+
+MOST = 0xFFFFFFFF
+"""The largest id, and the largest ticket."""
+
+_MIX = (0x85EBCA6B, 0xC2B2AE35)
+_UNMIX = tuple(pow(factor, -1, MOST + 1) for factor in _MIX)
+
+
+def tickets(ids: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
+    """A number for each id in [0, 2^32), no two alike, in an order that has nothing to do with the ids'.
+
+    Ids often follow the classes (one folder after another), and a ReLU leaves most neurons many zeros: filled up by id,
+    the top images of every sparse neuron would be of the first class.
+
+    Source: the last step of MurmurHash3 (32 bits), which can be taken back.
+
+    Example:
+        >>> import torch
+        >>> tickets(torch.arange(3)).tolist()
+        [0, 1364076727, 821347078]
+    """
+    mixed = ids ^ (ids >> 16)
+    mixed = (mixed * _MIX[0]) & MOST
+    mixed = mixed ^ (mixed >> 13)
+    mixed = (mixed * _MIX[1]) & MOST
+    return mixed ^ (mixed >> 16)
+
+
+def ids_of(drawn: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
+    """The ids of :func:`tickets`."""
+    ids = drawn ^ (drawn >> 16)
+    ids = (ids * _UNMIX[1]) & MOST
+    ids = ids ^ (ids >> 13) ^ (ids >> 26)
+    ids = (ids * _UNMIX[0]) & MOST
+    return ids ^ (ids >> 16)
+
+
+def require_rankable(ids: Int64[Tensor, " image"]) -> None:
+    """Raises UserError for an id below 0 or of more than 32 bits."""
+    if len(ids) and (int(ids.min()) < 0 or int(ids.max()) > MOST):
+        raise UserError(f"Image ids run from {int(ids.min())} to {int(ids.max())}; each must be from 0 to {MOST}.")
+
+
+def keys(values: Float[Tensor, "*any"], drawn: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
+    """One integer for an activation and its image's ticket, larger for what ranks first.
+
+    The float32's bits, made monotone, are the upper half, below them the ticket's complement.
+    """
+    bits = (values.float() + 0.0).contiguous().view(torch.int32)  # + 0.0: -0 ranks as 0
+    monotone = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (monotone.long() << 32).add_(MOST).sub_(drawn)
+
+
+def values_of(ranked: Int64[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """The activations of :func:`keys`."""
+    monotone = (ranked >> 32).to(torch.int32)
+    return (monotone ^ ((monotone >> 31) & 0x7FFFFFFF)).view(torch.float32)
+
+
+def tickets_of(ranked: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
+    """The tickets of :func:`keys`."""
+    return MOST - (ranked & MOST)
+
+
+def largest(ranked: Int64[Tensor, "neuron slot"], k: int) -> Int64[Tensor, "neuron kept"]:
+    """The k largest keys of each row, in no order."""
+    if ranked.device.type == "cpu":  # numpy's partition and sort are several times faster than torch's on short rows
+        return torch.from_numpy(np.partition(ranked.numpy(), ranked.shape[1] - k, axis=1)[:, -k:])
+    return ranked.topk(k, dim=1, sorted=False).values
+
+
+def descending(ranked: Int64[Tensor, "neuron slot"]) -> Int64[Tensor, "neuron rank"]:
+    """The keys of each row, best first."""
+    if ranked.device.type == "cpu":
+        return torch.from_numpy(np.sort(ranked.numpy(), axis=1)).flip(1)
+    return ranked.sort(dim=1, descending=True).values
