@@ -24,6 +24,7 @@ from emodissect.data.images import Batch, ImageSet, image_loader
 from emodissect.models.augmentation import Augmentation, FlipShift, Khaireddin2021
 from emodissect.models.class_order import output_columns
 from emodissect.models.classifier import Classifier
+from emodissect.models.predictions import Predictions
 from emodissect.models.preprocessing import Preprocess
 from emodissect.models.scores import EpochOutputs, Outputs, scores
 from emodissect.models.vgg import VGG
@@ -216,6 +217,16 @@ def slow_ece(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
             accuracy = (called[inside] == labels[inside]).double().mean()
             total += float(inside.double().mean() * (confidence[inside].double().mean() - accuracy).abs())
     return total
+
+
+def test_a_confidence_of_exactly_one_is_in_the_last_bin() -> None:
+    logits = torch.tensor([[200.0, 0.0], [200.0, 0.0], [3.0, 0.0], [3.0, 0.0]])  # confidences 1, 1, .953, .953
+    labels = torch.tensor([1, 1, 0, 0])  # sure and wrong, less sure and right: two bins would give .52
+    sure = 1 / (1 + math.exp(-3))
+    assert logits.softmax(1)[0, 0] == 1
+    expected = pytest.approx((1 + sure) / 2 - 0.5, abs=1e-6)
+    assert float(scores(logits, labels, ("a", "b")).values["ece"]) == expected
+    assert Predictions(torch.arange(4), labels, logits).measures()["ece"] == expected
 
 
 @settings(max_examples=25, deadline=None)

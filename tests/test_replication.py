@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from emodissect.core.statistics import delta_interval
 from emodissect.report import SweepPage
 from emodissect.studies.seeds import over_seeds
 
@@ -43,9 +44,36 @@ def test_an_accuracy_is_not_tested_against_zero() -> None:
     assert table.loc[(2.0, "test/acc"), "mean"] == pytest.approx(0.6)
 
 
-def test_no_change_under_any_seed_is_certain_and_insignificant() -> None:
+def test_equal_values_without_an_interval_of_their_own_say_nothing_of_the_spread() -> None:
     row = over_seeds(JOBS, ["seed", "factor"]).set_index(["factor", "figure"]).loc[(2.0, "delta")]
-    assert (row["mean"], row["low"], row["high"], row["p_value"], row["positive"]) == (0, 0, 0, 1, 0)
+    assert (row["mean"], row["sd"], row["positive"]) == (0, 0, 0)
+    assert row[["low", "high", "p_value"]].isna().all()
+
+
+def test_equal_deltas_are_as_sure_as_one_job_at_least() -> None:
+    jobs = pd.DataFrame({"seed": [1, 2], "delta": 0.004, "delta_low": -0.002, "delta_high": 0.010})
+    row = over_seeds(jobs, ["seed"]).iloc[0]
+    error = 0.006 / 1.959964 / math.sqrt(2)
+    assert row["sd"] == 0
+    assert (row["low"], row["high"]) == pytest.approx((0.004 - 12.7062 * error, 0.004 + 12.7062 * error), rel=1e-4)
+    assert row["p_value"] == pytest.approx(1 - 2 * math.atan(0.004 / error) / math.pi, rel=1e-4)  # Cauchy: t with 1
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_seeds_without_a_true_change_are_significant_at_most_at_the_nominal_rate(seeds: int) -> None:
+    """Few flips of 500 images: deltas are whole numbers of images, and often equal."""
+    generator = np.random.default_rng(seeds)
+    significant = covered = 0
+    for _ in range(400):
+        gained, lost = generator.binomial(500, 0.004, (2, seeds))
+        intervals = np.array([delta_interval(int(g), int(lo), 500) for g, lo in zip(gained, lost, strict=True)])
+        jobs = pd.DataFrame({"seed": range(seeds), "delta": (gained - lost) / 500})
+        row = over_seeds(jobs.assign(delta_low=intervals[:, 0], delta_high=intervals[:, 1]), ["seed"]).iloc[0]
+        significant += row["p_value"] < 0.05
+        covered += row["low"] <= 0 <= row["high"]
+        assert row["p_value"] > 0
+    assert significant <= 400 * 0.05
+    assert covered >= 400 * 0.95
 
 
 def test_failed_jobs_and_repeated_seeds_do_not_count() -> None:

@@ -105,16 +105,22 @@ def test_exceedance() -> None:
     assert exceedance_p(0.0, []) == 1.0
 
 
-def test_detectable_delta_has_the_power_it_says() -> None:
-    images, discordant = 3589, 0.02
+@pytest.mark.parametrize(("images", "discordant"), [(3589, 0.02), (500, 0.03)])
+def test_detectable_delta_has_the_power_it_says(images: int, discordant: float) -> None:
+    """Over studies in which the number of flips varies too."""
     delta = detectable_delta(images, discordant)
-    flips = round(images * discordant)
     generator = np.random.default_rng(0)
-    gained = generator.binomial(flips, (1 + delta * images / flips) / 2, size=4000)
-    found = np.mean([mcnemar(int(g), int(flips - g)) < 0.05 and g > flips / 2 for g in gained])
+    flips = generator.binomial(images, discordant, size=4000)
+    gained = generator.binomial(flips, (1 + delta / discordant) / 2)
+    found = np.mean([mcnemar(int(g), int(f - g)) < 0.05 and g > f / 2 for g, f in zip(gained, flips, strict=True)])
     assert found == pytest.approx(0.8, abs=0.02)
-    # Five flips: all five the same way give p = .0625; never significant.
-    assert math.isnan(detectable_delta(1000, 0.005))
+
+
+def test_detectable_delta_by_hand() -> None:
+    assert math.isnan(detectable_delta(5, 1.0))  # p < .05 takes six flips, all one way
     assert math.isnan(detectable_delta(1000, 0.0))
-    # Six flips: only 6 of 6 is significant; q^6 = .8.
-    assert detectable_delta(1000, 0.006) == pytest.approx((2 * 0.8 ** (1 / 6) - 1) * 6 / 1000)
+    # Six images that all flip: only 6 of 6 is significant; q^6 = .8.
+    assert detectable_delta(6, 1.0) == pytest.approx(2 * 0.8 ** (1 / 6) - 1)
+    # Six flips are expected, and often five or fewer come: not even flips that all gain have power .8.
+    assert math.isnan(detectable_delta(1000, 0.006))
+    assert 0.008 < detectable_delta(1000, 0.009) < 0.009

@@ -270,11 +270,12 @@ def test_all_neurons_chosen_is_what_random_neurons_give() -> None:
 
 
 def test_without_controls_nothing_is_claimed(caplog: pytest.LogCaptureFixture) -> None:
-    warn_of_few_draws(0.05, 20)
+    warn_of_few_draws(0.05, 40)
     assert not caplog.text
+    warn_of_few_draws(0.05, 39)
+    assert "study.controls=39 draws give p < 0.05 to only an edit that no draw equals. Give 99 or more" in caplog.text
     warn_of_few_draws(0.05, 19)
-    assert "study.controls=19 draws cannot give p < 0.05" in caplog.text
-    assert "Give 20 or more" in caplog.text
+    assert "study.controls=19 draws give p < 0.05 to none" in caplog.text
     other = study(controls=0)
     assert np.isnan(other.p_random)
     assert other.verdict.startswith("Nothing is claimed, because no controls were drawn: +")
@@ -339,8 +340,8 @@ def test_a_grid_of_levels_keeps_them_apart() -> None:
 
 
 def test_large_grids_shuffle_less_often() -> None:
-    other = study(controls=60, control_cells=9 * 41)
-    assert (other.controls["control"] == "shuffled").sum() == 41
+    other = study(controls=120, control_cells=9 * 110)
+    assert (other.controls["control"] == "shuffled").sum() == 110
 
 
 def cell(change: float) -> Cell:
@@ -428,6 +429,18 @@ def test_concept_ablation_by_hand(tmp_path: Path) -> None:
     assert (found.matrix("p_value").to_numpy()[expected == 0] > 0.5).all()
     found.save(tmp_path)
     pd.testing.assert_frame_equal(ConceptAblation.load(tmp_path).frame, found.frame)
+
+
+def test_nineteen_draws_can_mark_a_concept() -> None:
+    net, named, faces = threes()
+    found = ablate_concepts(Inference(flat, net), "lin", named, faces, ("a", "b", "c"), draws=19)
+    assert found.matrix("p_value").loc["one", "b"] == 0.05
+    assert found.beyond().loc["one", "b"]
+
+
+def test_a_large_grid_keeps_enough_draws_to_claim() -> None:
+    several = study(control_cells=1, controls=120)
+    assert (several.controls["control"] == "shuffled").sum() == 99
 
 
 def test_a_flip_that_random_neurons_never_do_is_no_discovery() -> None:

@@ -94,24 +94,35 @@ def exceedance_p(observed: float, null: ArrayLike) -> float:
 def detectable_delta(images: int, discordant: float, alpha: float = 0.05, power: float = 0.8) -> float:
     """The smallest true accuracy delta that exact McNemar at `alpha` would call significant with chance `power`.
 
-    D = round(discordant * images) images flip, of which Binomial(D, q) gain; delta = (2q - 1) D / images for the
-    smallest q that is rejected with the wanted power. NaN where no outcome of D flips could be significant.
+    Unconditional: each image flips with chance `discordant`, each flip gains with chance q, and the power is averaged
+    over the number of flips; delta = (2q - 1) discordant for the smallest q that reaches it. NaN where even flips that
+    all gain would not.
 
     Args:
         images: how many images are classified.
-        discordant: the share of images that flip either way.
+        discordant: the chance that an image flips, either way.
+
+    Example:
+        >>> round(detectable_delta(images=3589, discordant=0.02), 4)
+        0.0068
     """
-    flips = round(discordant * images)
-    # The exact test at D flips rejects X >= c for the smallest c with 2 P(X >= c) < alpha.
-    counts = np.arange(flips // 2 + 1, flips + 1)
-    rejected = counts[2 * binom.sf(counts - 1, flips, 0.5) < alpha] if flips else counts
-    if not rejected.size:
+    low, high = (int(bound) for bound in binom.interval(1 - 1e-9, images, discordant))
+    flips = np.arange(low, high + 1)
+    weights = binom.pmf(flips, images, discordant)
+    # The exact test at D flips rejects X >= c for the smallest c with 2 P(X >= c) < alpha; at few flips it never does.
+    critical = binom.isf(alpha / 2, flips, 0.5) + 1
+    critical = np.where(2 * binom.sf(critical - 1, flips, 0.5) < alpha, critical, critical + 1)
+
+    def reached(share: float) -> bool:
+        return float(weights @ binom.sf(critical - 1, flips, share)) >= power
+
+    if not reached(1.0):
         return float("nan")
-    critical, low, high = int(rejected[0]), 0.5, 1.0
+    below, above = 0.5, 1.0
     for _ in range(50):  # Power grows with q: halve the interval until float64 has no more digits to give.
-        middle = (low + high) / 2
-        low, high = (low, middle) if binom.sf(critical - 1, flips, middle) >= power else (middle, high)
-    return float((2 * high - 1) * flips / images)
+        middle = (below + above) / 2
+        below, above = (below, middle) if reached(middle) else (middle, above)
+    return float((2 * above - 1) * discordant)
 
 
 @lru_cache(maxsize=4096)

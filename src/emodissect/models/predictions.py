@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
-    multiclass_calibration_error,
 )
 
 from emodissect.core.progress import tracked
 from emodissect.data.images import Batch
 from emodissect.models.classifier import Classifier
 from emodissect.models.evaluation_mode import evaluating
-from emodissect.models.scores import confusion_matrix, macro_f1, recalls
+from emodissect.models.scores import calibration_error, confusion_matrix, macro_f1, recalls
 
 
 def _unchanged(logits: Tensor) -> Tensor:
@@ -122,7 +121,7 @@ class Predictions:
             "top2": float(multiclass_accuracy(self.logits, self.labels, classes, average="micro", top_k=two)),
             "macro_f1": float(macro_f1(self.confusion())),
             "nll": float(cross_entropy(self.logits.double(), self.labels)),
-            "ece": float(multiclass_calibration_error(self.logits.softmax(1), self.labels, classes, n_bins=15)),
+            "ece": float(calibration_error(self.logits, self.labels)),
         }
 
     def save(self, path: str | Path) -> None:

@@ -73,7 +73,6 @@ def scores(logits: Float[Tensor, "image class"], labels: Int64[Tensor, " image"]
 
     A class without images has no recall and is left out; macro F1 is the mean over the classes that occur, in the
     labels or the predictions. An image counts for top-2 if fewer than two classes have a larger logit than its own.
-    ECE (Guo et al. 2017) is the mean distance between confidence and accuracy over 15 bins, weighted by their images.
     """
     logits = logits.float()
     classes = len(class_names)
@@ -85,11 +84,26 @@ def scores(logits: Float[Tensor, "image class"], labels: Int64[Tensor, " image"]
         "acc_top2": ((logits > own).sum(dim=1) < 2).float().mean(),
         "f1": macro_f1(confusion).float(),
         "nll": F.cross_entropy(logits, labels),
-        "ece": multiclass_calibration_error(logits.softmax(dim=1), labels, classes, n_bins=15, validate_args=False),
+        "ece": calibration_error(logits, labels),
     }
     recall = recalls(confusion).float()
     values |= {f"recall/{name}": recall[row] for row, name in enumerate(class_names) if not recall[row].isnan()}
     return Scores(values, confusion)
+
+
+def calibration_error(logits: Float[Tensor, "image class"], labels: Int64[Tensor, " image"]) -> Float[Tensor, ""]:
+    """ECE: the mean distance between confidence and accuracy over 15 bins (b/15, (b+1)/15], weighted by their images.
+
+    torchmetrics gives a confidence of exactly 1 a sixteenth bin of its own, so it is lowered by one unit in the last
+    place.
+
+    Source: Guo et al. 2017.
+    """
+    probabilities = logits.float().softmax(dim=1)
+    below_one = 1 - torch.finfo(probabilities.dtype).eps / 2
+    return multiclass_calibration_error(
+        probabilities.clamp(max=below_one), labels, logits.shape[1], n_bins=15, validate_args=False
+    )
 
 
 class EpochOutputs(Metric):

@@ -19,7 +19,10 @@ from emodissect.report.page import Content, Extra, Fact, Section
 
 #: What says how a job differs from another.
 SETTINGS = ("layer", "selection", "rule", "tau", "factor", "seed")
-HIDDEN = {"folder", "task", "chosen", "verdict"}
+_BOUNDS = [
+    f"{name}_{bound}" for name in ("delta_val", "accuracy_before", "accuracy_after") for bound in ("low", "high")
+]
+HIDDEN = {"folder", "task", "chosen", "verdict", *_BOUNDS}
 FIGURE_NAMES = {
     "delta_val": "change on validation (points)",
     "delta": "change on test (points)",

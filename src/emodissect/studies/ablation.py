@@ -45,8 +45,8 @@ class ConceptAblation:
         return self.frame.pivot(index="concept", columns="class", values=column).loc[rows, columns]  # noqa: PD010
 
     def beyond(self, level: float = 0.05) -> pd.DataFrame:
-        """Concept x class: whether the drop is larger than random neurons of the same number explain."""
-        return self.matrix("p_value") < level
+        """Concept x class: whether the drop is larger than random neurons of the same number explain, p <= level."""
+        return self.matrix("p_value") <= level  # of 19 draws the smallest p-value is .05 itself
 
     def save(self, folder: str | Path) -> None:
         """Written as `concept_ablation.csv`."""

@@ -29,7 +29,7 @@ def null_studies(
     test: ImageSet,
     *,
     studies: int = 200,
-    controls: int = 39,
+    controls: int = 99,
     metric: str = "accuracy",
     alpha: float = 0.05,
     seed: int = 0,

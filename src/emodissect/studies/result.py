@@ -45,7 +45,8 @@ class EditStudy:
             were drawn.
         p_shuffled: share of whole studies with shuffled labels, their own choice included, whose choice gives as large
             a delta on test; NaN where the edit reads no labels.
-        detectable_delta: the smallest delta that the test images could have shown with power .8, at as many flips.
+        detectable_delta: the smallest delta that the test images could have shown with power .8, at this
+            share of flips.
         logit_difference, identical_predictions: the chosen cell against a full pass of the really edited weights.
         is_cut, cut_reason, kept_bytes: whether the grid re-ran only what lies behind the layer, at what memory.
         ladder: what cheap alternatives give, see :func:`emodissect.studies.baselines.climb`; empty where none was asked

@@ -33,7 +33,7 @@ from emodissect.studies.result import EditStudy
 log = logging.getLogger(__name__)
 
 _TRAIN_IMAGES = 10_000  # that baselines are fitted on
-_FEWEST_DRAWS = 39  # below, p < .05 could not be reached with room for one draw as good
+_FEWEST_DRAWS = 99  # p < .05 with up to three draws as good; with 39, (1 + 1) / 40 would not be below it
 
 
 class _MadeWhenAsked(dict[str, EditedLogits]):
@@ -52,11 +52,12 @@ class _MadeWhenAsked(dict[str, EditedLogits]):
 
 
 def warn_of_few_draws(alpha: float, controls: int) -> None:
-    """Says so where no p-value could come below alpha."""
-    if 1 / (1 + controls) >= alpha:
+    """Says so where no p-value could come below alpha, or not with one draw as good as the edit."""
+    if 2 / (1 + controls) >= alpha:
+        best = "none" if 1 / (1 + controls) >= alpha else "only an edit that no draw equals"
         log.warning(
-            "study.controls=%d draws cannot give p < %g, so no gain will be claimed. Give %d or more.",
-            *(controls, alpha, math.floor(1 / alpha)),
+            "study.controls=%d draws give p < %g to %s. Give %d or more to claim a gain.",
+            *(controls, alpha, best, math.ceil(5 / alpha) - 1),
         )
 
 
@@ -135,7 +136,7 @@ def run_study(
         alpha: level at which a gain is claimed.
         controls: draws of random neurons, and of shuffled labels.
         control_cells: at most so many cells are evaluated for shuffled labels, each draw of which repeats the whole
-            grid; fewer draws are made of a large grid, never fewer than 39.
+            grid; fewer draws are made of a large grid, never fewer than 99.
         seed: of the controls.
         batch_size, memory_limit: see :class:`~emodissect.editing.fast.edited_logits.EditedLogits`.
         progress: show bars.

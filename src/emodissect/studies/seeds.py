@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import ttest_1samp
+from scipy.stats import norm, t
 
 CHANGES = ("delta_val", "delta")
 """Figures of which 0 means that nothing changed, so that they are tested against it."""
@@ -25,8 +25,11 @@ def over_seeds(
 
     With n seeds, mean m and standard deviation s (n - 1 in the denominator): the interval is m ± t s / √n, t the
     quantile of Student's t with n - 1 degrees of freedom, and ``p_value`` the two-sided one-sample t-test of a change
-    against 0. The unit is a trained network, so the interval tells how far another training would differ; what other
-    test images would give is in the interval of each single job.
+    against 0. Figures are shares of a limited number of images, so that few seeds may agree by chance to the last
+    digit; s is therefore taken to be at least the standard error within one job, the root mean square of
+    (``<figure>_high`` - ``<figure>_low``) / (2 · 1.96) where the jobs have their own 95 % intervals. Where they have
+    none and all values are equal, interval and p-value are NaN. The unit is a trained network, so the interval tells
+    how far another training would differ; what other test images would give is in the interval of each single job.
 
     Args:
         jobs: one row a job of a sweep; failed ones have an ``error`` and do not count.
@@ -52,27 +55,36 @@ def over_seeds(
                 continue
             values = pd.to_numeric(alike[figure], errors="coerce").dropna()
             if len(values) > 1:
-                summary = _summary(values.to_numpy(), figure in CHANGES, level)
+                within = _error_within(alike.loc[values.index], figure)
+                summary = _summary(values.to_numpy(), within, figure in CHANGES, level)
                 rows.append(dict(zip(settings, setting, strict=True)) | {"figure": figure} | summary)
     return pd.DataFrame(rows) if rows else none
 
 
-def _summary(values: ArrayLike, tested: bool, level: float) -> dict[str, float]:
+def _error_within(jobs: pd.DataFrame, figure: str) -> float:
+    """The standard error of a figure within one job, from the jobs' own intervals; 0 where they have none."""
+    bounds = [f"{figure}_low", f"{figure}_high"]
+    if not set(bounds) <= set(jobs):
+        return 0.0
+    low, high = (pd.to_numeric(jobs[name], errors="coerce") for name in bounds)
+    errors = (high - low).dropna() / (2 * norm.ppf(0.975))
+    return float(np.sqrt(np.mean(errors**2))) if len(errors) else 0.0
+
+
+def _summary(values: ArrayLike, within: float, tested: bool, level: float) -> dict[str, float]:
     sample = np.asarray(values, dtype=float)
-    mean, sd = float(sample.mean()), float(sample.std(ddof=1))
-    if np.ptp(sample) == 0:  # scipy has no t where nothing varies
-        low = high = mean
-        p_value = 1.0 if mean == 0 else 0.0
-    else:
-        test = ttest_1samp(sample, 0.0)
-        interval = test.confidence_interval(level)
-        low, high, p_value = float(interval.low), float(interval.high), float(test.pvalue)
+    seeds, mean, sd = len(sample), float(sample.mean()), float(sample.std(ddof=1))
+    error = max(sd, within) / np.sqrt(seeds)
+    half, p_value = float("nan"), float("nan")
+    if error > 1e-12:  # what is left of a difference of equal numbers
+        half = float(t.ppf((1 + level) / 2, seeds - 1) * error)
+        p_value = float(2 * t.sf(abs(mean) / error, seeds - 1))
     return {
-        "seeds": len(sample),
+        "seeds": seeds,
         "mean": mean,
         "sd": sd,
-        "low": low,
-        "high": high,
+        "low": mean - half,
+        "high": mean + half,
         "positive": int((sample > 0).sum()),
         "p_value": p_value if tested else float("nan"),
     }

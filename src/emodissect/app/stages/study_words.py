@@ -25,9 +25,15 @@ def edit_summary(study: EditStudy) -> dict[str, Any]:
         **study.settings,
         "selected": int(study.selected.sum()),
         "delta_val": study.val.delta,
+        "delta_val_low": study.val.low,
+        "delta_val_high": study.val.high,
         "p_val": study.val.p_value,
         "accuracy_before": study.test.accuracy_before,
+        "accuracy_before_low": study.test.accuracy_before_low,
+        "accuracy_before_high": study.test.accuracy_before_high,
         "accuracy_after": study.test.accuracy_after,
+        "accuracy_after_low": study.test.accuracy_after_low,
+        "accuracy_after_high": study.test.accuracy_after_high,
         "delta": study.test.delta,
         "delta_low": study.test.low,
         "delta_high": study.test.high,
@@ -94,7 +100,7 @@ def ablation_table(ablation: ConceptAblation, layer: str, alpha: float) -> Any:
 def _detectable(study: EditStudy) -> str:
     if math.isnan(study.detectable_delta):
         flips = study.test.gained + study.test.lost
-        return f"none: {count(flips, 'flip')} cannot be significant"
+        return f"none: {count(flips, 'flip')} are too few for a power of .8"
     return f"{100 * study.detectable_delta:.2f} points"
 
 
