@@ -12,7 +12,8 @@ from sklearn import metrics as sklearn
 import emodissect.dissection.quality as quality
 import emodissect.similarity as sim
 from emodissect.core.errors import UserError
-from emodissect.dissection.quality import metrics
+from emodissect.core.statistics import benjamini_hochberg
+from emodissect.dissection.quality import metrics, uncertainty
 from emodissect.dissection.quality.held_out import held_out
 from emodissect.dissection.quality.metrics import METRICS
 from emodissect.dissection.quality.truth import planted_table, recovered, true_concepts
@@ -97,15 +98,40 @@ def test_of_labels_takes_each_neurons_concept_block_by_block(scored, monkeypatch
         quality.of_labels(activations, presence, labels[:2])
 
 
-def test_intervals_cover_the_true_correlation_at_their_level():
+def sparse(values, active):
+    """What a ReLU leaves that is active on a share of the images."""
+    return (values - float(stats.norm.ppf(1 - active))).relu() if active < 1 else values
+
+
+@pytest.mark.parametrize("active", [1.0, 0.16, 0.02])
+@pytest.mark.parametrize("scores_are", ["normal", "of a rare concept"])
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+def test_intervals_cover_the_true_correlation(active, scores_are, strength):
+    """Fisher's alone covers .55 of the correlations of sparse neurons with rare concepts."""
     generator = torch.Generator().manual_seed(1)
-    c = torch.randn(200, 300, generator=generator)
-    a = 0.5 * c + (1 - 0.25) ** 0.5 * torch.randn(200, 300, generator=generator)
-    r = metrics.pearson(a, c)
-    low, high = quality.pearson_interval(r, 200)
-    assert 0.9 <= ((low <= 0.5) & (high >= 0.5)).double().mean() <= 0.99
-    expected = stats.pearsonr(a[:, 0].numpy(), c[:, 0].numpy()).confidence_interval()
-    assert_close([low[0], high[0]], [expected.low, expected.high], rtol=1e-4)
+
+    def drawn(images, neurons):
+        z = torch.randn(2, images, neurons, generator=generator)
+        a, c = z[0], strength * z[0] + (1 - strength**2) ** 0.5 * z[1]
+        noise = 0.1 * torch.randn(images, neurons, generator=generator)
+        return sparse(a, active), c if scores_are == "normal" else (c > 1.88).float() + noise
+
+    true = float(metrics.pearson(*drawn(3_000_000, 1)))
+    low, high = quality.pearson_interval(*drawn(750, 300))
+    covered = ((low <= true) & (high >= true)).double().mean()
+    assert covered >= (0.93 if active == 1 else 0.85)
+    assert ((low > -1) & (high < 1)).all()
+
+
+def test_a_dense_interval_is_fishers_or_a_little_wider():
+    generator = torch.Generator().manual_seed(1)
+    a, c = torch.randn(2, 2000, 4, generator=generator)
+    low, high = quality.pearson_interval(a, a + c)
+    for neuron in range(4):
+        expected = stats.pearsonr(a[:, neuron].numpy(), (a + c)[:, neuron].numpy()).confidence_interval()
+        assert low[neuron] == pytest.approx(expected.low, abs=0.01)
+        assert high[neuron] == pytest.approx(expected.high, abs=0.01)
+    assert [float(bound[0]) for bound in quality.pearson_interval(a[:3], c[:3])] == [-1, 1]
 
 
 def paired_anew(metric, activations, presence, draws=999):
@@ -143,12 +169,54 @@ def test_p_values_of_noise_are_uniform_and_of_a_detector_small():
         assert (p <= 0.001).all(), name
 
 
+@pytest.mark.parametrize("active", [1.0, 0.16, 0.02])
+@pytest.mark.parametrize("scores_are", ["normal", "of a rare concept", "0 or 1"])
+def test_held_out_p_values_of_noise_are_never_too_small(active, scores_are):
+    """Images by class, as folders give them, and scores by class: neither skew nor ties make noise significant."""
+    found, images, worlds = {}, 420, 8
+    for world in range(worlds):
+        generator = torch.Generator().manual_seed(world)
+        classes = torch.nn.functional.one_hot(torch.arange(images) * 6 // images, 6).float()
+        classes[images // 6 + 14 : images // 3, 1] = 0  # a rare class
+        noise = torch.randn(images, 6, generator=generator)
+        scores = {"normal": noise, "of a rare concept": (noise / 2 + classes).exp(), "0 or 1": classes}[scores_are]
+        presence = classes if scores_are == "0 or 1" else torch.sigmoid(scores - 1)
+        labels = torch.arange(48) % 6
+        activations = sparse(torch.randn(images, 48, generator=generator), active)
+        p = quality.p_values(activations, scores, presence, labels, draws=199, seed=world)
+        p["simulation"] = quality.pearson_p(activations, scores[:, labels], draws=199, seed=world)
+        for name, values in p.items():
+            found.setdefault(name, []).append(values)
+    assert set(found) == {*METRICS, "simulation"}
+    for name, values in found.items():
+        p = torch.cat(values)
+        # Neurons of a concept share its draws: the binomial errors of both.
+        assert (p <= 0.05).double().mean() <= 0.05 + 3 * (0.05 * 0.95 * (1 / len(p) + 1 / (199 * worlds))) ** 0.5, name
+        assert p.mean() > 0.45, name
+        layers = sum(bool((benjamini_hochberg(layer.numpy()) < 0.05).any()) for layer in values)
+        assert layers <= 2, f"{name}: {layers} of {worlds} layers of noise have a significant neuron"
+
+
 def test_p_values_of_a_correlation():
     generator = torch.Generator().manual_seed(2)
     c = torch.randn(60, 40, generator=generator)
     a = torch.randn(60, 40, generator=generator)
     expected = columns(lambda x, y: stats.pearsonr(x, y, alternative="greater").pvalue, a, c)
-    assert_close(quality.pearson_p(metrics.pearson(a, c), 60), expected, rtol=1e-4)
+    assert_close(quality.pearson_p(a, c), expected, rtol=0, atol=0.06)  # of normal values Student's t is right
+
+
+def test_p_values_do_not_depend_on_blocks(monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    activations, scores = torch.randn(80, 9, generator=generator), torch.rand(80, 3, generator=generator)
+    labels = torch.arange(9) % 3
+    whole = quality.p_values(activations, scores, scores, labels, draws=150)
+    pairs = (activations, scores[:, labels])
+    alone, interval = quality.pearson_p(*pairs, draws=150), quality.pearson_interval(*pairs)
+    monkeypatch.setattr(uncertainty, "_BLOCK", 160)
+    for name, p in quality.p_values(activations, scores, scores, labels, draws=150).items():
+        assert_close(p, whole[name], rtol=0, atol=1e-9)
+    assert torch.equal(quality.pearson_p(*pairs, draws=150), alone)
+    assert_close(torch.stack(quality.pearson_interval(*pairs)), torch.stack(interval), rtol=1e-9)
 
 
 @pytest.mark.parametrize("constant", ["activations", "presence"])
@@ -464,8 +532,9 @@ def test_the_scoring_half_decides_nothing_that_is_fitted():
     changed[rows], moved[rows] = activations[rows.flip(0)], scores[rows.flip(0)]
     plain = held_out(of_layer(activations), scores, list("abcd"), sim.SoftWPMI(top_k=50)).neurons
     other = held_out(of_layer(changed), moved, list("abcd"), sim.SoftWPMI(top_k=50)).neurons
-    # the pairs are the same, in another order, which only the random sets behind the AUPRC's p-values know of
-    pd.testing.assert_frame_equal(plain.drop(columns="auprc_p"), other.drop(columns="auprc_p"), rtol=1e-6)
+    # the pairs are the same, in another order, which only what is drawn at random knows of
+    drawn = [name for name in plain if name.endswith(("_p", "_q", "_low", "_high"))]
+    pd.testing.assert_frame_equal(plain.drop(columns=drawn), other.drop(columns=drawn), rtol=1e-6)
     changed[rows] = activations[rows.roll(1)]
     broken = held_out(of_layer(changed), scores, list("abcd"), sim.SoftWPMI(top_k=50)).neurons
     assert broken.concept.tolist() == plain.concept.tolist()

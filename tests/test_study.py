@@ -432,10 +432,9 @@ def test_concept_ablation_by_hand(tmp_path: Path) -> None:
 
 
 def test_nineteen_draws_can_mark_a_concept() -> None:
-    net, named, faces = threes()
-    found = ablate_concepts(Inference(flat, net), "lin", named, faces, ("a", "b", "c"), draws=19)
-    assert found.matrix("p_value").loc["one", "b"] == 0.05
-    assert found.beyond().loc["one", "b"]
+    p_values = [exceedance_p(1.0, np.zeros(19)), exceedance_p(1.0, [*np.zeros(18), 1.0])]
+    found = ConceptAblation(pd.DataFrame({"concept": "tears", "class": ["sad", "happy"], "p_value": p_values}))
+    assert found.beyond().loc["tears"].tolist() == [True, False]
 
 
 def test_a_large_grid_keeps_enough_draws_to_claim() -> None:

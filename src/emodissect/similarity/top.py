@@ -43,8 +43,12 @@ def top_rows(
     k = min(k, images)
     order = by_ticket(images, ids).to(activations.device)
     found = torch.empty(k, neurons, dtype=torch.int64, device=activations.device)
+    buffer = activations.new_empty(
+        images * min(_BLOCK, neurons)
+    )  # one for all blocks: fresh pages cost as much as data
     for start in range(0, neurons, _BLOCK):
-        levels = [activations[:, start : start + _BLOCK].index_select(0, order)]
+        columns = activations[:, start : start + _BLOCK]
+        levels = [torch.index_select(columns, 0, order, out=buffer[: columns.numel()].view(columns.shape))]
         while len(levels[-1]) > 2 * _GROUP * k:
             levels.append(_group_maxima(levels[-1]))
         if not (levels[-1] < torch.inf).all():  # a maximum is NaN where any of its values is

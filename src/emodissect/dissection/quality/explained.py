@@ -56,7 +56,7 @@ def labelling_parts(layer: LayerActivations, scores: Float[Tensor, "image concep
 def held_out_pearson(explained: Explanation, held_out: Part) -> dict[str, np.ndarray]:
     """``pearson`` of simulated and true activations of each neuron, with its 95 % interval (``pearson_low``, ...)."""
     found = explained.correlation(held_out).double()
-    low, high = pearson_interval(found, len(held_out.scores))
+    low, high = pearson_interval(held_out.activations, explained.simulate(held_out.scores))
     return {"pearson": found.numpy(), "pearson_low": low.numpy(), "pearson_high": high.numpy()}
 
 

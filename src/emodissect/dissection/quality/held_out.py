@@ -99,15 +99,16 @@ def held_out(
     rest = tuple(name for name in METRICS if name not in _OF_SCORES)
     found = of_scores | of_labels(held.values, shown, labels, rest, alphas[0])
     sure = p_values(held.values, scores[second], shown, labels, alphas[0], seed=seed)
-    images = int(second.sum())
     calibration = calibrate(fit.values, scores[first][:, labels])
     found["simulation"] = simulation_score(calibration, held.values, scores[second][:, labels])
-    sure["simulation"] = pearson_p(found["simulation"].double(), images)
+    simulated = calibration.predict(scores[second][:, labels])
+    sure["simulation"] = pearson_p(held.values, simulated, seed=seed)
+    pairs = {"pearson": scores[second][:, labels], "simulation": simulated}
     columns: dict[str, Tensor] = {}
     for name in (*METRICS, "simulation"):
         columns |= {name: found[name], f"{name}_p": sure[name]}
-        if name in ("pearson", "simulation"):
-            columns[f"{name}_low"], columns[f"{name}_high"] = pearson_interval(found[name].double(), images)
+        if name in pairs:
+            columns[f"{name}_low"], columns[f"{name}_high"] = pearson_interval(held.values, pairs[name], seed=seed)
     if truth is not None:
         columns["true_pearson"] = pearson(held.values, truth[second][:, labels])
     silent = ~live.numpy()

@@ -29,8 +29,8 @@ _BLOCK = 2**23  # elements scored at a time
 
 def pearson(activations: Float[Tensor, "image neuron"], presence: Float[Tensor, "image neuron"]) -> Tensor:
     """Pearson correlation of a and c."""
-    a = _centred(activations)
-    c = _centred(presence)
+    a = centred(activations)
+    c = centred(presence)
     return _ratio((a * c).sum(0), a.norm(dim=0) * c.norm(dim=0))
 
 
@@ -183,7 +183,8 @@ def tie_ends(ordered: Tensor) -> Tensor:
     return beyond.flip(0).cummin(0).values.flip(0)
 
 
-def _centred(columns: Tensor) -> Tensor:
+def centred(columns: Tensor) -> Tensor:
+    """Columns less their mean, in float64."""
     shifted = columns.double() - columns[:1].double()  # a constant column becomes exactly zero
     return shifted - shifted.mean(0)
 

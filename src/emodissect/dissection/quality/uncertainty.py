@@ -1,7 +1,12 @@
-"""How sure a held-out score is: p-values against images paired anew, and the interval of a correlation."""
+"""How sure a held-out score is: p-values against images paired anew, and the interval of a correlation.
+
+Nothing is assumed about distributions: behind a ReLU most activations are zero, and the scores of a rare concept are
+skewed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +16,11 @@ from scipy import stats
 from torch import Tensor
 
 from emodissect.core.errors import UserError
-from emodissect.dissection.quality.metrics import ALPHA, mid_ranks, pearson, tie_ends, top_fraction
+from emodissect.dissection.quality.metrics import ALPHA, centred, mid_ranks, pearson, tie_ends, top_fraction
+
+_BLOCK = 2**22  # activations scored at a time: 32 MiB in float64
+_DRAWS = 64  # drawn at a time
+_LEVEL = 1e-9  # differences of correlations that rounding makes
 
 
 class Interval(NamedTuple):
@@ -19,23 +28,65 @@ class Interval(NamedTuple):
     high: Float[Tensor, " neuron"]
 
 
-def pearson_interval(r: Float[Tensor, " neuron"], images: int, level: float = 0.95) -> Interval:
-    """Fisher's interval of a correlation: tanh(atanh r ± z / sqrt(N - 3)). All of [-1, 1] below four images."""
+def pearson_interval(
+    activations: Float[Tensor, "image neuron"],
+    values: Float[Tensor, "image neuron"],
+    level: float = 0.95,
+    draws: int = 499,
+    seed: int = 0,
+) -> Interval:
+    """Interval of the correlation of each neuron's activations with the values beside it.
+
+    The hull of two: Fisher's, tanh(atanh r ± z / sqrt(N - 3)), which is right where the two have nothing to do with
+    each other, whatever their distributions, and the percentiles over images drawn with replacement, which are right
+    where they do. All of [-1, 1] below four images.
+    """
     if not 0 < level < 1:
         raise UserError(f"level={level}: a level between 0 and 1 such as 0.95.")
+    images = len(activations)
+    r = pearson(activations, values)
     if images < 4:
         return Interval(torch.full_like(r, -1), torch.full_like(r, 1))
     width = float(stats.norm.ppf((1 + level) / 2)) / (images - 3) ** 0.5
     centre = r.clamp(-1 + 1e-12, 1 - 1e-12).atanh()
-    return Interval((centre - width).tanh(), (centre + width).tanh())
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    drawn = [
+        _resampled(centred(activations[:, block]), centred(values[:, block]), draws, seed).quantile(tails, dim=0)
+        for block in _blocks(activations)
+    ]
+    low, high = torch.cat(drawn, dim=1)
+    return Interval(torch.minimum((centre - width).tanh(), low), torch.maximum((centre + width).tanh(), high))
 
 
-def pearson_p(r: Float[Tensor, " neuron"], images: int) -> Float[Tensor, " neuron"]:
-    """One-sided p-value of a correlation above 0, by Student's t with N - 2 degrees of freedom."""
-    if images < 3:
-        return torch.ones_like(r)
-    t = r * ((images - 2) / (1 - r.square()).clamp(min=1e-15)).sqrt()
-    return torch.from_numpy(stats.t.sf(t.numpy(), images - 2)).to(r)
+def _resampled(
+    x: Float[Tensor, "image neuron"], y: Float[Tensor, "image neuron"], draws: int, seed: int
+) -> Float[Tensor, "draw neuron"]:
+    """Correlations over images drawn with replacement."""
+    images = len(x)
+    counts = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=draws)
+    weights = torch.from_numpy(counts / images)
+    mean_x, mean_y = weights @ x, weights @ y
+    spread = (weights @ x.square() - mean_x.square()).clamp(min=0) * (weights @ y.square() - mean_y.square()).clamp(
+        min=0
+    )
+    r = (weights @ (x * y) - mean_x * mean_y) / spread.sqrt().clamp(min=1e-300)
+    return torch.where(spread > 0, r, 0.0).clamp(-1, 1)
+
+
+def pearson_p(
+    activations: Float[Tensor, "image neuron"], values: Float[Tensor, "image neuron"], draws: int = 999, seed: int = 0
+) -> Float[Tensor, " neuron"]:
+    """One-sided permutation p-value of a correlation above 0, of each neuron with the values beside it."""
+    parts = []
+    for block in _blocks(activations):
+        x, y = (_unit(part[:, block]) for part in (activations, values))
+        observed = (x * y).sum(0)
+        reached = torch.zeros_like(observed)
+        for orders in _orders(len(x), draws, seed):
+            for order in orders.t():
+                reached += torch.linalg.vecdot(x[order], y, dim=0) >= observed - _LEVEL
+        parts.append((1 + reached) / (1 + draws))
+    return torch.cat(parts)
 
 
 def p_values(
@@ -49,11 +100,10 @@ def p_values(
 ) -> dict[str, Float[Tensor, " neuron"]]:
     """One-sided p-value of each metric: how likely images paired anew with activations score as high.
 
-    - pearson: Student's t. cosine, mad: likewise, of the correlation with c and with c~: paired anew, the cosine
-      rises with the correlation alone, and the mean difference with that of c~.
+    - pearson, cosine, inverse_auc, mad: ``draws`` pairings, (1 + draws as high) / (1 + draws). Paired anew, the cosine
+      rises with the correlation alone and the inverse AUC with the sum of the ranks.
     - auprc: ``draws`` random sets of |B| images.
     - f1, iou: both rise with TP alone, which is hypergeometric (Fisher's exact test).
-    - inverse_auc: the normal approximation of the rank sum, its variance that of the ranks with their ties.
 
     Args:
         activations: of the held-out images.
@@ -61,35 +111,106 @@ def p_values(
         presence: the scores as presence c in [0, 1]; c~ = c >= 0.5.
         labels: the concept of each neuron.
         alpha: share of the images called active, B.
-        draws, seed: of the AUPRC's null.
+        draws, seed: of the pairings and random sets.
     """
-    images = len(activations)
-    c, present = presence[:, labels], presence[:, labels] >= 0.5
-    top = top_fraction(activations, alpha)
-    overlap = torch.from_numpy(
-        stats.hypergeom.sf((top & present).sum(0).numpy() - 1, images, present.sum(0).numpy(), top.sum(0).numpy())
-    )
-    return {
-        "pearson": pearson_p(pearson(activations, scores[:, labels]), images),
-        "cosine": pearson_p(pearson(activations, c), images),
-        "auprc": _auprc_p(scores, top, labels, draws, seed),
-        "f1": overlap,
-        "iou": overlap,
-        "inverse_auc": _rank_sum_p(activations, present),
-        "mad": pearson_p(pearson(activations, present.float()), images),
-    }
+    if draws < 1:
+        raise UserError(f"draws={draws}: at least one; the smallest p-value is 1 / (1 + draws).")
+    parts = []
+    for block in _blocks(activations):
+        values, own = activations[:, block], labels[block]
+        present, top = presence[:, own] >= 0.5, top_fraction(values, alpha)
+        overlap = torch.from_numpy(
+            stats.hypergeom.sf(
+                *((top & present).sum(0).numpy() - 1, len(values), present.sum(0).numpy(), top.sum(0).numpy())
+            )
+        )
+        found = _paired_p(values, scores, presence, own, draws, seed)
+        parts.append({**found, "auprc": _auprc_p(scores, top, own, draws, seed), "f1": overlap, "iou": overlap})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _rank_sum_p(activations: Float[Tensor, "image neuron"], present: Bool[Tensor, "image neuron"]) -> Tensor:
-    """Mann and Whitney's test; 1 where either group is empty."""
-    images = len(activations)
-    inside = present.sum(0).double()
-    ranks = mid_ranks(activations)
-    above = (ranks * present).sum(0) - inside * (images + 1) / 2
-    squares = (ranks - (images + 1) / 2).square().sum(0)
-    spread = (inside * (images - inside) / (images * max(images - 1, 1)) * squares).sqrt()
-    p = torch.from_numpy(stats.norm.sf(((above - 0.5) / spread.clamp(min=1e-12)).numpy()))
-    return torch.where(spread > 0, p, 1.0)
+def _paired_p(
+    activations: Float[Tensor, "image neuron"],
+    scores: Float[Tensor, "image concept"],
+    presence: Float[Tensor, "image concept"],
+    labels: Int64[Tensor, " neuron"],
+    draws: int,
+    seed: int,
+) -> dict[str, Float[Tensor, " neuron"]]:
+    """p-values of the metrics that are functions of sums over the images, all draws of a concept in one product."""
+    concepts = {int(concept): (labels == concept).nonzero()[:, 0] for concept in labels.unique()}
+    statistics = {concept: _Sums(activations[:, own], scores[:, concept], presence[:, concept])
+                  for concept, own in concepts.items()}  # fmt: skip
+    itself = torch.arange(len(activations))[:, None]
+    observed = {concept: sums.paired(itself) for concept, sums in statistics.items()}
+    reached: dict[str, Tensor] = {}
+    for orders in _orders(len(activations), draws, seed):
+        for concept, own in concepts.items():
+            for name, drawn in statistics[concept].paired(orders).items():
+                seen = observed[concept][name]
+                count = (drawn >= seen - _LEVEL * seen.abs().clamp(min=1)).sum(0)
+                reached.setdefault(name, torch.zeros(len(labels), dtype=torch.float64))[own] += count
+    return {name: (1 + count) / (1 + draws) for name, count in reached.items()}
+
+
+class _Sums:
+    """The neurons of one concept, and what they are scored against."""
+
+    def __init__(
+        self,
+        activations: Float[Tensor, "image neuron"],
+        scores: Float[Tensor, " image"],
+        presence: Float[Tensor, " image"],
+    ) -> None:
+        present = presence >= 0.5
+        self.inside, self.outside = int(present.sum()), int((~present).sum())
+        a = centred(activations)
+        self.norms = a.norm(dim=0)
+        self.unit, self.ranks = _unit(activations), _unit(mid_ranks(activations))
+        self.squares = a.square()
+        self.present = present.double()
+        columns = torch.stack([scores.double(), presence.double(), self.present], dim=1)
+        self.columns = _unit(columns)
+
+    def paired(self, orders: Int64[Tensor, "image draw"]) -> dict[str, Float[Tensor, "draw neuron"]]:
+        """The metrics, up to increasing functions, with the images in other orders."""
+        scores, presence, present = (column[orders].t() for column in self.columns.t())
+        return {
+            "pearson": scores @ self.unit,
+            "cosine": presence @ self.unit,
+            "inverse_auc": present @ self.ranks,
+            "mad": self._mad(self.present[orders].t()),
+        }
+
+    def _mad(self, present: Float[Tensor, "draw image"]) -> Float[Tensor, "draw neuron"]:
+        """(mean a | c~ - mean a | not c~) / standard deviation of a | not c~."""
+        if not self.inside or not self.outside:
+            return present.new_zeros(len(present), self.unit.shape[1])
+        inside = present @ self.unit * self.norms  # centred, so that those outside sum to its opposite
+        mean_out = -inside / self.outside
+        variance = (self.squares.sum(0) - present @ self.squares) / self.outside - mean_out.square()
+        known = variance > 1e-12 * self.squares.mean(0)
+        return torch.where(known, (inside / self.inside - mean_out) / variance.clamp(min=1e-300).sqrt(), 0.0)
+
+
+def _unit(columns: Float[Tensor, "image column"]) -> Float[Tensor, "image column"]:
+    """Centred columns of length 1; 0 where a column is constant."""
+    columns = centred(columns)
+    length = columns.norm(dim=0)
+    return columns / torch.where(length > 0, length, 1.0)
+
+
+def _orders(images: int, draws: int, seed: int) -> Iterator[Int64[Tensor, "image draw"]]:
+    """Permutations of the images, a few at a time; the same seed gives the same again."""
+    generator = np.random.default_rng(seed)
+    for start in range(0, draws, _DRAWS):
+        many = min(_DRAWS, draws - start)
+        yield torch.from_numpy(np.stack([generator.permutation(images) for _ in range(many)], axis=1))
+
+
+def _blocks(activations: Float[Tensor, "image neuron"]) -> list[slice]:
+    step = max(_BLOCK // max(len(activations), 1), 1)
+    return [slice(start, start + step) for start in range(0, max(activations.shape[1], 1), step)]
 
 
 def _auprc_p(
@@ -100,8 +221,6 @@ def _auprc_p(
     seed: int,
 ) -> Float[Tensor, " neuron"]:
     """(1 + draws that reach it) / (1 + draws), against average precisions of random sets as large as B."""
-    if draws < 1:
-        raise UserError(f"draws={draws}: at least one; the smallest p-value is 1 / (1 + draws).")
     images, size = len(top), int(top[:, 0].sum()) if top.shape[1] else 0
     generator = np.random.default_rng(seed)
     random = torch.from_numpy(np.stack([generator.choice(images, size, replace=False) for _ in range(draws)]))
