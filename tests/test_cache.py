@@ -59,6 +59,18 @@ def test_a_damaged_entry_is_reported_and_made_anew(cache: Cache, damage: str, ca
     assert "damaged" in caplog.text
 
 
+def test_a_failed_entry_is_unlocked_while_its_error_is_kept(cache: Cache) -> None:
+    """The error holds the frames, and these the lock: it must not wait for the last of them to go."""
+
+    def fail(folder: Path) -> None:
+        raise RuntimeError("cut off")
+
+    with pytest.raises(RuntimeError) as kept:
+        cache.entry("things", {"x": 1}, fail)
+    assert (Cache(cache.root).entry("things", {"x": 1}, _write("one")) / "a.txt").exists()
+    assert kept.traceback
+
+
 def test_a_failed_entry_leaves_nothing(cache: Cache) -> None:
     def fail(folder: Path) -> None:
         (folder / "half.txt").write_text("half")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ import torchvision
 from hydra.errors import InstantiationException
 from torch import nn
 
+import emodissect
+from emodissect.app.stages.classifier import require_resumable
+from emodissect.concepts.open_clip_model import OpenClip
 from emodissect.core.cache import Cache
 from emodissect.core.errors import UserError
 from emodissect.models.file_arguments import filled_from_file
@@ -166,7 +171,150 @@ def test_the_command_line_runs_no_function_that_makes_no_network(
 ) -> None:
     (tmp_path / "kept").mkdir()
     arguments = "{command: touch " + str(tmp_path / "marker") + ", path: " + str(tmp_path / "kept") + "}"
-    with pytest.raises((UserError, InstantiationException), match=r"A torch\.nn\.Module class is accepted"):
+    with pytest.raises((UserError, InstantiationException), match=r"A torch\.nn\.Module class is|has no such argument"):
         verb("train", "model=custom", "model.target=torch.nn.Identity", word, f"model.arguments={arguments}")
     assert (tmp_path / "kept").exists()
     assert not (tmp_path / "marker").exists()
+
+
+def training_state(folder: Path, **state: Any) -> dict[str, Any]:
+    """What a Lightning checkpoint of a training holds, with a ModelCheckpoint's state."""
+    paths = {
+        "dirpath": str(folder),
+        "best_model_path": str(folder / "best.ckpt"),
+        "best_model_score": torch.tensor(0.0),
+    }
+    empty = {name: {} for name in ("state_dict", "loops")} | {
+        name: [] for name in ("optimizer_states", "lr_schedulers")
+    }
+    return {"epoch": 0, "global_step": 1, **empty, "callbacks": {"ModelCheckpoint{}": {**paths, **state}}}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"kth_best_model_path": "{folder}/../../kept"},
+        {"last_model_path": "/home"},
+        {"best_model_path": "s3://bucket/best.ckpt"},
+        {"best_k_models": {"{folder}/../kept": torch.tensor(0.0)}},
+        {"best_k_models": ["{folder}/../kept"]},
+        {"best_model_path": "{folder}"},
+        {"best_model_path": 3},
+        {"dirpath": None},
+    ],
+    ids=str,
+)
+def test_a_resumed_checkpoint_names_no_files_outside_its_folder(state: dict[str, Any], tmp_path: Path) -> None:
+    """Lightning would remove them when a better checkpoint comes, folders with all that is in them."""
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {filled(key): item for key, item in value.items()}
+        if isinstance(value, list):
+            return [filled(item) for item in value]
+        return value.replace("{folder}", str(tmp_path)) if isinstance(value, str) else value
+
+    path = tmp_path / "last.ckpt"
+    torch.save(training_state(tmp_path, **{name: filled(value) for name, value in state.items()}), path)
+    with pytest.raises(UserError, match=r"is refused: the state of its callback ModelCheckpoint.* does not lie in"):
+        require_resumable(path, 10)
+
+
+def test_a_resumed_checkpoint_of_ones_own_passes(tmp_path: Path) -> None:
+    own = {"best_k_models": {str(tmp_path / "best.ckpt"): torch.tensor(1.0)}, "kth_best_model_path": "", "kth_value": 1}
+    torch.save(training_state(tmp_path, **own), tmp_path / "last.ckpt")
+    require_resumable(tmp_path / "last.ckpt", 10)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        3, [1], torch.ones(2), {"a": torch.ones(2)},
+        {"epoch": "x"}, {"epoch": None}, {"epoch": -1}, {"lr_schedulers": 3}, {"lr_schedulers": [{"T_max": "x"}]},
+        {"lr_schedulers": [3]}, {"global_step": []}, {"callbacks": 3}, {"callbacks": {"ModelCheckpoint": 3}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_resume_file_with_a_broken_header_is_reported(content: Any, tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    whole = {**training_state(tmp_path), **content} if isinstance(content, dict) and "a" not in content else content
+    torch.save(whole, path)
+    if isinstance(whole, dict) and "callbacks" in content:
+        require_resumable(path, 10)  # Lightning has nothing to restore
+    else:
+        with pytest.raises(UserError, match="resume=true"):
+            require_resumable(path, 10)
+
+
+def test_a_hostile_resume_pointer_in_a_shared_cache_starts_the_training_anew(
+    verb: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    shared = tmp_path / "shared"
+    small = (f"paths.cache_dir={shared}", "data.train=28", "data.val=14", "data.test=14", "trainer.max_epochs=2")
+    folder, _ = verb("train", *small, "saliency.images=0")
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    for held in state["callbacks"].values():
+        if "kth_best_model_path" in held:
+            held |= {"kth_best_model_path": f"{held['dirpath']}/../../kept", "kth_value": torch.tensor(-1.0)}
+    torch.save(state, folder / "checkpoints" / "last.ckpt")
+    (entry,) = (path.parent for path in (shared / "training").glob("*/entry.json"))
+    shutil.rmtree(entry)
+    for content in (str(folder / "checkpoints" / "last.ckpt"), "\0", "x" * 10_000, "/dev/null", str(tmp_path)):
+        entry.with_suffix(".resume").write_text(content)
+        verb("train", *small, "saliency.images=0")
+        shutil.rmtree(next((shared / "training").glob("*/entry.json")).parent)
+    assert "is refused: the state of its callback" in caplog.text
+    assert kept.exists()
+
+
+@pytest.mark.parametrize("arguments", [{"trust_remote_code": True}, {"bpe_path": "/etc/passwd"}])
+def test_a_clip_that_brings_its_config_brings_no_code(arguments: dict[str, Any], tmp_path: Path) -> None:
+    config = {"embed_dim": 4, "vision_cfg": {}, "text_cfg": {"hf_tokenizer_name": "x/y", "tokenizer_kwargs": arguments}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    clip = OpenClip(f"local-dir:{tmp_path}")
+    for part in ("tokenizer", "model"):
+        with pytest.raises(UserError, match=f"is refused: its config gives its tokenizer {next(iter(arguments))}"):
+            getattr(clip, part)
+
+
+def test_a_tokenizer_of_the_hub_runs_no_code_of_its_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = {"embed_dim": 4, "vision_cfg": {}, "text_cfg": {"hf_tokenizer_name": "x/y"}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr("open_clip.get_tokenizer", lambda name, **given: asked.append(given))
+    OpenClip(f"local-dir:{tmp_path}").tokenizer  # noqa: B018
+    assert asked == [{"trust_remote_code": False}]
+
+
+def test_no_call_in_the_source_runs_what_a_file_says() -> None:
+    """docs/security.md lists the calls that are left; a new one belongs into its table, with what guards it."""
+    allowed = {
+        "torch.load": {"app/stages/classifier.py", "models/checkpoints.py"},
+        "np.load": {"data/fer2013_files.py", "data/image_files.py", "recording/store.py", "demo/sketches/faces.py"},
+        "yaml.load": {"concepts/concept_files.py", "app/config_keys.py"},
+        "spec.loader.exec_module": {"models/zoo.py"},
+        "subprocess.run": {"app/manifest.py", "core/parquet_files.py"},
+        "subprocess.Popen": {"demo/sketches/faces.py"},
+    }
+    refused = (
+        *("eval", "exec", "os.system", "torch.jit.load", "torch.hub.load", "pickle.load", "pickle.loads"),
+        *("pd.read_pickle", "joblib.load", "yaml.unsafe_load", "yaml.full_load"),
+    )
+    root = Path(emodissect.__file__).parent
+    found: dict[str, set[str]] = {}
+    for file in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call):
+                found.setdefault(ast.unparse(node.func), set()).add(file.relative_to(root).as_posix())
+                given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                if ast.unparse(node.func) == "torch.load":
+                    assert given["weights_only"] == "True", file
+                if ast.unparse(node.func) == "yaml.load":
+                    assert given["Loader"] in ("yaml.BaseLoader", "_LOADER"), file  # the second is SafeLoader in C
+                assert given.get("allow_pickle", "False") == "False", file
+                assert given.get("shell", "False") == "False", file
+    assert {name: found[name] for name in refused if name in found} == {}
+    for name, files in allowed.items():
+        assert found.get(name, set()) <= files, f"{name}: add it to docs/security.md with what guards it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import shutil
 import warnings
@@ -174,6 +175,10 @@ def outcomes(kind: Kind, folder: Path, flips: int = FLIPS, seed: int = 0) -> Cou
     wanted = fingerprint(read(made))
     chance = random.Random(seed)
     found: Counter[str] = Counter()
+    warned: list[logging.LogRecord] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = warned.append  # type: ignore[method-assign]
+    logging.getLogger("emodissect").addHandler(listener)
     for _ in range(flips):
         file = chance.choices(files, [path.stat().st_size for path in files])[0]
         content = file.read_bytes()
@@ -182,10 +187,13 @@ def outcomes(kind: Kind, folder: Path, flips: int = FLIPS, seed: int = 0) -> Cou
         changed[place] ^= chance.randrange(1, 256)
         file.write_bytes(changed)
         try:
-            found["same" if fingerprint(read(made)) == wanted else "other"] += 1
+            warned.clear()
+            same = fingerprint(read(made)) == wanted
+            found["same" if same else "noticed" if warned else "other"] += 1
         except UserError:
             found["noticed"] += 1
         file.write_bytes(content)
+    logging.getLogger("emodissect").removeHandler(listener)
     shutil.rmtree(folder / "made")
     return found
 

@@ -140,6 +140,18 @@ def test_a_null_that_is_not_the_labels(labels: Dissection, null: Any, message: s
         Dissection.load(tmp_path)
 
 
+def test_rows_that_were_edited_are_used_with_a_warning(
+    labels: Dissection, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels.save(tmp_path)
+    Dissection.load(tmp_path)
+    assert caplog.text == ""
+    edited = labels.neurons.assign(similarity=-labels.neurons["similarity"])
+    edited.to_parquet(tmp_path / "neurons.parquet", index=False)
+    assert Dissection.load(tmp_path).neurons["similarity"].iloc[0] == -labels.neurons["similarity"].iloc[0]
+    assert "is not what was written with null.safetensors beside it: edited since, or damaged" in caplog.text
+
+
 def test_csv_files_are_not_read_back(labels: Dissection, tmp_path: Path) -> None:
     labels.save(tmp_path)
     for name in ("neurons.csv", "layers.csv", "shares.csv"):

@@ -26,6 +26,8 @@ from emodissect.core.tensor_files import check_archive, is_torchscript, torchscr
 
 log = logging.getLogger(__name__)
 
+_TOKENIZER_ARGUMENTS = ("clean", "strip_sep_token", "language")
+
 Tokenizer = Callable[[Sequence[str]], Int64[Tensor, "text token"]]
 
 
@@ -100,6 +102,7 @@ class OpenClip:
     def _loaded(self) -> nn.Module:
         if self._brings_weights:
             try:
+                self._require_no_code()
                 model = open_clip.create_model(self.model_name, require_pretrained=True)
             except (RuntimeError, OSError, ValueError) as error:
                 raise UserError(
@@ -152,12 +155,31 @@ class OpenClip:
             UserError: the tokenizer lies on the hub and cannot be had.
         """
         try:
-            return open_clip.get_tokenizer(self.model_name)
+            # transformers asks on the terminal whether to run a repository's own code, unless it is told not to
+            foreign = {"trust_remote_code": False} if self._require_no_code().get("hf_tokenizer_name") else {}
+            return open_clip.get_tokenizer(self.model_name, **foreign)
+        except UserError:
+            raise
         except Exception as error:  # transformers missing, hub unreachable, file damaged: one answer for the user
             raise UserError(
                 f"The tokenizer of {self.model_name} cannot be had: {_first_line(error)} "
                 "Architectures with OpenAI's tokenizer (ViT-B-16, RN50, ...) need nothing further."
             ) from error
+
+    def _require_no_code(self) -> dict[str, Any]:
+        """The text half of the architecture's config; of a model that brings its own, it may name no code.
+
+        Raises:
+            UserError: its tokenizer's arguments are others than those of open_clip's own tokenizers.
+        """
+        text = dict((open_clip.get_model_config(self.model_name) or {}).get("text_cfg") or {})
+        other = sorted(set(text.get("tokenizer_kwargs") or {}) - set(_TOKENIZER_ARGUMENTS))
+        if other and self._brings_weights:
+            raise UserError(
+                f"{self.model_name} is refused: its config gives its tokenizer {', '.join(map(str, other))}. Accepted "
+                f"from a file: {', '.join(_TOKENIZER_ARGUMENTS)}. Where does it come from?"
+            )
+        return text
 
     def unknown_words(self, text: str) -> tuple[str, ...]:
         """The words of a text that the model has never read; none where the tokenizer spells every word."""

@@ -77,7 +77,7 @@ class Cache:
                 f"The cache folder {self.root} cannot be written ({error.strerror}). "
                 "Give another: paths.cache_dir=<folder>."
             ) from error
-        with lock:
+        try:
             newest = self._newest(kind, key)
             if (not anew or newest != before) and self._intact(newest):
                 return self._give(newest)
@@ -86,6 +86,8 @@ class Cache:
             made = self._make(name, key, write)
             self._remove_replaced(name, made)
             return self._give(made)
+        finally:
+            lock.release()
 
     def value(
         self,

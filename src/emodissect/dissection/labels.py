@@ -178,7 +178,7 @@ class Dissection:
         write_csv(self.neurons, folder / "neurons.csv")
         self.layers.to_csv(folder / "layers.csv", index=False)
         self.shares.to_csv(folder / "shares.csv", index=False)
-        about = {"tau": repr(self.tau), "level": repr(self.level)}
+        about = {"tau": repr(self.tau), "level": repr(self.level), "neurons": self.fingerprint()}
         null = {name: torch.from_numpy(draws.copy()) for name, draws in self.null.items()}
         save_file(null, folder / "null.safetensors", {**about, "content": content_key({**about, "null": self.null})})
 
@@ -208,23 +208,27 @@ class Dissection:
                 "dissect now."
             ) from error
         neurons = checked_labels(neurons, table)
-        null, tau, level = _read_null(path / "null.safetensors")
+        null, about = _read_null(path / "null.safetensors")
         checked_null(null, set(neurons["layer"]), path / "null.safetensors")
-        return cls.of_neurons(neurons, null, tau, level)
+        tau, level = (float(about.get(name, known)) for name, known in (("tau", 0.0), ("level", REFERENCE_LEVEL)))
+        found = cls.of_neurons(neurons, null, tau, level)
+        if about.get("neurons", content := found.fingerprint()) != content:
+            log.warning("%s is not what was written with null.safetensors beside it: edited since, or damaged.", table)
+        return found
 
 
-def _read_null(path: Path) -> tuple[dict[str, np.ndarray], float, float]:
-    """The null's draws by layer and the thresholds; none and the defaults where there is no such file."""
+def _read_null(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The null's draws by layer, and what was written with them; none where there is no such file."""
     if not path.exists():
-        return {}, 0.0, REFERENCE_LEVEL
+        return {}, {}
     try:
         with safe_open(path, framework="np") as file:
             held = file.metadata() or {}
             null = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-        about = {name: held[name] for name in ("tau", "level") if name in held}
+        about = {name: text for name, text in held.items() if name != "content"}
         if held.get("content", content := content_key({**about, "null": null})) != content:
             raise ValueError("its content is not what was written")
-        return null, float(about.get("tau", 0.0)), float(about.get("level", REFERENCE_LEVEL))
+        return null, about
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error}). Copy it again, or remove it: labels without it have no shares by chance."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import pandas as pd
@@ -39,7 +40,12 @@ class EpochHistory(Callback):
         return {"epochs": {epoch: dict(figures) for epoch, figures in self.epochs.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.epochs = {int(epoch): dict(figures) for epoch, figures in state_dict["epochs"].items()}
+        self.epochs = {}
+        with suppress(LookupError, TypeError, ValueError, AttributeError):  # of a checkpoint that others made
+            self.epochs = {
+                int(epoch): {str(name): float(value) for name, value in figures.items()}
+                for epoch, figures in state_dict["epochs"].items()
+            }
 
     def frame(self) -> pd.DataFrame:
         """One row an epoch: column ``epoch`` and every figure, NaN where an epoch lacks it."""

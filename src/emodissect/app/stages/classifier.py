@@ -32,6 +32,7 @@ from emodissect.data.ferplus import soft_labels
 from emodissect.lightning.callbacks import LogAccuracy
 from emodissect.lightning.earlier_best import KeepEarlierBest
 from emodissect.lightning.epoch_history import EpochHistory
+from emodissect.lightning.resume_states import require_own_paths
 from emodissect.lightning.sinks import Artifact
 from emodissect.lightning.tracking import log_artifact, log_history, log_metrics
 from emodissect.models.checkpoints import read_checkpoint
@@ -363,6 +364,7 @@ def require_resumable(path: Path, max_epochs: int | None) -> None:
             f"resume=true needs a Lightning checkpoint of a training, and {path} lacks {', '.join(missing)}. "
             "resume=false starts a new training from its weights."
         )
+    require_own_paths(held, path)
     try:
         done = int(held["epoch"]) + 1
         by_epoch = max(int(held["global_step"]) // done, 1)
@@ -417,7 +419,9 @@ class _Resume:
         """The checkpoint of a training that was cut off; None where there is none, or none that can be used."""
         try:
             last = Path(self.pointer.read_text(encoding="utf-8").strip())
-            epoch = int(read_checkpoint(last)["epoch"])
+            held = read_checkpoint(last)
+            require_own_paths(held, last)
+            epoch = int(held["epoch"])
         except FileNotFoundError:
             return None
         except (UserError, OSError, ValueError, LookupError, TypeError) as error:
