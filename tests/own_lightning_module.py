@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning import LightningModule
+from lightning import LightningDataModule, LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 
 class LitNet(LightningModule):
@@ -37,3 +38,26 @@ class LitNet(LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=self.hparams["lr"])
+
+
+class LitFaces(LightningDataModule):
+    """Three loaders of (float image, label) pairs; two classes that differ in brightness."""
+
+    def __init__(self, images: int = 60) -> None:
+        super().__init__()
+        self.images = images
+
+    def setup(self, stage: str) -> None:
+        generator = torch.Generator().manual_seed(0)
+        labels = torch.arange(self.images) % 2
+        pixels = 0.4 * torch.rand(self.images, 1, 48, 48, generator=generator) + 0.5 * labels[:, None, None, None]
+        self.data = TensorDataset(pixels, labels)
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.data, batch_size=8, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return [DataLoader(self.data, batch_size=8)]
+
+    def test_dataloader(self) -> Any:
+        return DataLoader(self.data, batch_size=8)

@@ -9,8 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from own_lightning_module import LitFaces
 
 from emodissect.core.errors import UserError
+from emodissect.data.own_data import OwnData
 
 pytestmark = pytest.mark.slow  # whole verbs
 
@@ -36,3 +38,19 @@ def test_a_target_that_is_no_module_is_refused_before_it_is_called(verb: Verb) -
         verb("train", "module=custom", "module._target_=os.system")
     with pytest.raises(UserError, match="soft_labels=true is for module=classifier"):
         verb("train", *OWN, "data=sketches", "soft_labels=true")
+
+
+def test_a_datamodule_of_ones_own_gives_the_images(verb: Verb) -> None:
+    data = ("data=custom", "data.datamodule._target_=own_lightning_module.LitFaces", "data.class_names=[dark,bright]")
+    own = [word.replace("+module.lr=0.02", "+module.num_classes=2") for word in OWN]
+    _, figures = verb("train", *data, *own, "trainer.max_epochs=8", "augment=none")
+    assert figures["test/acc"] > 0.9  # brightness tells the classes apart
+    with pytest.raises(UserError, match=r"data\.class_names has 1 names"):
+        verb("train", *data[:2], "data.class_names=[dark]", *own)
+
+
+def test_raw_images_of_a_datamodule_have_ids_of_their_own(tmp_path: Path) -> None:
+    splits = OwnData(LitFaces(), cache_dir=tmp_path, class_names=("dark", "bright")).splits
+    assert (len(splits.train), splits.train.images.dtype) == (60, torch.uint8)
+    ids = torch.cat([splits.train.ids, splits.val.ids, splits.test.ids])
+    assert ids.tolist() == list(range(180))
