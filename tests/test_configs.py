@@ -26,6 +26,8 @@ NEEDS = {
     ("data", "image_folder"): ["data.path={tmp}/faces"],
     ("clip", "file"): ["clip.model_name=RN50", "clip.weights={tmp}/weights.pt"],
     ("model", "custom"): ["model.target=torch.nn.Identity"],
+    ("module", "custom"): ["module._target_=lightning.LightningModule"],
+    ("data", "custom"): ["data.datamodule._target_=lightning.LightningDataModule", "data.class_names=[a,b]"],
     ("edit", "from_checkpoint"): ["edit.path={tmp}/weights.pt"],
     ("selection", "concept"): ["selection.concepts=[Smile]"],
     ("layer", "named"): ["layer.names=lin1"],
