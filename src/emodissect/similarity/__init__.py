@@ -16,7 +16,13 @@ from emodissect.similarity.null import (
 from emodissect.similarity.rank_order import rank_reorder
 from emodissect.similarity.top import constant_neurons, top_rows
 from emodissect.similarity.top_measures import WPMI, SoftWPMI
-from emodissect.similarity.value_measures import CosSimilarity, CosSimilarityCubed, Pearson, RankReorder
+from emodissect.similarity.value_measures import (
+    CosSimilarity,
+    CosSimilarityCubed,
+    Pearson,
+    RankReorder,
+    ValueSimilarity,
+)
 
 SIMILARITIES: Mapping[str, type[Similarity]] = {
     "soft_wpmi": SoftWPMI,
@@ -56,6 +62,7 @@ __all__ = [
     "RankReorder",
     "Similarity",
     "SoftWPMI",
+    "ValueSimilarity",
     "best_similarity_null",
     "constant_neurons",
     "cos_similarity",

@@ -23,8 +23,11 @@ _SORTED = 2**22  # scores sorted at a time: 16 MiB, and 32 MiB of order
 _REORDERED = 2**19  # re-ordered activations at a time: 2 MiB, which stay in cache
 
 
-class _OfValues(Similarity):
-    """Similarities of which the null pairs activations and images anew in each draw, the same for all neurons."""
+class ValueSimilarity(Similarity):
+    """A similarity that reads every activation; one of your own needs ``__call__`` only.
+
+    Each draw of its null gives every image the concept scores of another image, the same permutation for all neurons.
+    """
 
     needs_values: ClassVar[bool] = True
     top_k: ClassVar[int | None] = None
@@ -33,8 +36,16 @@ class _OfValues(Similarity):
         require_aligned(concept_scores, len(layer.ids))
         return self(concept_scores, _values(layer, self), layer.ids)
 
+    def null_best(self, concept_scores: Tensor, layer: Layer, draws: int, seed: int, progress: str = "") -> Tensor:
+        generator, values = np.random.default_rng(seed), _values(layer, self)
+        best = torch.empty(draws, values.shape[1])
+        for draw in tracked(range(draws), progress):
+            order = torch.from_numpy(generator.permutation(len(concept_scores)))
+            best[draw] = self(concept_scores[order], values, layer.ids).amax(1)
+        return best
 
-class _Cosine(_OfValues):
+
+class _Cosine(ValueSimilarity):
     """Cosines of transformed columns: the null pairs each image's activations with another image's scores."""
 
     _centred: ClassVar[bool]
@@ -113,7 +124,7 @@ class Pearson(_Cosine):
 
 
 @dataclass(frozen=True)
-class RankReorder(_OfValues):
+class RankReorder(ValueSimilarity):
     """``rank_reorder`` with its parameters and the seed of its random baseline."""
 
     p: float = 3.0
