@@ -200,7 +200,16 @@ def judged(folder: Path) -> dict[str, pd.DataFrame]:
 def test_evaluate_writes_label_quality(verb: Verb) -> None:
     folder, _ = verb("dissect", "label_quality=true", "layer=lin3", "clip@quality.another_clip=tiny")
     found = judged(folder)
-    assert set(found) == {"neurons", "sanity", "recovery", "planted", "explanations", "stability", "responses"}
+    assert set(found) == {
+        "neurons",
+        "sanity",
+        "recovery",
+        "planted",
+        "coverage",
+        "explanations",
+        "stability",
+        "responses",
+    }
     neurons = found["neurons"]
     assert len(neurons) == 7
     assert neurons["clarity"].between(-1, 1).all()
@@ -223,6 +232,8 @@ def test_evaluate_writes_label_quality(verb: Verb) -> None:
     assert explained.loc[("planted mixtures, annotations", "linear"), "exact"] > 0.8
     assert explained.loc[("planted mixtures, annotations", "linear"), "covered"] > 0.8
     assert explained.loc[("planted mixtures, scorer", "linear"), "ratio"] > 1.3
+    covered = found["coverage"].query("source == 'annotations' and kind == 'single'")
+    assert (covered["covered"] >= covered["level"]).all()
     assert explained.loc["lin3", "moved"].between(-1, 1).all()
     assert len(found["responses"]) == 7 * 20
     assert found["responses"]["slope"].between(found["responses"]["low"], found["responses"]["high"]).all()
@@ -235,6 +246,15 @@ def test_evaluate_writes_label_quality(verb: Verb) -> None:
     page = (folder / "report.html").read_text()
     assert '"heldConcept"' in page
     assert "Do the labels hold?" in page
+
+
+def test_label_sets_are_a_column_of_the_neurons_and_their_cards(verb: Verb) -> None:
+    folder, _ = verb("dissect", "label_sets.resamples=20", "layer=lin3")
+    neurons = pd.read_parquet(folder / "neurons.parquet")
+    assert neurons["label_set"].str.len().gt(0).all()
+    assert sum(label in words for label, words in zip(neurons["concept"], neurons["label_set"], strict=True)) >= 5
+    assert '"label_set"' in (folder / "report.html").read_text()
+    assert Dissection.load(folder)["lin3"]["label_set"].tolist() == neurons["label_set"].tolist()
 
 
 def test_an_explanation_is_a_table_a_section_and_a_figure_of_the_summary(verb: Verb) -> None:
@@ -300,6 +320,7 @@ def test_the_audit_is_a_file_and_a_section(verb: Verb) -> None:
         ("dissect", ["saliency.ids=[-5]"], "saliency.ids"),
         ("edit", ["labels_dir=/nowhere"], "neurons.parquet"),
         ("dissect", ["similarity.top_k=0"], "top_k"),
+        ("dissect", ["label_sets.resamples=-1"], "label_sets.resamples"),
         ("dissect", ["explanation=linear", "explanation.penalty=2"], "penalty"),
         ("edit", ["study.metric=acuracy"], "accuracy"),
         ("edit", ["study.test_split=tst"], "test"),

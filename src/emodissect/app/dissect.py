@@ -9,7 +9,7 @@ from omegaconf import DictConfig, ListConfig
 
 from emodissect.app.session import session
 from emodissect.app.stages.classifier import trained_classifier
-from emodissect.app.stages.dissection import Plan, dissected, labels_artifact, layer_summary, with_maps
+from emodissect.app.stages.dissection import Plan, dissected, labels_artifact, layer_summary, with_label_sets, with_maps
 from emodissect.app.stages.explanation import explained
 from emodissect.app.stages.label_quality import Quality, score_labels
 from emodissect.app.stages.pages import dissection_figures, dissection_page, write_figures, write_page
@@ -37,6 +37,8 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
             )
         layers = plan.layers(trained.classifier)
         found = with_maps(run, plan, trained, dissected(run, plan, trained, layers))
+        if cfg.label_sets.resamples:
+            found = with_label_sets(plan, found)
         found.dissection.save(run.folder)
         run.add_output("labels", run.folder / "neurons.csv")
         run.console.print(layer_summary(found.dissection))

@@ -88,6 +88,7 @@ NEURONS = (
     Column("layer", "layer", help="module path in the network"),
     Column("neuron", "neuron", "id", "its number in the layer"),
     Column("concept", "label", help="the concept that its top images share most"),
+    Column("label_set", "label set", "long", "the words that resampled images cannot exclude", rank=None),
     Column("similarity", "similarity", 2, "to that concept"),
     Column("margin", "margin", 2, "similarity above the second concept"),
     Column("z", "z", 1, "distance from random image sets, in their standard deviations"),
@@ -362,6 +363,19 @@ EXPLAINED_NEURONS = (
     Column("pearson_label", "the label's", 2),
 )
 """The explanations of single neurons."""
+
+COVERAGE = (
+    Column("layer", "layer"),
+    Column("source", "labels from"),
+    Column("kind", "kind"),
+    Column("level", "level", "percent", "share of the resamples in which the set holds the label"),
+    Column("neurons", "neurons", "count", rank=2),
+    Column("covered", "covered", "percent", "neurons whose set holds a true concept"),
+    Column("low", "from", "percent", "95 % interval (Wilson)", rank=1),
+    Column("high", "to", "percent", "95 % interval (Wilson)", rank=1),
+    Column("size", "words", 1, "mean number of words in a set"),
+)
+"""How often label sets hold the truth of planted neurons."""
 
 STABILITY = (
     Column("layer", "layer"),

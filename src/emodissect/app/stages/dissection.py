@@ -21,11 +21,13 @@ from emodissect.concepts import AnnotationScorer, ConceptScores, Scorer
 from emodissect.concepts.concept_set import ConceptSet
 from emodissect.core.cache import file_hash
 from emodissect.core.distributed import first_rank, wait_for_others
+from emodissect.core.errors import UserError
 from emodissect.core.fingerprint import content_key, fingerprint, source_hash
 from emodissect.core.number_format import plain
 from emodissect.data.images import ImageSet, image_loader
 from emodissect.dissection.dissect import Labeller
 from emodissect.dissection.explanations import Explainer
+from emodissect.dissection.label_sets import label_shares, set_words
 from emodissect.dissection.labels import Dissection, Labelling, label_neurons, require_living
 from emodissect.lightning.dissect_neurons import DissectNeurons, RecordActivations
 from emodissect.lightning.sinks import Artifact
@@ -83,7 +85,9 @@ class Plan:
     @property
     def keeps_values(self) -> bool:
         """Whether every activation is needed, not only the top images."""
-        return self.measure.needs_values or bool(self.run.cfg.label_quality) or self.explainer is not None
+        cfg = self.run.cfg
+        beside = self.explainer is not None or bool(cfg.get("label_sets") and cfg.label_sets.resamples)
+        return self.measure.needs_values or bool(cfg.label_quality) or beside
 
     @cached_property
     def explainer(self) -> Explainer | None:
@@ -144,6 +148,11 @@ class Plan:
         """Tries everything that a person could have misspelt. Raises UserError."""
         measure = self.measure  # made here, so that a wrong parameter of it is told
         self.explainer  # noqa: B018
+        if sets := self.run.cfg.get("label_sets"):
+            if not isinstance(sets.resamples, int) or sets.resamples < 0:
+                raise UserError(f"label_sets.resamples={sets.resamples}: must be an integer >= 0; 200 is usual.")
+            if not 0 < sets.level <= 1:
+                raise UserError(f"label_sets.level={sets.level}: must be above 0 and at most 1; 0.95 is usual.")
         if len(self.concepts) == 1 and not measure.needs_values:
             log.warning(
                 "A single concept (%s) tells %s nothing: a softmax over one is 1. Take similarity=pearson.",
@@ -224,6 +233,27 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
         labels.append(run.made("labels", {**key, "layers": [layer]}, write, partial(Dissection.load, sealed=True)))
     found = require_living(Dissection.joined(labels).at(*plan.thresholds))
     return Dissected(found, predictions, activations, scores, key)
+
+
+def with_label_sets(plan: Plan, found: Dissected) -> Dissected:
+    """The same with the column ``label_set`` of the neuron table: the words that cannot be excluded."""
+    sets, labels = plan.run.cfg.label_sets, found.dissection
+    words: dict[tuple[str, int], str] = {}
+    for name, layer in found.activations.items():
+        assert layer.values is not None
+        shares = label_shares(
+            torch.as_tensor(layer.values),
+            found.scores.at(layer.ids),
+            plan.measure,
+            sets.resamples,
+            int(plan.run.cfg.seed),
+            progress=f"label sets of {name}",
+        )
+        in_words = set_words(shares, found.scores.names, float(sets.level))
+        words |= {(name, neuron): text for neuron, text in enumerate(in_words)}
+    rows = zip(labels.neurons["layer"], labels.neurons["neuron"], strict=True)
+    neurons = labels.neurons.assign(label_set=[words[str(layer), int(neuron)] for layer, neuron in rows])
+    return replace(found, dissection=Dissection.of_neurons(neurons, labels.null, labels.tau, labels.level))
 
 
 def with_maps(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Dissected:

@@ -25,6 +25,7 @@ from emodissect.core.spelling import class_key
 from emodissect.data.images import ImageSet, image_loader
 from emodissect.data.interventions import Interventions
 from emodissect.dissection.explanations import Explainer, LabelExplainer, Part
+from emodissect.dissection.label_sets import coverage_table, label_shares
 from emodissect.dissection.quality import (
     agreement,
     clarity,
@@ -49,6 +50,9 @@ from emodissect.recording import ActivationCollector, LayerActivations
 from emodissect.similarity import Similarity
 
 log = logging.getLogger(__name__)
+
+SET_RESAMPLES = 200
+"""Of the images, for the label sets of planted neurons."""
 
 LEAST_IMAGES = 20
 """Halves of halves of fewer images correlate with anything."""
@@ -145,7 +149,7 @@ def score_labels(run: Session, plan: Plan, trained: Trained, found: Dissected) -
     noisy = recorded(
         run, replace_probe(plan, noised(plan.probe, run.cfg.quality.noise, seed)), trained, list(found.activations)
     )[0]
-    moved = Moved.of(run, plan, quality, trained, list(found.activations))
+    moved = Moved.of(run, plan, trained, list(found.activations))
     for name, layer in found.activations.items():
         scores = found.scores.at(layer.ids)
         part = held_out(
@@ -186,6 +190,7 @@ def score_labels(run: Session, plan: Plan, trained: Trained, found: Dissected) -
         sanity=_together([*sanity, tested]),
         recovery=_together([*recovery, of_logits]),
         planted=planted[1],
+        coverage=planted[2],
         explanations=_together(explanations),
         stability=_together(stability),
         responses=_together(responses),
@@ -202,14 +207,17 @@ class Moved:
     presence: Float[Tensor, "image concept"]
 
     @classmethod
-    def of(cls, run: Session, plan: Plan, quality: Quality, trained: Trained, layers: list[str]) -> Moved | None:
+    def of(cls, run: Session, plan: Plan, trained: Trained, layers: list[str]) -> Moved | None:
         """None where the data cannot draw such faces, or the concepts' truth is not drawn."""
         interventions = run.data.interventions(int(run.cfg.seed))
-        if interventions is None or quality.truth is None or quality.truth.source.get("source") != "presence":
+        if interventions is None:
             return None
         images, names = interventions.images, run.data.splits.class_names
-        scores = plan.scorer.score(images, plan.concepts, names, run.cache)
-        presence = AnnotationScorer("presence").score(images, plan.concepts, names)
+        try:
+            presence = AnnotationScorer("presence").score(images, plan.concepts, names)
+            scores = plan.scorer.score(images, plan.concepts, names, run.cache)
+        except UserError:  # other concepts than are drawn, or a table of scores that knows the probe images only
+            return None
         activations = recorded(run, replace_probe(plan, images), trained, layers)[0]
         return cls(interventions, activations, scores.at(images.ids), presence.at(images.ids))
 
@@ -303,19 +311,22 @@ def _other_top_k(measure: Similarity) -> list[Similarity]:
     return [replace(measure, top_k=other) for other in (max(top_k // 2, 1), 2 * top_k)]  # type: ignore[type-var]
 
 
-def _planted(plan: Plan, quality: Quality, found: Dissected, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Recovery of neurons that were built to detect given concepts, and what is made of those built to detect none.
+def _planted(
+    plan: Plan, quality: Quality, found: Dissected, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Recovery of neurons that were built to detect given concepts, what is made of those built to detect none, and
+    how often label sets hold the truth.
 
     ``planted neurons`` follow the true presence, up to noise; ``planted network`` sees the images. Empty where no truth
     is known, or fewer than two concepts vary.
     """
     if quality.truth is None:
-        return pd.DataFrame(), pd.DataFrame()
+        return pd.DataFrame(), pd.DataFrame(), pd.DataFrame()
     ids, order = torch.sort(plan.probe.ids)
     scores, truth = found.scores.at(ids), quality.truth.at(ids)
     if int((truth.amax(0) > truth.amin(0)).sum()) < 2:
         log.info("Fewer than two concepts vary over the probe images: no neurons are planted.")
-        return pd.DataFrame(), pd.DataFrame()
+        return pd.DataFrame(), pd.DataFrame(), pd.DataFrame()
     planted = planted_neurons(truth, seed=seed)
     network = planted_network(plan.probe.images[order].float() / 255, truth, planted, seed=seed)
     collector = ActivationCollector("neurons", top_k=100, keep_values=True)
@@ -328,13 +339,16 @@ def _planted(plan: Plan, quality: Quality, found: Dissected, seed: int) -> tuple
         "planted network": collector.result()["neurons"],
     }
     sources = {SCORER: scores, ANNOTATIONS: truth}
-    recovery, kinds = [], []
+    recovery, kinds, covered = [], [], []
     for name, layer in layers.items():
+        for source, given in sources.items():
+            shares = label_shares(torch.as_tensor(layer.values), given, plan.measure, SET_RESAMPLES, seed)
+            covered.append(coverage_table(shares, planted.truth, planted.kind).assign(layer=name, source=source))
         found_truth = recovered(layer, sources, quality.measures, {"built": planted.truth}, seed=seed)
         recovery.append(found_truth.assign(layer=name))
         level = found.dissection.level
         kinds.append(planted_table(layer, scores, quality.measures, planted, level=level, seed=seed).assign(layer=name))
-    return _together(recovery), _together(kinds)
+    return _together(recovery), _together(kinds), _together(covered)
 
 
 def _planted_explanations(plan: Plan, quality: Quality, found: Dissected, seed: int) -> pd.DataFrame:

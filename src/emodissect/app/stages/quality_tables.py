@@ -17,7 +17,7 @@ from emodissect.report.terminal import frame_table
 SCORER, ANNOTATIONS = "scorer", "annotations"
 """Where labels come from: the run's scorer, or the true presences."""
 
-FRAMES = ("neurons", "sanity", "recovery", "planted", "explanations", "stability", "responses")
+FRAMES = ("neurons", "sanity", "recovery", "planted", "coverage", "explanations", "stability", "responses")
 
 MEANS = (
     *("pearson", "cosine", "auprc", "f1", "iou", "simulation", "explanation_pearson"),
@@ -35,6 +35,7 @@ class QualityTables:
         sanity: the sanity tests, one row a layer, source of presence and metric.
         recovery: of the known truths, one row a layer, similarity and source of the scores.
         planted: what each similarity makes of each kind of planted neuron.
+        coverage: how often label sets hold the truth of planted neurons; one row a source of scores, kind and level.
         explanations: one row a layer and kind of explanation, see
             :func:`emodissect.dissection.quality.explained.explanation_table`.
         stability: one row a layer and change.
@@ -47,6 +48,7 @@ class QualityTables:
     sanity: pd.DataFrame
     recovery: pd.DataFrame
     planted: pd.DataFrame
+    coverage: pd.DataFrame
     explanations: pd.DataFrame
     stability: pd.DataFrame
     responses: pd.DataFrame
@@ -89,6 +91,7 @@ class QualityTables:
             (self.layers, "Labels on images that did not choose them, mean over neurons", held_out),
             (self.recovery, "Recovery of the truth", columns.RECOVERY),
             (self.planted, "Planted neurons by kind", columns.PLANTED),
+            (self.coverage, "Label sets that hold the truth of planted neurons", columns.COVERAGE),
             (self.explanations, "Activations of held-out images, predicted from words", columns.EXPLANATIONS),
             (self.stability, "Labels that survive a change", columns.STABILITY),
             (self.sanity, "Sanity tests of the metrics", columns.SANITY),
@@ -127,6 +130,17 @@ class QualityTables:
                     "label is beyond random image sets: of noise neurons the level itself is what one expects.",
                     frame=self.planted,
                     columns=columns.PLANTED,
+                )
+            )
+        if len(self.coverage):
+            found.append(
+                Extra(
+                    "Do label sets hold the truth?",
+                    "The smallest set of words that holds a neuron's label in so many of the resamples of the images, "
+                    "against what planted neurons were built from. Resampling knows what other images could change, "
+                    "not what the scorer gets wrong of every image.",
+                    frame=self.coverage,
+                    columns=columns.COVERAGE,
                 )
             )
         if len(self.explanations):
