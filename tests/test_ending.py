@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -18,8 +20,9 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from emodissect.app.session import session, several_processes
-from emodissect.app.streams import SteadyStream
+from emodissect.app.streams import LoggedConsole, SteadyStream
 from emodissect.core.distributed import first_rank
+from emodissect.lightning.progress import ProgressBar
 
 APPLICATION = """
 import json, os, signal, sys, time
@@ -181,6 +184,23 @@ def test_parallel_jobs_end_with_their_multirun(application: Path) -> None:
     table = pd.read_csv(application.parent / "sweep" / "sweep.csv").set_index("seed")
     assert table["delta_val"][1] == 0.01
     assert table["error"][2] == "Ended by SIGTERM."
+
+
+def test_the_log_file_holds_what_is_printed(tmp_path: Path) -> None:
+    handler = logging.FileHandler(tmp_path / "edit.log", encoding="utf-8")
+    logging.getLogger().addHandler(handler)
+    try:
+        LoggedConsole(file=io.StringIO(), width=40).print("[bold]No gain[/]: −0.33 points on test, p = .64, 33 gained")
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+    text = (tmp_path / "edit.log").read_text(encoding="utf-8")
+    assert text == "No gain: −0.33 points on test, p = .64, 33 gained\n"
+
+
+def test_the_bar_shows_no_run_id() -> None:
+    trainer = SimpleNamespace(loggers=[SimpleNamespace(version="x7f3k2")], progress_bar_metrics={"val/acc": 0.5})
+    assert ProgressBar().get_metrics(trainer, None) == {"val/acc": 0.5}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

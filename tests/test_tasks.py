@@ -16,6 +16,7 @@ import pytest
 import timm
 import torch
 from composing import CONF, SMALL
+from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from torch import nn
 
@@ -135,6 +136,33 @@ def test_a_planted_bias_is_edited_and_shown_by_group(verb: Verb) -> None:
     assert result["metric_delta"] == result["metric_after"] - result["metric_before"]
     assert "Accuracy of the worst group" in result["verdict"] or study.edit.operation.is_identity
     assert "Accuracy by group" in (folder / "report.html").read_text()
+
+
+def test_a_shorter_report_draws_only_what_it_shows(verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+
+    def savefig(self: Figure, target: Any, **options: Any) -> None:
+        drawn.append(options["format"])
+        save(self, target, **options)
+
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    full, _ = verb("edit", "report=full")
+    both = drawn.copy()
+    drawn.clear()
+    summary, _ = verb("edit", "report=summary")
+    assert set(drawn) == {"svg"}
+    assert len(drawn) < len(both) / 2
+    drawn.clear()
+    none, _ = verb("edit", "report=none")
+    assert not drawn
+    assert (full / "figures").is_dir()
+    assert not (summary / "figures").exists()
+    assert len((summary / "report.html").read_bytes()) < len((full / "report.html").read_bytes())
+    assert not (none / "report.html").exists()
+    for folder in (full, summary, none):
+        assert (folder / "neurons.csv").read_bytes() == (full / "neurons.csv").read_bytes()
+        assert json.loads((folder / "summary.json").read_text())["verdict"]
 
 
 def test_an_edit_again_is_read_from_the_cache_with_the_same_figures(verb: Verb) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
-from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,7 +26,7 @@ from emodissect.app.arguments import prepared, split_flags
 from emodissect.app.config_keys import misspelt_key
 from emodissect.app.ending import RESUMES, cut_off, exit_on_signals, leave_gone_directory
 from emodissect.app.manifest import program, write_json
-from emodissect.app.run_names import run_name, sweep_name
+from emodissect.app.run_names import in_multirun, report_length, run_name, sweep_name
 from emodissect.app.streams import keep_streams_open
 from emodissect.app.user_paths import expand_user, settle_paths
 from emodissect.core.errors import UserError, missing_extra, nearest
@@ -66,6 +65,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("program", lambda verb: " ".join(program(verb)), replace=True)
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("report_length", report_length, replace=True)
     OmegaConf.register_new_resolver("class_folders", _class_folders, replace=True)
 
 
@@ -210,18 +210,18 @@ def run(task: Callable[[DictConfig], dict[str, float]], cfg: DictConfig) -> floa
         return worst_objective() if objective is None or math.isnan(objective) else objective
     except (KeyboardInterrupt, SystemExit) as end:
         cut = cut_off(end)
-        if cut is not None and _in_multirun():
+        if cut is not None and in_multirun():
             leave_error(*_job(), cut.said)
         raise (cut or end) from None
     except Exception as error:
         mistake = user_error_message(error)
-        if mistake is None and not _in_multirun():
+        if mistake is None and not in_multirun():
             raise
         message = mistake or f"{type(error).__name__}: {error}"
         if mistake is None:
             log.error("%s", traceback.format_exc())
         _tell(message)
-        if not _in_multirun():
+        if not in_multirun():
             sys.exit(1)
         leave_error(*_job(), message)
         return worst_objective()
@@ -238,7 +238,7 @@ def _job() -> tuple[Path, list[str]]:
 
 def worst_objective() -> float:
     """What a sweeper is told where there is no figure: infinitely bad in its direction, NaN where it has none."""
-    return worst_for(HydraConfig.get().sweeper) if _in_multirun() else math.nan
+    return worst_for(HydraConfig.get().sweeper) if in_multirun() else math.nan
 
 
 def worst_for(sweeper: DictConfig) -> float:
@@ -286,7 +286,3 @@ def _refusal(error: InstantiationException) -> str:
     where = re.search(r"full_key: (\S+)", str(error))
     names = [part.group(1) for part in (where, target) if part]
     return f"{' = '.join(names)} cannot be made as configured: {error.__cause__}"
-
-
-def _in_multirun() -> bool:
-    return bool(HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)

@@ -38,6 +38,7 @@ def _several(one: Any) -> Any:
 
 
 ACCEPTED: Mapping[str, Any] = {
+    "report": Literal["full", "summary", "none"],
     "seed": Annotated[int, Field(ge=0, le=2**32 - 1)],
     "tags": Words,
     "tau": _several(Real),

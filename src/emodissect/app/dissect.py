@@ -44,7 +44,7 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
         run.console.print(layer_summary(found.dissection))
         if warning := one_label_text(found.dissection.neurons):
             log.warning(warning)
-        drawn = write_figures(run, dissection_figures(found.dissection))
+        drawn = write_figures(run, lambda: dissection_figures(found.dissection))
         page = dissection_page(run, plan, trained, found)
         quality, explanation = None, None
         if plan.explainer is not None:
@@ -67,7 +67,9 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
         for scored in (explanation, quality):
             if scored:
                 scored.log(run)
-        log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=drawn)
+        log_dissection(
+            run.loggers, found.dissection, plan.probe, run.data.class_names, figures=drawn, tables=cfg.report == "full"
+        )
         log_artifact(run.loggers, labels_artifact(run), trained.kept)
         return {**summary, "objective": summary["neuron_accuracy"]}
 

@@ -118,8 +118,6 @@ def write_outputs(
     found.dissection.save(run.folder)
     study.save(run.folder / "study")
     checkpoint = bake_checkpoint(run, trained, study)
-    of_labels = dissection_figures(found.dissection)
-    of_edit = study_figures(run, study)
     beside_optimism = optimism_note(study.optimism, study.test.delta) if study.optimistic else ""
     page = EditPage(
         grid=study.grid,
@@ -130,7 +128,9 @@ def write_outputs(
         before=study.before,
         after=study.after,
         images=splits["test_split"],
-        dissection=replace(dissection_page(run, plan, trained, found), main_layer=study.edit.layer),
+        dissection=replace(dissection_page(run, plan, trained, found), main_layer=study.edit.layer)
+        if run.cfg.report == "full"
+        else None,
         command=run.manifest()["command"],
         manifest=run.manifest(),
         optimistic=study.optimistic,
@@ -151,12 +151,10 @@ def write_outputs(
     )
     for layer, result in ablations.items():
         write_csv(result.frame, run.folder / f"concept_ablation_{layer}.csv")
-        of_edit[f"concept_ablation_{layer}"] = figures.concept_ablation(
-            result.matrix("drop"), result.beyond(study.alpha)
-        )
     if null is not None:
         write_csv(null, run.folder / "null_studies.csv")
-    drawn_labels, drawn_edit = write_figures(run, of_labels), write_figures(run, of_edit)
+    drawn_labels = write_figures(run, lambda: dissection_figures(found.dissection))
+    drawn_edit = write_figures(run, lambda: study_figures(run, study, ablations))
     summary = edit_summary(study) | ladder_summary(study.ladder)
     if null is not None:
         summary |= {"null_studies": len(null), "null_claims": float(null["claims_gain"].mean())}
@@ -183,7 +181,14 @@ def write_outputs(
     write_page(run, page)
     run.summary(summary)
     # the results are on disk: whatever a logging back end does now, they stay
-    log_dissection(run.loggers, found.dissection, plan.probe, run.data.class_names, figures=drawn_labels)
+    log_dissection(
+        run.loggers,
+        found.dissection,
+        plan.probe,
+        run.data.class_names,
+        figures=drawn_labels,
+        tables=run.cfg.report == "full",
+    )
     log_study(run.loggers, study, drawn_edit)
     if null is not None:
         log_metrics(run.loggers, {"edit/null_claims": summary["null_claims"]})
@@ -211,8 +216,8 @@ def bake_checkpoint(run: Session, trained: Trained, study: EditStudy) -> Path:
     return path
 
 
-def study_figures(run: Session, study: EditStudy) -> dict[str, Any]:
-    """By name: the grid of each layer, the controls, confusion and recall before and after."""
+def study_figures(run: Session, study: EditStudy, ablations: Mapping[str, ConceptAblation]) -> dict[str, Any]:
+    """By name: the grid of each layer, the controls, confusion and recall before and after, silenced concepts."""
     names = list(run.data.splits.class_names)
     limit = figures.full_colour(study.grid, (study.test if study.optimistic else study.val).images)
     drawn = {
@@ -222,4 +227,7 @@ def study_figures(run: Session, study: EditStudy) -> dict[str, Any]:
     }
     drawn["controls"] = figures.control_distribution(shown_controls(study.controls), study.test.delta)
     drawn["confusion"] = figures.confusion_change(study.before.confusion(), study.after.confusion(), names)
+    for layer, result in ablations.items():
+        matrix = figures.concept_ablation(result.matrix("drop"), result.beyond(study.alpha))
+        drawn[f"concept_ablation_{layer}"] = matrix
     return drawn

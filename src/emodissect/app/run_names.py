@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,11 +16,19 @@ IDENTITY = ("layer", "model", "data")
 """Config groups whose choices say what a run is."""
 
 
+def in_multirun() -> bool:
+    """Whether this is a job of a multirun."""
+    return bool(HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
+
+
 def sweep_name(*_: object) -> str | None:
     """The name of the multirun's folder, None in a single run: W&B groups the jobs of a sweep by it."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return None
-    return Path(HydraConfig.get().sweep.dir).name
+    return Path(HydraConfig.get().sweep.dir).name if in_multirun() else None
+
+
+def report_length(*_: object) -> str:
+    """``full`` for a single run, ``summary`` for a job of a multirun, of which there may be hundreds."""
+    return "summary" if in_multirun() else "full"
 
 
 def run_name(task: str, *_: object) -> str | None:
@@ -43,7 +52,15 @@ def run_name(task: str, *_: object) -> str | None:
 def swept_keys(folder: Path) -> set[str] | None:
     """The keys that a multirun sweeps, from the file that Hydra leaves in its folder; None where there is none."""
     try:
-        left = OmegaConf.load(folder / "multirun.yaml").hydra
+        return _swept_keys(folder / "multirun.yaml", (folder / "multirun.yaml").stat().st_mtime_ns)
+    except OSError:
+        return None
+
+
+@functools.lru_cache(maxsize=4)  # each job of the sweep resolves its name several times
+def _swept_keys(left_by_hydra: Path, _changed: int) -> set[str] | None:
+    try:
+        left = OmegaConf.load(left_by_hydra).hydra
         overrides = OverridesParser.create().parse_overrides(list(left.overrides.task))
         keys = {override.get_key_element() for override in overrides if override.is_sweep_override()}
         return keys | {str(name) for name in left.sweeper.get("params") or {}} or None

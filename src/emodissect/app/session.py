@@ -17,12 +17,10 @@ from typing import Any, TypeVar
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from rich.console import Console
@@ -32,11 +30,14 @@ from emodissect.app.cli import SUMMARY_FILE
 from emodissect.app.config_keys import check_keys
 from emodissect.app.config_values import check_values
 from emodissect.app.manifest import manifest, write_json
+from emodissect.app.run_names import in_multirun
+from emodissect.app.streams import LoggedConsole
 from emodissect.core.cache import Cache, disk_is_full
 from emodissect.core.csv_files import write_csv
 from emodissect.core.distributed import first_rank, leave_group, rank, run_alone, wait_for_others
 from emodissect.core.errors import UserError
 from emodissect.data.datamodule import FaceDataModule
+from emodissect.lightning.progress import ProgressBar
 from emodissect.lightning.sinks import sinks_of
 from emodissect.report.terminal import config_tree
 
@@ -66,7 +67,7 @@ class Session:
         self.cfg = cfg
         self.folder = Path(cfg.paths.run_dir)
         self.cache = Cache(cfg.paths.cache_dir)
-        self.console = Console(quiet=not first_rank())
+        self.console: Console = LoggedConsole(quiet=not first_rank())
         self.inputs: dict[str, Any] = {}
         self.written: dict[str, Path | str] = {}
         self.started = time.monotonic()
@@ -117,7 +118,7 @@ class Session:
 
     def evaluating_trainer(self, callbacks: Sequence[Callback] = (), **changes: Any) -> Trainer:
         """A Trainer that only runs a network forward: no checkpoints, a progress bar."""
-        return self.trainer([*callbacks, RichProgressBar(leave=False)], enable_checkpointing=False, **changes)
+        return self.trainer([*callbacks, ProgressBar(leave=False)], enable_checkpointing=False, **changes)
 
     def made(
         self,
@@ -216,7 +217,8 @@ def session(cfg: DictConfig) -> Iterator[Session]:
     quiet()
     run = Session(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
-    if cfg.print_config:
+    # jobs of a multirun differ in what their table says; the whole config is in each run folder
+    if cfg.print_config and not (in_multirun() and HydraConfig.get().job.num):
         run.console.print(config_tree(cfg))
     failed = True
     try:
@@ -261,7 +263,7 @@ def logger_entries(cfg: DictConfig) -> dict[str, DictConfig]:
     A fixed ``id`` of a W&B run would merge the jobs of a multirun into one run, so it gets the job's number.
     """
     entries = {str(name): entry.copy() for name, entry in (cfg.get("logger") or {}).items()}
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if in_multirun():
         for entry in entries.values():
             if entry.get("id"):
                 with open_dict(entry):
@@ -278,8 +280,7 @@ def resolved(node: DictConfig) -> dict[str, Any]:
 
 def check_surroundings(cfg: DictConfig) -> None:
     """Tries what would otherwise fail after the work: folders, disk space, the launcher. Raises UserError."""
-    in_multirun = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if in_multirun and several_processes(cfg.trainer):
+    if in_multirun() and several_processes(cfg.trainer):
         asked = ", ".join(f"trainer.{name}={cfg.trainer.get(name)}" for name in ("strategy", "devices"))
         raise UserError(
             f"{asked} inside a multirun would start the whole sweep again in each process. "

@@ -1,13 +1,16 @@
-"""Standard output and error: they never end the program, and jobs that run at a time carry their number in them."""
+"""What is printed: it never ends the program, carries a parallel job's number, and is in the log file too."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO, cast
+
+from rich.console import Console
 
 
 class SteadyStream:
@@ -91,3 +94,16 @@ def number_lines(number: int) -> None:
     os.environ["COLUMNS"] = str(max(shutil.get_terminal_size().columns - len(prefix), 40))
     sys.stdout = cast(TextIO, NumberedStream(sys.stdout, prefix))
     sys.stderr = cast(TextIO, NumberedStream(sys.stderr, prefix))
+
+
+class LoggedConsole(Console):
+    """A console whose tables and sentences are also in the run's log file, 120 characters wide and without colours."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As of rich's console."""
+        super().print(*objects, **options)
+        files = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
+        for handler in [] if self.quiet else files:
+            if handler.stream is not None:
+                Console(file=handler.stream, width=120, color_system=None).print(*objects, **options)
+                handler.flush()

@@ -50,7 +50,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         run.summary(figures)
         log_metrics(run.loggers, {name: value for name, value in figures.items() if name.startswith("test/")})
         if cfg.test and first_rank():
-            log_images(run.loggers, {"test/confusion": confusion_file(run, trained.classifier)})
+            log_images(
+                run.loggers, {f"test/{name}": path for name, path in confusion_file(run, trained.classifier).items()}
+            )
         return {**figures, "objective": figures.get("val/acc")}
 
 

@@ -10,8 +10,6 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
-from sklearn.linear_model import RidgeCV
-from sklearn.model_selection import KFold, cross_val_predict
 from torch import Tensor, nn
 
 from emodissect.core.errors import UserError, require_number
@@ -65,6 +63,10 @@ def estimate_effects(kept: EditedLogits, *, draws: int = 2000, step: float = 1.5
     halves = ((margins[: len(signs)] - margins[len(signs) :]) / 2).numpy()
     # In units of what one neuron could explain alone, so that the same strengths fit every layer.
     scale = max(float(halves.std()), 1e-12)
+    # scikit-learn takes a second to import: only what fits something waits for it
+    from sklearn.linear_model import RidgeCV
+    from sklearn.model_selection import KFold, cross_val_predict
+
     model = RidgeCV(alphas=len(signs) * np.logspace(-3, 3, 13), fit_intercept=False)
     model.fit(signs.numpy(), halves / scale)
     ridge = RidgeCV(alphas=[model.alpha_], fit_intercept=False)

@@ -11,7 +11,6 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -141,6 +140,8 @@ def folds_of(
     labels: Int64[Tensor, " image"], folds: int, seed: int
 ) -> Iterator[tuple[Int64[Tensor, " train"], Int64[Tensor, " held"]]]:
     """Rows to fit on and rows held out, every class spread over the folds as far as its images go."""
+    from sklearn.model_selection import StratifiedKFold  # a second, which only this waits for
+
     split = StratifiedKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*least populated class.*")

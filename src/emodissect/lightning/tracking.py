@@ -72,6 +72,7 @@ def log_dissection(
     pictured: int = 100,
     figures: Mapping[str, Path] | None = None,
     metrics: bool = True,
+    tables: bool = True,
 ) -> None:
     """Logs ``dissect/<layer>/<figure>``, the tables of neurons, layers and concept shares, and histograms.
 
@@ -84,16 +85,19 @@ def log_dissection(
         pictured: the neurons of highest z of each layer that get a row with their top images.
         figures: PNG files by name, logged as images under ``dissect/``.
         metrics: False where the module logs them itself.
+        tables: False sends numbers alone; the labels' artifact holds the rest.
     """
-    tables = {
+    if metrics:
+        log_metrics(loggers, dissection_metrics(dissection), step)
+    if not tables:
+        return
+    frames = {
         "dissect/neurons": columns.flat(dissection.neurons, columns.NEURONS),
         "dissect/neuron_cards": card_table(dissection.neurons, probe, class_names, pictured),
         "dissect/layers": dissection.layers,
         "dissect/concept_shares": dissection.shares,
     }
-    if metrics:
-        log_metrics(loggers, dissection_metrics(dissection), step)
-    log_tables(loggers, tables, step)
+    log_tables(loggers, frames, step)
     log_images(loggers, {f"dissect/{name}": path for name, path in (figures or {}).items()}, step)
     for sink in sinks_of(loggers):
         for layer, group in dissection.neurons.groupby("layer"):

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torchvision
 from torch import nn
@@ -73,6 +72,8 @@ def timm_model(
     Raises:
         UserError: unknown name (with the nearest), unknown argument, or weights that could not be fetched.
     """
+    import timm  # it takes half a second, which other networks need not wait for
+
     known = timm.list_models()
     if ":" not in name and name.split(".")[0] not in known:
         raise UserError(f"model.name={name} is no timm model. {nearest(name.split('.')[0], known)}")

@@ -170,7 +170,7 @@ def training_key(run: Session, given: Path | None) -> dict[str, Any]:
         "optimizer": groups.get("optimizer"),
         "scheduler": groups.get("scheduler"),
         "trainer": _without(groups["trainer"], ("default_root_dir", "log_every_n_steps", "dirpath")),
-        "callbacks": _without(groups.get("callbacks") or {}, ("dirpath", "cache_dir")),
+        "callbacks": _without(groups.get("callbacks") or {}, ("dirpath", "cache_dir", "progress")),
         "data": _without(groups["data"], WHERE_THE_DATA_LIES),
         "images": [run.data.fitted().fingerprint(), run.data.splits.val.fingerprint()],
         "from": [file_hash(given), cfg.ckpt_part] if given else None,

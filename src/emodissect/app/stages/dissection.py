@@ -259,6 +259,8 @@ def with_label_sets(plan: Plan, found: Dissected) -> Dissected:
 def with_maps(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Dissected:
     """The same with the maps that the report lays over images."""
     wanted = run.cfg.saliency
+    if run.cfg.report != "full":
+        return found
     return replace(
         found,
         heat=neuron_maps(trained.classifier, found.dissection, plan.probe, wanted, run.cfg.layer.channels_last),

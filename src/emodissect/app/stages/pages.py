@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,20 +43,27 @@ def dissection_figures(dissection: Dissection) -> dict[str, Figure]:
     return found
 
 
-def write_figures(run: Session, found: Mapping[str, Figure]) -> dict[str, Path]:
-    """Each figure as a PNG under ``figures/``: the files by the figures' names."""
+def write_figures(run: Session, draw: Callable[[], Mapping[str, Figure]]) -> dict[str, Path]:
+    """Each figure as a PNG under ``figures/``: the files by the figures' names; none unless ``report=full``.
+
+    Args:
+        run: the session.
+        draw: gives the figures by name.
+    """
+    if run.cfg.report != "full":
+        return {}
+    found = draw()
     folder = run.folder / "figures"
     folder.mkdir(exist_ok=True)
     run.add_output("figures", folder)
     return {name: figures.save_png(figure, folder / f"{name.replace('/', '_')}.png") for name, figure in found.items()}
 
 
-def confusion_file(run: Session, classifier: Classifier) -> Path:
-    """The confusion matrix of the test split as a PNG under ``figures/``."""
+def confusion_file(run: Session, classifier: Classifier) -> dict[str, Path]:
+    """The confusion matrix of the test split as a PNG under ``figures/``, by its name."""
     names, outputs = classifier.class_names, classifier.results["test"]
     counts = confusion_matrix(outputs.logits.argmax(dim=1), outputs.labels, len(names))
-    drawn = figures.confusion(counts.numpy(), names)
-    return write_figures(run, {"confusion": drawn})["confusion"]
+    return write_figures(run, lambda: {"confusion": figures.confusion(counts.numpy(), names)})
 
 
 def dissection_page(run: Session, plan: Plan, trained: Trained, found: Dissected) -> DissectionPage:
@@ -82,7 +89,7 @@ def dissection_page(run: Session, plan: Plan, trained: Trained, found: Dissected
 
 def write_page(run: Session, page: Any) -> Path | None:
     """Writes ``report.html`` in the run folder."""
-    if not first_rank():
+    if not first_rank() or run.cfg.report == "none":
         return None
     path = page.write(run.folder / "report.html")
     run.add_output("report", path)
@@ -101,7 +108,9 @@ def train_page(run: Session, trained: Trained, metrics: Mapping[str, float]) -> 
         history=history(trained),
         predictions=outputs,
         images=tested if outputs is not None else None,
-        saliency=saliency_maps(classifier, tested, wanted, run.cfg.seed, mistakes) if outputs is not None else {},
+        saliency=saliency_maps(classifier, tested, wanted, run.cfg.seed, mistakes)
+        if outputs is not None and run.cfg.report == "full"
+        else {},
         extras=[*compare_training(run.cfg, metrics), *audit_extras(run.data, outputs)],
         command=command(),
         manifest=run.manifest(),

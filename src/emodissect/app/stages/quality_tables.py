@@ -76,7 +76,7 @@ class QualityTables:
             if len(frame):
                 write_csv(joined_lists(frame), run.folder / f"label_quality_{name}.csv")
         if len(self.recovery):
-            write_figures(run, {"label_quality": self._bars()})
+            write_figures(run, lambda: {"label_quality": self._bars()})
         run.add_output("label quality", run.folder / "label_quality_neurons.csv")
 
     def log(self, run: Session) -> None:

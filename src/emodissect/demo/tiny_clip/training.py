@@ -13,7 +13,6 @@ import open_clip
 import torch
 from hydra.utils import instantiate
 from lightning import LightningModule
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from omegaconf import DictConfig
 from safetensors.torch import save_file
@@ -27,6 +26,7 @@ from emodissect.demo.sketches import CONCEPTS, captions
 from emodissect.demo.tiny_clip.figures import ZeroShot, cosines, zero_shot
 from emodissect.demo.tiny_clip.model import MODEL_NAME, VOCABULARY, WEIGHTS, text_config
 from emodissect.demo.tiny_clip.tokenizer import UNKNOWN, WordTokenizer, vocabulary, words_of
+from emodissect.lightning.progress import ProgressBar
 from emodissect.models.augmentation import Augmentation
 
 log = logging.getLogger(__name__)
@@ -217,7 +217,7 @@ def train_tiny_clip(
             bare=bare,
             seed=cfg.seed,
         )
-        trainer = run.trainer([RichProgressBar(leave=False)], enable_checkpointing=False)
+        trainer = run.trainer([ProgressBar(leave=False)], enable_checkpointing=False)
         trainer.fit(training, datamodule=run.data)
         figures = _test_figures(training, splits.test)
         weights = run.folder / WEIGHTS.name

@@ -6,6 +6,7 @@ import getpass
 import logging
 import netrc
 import os
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,9 @@ _SYNONYMS = {"dryrun": "offline", "run": "online"}
 
 _OWN_FOLDERS = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache", "WANDB_CONFIG_DIR": "config"}
 """What W&B keeps below the home directory unless these variables name another folder."""
+
+
+LAUNCH = "wandb.sdk.launch.inputs.internal"
 
 
 def logged_in_to_wandb() -> bool:
@@ -105,6 +109,9 @@ def wandb_logger(
     prepare_user_folders()
     import wandb
 
+    if LAUNCH not in sys.modules and hasattr(wandb.Run, "_detect_and_apply_job_inputs"):
+        # it applies inputs that a program has staged with this module, and would import it (1.5 s) to find none
+        wandb.Run._detect_and_apply_job_inputs = lambda self: None  # type: ignore[method-assign]
     own_tags = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
     try:
         run = wandb.init(

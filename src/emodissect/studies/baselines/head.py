@@ -5,16 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from emodissect.data.datamodule import stratified_rows
@@ -22,6 +17,9 @@ from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.learned import folds_of
 from emodissect.editing.operations import Operation
 from emodissect.studies.baselines.baseline import NotAvailable, Predictor
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 _ABSENT = -100.0  # least log probability, also of a class that no image fitted on has
 
@@ -64,6 +62,8 @@ class RefittedHead:
     def _chosen(
         self, features: Float[Tensor, "image feature"], labels: Int64[Tensor, " image"]
     ) -> tuple[Pipeline, float]:
+        from sklearn.metrics import log_loss
+
         losses = dict.fromkeys(self.strengths, 0.0)
         known = labels.unique().numpy()
         if len(self.strengths) > 1:
@@ -101,6 +101,12 @@ def head_of(kept: EditedLogits) -> str:
 
 
 def _fitted(features: Tensor, labels: Tensor, strength: float) -> Pipeline:
+    # scikit-learn takes a second to import: cached studies do not wait for it
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=100))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the fits that matter are strongly regularised
