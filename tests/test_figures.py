@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from emodissect.report import figures
-from emodissect.report.figures import style
+from emodissect.report.figures import fonts, style
 
 GRID = pd.DataFrame(
     {
@@ -202,3 +204,26 @@ def test_png_appears_whole(tmp_path: Path) -> None:
     path = figures.save_png(figures.grid_heatmap(GRID), tmp_path / "new" / "grid.png", dpi=40)
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert [p.name for p in path.parent.iterdir()] == ["grid.png"]
+
+
+def test_letters_that_the_usual_font_lacks_come_from_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sad, other = 0x60B2, "Liberation Sans"
+    letters = {font_manager.findfont(fonts.USUAL): frozenset(range(0x250)), "broad.ttf": frozenset({sad})}
+    monkeypatch.setattr(fonts, "_letters", lambda path: letters.get(path, frozenset()))
+    monkeypatch.setattr(fonts, "_installed", lambda: ((other, "broad.ttf"),))
+    fonts._fonts.cache_clear()
+    assert fonts.fonts_for(["happy", "sad é"]) == []
+    assert fonts.fonts_for(["happy", chr(sad)]) == [other]
+    figure = style.new(3, 2)
+    axes = figure.add_subplot()
+    axes.set_xticks([0, 1], ["happy", chr(sad)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        style.save_png(figure, tmp_path / "a.png")
+    assert axes.get_xticklabels()[1].get_fontfamily() == [fonts.USUAL, other]
+    assert caplog.text == ""
+    assert fonts.fonts_for([chr(0x0E01)]) == []
+    assert "No font on this machine has the letters \u0e01" in caplog.text
+    fonts._fonts.cache_clear()

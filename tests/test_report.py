@@ -388,3 +388,10 @@ def test_cards_say_whether_a_label_holds_on_held_out_images() -> None:
     assert (got["held_out"][:2], got["held_out_low"][1], got["held_out_high"][1]) == ([None, 0.43], 0.4, 0.46)
     assert (got["held_out_q"][1], data["level"]) == (0.001, 0.05)
     assert "holds on images that did not choose it" in said(sample.html())
+
+
+def test_what_a_reader_must_know_of_the_labels_is_said_in_red() -> None:
+    page = dissection()
+    page.notes = ["clip=tiny was trained on drawn faces alone.", ""]
+    assert "clip=tiny was trained on drawn faces alone." in page.warnings()
+    assert "clip=tiny was trained on drawn faces alone." in page.html()

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from emodissect.concepts.templates import TEMPLATES, prompts, resolve_templates
 from emodissect.core.cache import Cache
 from emodissect.core.errors import UserError
 from emodissect.data.images import Annotations, ImageSet
+from emodissect.demo.tiny_clip import TinyClip
 
 CONF = Path(__file__).parents[1] / "conf"
 CLASSES = ("Angry", "Happy", "Sad")
@@ -507,3 +509,96 @@ def test_no_warning_where_every_word_is_spelled(
 def test_concept_set_type() -> None:
     assert isinstance(NAMES, ConceptSet)
     assert np.isfinite(len(NAMES))
+
+
+def _hugging_face_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """open_clip's weights as a CLIPModel of `transformers` names them, written down name by name."""
+    found: dict[str, torch.Tensor] = {
+        "logit_scale": state["logit_scale"],
+        "visual_projection.weight": state["visual.proj"].T,
+        "text_projection.weight": state["text_projection"].T,
+        "text_model.embeddings.token_embedding.weight": state["token_embedding.weight"],
+        "text_model.embeddings.position_embedding.weight": state["positional_embedding"],
+        "text_model.embeddings.position_ids": torch.arange(3),
+        "vision_model.embeddings.class_embedding": state["visual.class_embedding"],
+        "vision_model.embeddings.patch_embedding.weight": state["visual.conv1.weight"],
+        "vision_model.embeddings.position_embedding.weight": state["visual.positional_embedding"],
+    }
+    norms = {"ln_final": "text_model.final_layer_norm", "visual.ln_pre": "vision_model.pre_layrnorm"}
+    norms["visual.ln_post"] = "vision_model.post_layernorm"
+    towers = {"transformer.resblocks": "text_model.encoder.layers"}
+    towers["visual.transformer.resblocks"] = "vision_model.encoder.layers"
+    for ours, theirs in norms.items():
+        found |= {f"{theirs}.{kind}": state[f"{ours}.{kind}"] for kind in ("weight", "bias")}
+    for ours, theirs in towers.items():
+        for layer in {name.removeprefix(f"{ours}.").split(".")[0] for name in state if name.startswith(f"{ours}.")}:
+            inner = {"attn.out_proj": "self_attn.out_proj", "ln_1": "layer_norm1", "ln_2": "layer_norm2"}
+            inner |= {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+            for kind in ("weight", "bias"):
+                for mine, other in inner.items():
+                    found[f"{theirs}.{layer}.{other}.{kind}"] = state[f"{ours}.{layer}.{mine}.{kind}"]
+                three = state[f"{ours}.{layer}.attn.in_proj_{kind}"].chunk(3)
+                for letter, part in zip("qkv", three, strict=True):
+                    found[f"{theirs}.{layer}.self_attn.{letter}_proj.{kind}"] = part
+    return {name: value.contiguous() for name, value in found.items()}
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".bin"])
+def test_weights_under_hugging_faces_names(small: OpenClip, tmp_path: Path, ending: str) -> None:
+    wanted = small.model.state_dict()
+    path = tmp_path / f"model{ending}"
+    theirs = _hugging_face_names(dict(wanted))
+    save_file(theirs, path) if ending == ".safetensors" else torch.save(theirs, path)
+    read = OpenClip("small-test-clip", weights=str(path)).model.state_dict()
+    assert read.keys() == wanted.keys()
+    assert all(torch.equal(read[name], value) for name, value in wanted.items())
+
+
+def test_hugging_face_weights_of_another_width_are_refused(small: OpenClip, tmp_path: Path) -> None:
+    theirs = _hugging_face_names(dict(small.model.state_dict()))
+    theirs["visual_projection.weight"] = torch.zeros(3, 5)
+    save_file(theirs, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"do not load as small-test-clip: .*visual\.proj"):
+        _ = OpenClip("small-test-clip", weights=str(tmp_path / "model.safetensors")).model
+
+
+def test_texts_that_are_cut_or_become_equal_are_reported(
+    small: OpenClip, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = "very " * 90
+    names = ("smile", f"{long}happy", f"{long}sad", "Smile ")
+    scorer = ClipScorer(small, device="cpu", progress=False)
+    scores = scorer.text_embeddings(names, Cache(tmp_path))
+    assert "reads 77 tokens of a text: 'very very" in caplog.text
+    assert "are cut before its end" in caplog.text
+    assert caplog.text.count("they get the same scores") == 2
+    assert torch.equal(scores[1], scores[2])
+    caplog.clear()
+    scorer.text_embeddings(("smile", "frown", "very " * 75), Cache(tmp_path))  # with both marks exactly 77
+    assert "cut" not in caplog.text
+    assert "same" not in caplog.text
+
+
+def test_two_words_that_the_tiny_clip_does_not_know_are_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ClipScorer(TinyClip(), device="cpu", progress=False).text_embeddings(("quark", "zebra"), Cache(tmp_path))
+    assert "reads the same text in 'quark', 'zebra'" in caplog.text
+
+
+def test_the_tiny_clip_doubts_images_that_were_not_drawn(caplog: pytest.LogCaptureFixture) -> None:
+    scorer = ClipScorer(TinyClip(), device="cpu", progress=False)
+    drawn = replace(_images(), annotations={"presence": Annotations(("Smile",), torch.zeros(9, 1))})
+    scorer.check(drawn, concept_set(["smile"]), CLASSES)
+    assert caplog.text == scorer.doubts(drawn) == ""
+    scorer.check(_images(), concept_set(["smile"]), CLASSES)
+    assert "was trained on drawn faces alone" in caplog.text
+
+
+def test_a_tokenizer_that_needs_an_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str, **given: Any) -> None:
+        raise ModuleNotFoundError("No module named 'transformers'")
+
+    monkeypatch.setattr("open_clip.get_tokenizer", missing)
+    monkeypatch.setattr("emodissect.concepts.open_clip_model.find_spec", lambda name: None)
+    clip = OpenClip("ViT-B-16-SigLIP", pretrained="webli")
+    with pytest.raises(UserError, match=r"the extra: pip install 'emodissect\[transformers\]'"):
+        _ = clip.tokenizer

@@ -68,7 +68,13 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
             if scored:
                 scored.log(run)
         log_dissection(
-            run.loggers, found.dissection, plan.probe, run.data.class_names, figures=drawn, tables=cfg.report == "full"
+            run.loggers,
+            found.dissection,
+            plan.probe,
+            run.data.class_names,
+            figures=drawn,
+            tables=cfg.report == "full",
+            warning=found.warning,
         )
         log_artifact(run.loggers, labels_artifact(run), trained.kept)
         return {**summary, "objective": summary["neuron_accuracy"]}

@@ -188,6 +188,7 @@ def write_outputs(
         run.data.class_names,
         figures=drawn_labels,
         tables=run.cfg.report == "full",
+        warning=found.warning,
     )
     log_study(run.loggers, study, drawn_edit)
     if null is not None:

@@ -26,6 +26,8 @@ from emodissect.data.images import ImageSet
 
 log = logging.getLogger(__name__)
 
+_SHOWN = 8
+
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -84,8 +86,15 @@ class ClipScorer:
         return ConceptScores(images.ids, concepts.names, values, self.fingerprint())
 
     def check(self, images: ImageSet, concepts: ConceptSet, class_names: Sequence[str]) -> None:
-        """Gets the weights, which may be a download. Raises UserError where they cannot be had."""
+        """Gets weights and tokenizer, which may be a download. Raises UserError where they cannot be had."""
         self.clip.fingerprint()
+        self.clip.tokenizer  # noqa: B018  a missing package is reported before any work
+        if doubts := self.doubts(images):
+            log.warning("%s", doubts)
+
+    def doubts(self, images: ImageSet) -> str:
+        """Why the CLIP may not know such images, in a sentence; empty where nothing speaks against it."""
+        return self.clip.doubts(images)
 
     def fingerprint(self) -> dict[str, Any]:
         """CLIP, templates and precision, by content."""
@@ -107,6 +116,7 @@ class ClipScorer:
     def text_embeddings(self, concepts: Sequence[str], cache: Cache) -> Float[Tensor, "concept embedding"]:
         """L2-normalised embeddings of the concepts, each averaged over the templates."""
         self._warn_of_unknown_words(concepts)
+        self._warn_of_lost_words(concepts)
         each = max(1, self.batch_size // len(self.templates))
 
         def embed(network: nn.Module, part: Sequence[str]) -> Iterator[Tensor]:
@@ -174,6 +184,29 @@ class ClipScorer:
         with progress_bar(f"CLIP: {what}", total) as advance:
             yield advance
 
+    def _warn_of_lost_words(self, concepts: Sequence[str]) -> None:
+        """Names the texts that are cut at the context length, and those that the tokenizer makes equal."""
+        cut: list[str] = []
+        same: dict[bytes, list[str]] = {}
+        for name in concepts:
+            texts = prompts(name, self.templates)
+            tokens = self.clip.tokenizer(texts)
+            length = tokens.shape[1]
+            try:
+                whole = self.clip.tokenizer(texts, 2 * length)[:, :length]  # type: ignore[call-arg]
+            except TypeError:  # a tokenizer of one length
+                whole = tokens
+            if not torch.equal(whole, tokens):
+                cut.append(name)
+            same.setdefault(tokens.numpy().tobytes(), []).append(name)
+        if cut:
+            log.warning(
+                "%s reads %d tokens of a text: %s %s cut before its end. Shorten them, or scorer.templates.",
+                *(self.clip.model_name, length, _listed(cut), "is" if len(cut) == 1 else "are"),
+            )
+        for names in [names for names in same.values() if len(names) > 1][:_SHOWN]:
+            log.warning("%s reads the same text in %s: they get the same scores.", self.clip.model_name, _listed(names))
+
     def _warn_of_unknown_words(self, concepts: Sequence[str]) -> None:
         unknown = {name: words for name in concepts if (words := self.clip.unknown_words(name))}
         if not unknown:
@@ -223,6 +256,11 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 def _read_shard(folder: Path) -> Float[Tensor, "item embedding"]:
     return load_file(str(folder / "embeddings.safetensors"))["embeddings"]
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(f"'{name[:60]}'" for name in names[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
 
 
 def _starts(items: Any, scorer: ClipScorer) -> range:

@@ -5,24 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from jaxtyping import Int64
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from emodissect.concepts.clip_images import ClipImages
 from emodissect.concepts.clip_weights import downloaded, offline_advice
+from emodissect.concepts.hugging_face import is_hugging_face, renamed
 from emodissect.core.cache import file_hash
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.fingerprint import fingerprint, weights_hash
 from emodissect.core.tensor_files import check_archive, is_torchscript, torchscript_tensors
+from emodissect.data.images import ImageSet
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +117,10 @@ class OpenClip:
         try:
             check_archive(self.checkpoint)
             if is_torchscript(self.checkpoint):
-                model = self._of_torchscript()
+                model = self._with_weights(torchscript_tensors(self.checkpoint), force_quick_gelu=True)
+            elif (held := _plain_weights(self.checkpoint)) is not None and is_hugging_face(held):
+                log.info("%s has Hugging Face's names for its weights; they are renamed.", self.checkpoint)
+                model = self._with_weights(renamed(held))
             else:
                 model = open_clip.create_model(
                     self.model_name,
@@ -127,13 +135,11 @@ class OpenClip:
             ) from error
         return model
 
-    def _of_torchscript(self) -> nn.Module:
-        """OpenAI's own archives: the weights beside the program in them; all were trained with QuickGELU."""
+    def _with_weights(self, held: Mapping[str, Tensor], **options: Any) -> nn.Module:
+        """The architecture with these weights; OpenAI's own archives were all trained with QuickGELU."""
         with quiet_loading(logging.WARNING):  # of random weights, for a moment
-            model = open_clip.create_model(
-                self.model_name, force_quick_gelu=True, force_preprocess_cfg=self._normalisation()
-            )
-        wanted, held = model.state_dict(), torchscript_tensors(self.checkpoint)
+            model = open_clip.create_model(self.model_name, force_preprocess_cfg=self._normalisation(), **options)
+        wanted = model.state_dict()
         model.load_state_dict({name: value for name, value in held.items() if name in wanted})
         return model
 
@@ -161,8 +167,10 @@ class OpenClip:
         except UserError:
             raise
         except Exception as error:  # transformers missing, hub unreachable, file damaged: one answer for the user
+            missing = find_spec("transformers") is None or "sentencepiece" in str(error)
+            advice = "It needs the extra: pip install 'emodissect[transformers]'. " if missing else ""
             raise UserError(
-                f"The tokenizer of {self.model_name} cannot be had: {_first_line(error)} "
+                f"The tokenizer of {self.model_name} is not available on this machine: {_first_line(error)} {advice}"
                 "Architectures with OpenAI's tokenizer (ViT-B-16, RN50, ...) need nothing further."
             ) from error
 
@@ -185,6 +193,10 @@ class OpenClip:
         """The words of a text that the model has never read; none where the tokenizer spells every word."""
         return ()
 
+    def doubts(self, images: ImageSet) -> str:
+        """Why this model may not know such images, in a sentence; empty where nothing speaks against it."""
+        return ""
+
     @cached_property
     def _fingerprint(self) -> dict[str, Any]:
         if self._brings_weights:
@@ -205,6 +217,16 @@ class OpenClip:
     def _preprocessing(self) -> dict[str, Any]:
         size = open_clip.get_model_config(self.model_name)["vision_cfg"].get("image_size", 224)
         return merge_preprocess_dict(merge_preprocess_dict(PreprocessCfg(), self._tag), {"size": size})
+
+
+def _plain_weights(path: Path) -> dict[str, Tensor] | None:
+    """The weights of a file that holds them by name and nothing else; None of another."""
+    try:
+        held = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception:  # open_clip's own loading says what is wrong with the file
+        return None
+    named = isinstance(held, Mapping) and all(isinstance(value, Tensor) for value in held.values())
+    return dict(held) if named else None
 
 
 @contextmanager

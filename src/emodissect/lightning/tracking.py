@@ -73,6 +73,7 @@ def log_dissection(
     figures: Mapping[str, Path] | None = None,
     metrics: bool = True,
     tables: bool = True,
+    warning: str = "",
 ) -> None:
     """Logs ``dissect/<layer>/<figure>``, the tables of neurons, layers and concept shares, and histograms.
 
@@ -86,9 +87,12 @@ def log_dissection(
         figures: PNG files by name, logged as images under ``dissect/``.
         metrics: False where the module logs them itself.
         tables: False sends numbers alone; the labels' artifact holds the rest.
+        warning: what a reader must know of the labels; in the run's summary.
     """
     if metrics:
         log_metrics(loggers, dissection_metrics(dissection), step)
+    for sink in sinks_of(loggers) if warning else ():
+        sink.summary({"dissect/warning": warning})
     if not tables:
         return
     frames = {

@@ -64,6 +64,7 @@ class DissectionPage:
     held_out: pd.DataFrame | None = None
     main_layer: str | None = None
     extras: Sequence[Extra] = ()
+    notes: Sequence[str] = ()
 
     def write(self, path: str | Path) -> Path:
         """Write the page; it appears whole or not at all."""
@@ -129,7 +130,7 @@ class DissectionPage:
 
     def warnings(self) -> list[str]:
         """What is said in red."""
-        return [claims.one_label_text(self.neurons)]
+        return [claims.one_label_text(self.neurons), *self.notes]
 
     def facts(self) -> list[Fact]:
         """The figures at the top."""

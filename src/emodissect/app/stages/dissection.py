@@ -78,6 +78,12 @@ class Plan:
         return instantiate(self.run.cfg.scorer)
 
     @property
+    def doubts(self) -> str:
+        """Why the scorer may not know such images; empty where nothing speaks against it."""
+        doubts = getattr(self.scorer, "doubts", None)
+        return doubts(self.probe) if doubts else ""
+
+    @property
     def scorer_gives_presence(self) -> bool:
         """Whether the scores are presences in [0, 1] already."""
         return isinstance(self.scorer, AnnotationScorer)

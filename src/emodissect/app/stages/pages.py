@@ -84,6 +84,7 @@ def dissection_page(run: Session, plan: Plan, trained: Trained, found: Dissected
         extras=compare_shares(run.cfg, found.dissection, plan.concepts.names),
         heat=found.heat,
         saliency=found.saliency,
+        notes=[found.warning],
     )
 
 

@@ -10,6 +10,7 @@ import open_clip
 
 from emodissect.concepts.open_clip_model import OpenClip, Tokenizer
 from emodissect.core.errors import UserError
+from emodissect.data.images import ImageSet
 from emodissect.demo.tiny_clip import tower  # noqa: F401  registers the image tower with timm
 from emodissect.demo.tiny_clip.tokenizer import WordTokenizer
 
@@ -56,6 +57,15 @@ class TinyClip(OpenClip):
     def unknown_words(self, text: str) -> tuple[str, ...]:
         """The words of a text that no caption in the training held."""
         return self._words.unknown_words(text)
+
+    def doubts(self, images: ImageSet) -> str:
+        """It knows drawn faces alone; those carry what was drawn as annotations ``presence``."""
+        if "presence" in images.annotations:
+            return ""
+        return (
+            "clip=tiny was trained on drawn faces alone, and these images are not those of data=sketches: its labels "
+            "mean little. A CLIP trained on photographs: clip=vit_b_16."
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         """Architecture, weights, preprocessing and vocabulary, by content."""

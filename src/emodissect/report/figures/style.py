@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
 from emodissect.core.atomic_files import atomic_write
+from emodissect.report.figures.fonts import with_letters
 
 # The light theme's values. In an inline SVG each becomes the CSS variable of its name, so a page's theme recolours it.
 INK, MUTED, LINE, PAPER = "#1c2128", "#57606b", "#d5dbe1", "#ffffff"
@@ -62,7 +64,8 @@ _RC: Any = {
 @contextmanager
 def drawn() -> Iterator[None]:
     """The settings that every figure is drawn and saved under."""
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(_RC), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # fonts.py says it once
         yield
 
 
@@ -75,6 +78,7 @@ def save_png(figure: Figure, path: str | Path, dpi: int = 160) -> Path:
     """Write a figure as PNG on white paper; the file appears whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    with_letters(figure)
     with atomic_write(path) as unfinished, drawn():
         figure.savefig(unfinished, format="png", dpi=dpi, facecolor=PAPER)
     return path
@@ -88,6 +92,7 @@ def svg(figure: Figure, prefix: str) -> str:
         prefix: put before every id, so that several figures can share a page.
     """
     stream = io.StringIO()
+    with_letters(figure)
     with drawn(), matplotlib.rc_context({"svg.hashsalt": prefix}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
