@@ -57,8 +57,17 @@ def keys(values: Float[Tensor, "*any"], drawn: Int64[Tensor, "*any"]) -> Int64[T
     The float32's bits, made monotone, are the upper half, below them the ticket's complement.
     """
     bits = (values.float() + 0.0).contiguous().view(torch.int32)  # + 0.0: -0 ranks as 0
-    monotone = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (monotone.long() << 32).add_(MOST).sub_(drawn)
+    monotone = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)
+    return monotone.long().bitwise_left_shift_(32).add_(MOST).sub_(drawn)
+
+
+def stable_order(scores: Float[Tensor, "*any place"]) -> Int64[Tensor, "*any place"]:
+    """The places by ascending score, of equal scores the earlier first: ``argsort(dim=-1, stable=True)``."""
+    if scores.device.type != "cpu":
+        return scores.argsort(dim=-1, stable=True)
+    places = torch.arange(scores.shape[-1])
+    ranked = keys(scores, MOST - places)  # of equal scores the later place is the larger key
+    return ascending(ranked).bitwise_and_(MOST)
 
 
 def values_of(ranked: Int64[Tensor, "*any"]) -> Float[Tensor, "*any"]:
@@ -74,13 +83,13 @@ def tickets_of(ranked: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
 
 def largest(ranked: Int64[Tensor, "neuron slot"], k: int) -> Int64[Tensor, "neuron kept"]:
     """The k largest keys of each row, in no order."""
-    if ranked.device.type == "cpu":  # numpy's partition and sort are several times faster than torch's on short rows
+    if ranked.device.type == "cpu":  # numpy's partition and sort are ten times faster than torch's on short rows
         return torch.from_numpy(np.partition(ranked.numpy(), ranked.shape[1] - k, axis=1)[:, -k:])
     return ranked.topk(k, dim=1, sorted=False).values
 
 
-def descending(ranked: Int64[Tensor, "neuron slot"]) -> Int64[Tensor, "neuron rank"]:
-    """The keys of each row, best first."""
+def ascending(ranked: Int64[Tensor, "*any slot"]) -> Int64[Tensor, "*any slot"]:
+    """Each row sorted."""
     if ranked.device.type == "cpu":
-        return torch.from_numpy(np.sort(ranked.numpy(), axis=1)).flip(1)
-    return ranked.sort(dim=1, descending=True).values
+        return torch.from_numpy(np.sort(ranked.numpy(), axis=-1))
+    return ranked.sort(dim=-1).values

@@ -12,7 +12,7 @@ from emodissect.core.errors import UserError
 from emodissect.similarity.aligned import require_aligned
 from emodissect.similarity.top import constant_neurons
 
-_BLOCK = 2**20  # elements of a block of activations: 4 MiB, two of which stay in cache
+_BLOCK = 2**19  # elements of a block of activations: 2 MiB, three of which stay in cache
 
 
 def cos_similarity(
@@ -75,9 +75,9 @@ def row_blocks(
 ) -> Iterator[tuple[slice, Float[Tensor, "row neuron"]]]:
     """Centred powers of the activations, a few rows at a time; each block is overwritten by the next."""
     images, neurons = activations.shape
-    step = max(_BLOCK // max(neurons, 1), 1)
+    step = block_rows(activations.shape)
     middle = activations.mean(0, dtype=dtype) if centred else None
-    powers = torch.empty(min(step, images), neurons, dtype=dtype, device=activations.device)
+    powers = torch.empty(step, neurons, dtype=dtype, device=activations.device)
     base = torch.empty_like(powers)
     for start in range(0, images, step):
         rows = activations[start : start + step]
@@ -93,6 +93,12 @@ def row_blocks(
         for _ in range(power - 2):
             block.mul_(plain)
         yield slice(start, start + len(rows)), block
+
+
+def block_rows(shape: torch.Size) -> int:
+    """How many rows of activations of this shape are a block."""
+    images, neurons = shape
+    return min(max(_BLOCK // max(neurons, 1), 1), images)
 
 
 def _product(
@@ -114,8 +120,8 @@ def _accumulated(
 ) -> Tensor:
     """The product and the squared norms, summed over blocks of rows: neither input is copied as a whole."""
     neurons, concepts = activations.shape[1], concept_scores.shape[1]
-    product = torch.zeros(neurons, concepts, dtype=dtype, device=activations.device)
-    squares = torch.zeros(neurons, dtype=dtype, device=activations.device)
+    product = torch.zeros(concepts, neurons, dtype=dtype, device=activations.device)
+    squares = torch.zeros(block_rows(activations.shape), neurons, dtype=dtype, device=activations.device)
     concept_squares = torch.zeros(concepts, dtype=dtype, device=activations.device)
     concept_middle = concept_scores.mean(0, dtype=dtype) if centred else None
     for rows, block in row_blocks(activations, centred, power, dtype):
@@ -124,12 +130,14 @@ def _accumulated(
             scores = scores - concept_middle
         if power > 1:
             scores = scores**power
-        product.addmm_(block.t(), scores)
+        product.addmm_(scores.t(), block)
         concept_squares += (scores * scores).sum(0)
-        squares += torch.linalg.vector_norm(block, dim=0) ** 2
-    if not (squares.isfinite().all() and concept_squares.isfinite().all()):
+        squares[: len(block)].addcmul_(block, block)
+    product = product.t().contiguous()
+    norms = squares.sum(0).sqrt()
+    if not (norms.isfinite().all() and concept_squares.isfinite().all()):
         return torch.full_like(product, torch.nan)
-    product /= _floored(squares.sqrt(), min_norm)[:, None]
+    product /= _floored(norms, min_norm)[:, None]
     product /= _floored(concept_squares.sqrt(), min_norm)
     if centred:  # rounding of the mean leaves a constant column with a direction
         product[constant_neurons(activations)] = 0

@@ -6,10 +6,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from emodissect.core import ranking
 from emodissect.core.errors import UserError
 from emodissect.similarity.top import by_ticket, top_rows
 
-_BLOCK = 2**22  # elements sorted at a time: 16 MiB of scores, 32 MiB of order
+_BLOCK = 2**19  # elements sorted at a time: 2 MiB of scores, 4 MiB of order
+_CONCEPTS = 64  # concepts whose scores are copied at a time
 _PERMUTATIONS = 5
 _LEAST_MEAN = 1e-6
 
@@ -37,7 +39,7 @@ def rank_reorder(
     1e-6, which makes the concept score very low, as an absent one should. Ties of activations and of scores: by the
     tickets of ``ids``, or of the rows, see ``top_rows``; a tied score then says nothing about the activation.
 
-    Shapes: ``[image concept]``, ``[image neuron]`` -> ``[neuron concept]``. Extra memory: 50 MiB and the top rows.
+    Shapes: ``[image concept]``, ``[image neuron]`` -> ``[neuron concept]``. Extra memory: 64 N scores and the top rows.
     Raises ``UserError`` on unequal image counts, parameters out of range or numbers that are not finite.
 
     Source: CLIP-Dissect, ICLR 2023, "rank reorder".
@@ -51,22 +53,23 @@ def rank_reorder(
     if not concept_scores.isfinite().all():
         raise UserError("The concept scores hold NaN or infinite values; each must be a finite number.")
     n = top_count(images, top_fraction)
+    ranked = top_rows(activations, n, ids)
+    ascending = activations.gather(0, ranked).flip(0).t().float().contiguous()
     order = by_ticket(images, ids).to(activations.device)
-    rows = order[order.argsort()[top_rows(activations, n, ids)].sort(dim=0).values]  # in the order of their tickets
-    top = activations.gather(0, rows).float().t().contiguous()
-    ascending = top.sort(dim=1).values
+    rows = order[ranking.ascending(order.argsort()[ranked].t().contiguous())]  # neuron rank: in the tickets' order
+    top = activations.gather(0, rows.t()).t().float().contiguous()
     baseline = random_error(ascending, p, generator)
     result = torch.empty(neurons, concepts, device=activations.device)
-    step = max(_BLOCK // (n * concepts), 1)
-    width = min(concepts, max(_BLOCK // n, 1))
-    for m in range(0, neurons, step):
-        block = rows[:, m : m + step].t()
-        for c in range(0, concepts, width):
-            scores = concept_scores[:, c : c + width][block].transpose(1, 2).float().contiguous()
-            order = scores.argsort(dim=2, stable=True)
-            reordered = top[m : m + step, None].expand(-1, scores.shape[1], -1).gather(2, order)
-            error = reordered.sub_(ascending[m : m + step, None]).abs_().pow_(p).mean(2)
-            result[m : m + step, c : c + width] = scaled(error, baseline[m : m + step, None], scores.mean(2), scale_p)
+    for c in range(0, concepts, _CONCEPTS):
+        columns = concept_scores[:, c : c + _CONCEPTS].t().float().contiguous()
+        step = max(_BLOCK // (n * len(columns)), 1)
+        for m in range(0, neurons, step):
+            block = slice(m, m + step)
+            scores = columns.index_select(1, rows[block].flatten()).unflatten(1, (-1, n))
+            by_score = ranking.stable_order(scores)
+            reordered = top[block].expand(len(columns), -1, -1).gather(2, by_score)
+            error = reordered.sub_(ascending[block]).abs_().pow_(p).mean(2)
+            result[block, c : c + len(columns)] = scaled(error, baseline[block], scores.mean(2), scale_p).t()
     if not result.isfinite().all():
         raise UserError("The concept scores or activations hold NaN or infinite values; each must be a finite number.")
     return result

@@ -60,7 +60,7 @@ def top_rows(
         for level in levels[-2::-1]:
             members = ranking.tickets_of(best)[:, :, None] * _GROUP + torch.arange(_GROUP, device=order.device)
             best = _best(level, members.flatten(1), k)
-        found[:, start : start + len(best)] = order[ranking.tickets_of(ranking.descending(best))].t()
+        found[:, start : start + len(best)] = order[ranking.tickets_of(ranking.ascending(best).flip(1))].t()
     return found
 
 

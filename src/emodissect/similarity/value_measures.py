@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emodissect.core import ranking
 from emodissect.core.errors import UserError
 from emodissect.core.progress import tracked
 from emodissect.similarity.aligned import require_aligned
@@ -176,7 +177,7 @@ class _Reordered(NamedTuple):
 
     def best(self, scores: Float[Tensor, "concept image"], p: float, scale_p: float) -> Float[Tensor, " neuron"]:
         """The best similarity over the concepts."""
-        orders, means = scores.argsort(dim=1, stable=True), scores.mean(1)
+        orders, means = ranking.stable_order(scores), scores.mean(1)
         ranks, neurons = self.given.shape
         best = torch.full((neurons,), -torch.inf)
         wide = min(neurons, max(_REORDERED // ranks, 16))
