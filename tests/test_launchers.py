@@ -155,6 +155,21 @@ def test_optuna_goes_on_after_failed_trials(home: Path, tmp_path: Path) -> None:
     assert table["factor"].between(1, 3).all()
 
 
+def test_optuna_continues_a_stored_study_in_new_folders(home: Path, tmp_path: Path) -> None:
+    if not _installed("hydra_plugins.hydra_optuna_sweeper"):
+        pytest.skip("hydra-optuna-sweeper is not installed (an extra)")
+    words = ["logger=csv", "hparams_search=optuna", "hydra.sweeper.n_trials=1", "hydra.sweeper.params.layer=lin2"]
+    for trials in (1, 2):
+        storage = f"hydra.sweeper.storage=sqlite:///{tmp_path / 'study.db'}"
+        ran = multirun(home, tmp_path / "sweep", *words, "study.baselines=[]", storage)
+        assert ran.returncode == 0, ran.stderr[-3000:]
+        assert f" of {trials}: " in ran.stdout.partition("Best of the whole study emodissect-edit, trial ")[2]
+        table = pd.read_csv(tmp_path / "sweep" / "sweep.csv")
+        assert table["job"].tolist() == list(range(trials))
+        assert len(pd.read_csv(tmp_path / "sweep" / "study.csv")) == trials
+    assert table["tau"].nunique() == 2
+
+
 def _installed(package: str) -> bool:
     try:
         return find_spec(package) is not None

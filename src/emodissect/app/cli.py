@@ -26,7 +26,7 @@ from emodissect.app.arguments import prepared, split_flags
 from emodissect.app.config_keys import misspelt_key
 from emodissect.app.ending import RESUMES, cut_off, exit_on_signals, leave_gone_directory
 from emodissect.app.manifest import program, write_json
-from emodissect.app.run_names import in_multirun, report_length, run_name, sweep_name
+from emodissect.app.run_names import in_multirun, job_folder, report_length, run_name, sweep_name
 from emodissect.app.streams import keep_streams_open
 from emodissect.app.user_paths import expand_user, settle_paths
 from emodissect.core.errors import UserError, missing_extra, nearest
@@ -61,6 +61,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("len", len, replace=True)
     OmegaConf.register_new_resolver("project_root", lambda *_: str(project_root()), replace=True)
     OmegaConf.register_new_resolver("cache_folder", lambda *_: str(cache_folder()), replace=True)
+    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
     OmegaConf.register_new_resolver("expand_user", expand_user, replace=True)
     OmegaConf.register_new_resolver("program", lambda verb: " ".join(program(verb)), replace=True)
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -47,6 +48,20 @@ def run_name(task: str, *_: object) -> str | None:
     choices = {**hydra.runtime.choices, "layer": _layer(hydra.runtime.choices.get("layer"), hydra.overrides.task)}
     chosen = [str(choices[name]) for name in IDENTITY if choices.get(name)]
     return " ".join([task, *(chosen if task != "train" else chosen[1:])])
+
+
+FIRST_JOB = "EMODISSECT_FIRST_JOB"
+"""Environment variable: the number of jobs that stood in a multirun's folder before it."""
+
+
+def job_folder(number: int) -> str:
+    """The folder of a job in a multirun that continues an earlier one in the same folder.
+
+    >>> os.environ.pop(FIRST_JOB, None) and None
+    >>> job_folder(2)
+    '2'
+    """
+    return str(int(os.environ.get(FIRST_JOB, 0)) + int(number))
 
 
 def swept_keys(folder: Path) -> set[str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from emodissect.app.cli import ERROR_FILE, SUMMARY_FILE, user_error_message
 from emodissect.app.ending import leave_gone_directory
+from emodissect.app.run_names import FIRST_JOB
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,10 @@ class SweepTable(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Notes what an earlier multirun left in the same folder: it is no job of this one."""
         self.stood = job_folders(Path(config.hydra.sweep.dir))
+        numbers = [int(job.name) for job in self.stood if job.name.isdigit()]
+        os.environ[FIRST_JOB] = str(max(numbers, default=-1) + 1)
+        if OmegaConf.select(config, "hydra.sweeper.storage"):
+            self.stood = {}  # the jobs of the study so far are this multirun's too
         SweepTable.unfinished = lambda: self._collect(config)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
@@ -67,12 +73,13 @@ class SweepTable(Callback):
         started = [job for job, when in job_folders(folder).items() if self.stood.get(job) != when]
         if not started:
             return 0
-        from emodissect.app.sweep_results import summarize_sweep
+        from emodissect.app.sweep_results import show_study, summarize_sweep
 
         console = Console(stderr=True)
         jobs = sweep_table(folder, started)
         try:
             summarize_sweep(jobs, swept_words(started), folder, config)
+            show_study(OmegaConf.select(config, "hydra.sweeper"), folder, Console())
         except Exception as error:  # such as W&B that cannot be reached; Hydra would lose it in a warning
             console.print(
                 f"The sweep's end is incomplete: {user_error_message(error) or repr(error)}", style="red", markup=False

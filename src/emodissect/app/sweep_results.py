@@ -30,6 +30,9 @@ from emodissect.studies.seeds_verdict import COLUMNS, over_trainings, verdicts_o
 TRAININGS = "trainings.csv"
 """The edit and cheap alternatives over the seeds of a sweep, in its folder."""
 
+STUDY = "study.csv"
+"""The trials of an Optuna study that has a storage, in the sweep's folder."""
+
 SEEDS = "seeds.csv"
 """Means and intervals over the seeds of a sweep, in its folder."""
 
@@ -67,6 +70,38 @@ def summarize_sweep(jobs: pd.DataFrame, swept: Sequence[str], folder: Path, conf
         show_trainings(trainings, console)
         console.print(f"[dim]trainings:[/] {escape(str(folder / TRAININGS))}", soft_wrap=True, highlight=False)
     _log(page, folder, config, trainings)
+
+
+def show_study(sweeper: DictConfig | None, folder: Path, console: Console) -> None:
+    """The best trial of the whole Optuna study, where its storage holds trials of earlier multiruns too.
+
+    ``study.csv`` has one row a trial: number, state, value and parameters.
+
+    Args:
+        sweeper: its config.
+        folder: of the multirun.
+    """
+    if sweeper is None or not isinstance(storage := sweeper.get("storage"), str):
+        return
+    import optuna  # the extra that the storage is for
+
+    study = optuna.load_study(study_name=sweeper.study_name, storage=storage)
+    trials = study.trials_dataframe(attrs=("number", "state", "value", "params", "datetime_start"))
+    write_csv(trials, folder / STUDY)
+    if not (trials["state"] == "COMPLETE").any():
+        return
+    best = study.best_trial
+    words = " ".join(
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in best.params.items()
+    )
+    console.print(
+        f"Best of the whole study {study.study_name}, trial {best.number} of {len(trials)}: {words} "
+        f"(objective {best.value:.4g})",
+        style="bold",
+        highlight=False,
+        markup=False,
+    )
+    console.print(f"[dim]study:[/] {escape(str(folder / STUDY))}", soft_wrap=True, highlight=False)
 
 
 def show(page: SweepPage, console: Console) -> None:
