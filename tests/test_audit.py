@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from emodissect.data.audit import audit_splits
 from emodissect.data.fer2013 import Fer2013
@@ -55,6 +58,8 @@ def test_planted_faults_are_counted(planted):
         "duplicate_in_split": 3,  # 3, 6, 13
         "leaked": 8,  # both sides of the four images below
         "conflicting": 5,  # the three of face 0 (0, 0, 1), the two of face 3 (1, 0)
+        "near_duplicate": 0,
+        "near_leaked": 0,
         "images_across_splits": 4,  # face 2, face 3, face 5, blank
         "images_with_conflicting_labels": 2,
     }
@@ -126,3 +131,35 @@ def test_real_fer2013_has_its_known_faults(tmp_path):
     assert counts["blank"] == 12
     assert counts["duplicate"] == 1851
     assert counts["images_across_splits"] == 557
+    assert counts["near_duplicate"] == 1492
+    assert counts["near_leaked"] == 1231
+
+
+def test_nearly_equal_images_are_found_whatever_their_brightness_and_compression():
+    """One face as is, brighter, compressed and shifted by a quarter pixel; another person's face; its own in test."""
+    generator = np.random.default_rng(0)
+
+    def smooth() -> Image.Image:
+        return Image.fromarray(generator.integers(20, 230, (6, 6), dtype=np.uint8)).resize(
+            (48, 48), Image.Resampling.BICUBIC
+        )
+
+    def pixels(image: Image.Image) -> torch.Tensor:
+        return torch.from_numpy(np.array(image))[None]
+
+    face, other = smooth(), smooth()
+    buffer = io.BytesIO()
+    face.save(buffer, "jpeg", quality=40)
+    brighter = face.point(lambda value: min(255, int(value * 0.9 + 15)))
+    train = image_set([pixels(face), pixels(brighter), pixels(other)], 0, [0, 0, 1])
+    val = image_set([pixels(Image.open(buffer))], 10, [0])
+    shifted = face.transform((48, 48), Image.Transform.AFFINE, (1, 0, 0.25, 0, 1, 0.25), Image.Resampling.BICUBIC)
+    test = image_set([pixels(shifted), pixels(other)], 20, [0, 1])
+    report = audit_splits(Splits(train, val, test, ("a", "b", "c")))
+    table = report.table.set_index("id")
+    assert report.counts["near_duplicate"] == 3
+    assert report.counts["near_leaked"] == 4
+    assert table["near_id"].to_dict() == {0: -1, 1: 0, 2: -1, 10: 0, 20: 0, 21: -1}
+    assert table["near_leaked"].to_dict() == {0: True, 1: True, 2: False, 10: True, 20: True, 21: False}
+    assert not table.loc[21, "near_duplicate"]  # equal to 2: a duplicate, which is another fault
+    assert "3 images are nearly equal to an earlier one, 4 to one of another split" in report.summary()

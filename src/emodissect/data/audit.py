@@ -12,9 +12,13 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from emodissect.data.images import ImageSet, Splits
+from emodissect.data.near_duplicates import difference_hashes, near_pairs
 
 NOT_A_FACE = "not a face"
-FAULTS = ("blank", "near_constant", "not_a_face", "duplicate", "duplicate_in_split", "leaked", "conflicting")
+FAULTS = (
+    *("blank", "near_constant", "not_a_face", "duplicate", "duplicate_in_split", "leaked", "conflicting"),
+    *("near_duplicate", "near_leaked"),
+)
 
 # What a training or probe image of each split must not also stand in: what is judged on.
 _JUDGED_ON = {"train": ("val", "test"), "val": ("test",), "test": ()}
@@ -29,8 +33,10 @@ class AuditReport:
             (their standard deviation is above 0 and under 5 grey levels), ``not_a_face`` (at least half of the
             annotators say so), ``duplicate`` (the same pixels stand earlier, in the order train, val, test),
             ``duplicate_in_split`` (earlier in the same split), ``leaked`` (the same pixels stand in another split),
-            ``conflicting`` (the copies bear different labels); then ``copies``, ``first_id``, and ``in_splits``: those
-            that the pixels stand in, joined by ``+``.
+            ``conflicting`` (the copies bear different labels), ``near_duplicate`` (a nearly equal image stands earlier:
+            a frame of the same video, another compression or brightness), ``near_leaked`` (a nearly equal one stands
+            in another split); then ``copies``, ``first_id``, ``near_id`` (the first nearly equal image, -1 where there
+            is none), and ``in_splits``: those that the pixels stand in, joined by ``+``.
         counts: of images with each fault, and of distinct images across splits and with conflicting labels.
     """
 
@@ -67,7 +73,9 @@ class AuditReport:
             f"Audit of {c['images']:,} images: {c['blank']:,} blank, {c['near_constant']:,} near-constant, "
             f"{c['not_a_face']:,} not a face, {c['duplicate']:,} exact duplicates of an earlier image, "
             f"{c['images_across_splits']:,} distinct images in more than one split, "
-            f"{c['images_with_conflicting_labels']:,} distinct images with conflicting labels."
+            f"{c['images_with_conflicting_labels']:,} distinct images with conflicting labels; "
+            f"{c['near_duplicate']:,} images are nearly equal to an earlier one, {c['near_leaked']:,} to one of "
+            "another split."
         )
 
 
@@ -81,6 +89,7 @@ def audit_splits(splits: Splits, near_constant_std: float = 5.0) -> AuditReport:
     named = {"train": splits.train, "val": splits.val, "test": splits.test}
     table = pd.concat([_facts(name, images, near_constant_std) for name, images in named.items()], ignore_index=True)
     table["pixels"], _ = pd.factorize(table["pixels"])
+    _add_near_duplicates(table, list(named.values()))
     same = table.groupby("pixels", sort=False)
     table["copies"] = same["id"].transform("size")
     table["first_id"] = same["id"].transform("first")
@@ -99,7 +108,7 @@ def audit_splits(splits: Splits, near_constant_std: float = 5.0) -> AuditReport:
     counts["images_across_splits"] = int(distinct["leaked"].sum())
     counts["images_with_conflicting_labels"] = int(distinct["conflicting"].sum())
     faulty = table[list(FAULTS)].any(axis=1) | (table["copies"] > 1)
-    columns = ["id", "split", "label", *FAULTS, "copies", "first_id", "in_splits"]
+    columns = ["id", "split", "label", *FAULTS, "copies", "first_id", "near_id", "in_splits"]
     return AuditReport(table.loc[faulty, columns].reset_index(drop=True), counts)
 
 
@@ -122,6 +131,28 @@ def _facts(split: str, images: ImageSet, near_constant_std: float) -> pd.DataFra
             "not_a_face": _not_a_face(images),
         }
     )
+
+
+def _add_near_duplicates(table: pd.DataFrame, parts: list[ImageSet]) -> None:
+    """Adds the columns of nearly equal images; equal ones are duplicates already, and stand for one another."""
+    found = [difference_hashes(part) for part in parts]
+    first_of_pixels = ~table.duplicated("pixels").to_numpy()
+    varied = ~(table["blank"] | table["near_constant"]).to_numpy()
+    hashes, thumbnails = (np.concatenate([part[place] for part in found]) for place in (0, 1))
+    pairs = near_pairs(hashes, thumbnails, first_of_pixels & varied)
+    ids, pixels, splits = (table[name].to_numpy() for name in ("id", "pixels", "split"))
+    nearest: dict[int, int] = {}
+    near_splits: dict[int, set[str]] = {}
+    standing = table.groupby("pixels")["split"].agg(set).to_dict() if len(pairs) else {}
+    for earlier, later in pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))].tolist():
+        nearest.setdefault(int(pixels[later]), int(ids[earlier]))
+        for one, other in ((earlier, later), (later, earlier)):
+            near_splits.setdefault(int(pixels[one]), set()).update(standing[pixels[other]])
+    table["near_id"] = [nearest.get(int(pixel), -1) for pixel in pixels]
+    table["near_duplicate"] = table["near_id"] >= 0
+    table["near_leaked"] = [
+        bool(near_splits.get(int(pixel), set()) - {split}) for pixel, split in zip(pixels, splits, strict=True)
+    ]
 
 
 def _not_a_face(images: ImageSet) -> np.ndarray:

@@ -17,6 +17,7 @@ from torch import Tensor
 from emodissect.core.cache import file_hash
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.fingerprint import source_hash
+from emodissect.data.archives import is_archive, unpacked
 from emodissect.data.class_folders import content_hash, find_images
 from emodissect.data.datamodule import FaceDataModule
 from emodissect.data.fer2013_files import CLASS_NAMES, SIDE, FerRows, read_csv, read_folders, read_npz
@@ -36,8 +37,8 @@ LABELS = ("fer2013", "ferplus_majority")
 WHERE_TO_GET_IT = (
     "Get it from Kaggle: the competition 'challenges-in-representation-learning-facial-expression-recognition-"
     "challenge' (fer2013.csv in fer2013.tar.gz, or icml_face_data.csv) or the dataset 'msambare/fer2013' (folders). "
-    "data.path takes fer2013.csv, icml_face_data.csv, a folder with train/<class>/ and test/<class>/, or an .npz with "
-    "pixels, labels and usage (docs/data.md)."
+    "data.path takes fer2013.csv, icml_face_data.csv, a folder with train/<class>/ and test/<class>/, an .npz with "
+    "pixels, labels and usage, or a .zip, .tar.gz or .csv.gz of one of these (docs/data.md)."
 )
 
 
@@ -49,7 +50,7 @@ class Fer2013(FaceDataModule):
     ``votes_other``.
 
     Args:
-        path: a CSV, an ``.npz``, a folder of class folders, or a folder that holds ``fer2013.csv``.
+        path: a CSV, an ``.npz``, a folder of class folders, a folder that holds ``fer2013.csv``, or an archive.
         data_dir: where a relative ``path`` is looked for as well.
         splits: ``standard`` (val = PublicTest, test = PrivateTest) or ``khaireddin2021`` (the two swapped).
         labels: ``fer2013``, or ``ferplus_majority``: the class with most FER+ votes; images on which contempt,
@@ -92,9 +93,9 @@ class Fer2013(FaceDataModule):
             raise UserError(f"data.splits={splits} is unknown. {nearest(splits, SPLIT_SCHEMES)}")
         if labels not in LABELS:
             raise UserError(f"data.labels={labels} is unknown. {nearest(labels, LABELS)}")
-        self.path = _found(path, data_dir, "data.path", WHERE_TO_GET_IT)
+        self.path = self._opened(_found(path, data_dir, "data.path", WHERE_TO_GET_IT))
         more = "It is fer2013new.csv of github.com/microsoft/FERPlus; null goes on without it."
-        self.ferplus = None if ferplus is None else _found(ferplus, data_dir, "data.ferplus", more)
+        self.ferplus = None if ferplus is None else self._opened(_found(ferplus, data_dir, "data.ferplus", more))
         self.split_scheme = splits
         self.labels = labels
         self.split_seed = split_seed
@@ -135,6 +136,14 @@ class Fer2013(FaceDataModule):
         """The file of each image, for folders; its row otherwise."""
         _ = self.splits_as_read
         return [self.files[i] for i in ids.tolist()] if self.files else super().origin(ids)
+
+    def _opened(self, path: Path) -> Path:
+        """What an archive holds: its one list, a known file, or its folders; any other path is itself."""
+        if not path.is_file() or not is_archive(path):
+            return path
+        folder = unpacked(path, self.cache)
+        lists = [item for item in folder.rglob("*") if item.suffix.lower() in (".csv", ".npz")]
+        return lists[0] if len(lists) == 1 else _found(folder, None, str(path), WHERE_TO_GET_IT)
 
     def _stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         key: dict[str, Any] = {"read_by": source_hash(FerRows)}

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from emodissect.core.cache import Cache, user_cache_dir
 from emodissect.core.errors import UserError
+from emodissect.data.archives import is_archive, unpacked
 from emodissect.data.class_folders import FoundImages, find_images, require_classes
 from emodissect.data.image_files import ImageFiles, matched_classes
 
@@ -15,7 +17,7 @@ log = logging.getLogger(__name__)
 
 FORMS = (
     "data.path takes a folder with train/<class>/, val/<class>/ and test/<class>/, or only some of these, or only "
-    "<class>/ folders (docs/data.md)."
+    "<class>/ folders, or a .zip or .tar.gz of one (docs/data.md)."
 )
 
 
@@ -23,7 +25,8 @@ class ImageFolder(ImageFiles):
     """Images in class folders, with or without split folders above them.
 
     Args:
-        path: the folder.
+        path: the folder, or an archive of it.
+        cache_dir: the root of the content-keyed cache; archives are unpacked there.
         data_dir: where a relative ``path`` is looked for as well.
         class_names: names of the class folders (capitals do not matter) in the order of the labels; None takes the
             folders' names, alphabetically.
@@ -37,32 +40,35 @@ class ImageFolder(ImageFiles):
         self,
         *,
         path: str | Path,
+        cache_dir: str | Path,
         data_dir: str | Path | None = None,
         class_names: Sequence[str] | None = None,
         **options: Any,
     ) -> None:
         if path is None:
             raise UserError(f"data.path is not given. {FORMS}")
-        root, found = _found(path, data_dir)
+        root, found = _found(path, data_dir, cache_dir)
         self.notes = found.notes
         names = tuple(found.folders if class_names is None else class_names)
         matched_classes(root, found.folders, names)
-        super().__init__(root=root, images=found.images, class_names=names, **options)
+        super().__init__(root=root, images=found.images, class_names=names, cache_dir=cache_dir, **options)
         for note in self.notes:
             log.warning("%s: %s", root, note)
 
 
-def class_folders(path: str, data_dir: str | None = None) -> list[str]:
-    """The class names that the folder itself gives; what ``${class_folders:path,data_dir}`` in a YAML stands for.
+def class_folders(path: str, data_dir: str | None = None, cache_dir: str | None = None) -> list[str]:
+    """The class names that the folder itself gives; ``${class_folders:path,data_dir,cache_dir}`` in a YAML.
 
     Raises:
         UserError: no such folder, no images in class folders below it, or one class only.
     """
-    return _found(path, data_dir)[1].folders
+    return _found(path, data_dir, cache_dir or user_cache_dir())[1].folders
 
 
-def _found(path: str | Path, data_dir: str | Path | None) -> tuple[Path, FoundImages]:
+def _found(path: str | Path, data_dir: str | Path | None, cache_dir: str | Path) -> tuple[Path, FoundImages]:
     root = _root(Path(path).expanduser(), data_dir)
+    if root.is_file():
+        root = unpacked(root, Cache(cache_dir))
     found = find_images(root)
     if not found.images:
         raise UserError(f"{root} holds no image files in class folders. {FORMS}")
@@ -73,7 +79,7 @@ def _found(path: str | Path, data_dir: str | Path | None) -> tuple[Path, FoundIm
 def _root(given: Path, data_dir: str | Path | None) -> Path:
     places = [given.absolute(), *([Path(data_dir).expanduser().absolute() / given] if data_dir is not None else [])]
     for place in places:
-        if place.is_dir():
+        if place.is_dir() or (place.is_file() and is_archive(place)):
             return place
     looked = " nor ".join(str(place) for place in dict.fromkeys(places))
-    raise UserError(f"data.path: there is no folder {looked}. {FORMS}")
+    raise UserError(f"data.path: there is no folder or archive {looked}. {FORMS}")

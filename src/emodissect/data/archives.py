@@ -1,0 +1,168 @@
+"""Archives as data sets come in: unpacked once into the cache, with nothing outside it and no bombs."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import logging
+import lzma
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from functools import cache as kept
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from emodissect.core.cache import Cache, file_hash
+from emodissect.core.errors import UserError
+from emodissect.data.class_folders import LEFT_BY_SYSTEMS, SPLIT_FOLDERS
+from emodissect.data.decoding import ENDINGS
+
+log = logging.getLogger(__name__)
+
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+ARCHIVES = (".zip", *TARS, ".csv.gz")
+_LISTS = (".csv", ".tsv", ".txt", ".npy", ".npz")
+
+_RATIO = 200  # bytes out for one byte in; images and CSVs of pixels stay below 20
+_ALWAYS = 2 * 2**30  # bytes that are unpacked whatever the ratio
+_MEMBERS = 20_000_000
+_PIECE = 2**20
+_FORM = 1
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is an archive, by the ending of its name.
+
+    >>> is_archive(Path("fer2013.TAR.GZ")), is_archive(Path("fer2013.csv"))
+    (True, False)
+    """
+    return path.name.lower().endswith(ARCHIVES)
+
+
+def unpacked(path: Path, cache: Cache) -> Path:
+    """The folder of an archive's images and lists, unpacked into the cache the first time.
+
+    Folders that hold nothing but one other folder are stepped into. Other kinds of files, links and archives inside
+    the archive are passed over and counted.
+
+    Args:
+        path: ``.zip``, ``.tar``, ``.tar.gz``, ``.tgz``, ``.tar.bz2``, ``.tar.xz`` or ``.csv.gz``.
+        cache: where the files go, under the archive's content hash.
+
+    Raises:
+        UserError: a damaged or encrypted archive, a member that would lie outside the folder, or one that unpacks to
+            more than 200 times its size or to more than the disk holds.
+    """
+    about = path.stat()
+    key = {"form": _FORM, "content": _hash(path, about.st_size, about.st_mtime_ns)}
+    folder = cache.entry("unpacked", key, partial(_unpack, path)) / "files"
+    while inner := _only_folder(folder):
+        folder = inner
+    return folder
+
+
+@kept
+def _hash(path: Path, size: int, changed: int) -> str:
+    """Of a file of this size and time: a config names an archive several times, and it may be large."""
+    return file_hash(path)
+
+
+def _only_folder(folder: Path) -> Path | None:
+    inside = list(folder.iterdir())
+    splits = {name for names in SPLIT_FOLDERS.values() for name in names}
+    if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in splits:
+        return None
+    deeper = list(inside[0].iterdir())
+    return inside[0] if any(item.is_dir() or item.suffix.lower() in _LISTS for item in deeper) else None
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    if not path.stat().st_size:
+        raise UserError(f"data.path={path} is empty: its writing or copying was cut off. Download it again.")
+    target = folder / "files"
+    target.mkdir()
+    limit = min(max(_ALWAYS, _RATIO * path.stat().st_size), int(0.95 * shutil.disk_usage(folder).free))
+    budget = _Budget(path, limit)
+    passed_over = 0
+    try:
+        for name, size, stream in _members(path):
+            inside = _inside(path, name)
+            if stream is None or not _wanted(inside):
+                budget.spend(size)
+                passed_over += 1
+                continue
+            place = target / inside
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with open(place, "wb") as file:
+                while piece := stream.read(_PIECE):
+                    budget.spend(len(piece))
+                    file.write(piece)
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError) as error:
+        raise UserError(f"data.path={path} is damaged, or not an archive: {error}. Download it again.") from error
+    except (gzip.BadGzipFile, NotImplementedError, IsADirectoryError, NotADirectoryError) as error:
+        raise UserError(f"data.path={path} cannot be unpacked: {error}. Download it again, or unpack it.") from error
+    except RuntimeError as error:  # zipfile's word for an encrypted member
+        raise UserError(f"data.path={path} cannot be unpacked: {error}. Unpack it, and name the folder.") from error
+    if passed_over:
+        log.info("%s: %d members that are neither images nor lists are passed over.", path, passed_over)
+
+
+def _members(path: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
+    """Each file's name, the bytes that passing over it costs, and its content; None for what is no file."""
+    if path.name.lower().endswith(".zip"):
+        with zipfile.ZipFile(path) as archive:
+            for about in archive.infolist():
+                if about.is_dir():
+                    continue
+                if (about.external_attr >> 16) & 0o170000 == 0o120000:  # a link
+                    yield about.filename, 0, None
+                elif _wanted(PurePosixPath(about.filename)):
+                    with archive.open(about) as stream:
+                        yield about.filename, 0, stream
+                else:
+                    yield about.filename, 0, io.BytesIO()
+    elif path.name.lower().endswith(TARS):
+        with tarfile.open(path, "r|*") as archive:
+            for member in archive:
+                if not member.isdir():
+                    yield member.name, max(0, member.size), archive.extractfile(member) if member.isreg() else None
+    else:
+        with gzip.open(path) as stream:
+            yield path.name[: -len(".gz")], 0, stream  # type: ignore[misc]
+
+
+def _inside(path: Path, name: str) -> PurePosixPath:
+    """The member's place below the folder."""
+    inside = PurePosixPath(name.replace("\\", "/"))
+    if inside.is_absolute() or ".." in inside.parts or "\0" in name or (inside.parts and ":" in inside.parts[0]):
+        raise UserError(
+            f"data.path={path} is refused: its member {name!r} would lie outside the folder it is unpacked to. Where "
+            "did this file come from?"
+        )
+    return inside
+
+
+def _wanted(inside: PurePosixPath) -> bool:
+    junk = any(part.startswith(".") or part.lower() in LEFT_BY_SYSTEMS for part in inside.parts)
+    return not junk and inside.suffix.lower() in (*ENDINGS, *_LISTS)
+
+
+class _Budget:
+    """How much an archive may still unpack to."""
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self.path, self.limit, self.left, self.members = path, limit, limit, 0
+
+    def spend(self, count: int) -> None:
+        self.left -= count
+        self.members += 1
+        if self.left < 0 or self.members > _MEMBERS:
+            raise UserError(
+                f"data.path={self.path} is refused: it unpacks to more than {self.limit / 2**30:.1f} GiB, which is "
+                f"more than the disk of the cache holds, or more than {_RATIO} times its own size. Unpack it yourself "
+                "where you trust it, and name the folder."
+            )
