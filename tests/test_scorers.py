@@ -367,7 +367,7 @@ def test_many_concepts(small: OpenClip, tmp_path: Path) -> None:
 def test_settings_that_cannot_be() -> None:
     assert resolve_device("cpu").type == "cpu"
     assert resolve_precision("auto", torch.device("cpu")) == "fp32"
-    with pytest.raises(UserError, match=r"scorer.device=gpu is not to be had"):
+    with pytest.raises(UserError, match=r"scorer.device=gpu is not available"):
         resolve_device("gpu")
     with pytest.raises(UserError, match=r"scorer.precision=fp23.*Did you mean 'fp32'"):
         resolve_precision("fp23", torch.device("cpu"))

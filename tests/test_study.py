@@ -278,7 +278,7 @@ def test_without_controls_nothing_is_claimed(caplog: pytest.LogCaptureFixture) -
     assert "study.controls=19 draws give p < 0.05 to none" in caplog.text
     other = study(controls=0)
     assert np.isnan(other.p_random)
-    assert other.verdict.startswith("Nothing is claimed, because no controls were drawn: +")
+    assert other.verdict.startswith("No claim, because no controls were drawn: +")
     assert not other.claims_gain
 
 

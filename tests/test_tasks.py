@@ -354,7 +354,7 @@ def test_the_audit_is_a_file_and_a_section(verb: Verb) -> None:
         ("edit", ["study.test_split=tst"], "test"),
         ("edit", ["study.test_split=val+test"], "share none"),
         ("edit", ["selection=accuracy", "selection.level=[]"], "an empty grid"),
-        ("edit", ["selection=accuracy", "selection.level=[0.5,x]"], "x is no number"),
+        ("edit", ["selection=accuracy", "selection.level=[0.5,x]"], "x is not a number"),
         ("edit", ["layer=bn4b"], "Did you mean 'conv4b'"),
         ("edit", ["layer=lin3", "edit.parameters=outgoing"], "layer behind 'lin3'"),
         ("dissect", ["model=timm", "model.name=vit_tiny_patch16_224", "layer=all"], "cannot take the images, 3x64x64"),

@@ -196,7 +196,7 @@ def _tell(message: str) -> None:
 
 
 def run(task: Callable[[DictConfig], dict[str, float]], cfg: DictConfig) -> float | None:
-    """Runs a task; a user's mistake is told in a few lines and ends with exit code 1.
+    """Runs a task; a user's mistake is reported in a few lines and ends with exit code 1.
 
     In a multirun the error is written to the job's folder instead, and the other jobs go on.
 
@@ -238,7 +238,7 @@ def _job() -> tuple[Path, list[str]]:
 
 
 def worst_objective() -> float:
-    """What a sweeper is told where there is no figure: infinitely bad in its direction, NaN where it has none."""
+    """What a sweeper is given where there is no figure: infinitely bad in its direction, NaN where it has none."""
     return worst_for(HydraConfig.get().sweeper) if in_multirun() else math.nan
 
 

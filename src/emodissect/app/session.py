@@ -229,8 +229,8 @@ def session(cfg: DictConfig) -> Iterator[Session]:
     except Exception as error:
         if not isinstance(error, UserError) and disk_is_full(run.folder):
             raise UserError(
-                f"The disk of the run folder {run.folder} is full. Free some space and run the same command: it goes "
-                "on from what stands in the cache."
+                f"The disk of the run folder {run.folder} is full. Free some space and run the same command: it "
+                "resumes from the cache."
             ) from error
         raise
     finally:

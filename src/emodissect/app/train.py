@@ -31,13 +31,13 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         raise UserError("fit=false evaluates a checkpoint, and ckpt_path is null. Give ckpt_path=<file>.")
     if cfg.resume and cfg.ckpt_path is None:
         raise UserError(
-            "resume=true goes on with the training that ckpt_path holds, and ckpt_path is null. Give "
-            "ckpt_path=<run folder>/checkpoints/last.ckpt. (A training that was cut off goes on by itself when the "
+            "resume=true resumes the training in ckpt_path, and ckpt_path is null. Give "
+            "ckpt_path=<run folder>/checkpoints/last.ckpt. (A training that was cut off resumes by itself when the "
             "same command is given again.)"
         )
     with session(cfg) as run:
         if cfg.test:
-            chosen_ids(run.data.splits.test, cfg.saliency)  # told before the training
+            chosen_ids(run.data.splits.test, cfg.saliency)  # reported before the training
         trained = trained_classifier(run, fit=cfg.fit)
         figures: dict[str, Any] = dict(trained.metrics)
         if cfg.test:

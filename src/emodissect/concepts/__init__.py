@@ -1,4 +1,4 @@
-"""Concept scores: how strongly each concept is in each image, told by CLIP or by annotations."""
+"""Concept scores: how strongly each concept is in each image, from CLIP or from annotations."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Concept scores that people, or the drawing program, have told: labels, votes, presence, or a user's table."""
+"""Concept scores given by people or by the drawing program: labels, votes, presence, or a user's table."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _from_labels(images: ImageSet, concepts: ConceptSet, class_names: Sequence[s
 
 
 def _from_votes(votes: Annotations, concepts: ConceptSet, class_names: Sequence[str]) -> Float[Tensor, "image concept"]:
-    concepts.class_mask(class_names)  # a misspelt class is told with the data's names, not with the votes' alone
+    concepts.class_mask(class_names)  # a misspelt class is reported with the data's names, not with the votes' alone
     voted = {class_key(name) for name in votes.names}
     mask = torch.zeros(len(concepts), len(votes.names))
     for row, name in enumerate(concepts.names):

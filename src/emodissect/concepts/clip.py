@@ -35,7 +35,7 @@ class ClipScorer:
     """Cosine similarity of L2-normalised image and text embeddings, no logit scale (CLIP-Dissect, Oikarinen & Weng).
 
     Embeddings are kept in the cache by content, in shards: a second concept set embeds no image, and an interrupted
-    run goes on behind the last finished shard. The network is not even loaded when every shard stands.
+    run resumes after the last finished shard. The network is not even loaded when every shard stands.
 
     Args:
         clip: which CLIP.
@@ -86,7 +86,7 @@ class ClipScorer:
         return ConceptScores(images.ids, concepts.names, values, self.fingerprint())
 
     def check(self, images: ImageSet, concepts: ConceptSet, class_names: Sequence[str]) -> None:
-        """Gets weights and tokenizer, which may be a download. Raises UserError where they cannot be had."""
+        """Gets weights and tokenizer, which may be a download. Raises UserError where they are not available."""
         self.clip.fingerprint()
         self.clip.tokenizer  # noqa: B018  a missing package is reported before any work
         if doubts := self.doubts(images):
@@ -150,7 +150,7 @@ class ClipScorer:
             log.info(
                 "Embedding %s %s with %s on %s in %s%s.",
                 *(f"{missing:,}", what, self.clip.model_name, self.device, self.precision),
-                f" ({held:,} already stand in the cache)" if held else "",
+                f" ({held:,} are cached already)" if held else "",
             )
         shards: list[Tensor] = []
         with self._bar(what, missing) as advance:
@@ -234,7 +234,7 @@ def resolve_device(device: str) -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
-            f"scorer.device={device} is not to be had here. {nearest(device, ('auto', 'cpu', 'cuda', 'mps'))}"
+            f"scorer.device={device} is not available on this machine. {nearest(device, ('auto', 'cpu', 'cuda', 'mps'))}"
         ) from error
     return chosen
 

@@ -62,7 +62,7 @@ class ConceptScores:
         return self.values[order[position]]
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file; names and source stand in its header."""
+        """Write a safetensors file; names and source are in its header."""
         tensors = {"ids": self.ids.contiguous(), "values": self.values.contiguous()}
         header = {"names": json.dumps(self.names), "source": json.dumps(dict(self.source), default=str)}
         save_file(tensors, str(path), metadata=header)
@@ -84,7 +84,7 @@ class ConceptScores:
                     json.loads(header["source"]),
                 )
         except (OSError, SafetensorError, KeyError, TypeError) as error:
-            raise UserError(f"{path} holds no concept scores ({error}). Make them anew with dissect.py.") from error
+            raise UserError(f"{path} holds no concept scores ({error}). Recompute them with dissect.py.") from error
 
 
 class Scorer(Protocol):

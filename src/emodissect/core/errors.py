@@ -1,4 +1,4 @@
-"""A user's mistake, told so that the next try works."""
+"""A user's mistake, reported so that the next try works."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def require_number(key: str, given: object) -> None:
     """Raises UserError where ``given`` is no number: NaN, a word, or a list where one value is taken."""
     if isinstance(given, bool) or not isinstance(given, Real) or math.isnan(given):
         several = " One value is taken here; in a config, a list makes a grid." if isinstance(given, Sequence) else ""
-        raise UserError(f"{key}={given} is no number.{several if not isinstance(given, str) else ''}")
+        raise UserError(f"{key}={given} is not a number.{several if not isinstance(given, str) else ''}")
 
 
 def nearest(word: str, known: Iterable[str], shown: int = 12) -> str:
@@ -32,7 +32,7 @@ def nearest(word: str, known: Iterable[str], shown: int = 12) -> str:
     """
     accepted = [str(name) for name in known]
     if not accepted:
-        return "Nothing is known by any name here."
+        return "No options are available."
     lowered = {name.lower(): name for name in accepted}
     close = get_close_matches(str(word).lower(), lowered, n=1, cutoff=0.5)
     meant = f"Did you mean '{lowered[close[0]]}'? " if close else ""

@@ -43,7 +43,7 @@ WHERE_TO_GET_IT = (
 
 
 class Fer2013(FaceDataModule):
-    """FER2013 from any of the forms it is handed around in; read once, then taken from the cache.
+    """FER2013 from any of the forms it is distributed in; read once, then taken from the cache.
 
     Image ids are row numbers of the CSV (of folders: the order split, class folder, path). The class order is always
     FER2013's. FER+ votes, where given, come as annotations ``votes`` (columns named as the classes) and
@@ -105,8 +105,8 @@ class Fer2013(FaceDataModule):
         """The three splits, from the cache where the same file was read before."""
         stored, about = self._stored()
         self.files = tuple(about["files"])
-        if about["told"]:
-            log.info("%s", about["told"])
+        if about["note"]:
+            log.info("%s", about["note"])
             if self.split_scheme != "standard":
                 raise UserError(
                     f"data.splits={self.split_scheme}: {self.path} does not tell PublicTest from PrivateTest, so they "
@@ -199,9 +199,9 @@ def _found(path: str | Path | None, data_dir: str | Path | None, key: str, more:
 
 
 def _write(path: Path, split_seed: int, folder: Path) -> None:
-    told = ""
+    note = ""
     if path.is_dir():
-        rows, told = read_folders(path, split_seed)
+        rows, note = read_folders(path, split_seed)
     elif path.suffix.lower() == ".npz":
         rows = read_npz(path)
     elif path.suffix.lower() == ".csv":
@@ -209,14 +209,14 @@ def _write(path: Path, split_seed: int, folder: Path) -> None:
     else:
         raise UserError(f"data.path={path}: the form is not known by its ending. {WHERE_TO_GET_IT}")
     save_file(_tensors(rows), folder / "images.safetensors")
-    (folder / "about.json").write_text(json.dumps({"source": str(path), "told": told, "files": rows.files}))
+    (folder / "about.json").write_text(json.dumps({"source": str(path), "note": note, "files": rows.files}))
 
 
 def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Raises whatever another form of the folder raises."""
     held, about = load_file(folder / "images.safetensors"), json.loads((folder / "about.json").read_text())
     count = len(held["images"])
-    if any(len(held[name]) != count for name in ("labels", "usage")) or {"told", "files"} - set(about):
+    if any(len(held[name]) != count for name in ("labels", "usage")) or {"note", "files"} - set(about):
         raise ValueError("other fields than were expected")
     return held, about
 

@@ -1,4 +1,4 @@
-"""The forms that FER2013 is handed around in, read into one: Kaggle's CSVs, class folders, .npz."""
+"""The forms that FER2013 is distributed in, read into one: Kaggle's CSVs, class folders, .npz."""
 
 from __future__ import annotations
 
@@ -177,18 +177,18 @@ def read_folders(root: Path, split_seed: int) -> tuple[FerRows, str]:
     images, _ = read_images(files, SIDE, channels=1, what="Reading FER2013", advice=advice)
     labels = np.array([_LABEL_OF[image.class_name.strip().lower()] for image in found], dtype=np.uint8)
     usage = np.array([("train", "val", "test").index(str(image.split)) for image in found], dtype=np.uint8)
-    told = ""
+    note = ""
     if "val" not in splits:
         rows = np.flatnonzero(usage == 2)
         val, test = stratified_parts(torch.from_numpy(labels[rows].astype(np.int64)), (0.5, 0.5), split_seed)
         usage[rows[val.numpy()]] = 1
-        told = (
+        note = (
             f"{root} has no validation images: the {len(rows):,} of its test folder were split into {len(val):,} for "
             f"validation and {len(test):,} for test, class by class, seed {split_seed}. They are not Kaggle's "
             "PublicTest and PrivateTest."
         )
     names = tuple(path.relative_to(root).as_posix() for path in files)
-    return FerRows(images[:, 0].numpy(), labels, usage, None, names), told
+    return FerRows(images[:, 0].numpy(), labels, usage, None, names), note
 
 
 def _csv_columns(path: Path) -> dict[str, str]:
@@ -232,8 +232,8 @@ def _parsed(texts: list[str]) -> UInt8[np.ndarray, "image 48 48"]:
         try:
             # 64 bits: a number too large for 32 would be cut to another one, a number too large for 64 is the largest
             values = np.fromstring(" ".join(texts), dtype=np.int64, sep=" ")
-        except DeprecationWarning as told:
-            raise ValueError("not a number") from told
+        except DeprecationWarning as note:
+            raise ValueError("not a number") from note
     if values.size != len(texts) * SIDE * SIDE or values.min() < 0 or values.max() > 255:
         raise ValueError("pixel count or range")
     return values.astype(np.uint8).reshape(-1, SIDE, SIDE)

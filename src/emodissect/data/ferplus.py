@@ -32,7 +32,7 @@ def read_votes(path: Path, usage: UInt8[np.ndarray, " image"]) -> UInt8[np.ndarr
         UserError: no such file, missing columns, another number of rows, votes that are no numbers, rows that do not
             belong to the images.
     """
-    where = "It is at github.com/microsoft/FERPlus. data.ferplus=null goes on without it."
+    where = "It is at github.com/microsoft/FERPlus. data.ferplus=null continues without it."
     if not path.is_file():
         raise UserError(f"The FER+ votes {path} do not exist. {where}")
     try:

@@ -37,7 +37,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Annotations:
-    """How strongly each concept is present in each image, as told by people or by construction.
+    """How strongly each concept is present in each image, by people or by construction.
 
     Attributes:
         names: the concepts, one a column.

@@ -1,4 +1,4 @@
-"""What a training that goes on takes from its checkpoint beside weights: states of callbacks, which hold paths."""
+"""What a resumed training takes from its checkpoint beside weights: states of callbacks, which hold paths."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ class Classifier(LightningModule):
             )
 
     def dry_run(self, images: UInt8[Tensor, "image c h w"]) -> Any:
-        """The network's output for a few images, so that what it cannot take is told before any work.
+        """The network's output for a few images, so that what it cannot take is reported before any work.
 
         Raises:
             UserError: the network fails on such images; names their shape and the keys that change it.
@@ -289,8 +289,8 @@ class Classifier(LightningModule):
             return
         if not torch.isfinite(loss):
             raise UserError(
-                f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}): training went "
-                "astray. Try a smaller optimizer.lr, trainer.gradient_clip_val=1, or trainer.precision=32."
+                f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}): training "
+                "diverged. Try a smaller optimizer.lr, trainer.gradient_clip_val=1, or trainer.precision=32."
             )
 
     def configure_optimizers(self) -> Any:

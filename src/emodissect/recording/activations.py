@@ -115,7 +115,7 @@ class LayerActivations:
 
         Args:
             other: the same layer on other images.
-            top_k: ranks to keep. Unless told: as many as both can vouch for, a part that holds fewer ranks than
+            top_k: ranks to keep. By default as many as both can vouch for, a part that holds fewer ranks than
                 images vouching for no more than it holds.
 
         Raises:

@@ -73,7 +73,7 @@ class ActivationCollector:
         channels_last: ChannelsLast = "auto",
     ) -> None:
         check_pool(pool, channels_last)
-        TopImages(top_k)  # an impossible top_k is told here, not after the first batch
+        TopImages(top_k)  # an impossible top_k is reported here, not after the first batch
         self.layers = layers if isinstance(layers, str) else list(layers)
         self.pool, self.top_k, self.channels_last = pool, top_k, channels_last
         self.keep_values, self.images = keep_values, images

@@ -24,7 +24,7 @@ class TopImages:
 
     Args:
         k: how many images to keep.
-        buffer: how many survivors may wait per neuron; the larger of k and 256 unless told.
+        buffer: how many survivors may wait per neuron; the larger of k and 256 by default.
     """
 
     def __init__(self, k: int, buffer: int | None = None) -> None:

@@ -150,7 +150,7 @@ def optimism(question: Question, decision: Decision, neurons: pd.DataFrame, draw
 
 
 def _shuffled_studies(question: Question, neurons: pd.DataFrame, alone: bool) -> list[Cell]:
-    """What the same study chooses with labels that say nothing: every draw judges the grid on validation.
+    """What the same study chooses with uninformative labels: every draw judges the grid on validation.
 
     A cell ``alone`` in its grid leaves nothing to choose, and shuffled labels make random neurons of it: drawn from
     the random controls' stream they are those very edits, which are evaluated once.

@@ -47,7 +47,7 @@ class EditStudy:
             a delta on test; NaN where the edit reads no labels.
         detectable_delta: the smallest delta that the test images could have shown with power .8, at this
             share of flips.
-        logit_difference, identical_predictions: the chosen cell against a full pass of the really edited weights.
+        logit_difference, identical_predictions: the chosen cell against a full pass of the actual edited weights.
         is_cut, cut_reason, kept_bytes: whether the grid re-ran only what lies behind the layer, at what memory.
         ladder: what cheap alternatives give, see :func:`emodissect.studies.baselines.climb`; empty where none was asked
             for.
@@ -106,7 +106,7 @@ class EditStudy:
 
         On test: delta > 0, exact McNemar p < alpha, more than random neurons of the same number (p < alpha) and, where
         labels chose the neurons, more than studies with shuffled labels (p < alpha). The last is an exact permutation
-        test of the whole procedure, so labels that say nothing lead to a claim in at most alpha of all studies. A study
+        test of the whole procedure, so uninformative labels lead to a claim in at most alpha of all studies. A study
         that chose on the test images claims nothing.
         """
         test = self.test
@@ -148,7 +148,7 @@ class EditStudy:
             word = "Better than the unedited network" if test.p_value < alpha else "No gain beyond chance"
             return f"{word}: {figures}; this is no change of neurons of one layer, so it has no controls."
         if math.isnan(self.p_random):
-            return f"Nothing is claimed, because no controls were drawn: {figures}."
+            return f"No claim, because no controls were drawn: {figures}."
         beyond_random, beyond_shuffled = self.p_random < alpha, not self.p_shuffled >= alpha
         if test.p_value >= alpha:
             tail = (

@@ -102,8 +102,8 @@ def trained_classifier(run: Session, fit: bool = True, needs_classes: bool = Tru
     """The classifier that the config asks for.
 
     Weights come from ``ckpt_path`` where it is given (and are trained on where ``fit`` asks for it), else from the
-    cache where the same training was done before, else from a training now. A training that was cut off goes on from
-    its last epoch; ``resume`` goes on with the one in ``ckpt_path``, with its optimizer, schedule and epoch. With the
+    cache where the same training was done before, else from a training now. A training that was cut off resumes at
+    its last epoch; ``resume`` resumes the one in ``ckpt_path``, with its optimizer, schedule and epoch. With the
     config's ``fit=false`` and no checkpoint it is the network as made: published weights, or random ones of the seed.
 
     Args:
@@ -322,7 +322,7 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
     best = next((c.best_model_path for c in callbacks if isinstance(c, ModelCheckpoint) and c.monitor), "")
     if "val" in run.data.fitted_splits:
         log.warning(
-            "data.fit_on=%s: the validation images are trained on, so val/* says nothing about new faces, and the "
+            "data.fit_on=%s: the validation images are trained on, so val/* is uninformative about new faces, and the "
             "weights of the last epoch are kept instead of the best by validation.",
             run.data.fit_on,
         )
@@ -356,7 +356,7 @@ def check_monitors(callbacks: Sequence[Callback], classifier: Classifier) -> Non
 
 
 def require_resumable(path: Path, max_epochs: int | None) -> None:
-    """Raises UserError for a file that a training to ``max_epochs`` cannot go on with."""
+    """Raises UserError for a file that a training to ``max_epochs`` cannot resume."""
     held = read_checkpoint(path)
     needed = ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "loops")
     if missing := [name for name in needed if not isinstance(held, Mapping) or name not in held]:
@@ -425,9 +425,9 @@ class _Resume:
         except FileNotFoundError:
             return None
         except (UserError, OSError, ValueError, LookupError, TypeError) as error:
-            log.warning("The last state of a training that was cut off is unusable (%s): starting anew.", error)
+            log.warning("The last state of a training that was cut off is unusable (%s): starting over.", error)
             return None
-        log.warning("Going on with the training that was cut off after epoch %d (%s).", epoch, last)
+        log.warning("Resuming the training that was cut off after epoch %d (%s).", epoch, last)
         return str(last)
 
     def done(self) -> None:

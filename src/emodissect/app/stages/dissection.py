@@ -152,7 +152,7 @@ class Plan:
 
     def check(self) -> None:
         """Tries everything that a person could have misspelt. Raises UserError."""
-        measure = self.measure  # made here, so that a wrong parameter of it is told
+        measure = self.measure  # made here, so that a wrong parameter of it is reported
         self.explainer  # noqa: B018
         if sets := self.run.cfg.get("label_sets"):
             if not isinstance(sets.resamples, int) or sets.resamples < 0:

@@ -192,7 +192,7 @@ class Asked:
         return callback.before, callback.after
 
     def null_studies(self) -> pd.DataFrame:
-        """How often the same study claims a gain when the labels say nothing."""
+        """How often the same study claims a gain when the labels are uninformative."""
         asked = self.run.cfg.study
 
         def write(folder: Path) -> None:

@@ -81,7 +81,7 @@ def readable_study(study: EditStudy, null: pd.DataFrame | None) -> dict[str, Any
         "best of as many random edits, chosen on test": points(study.optimism, 3),
         "NLL before, after": f"{test.nll_before:.4f}, {test.nll_after:.4f}",
     }
-    return found if null is None else {**found, "studies with labels that say nothing": null_rate(null)}
+    return found if null is None else {**found, "studies with uninformative labels": null_rate(null)}
 
 
 def _p_shuffled(study: EditStudy) -> str:
@@ -127,7 +127,7 @@ def study_checks(study: EditStudy, null: pd.DataFrame | None) -> dict[str, str]:
         "the grid against the actual edited weights": f"{same}; logits differ by {study.logit_difference:.1e} at most",
     }
     if null is not None:
-        checks["studies with labels that say nothing"] = null_rate(null)
+        checks["studies with uninformative labels"] = null_rate(null)
     return checks
 
 
