@@ -234,7 +234,8 @@ def resolve_device(device: str) -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
-            f"scorer.device={device} is not available on this machine. {nearest(device, ('auto', 'cpu', 'cuda', 'mps'))}"
+            f"scorer.device={device} is not available on this machine. "
+            f"{nearest(device, ('auto', 'cpu', 'cuda', 'mps'))}"
         ) from error
     return chosen
 
