@@ -257,7 +257,7 @@ def test_splits_hold_images_labels_unique_ids_and_the_truth(splits) -> None:
 
 def test_a_second_read_draws_nothing(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Sketches(cache_dir=tmp_path, train=5, val=2, test=2).splits
-    monkeypatch.setattr(source, "save_file", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(source, "save_tensors", lambda *_: pytest.fail("drawn again"))
     again = Sketches(cache_dir=tmp_path, train=5, val=2, test=2).splits
     assert again.train.fingerprint() == first.train.fingerprint()
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import stat
 import warnings
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
+import emodissect
 from emodissect.core.errors import UserError
-from emodissect.core.tensor_files import DamagedArchiveError, check_archive, is_torchscript, torchscript_tensors
+from emodissect.core.tensor_files import (
+    DamagedArchiveError,
+    check_archive,
+    is_torchscript,
+    save_tensors,
+    torchscript_tensors,
+)
 from emodissect.models.checkpoints import read_state_dict
 from emodissect.models.weights import load_weights
 
@@ -115,3 +125,20 @@ def test_an_archive_that_unpacks_to_more_than_it_holds_is_refused(tmp_path: Path
         read_state_dict(tmp_path / "bomb.pt")
     with pytest.raises(DamagedArchiveError):
         check_archive(tmp_path / "bomb.pt")
+
+
+def test_files_of_tensors_carry_the_umasks_mode(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_tensors({"a": torch.ones(3)}, tmp_path / "a.safetensors", {"b": "c"})
+    finally:
+        os.umask(before)
+    assert oct(stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode)) == "0o640"
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert (file.metadata(), file.get_tensor("a").tolist()) == ({"b": "c"}, [1, 1, 1])
+
+
+def test_every_file_of_tensors_is_written_so() -> None:
+    root = Path(emodissect.__file__).parent
+    own = [file.name for file in root.rglob("*.py") if "save_file" in file.read_text()]
+    assert own == ["tensor_files.py"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,6 +22,7 @@ from emodissect.core.cache import Cache
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.fingerprint import fingerprint
 from emodissect.core.progress import progress_bar
+from emodissect.core.tensor_files import save_tensors
 from emodissect.data.images import ImageSet
 
 log = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ class ClipScorer:
                         for embedded in embed(self._network(), part):
                             rows.append(F.normalize(embedded.float(), dim=-1).cpu())
                             advance(len(rows[-1]))
-                    save_file({"embeddings": torch.cat(rows)}, str(folder / "embeddings.safetensors"))
+                    save_tensors({"embeddings": torch.cat(rows)}, str(folder / "embeddings.safetensors"))
 
                 shards.append(cache.value(kind, key, write, _read_shard))
         return torch.cat(shards)

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import torch
 from jaxtyping import Float, Int64
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from emodissect.concepts.concept_set import ConceptSet
 from emodissect.core.cache import Cache
 from emodissect.core.errors import UserError
+from emodissect.core.tensor_files import save_tensors
 from emodissect.data.images import ImageSet
 
 
@@ -65,7 +65,7 @@ class ConceptScores:
         """Write a safetensors file; names and source are in its header."""
         tensors = {"ids": self.ids.contiguous(), "values": self.values.contiguous()}
         header = {"names": json.dumps(self.names), "source": json.dumps(dict(self.source), default=str)}
-        save_file(tensors, str(path), metadata=header)
+        save_tensors(tensors, str(path), metadata=header)
 
     @classmethod
     def load(cls, path: str | Path) -> ConceptScores:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 _DTYPES = {
@@ -29,6 +30,15 @@ _LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorli
 
 class DamagedArchiveError(Exception):
     """An archive whose content is not what was written, or that unpacks to more than it says."""
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file that others may read as the umask says; safetensors makes it the writer's alone."""
+    path = Path(path)
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, dict(metadata) if metadata else None)
+    path.chmod(mode)
 
 
 def check_archive(path: str | Path) -> None:

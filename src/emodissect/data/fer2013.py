@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from emodissect.core.cache import file_hash
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.fingerprint import source_hash
+from emodissect.core.tensor_files import save_tensors
 from emodissect.data.archives import is_archive, unpacked
 from emodissect.data.class_folders import content_hash, find_images
 from emodissect.data.datamodule import FaceDataModule
@@ -208,7 +209,7 @@ def _write(path: Path, split_seed: int, folder: Path) -> None:
         rows = read_csv(path)
     else:
         raise UserError(f"data.path={path}: the form is not known by its ending. {WHERE_TO_GET_IT}")
-    save_file(_tensors(rows), folder / "images.safetensors")
+    save_tensors(_tensors(rows), folder / "images.safetensors")
     (folder / "about.json").write_text(json.dumps({"source": str(path), "note": note, "files": rows.files}))
 
 

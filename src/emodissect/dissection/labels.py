@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int64
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from emodissect.concepts import ConceptScores
@@ -25,6 +24,7 @@ from emodissect.core.fingerprint import content_key
 from emodissect.core.number_format import percent
 from emodissect.core.parquet_files import read_parquet, write_parquet
 from emodissect.core.statistics import benjamini_hochberg, wilson
+from emodissect.core.tensor_files import save_tensors
 from emodissect.data.images import ImageSet
 from emodissect.dissection.label_table import checked_labels, checked_null
 from emodissect.recording import LayerActivations
@@ -180,7 +180,7 @@ class Dissection:
         self.shares.to_csv(folder / "shares.csv", index=False)
         about = {"tau": repr(self.tau), "level": repr(self.level), "neurons": self.fingerprint()}
         null = {name: torch.from_numpy(draws.copy()) for name, draws in self.null.items()}
-        save_file(null, folder / "null.safetensors", {**about, "content": content_key({**about, "null": self.null})})
+        save_tensors(null, folder / "null.safetensors", {**about, "content": content_key({**about, "null": self.null})})
 
     @classmethod
     def load(cls, folder: str | Path, sealed: bool = False) -> Dissection:

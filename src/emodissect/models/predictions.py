@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics.functional.classification import (
@@ -16,6 +16,7 @@ from torchmetrics.functional.classification import (
 )
 
 from emodissect.core.progress import tracked
+from emodissect.core.tensor_files import save_tensors
 from emodissect.data.images import Batch
 from emodissect.models.classifier import Classifier
 from emodissect.models.evaluation_mode import evaluating
@@ -126,7 +127,7 @@ class Predictions:
 
     def save(self, path: str | Path) -> None:
         """Written as one safetensors file."""
-        save_file({name: getattr(self, name).contiguous() for name in ("ids", "labels", "logits")}, str(path))
+        save_tensors({name: getattr(self, name).contiguous() for name in ("ids", "labels", "logits")}, str(path))
 
     @classmethod
     def load(cls, path: str | Path) -> Predictions:

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from emodissect.core.errors import UserError
+from emodissect.core.tensor_files import save_tensors
 from emodissect.recording.moments import Moments
 from emodissect.recording.store import open_values
 from emodissect.recording.top_images import TopImages
@@ -142,7 +143,7 @@ class LayerActivations:
         """Write ``activations.safetensors``, ``layer.json`` and, where there are values, ``values.npy``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: getattr(self, name).contiguous() for name in _TENSORS}, folder / "activations.safetensors")
+        save_tensors({name: getattr(self, name).contiguous() for name in _TENSORS}, folder / "activations.safetensors")
         target = folder / "values.npy"
         if self.values is not None and not _linked(self.values_file, target):
             np.save(target, self.values.numpy())

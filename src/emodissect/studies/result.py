@@ -10,8 +10,9 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from emodissect.core.tensor_files import save_tensors
 from emodissect.editing.edit import Edit
 from emodissect.editing.operations import Operation, Scaling
 from emodissect.models.predictions import Predictions
@@ -247,7 +248,7 @@ class EditStudy:
         self.neuron_effects.to_csv(folder / "neuron_effects.csv", index=False)
         self.ladder.to_json(folder / "ladder.json", orient="records", indent=1, double_precision=15)
         tensors = {"values": self.edit.operation.values.contiguous(), "selected": self.selected.contiguous()}
-        save_file(tensors, str(folder / "edit.safetensors"))
+        save_tensors(tensors, str(folder / "edit.safetensors"))
         self.before.save(folder / "test_before.safetensors")
         self.after.save(folder / "test_after.safetensors")
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.fingerprint import source_hash
+from emodissect.core.tensor_files import save_tensors
 from emodissect.data.datamodule import SPLITS, FaceDataModule
 from emodissect.data.images import Annotations, ImageSet, Splits
 from emodissect.data.interventions import Interventions
@@ -132,7 +133,7 @@ class Sketches(FaceDataModule):
             first = len(SPLITS) * BLOCK + seed * MOVED_FACES
             moved = move_faces(MOVED_FACES, first=first, seed=self.seed, difficulty=self.difficulty)
             tensors = {name: torch.from_numpy(values) for name, values in moved._asdict().items()}
-            save_file(tensors, folder / "moved.safetensors")
+            save_tensors(tensors, folder / "moved.safetensors")
 
         held = self.cache.value("moved_sketches", key, write, lambda folder: load_file(folder / "moved.safetensors"))
         ids = len(SPLITS) * BLOCK + torch.arange(len(held["face"]))
@@ -158,7 +159,7 @@ class Sketches(FaceDataModule):
             began = time.perf_counter()
             drawn = draw_faces_in_processes(range(first, first + count), self.seed, self.difficulty, spurious=spurious)
             log.info("Drew %d faces for %s in %.1f s.", count, name, time.perf_counter() - began)
-            save_file(
+            save_tensors(
                 {
                     "images": torch.from_numpy(drawn.images).unsqueeze(1),
                     "labels": torch.from_numpy(drawn.labels),

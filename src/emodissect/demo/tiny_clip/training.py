@@ -15,12 +15,12 @@ from hydra.utils import instantiate
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from omegaconf import DictConfig
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from emodissect.concepts.clip_images import ClipImages
 from emodissect.concepts.open_clip_model import quiet_loading
 from emodissect.core.errors import UserError
+from emodissect.core.tensor_files import save_tensors
 from emodissect.data.images import Batch, ImageSet
 from emodissect.demo.sketches import CONCEPTS, captions
 from emodissect.demo.tiny_clip.figures import ZeroShot, cosines, zero_shot
@@ -169,7 +169,7 @@ def save_tiny_clip(model: nn.Module, tokenizer: WordTokenizer, path: Path) -> No
         name: (value.half() if value.is_floating_point() else value).contiguous()
         for name, value in model.state_dict().items()
     }
-    save_file(state, str(path))
+    save_tensors(state, str(path))
     tokenizer.save(path.with_name(VOCABULARY))
 
 
