@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from emodissect.data.images import ImageSet
+from emodissect.dissection.responses import Responses, by_class
 from emodissect.report import DissectionPage, EditPage
+from emodissect.report.neurons import NeuronFacts
 
 CLASSES = ("angry", "happy", "sad")
 CONCEPTS = ("Smiling Mouth", "Tears", "Furrowed <Brow> & more")
@@ -72,6 +74,24 @@ def neurons(layer: str, amount: int, images: ImageSet, seed: int = 0, top: int =
     )
 
 
+def about(sizes: dict[str, int], images: ImageSet, edited: str = "lin2") -> NeuronFacts:
+    """Profiles in three groups by neuron, activations that rise with the class, and an edit of neurons 1 to 4."""
+    profiles, responses = {}, {}
+    for layer, amount in sizes.items():
+        profiles[layer] = np.eye(3)[np.arange(amount) % 3] + 0.01 * np.arange(amount)[:, None] / amount
+        activations = images.labels[:, None] + torch.arange(amount) / amount + torch.zeros(len(images), amount)
+        quantiles, mean = by_class(activations, images.labels, 3)
+        effects = torch.arange(3 * amount).view(amount, 3) / 100 - 0.02
+        responses[layer] = Responses(quantiles, mean, activations.std(0), effects)
+    return NeuronFacts(
+        {(edited, neuron): "× 1.5" for neuron in range(1, 5)},
+        {CONCEPTS[0]: ["happy"], CONCEPTS[1]: ["sad", "angry"]},
+        CONCEPTS,
+        profiles,
+        responses,
+    )
+
+
 def layer_row(rows: pd.DataFrame) -> dict[str, object]:
     live = rows[~rows["dead"]]
     chosen = live["interpretable"]
@@ -117,6 +137,7 @@ def dissection(sizes: dict[str, int] | None = None, images: ImageSet | None = No
         tau=1.0,
         heat={("conv4b", i): np.linspace(0, 1, 10 * 4 * 4).reshape(10, 4, 4) for i in range(1, 6)},
         saliency={int(images.ids[i]): np.ones((48, 48)) * i / 4 for i in range(4)},
+        about=about(sizes or {"conv4b": 6, "lin2": 30}, images),
     )
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from report_samples import CLASSES, dissection, edit, faces, grid, guesses, neurons
+from report_samples import CLASSES, about, dissection, edit, faces, grid, guesses, neurons
 
 from emodissect.core import number_format as words
 from emodissect.core.errors import UserError
@@ -118,7 +118,7 @@ def test_payload_holds_every_neuron_and_each_image_once(dissected: str) -> None:
     assert got["flags"][0] == 1
     assert got["flags"][1] == 6
     distinct = {i for row, dead in zip(table["top_ids"], table["dead"], strict=True) if not dead for i in row}
-    assert data["tiles"] == len(distinct | {int(i) for i in images.ids[:4]})
+    assert data["tiles"] == len(data["images"]) == len(distinct)
     truth = dict(zip(images.ids.tolist(), images.labels.tolist(), strict=True))
     predicted = dict(zip(images.ids.tolist(), guesses(images, 9).logits.argmax(1).tolist(), strict=True))
     for ids, tiles in zip(table["top_ids"][1:5], got["top"][1:5], strict=True):
@@ -131,21 +131,21 @@ def test_payload_holds_every_neuron_and_each_image_once(dissected: str) -> None:
     assert cells[0, 3] == round(255 * 3 / 159)
 
 
-def test_tiles_stand_where_the_style_says() -> None:
+def pixels(tile: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(tile))).convert("L"), dtype=int)
+
+
+def test_each_tile_is_an_image_of_its_own() -> None:
     images = faces(40)
     pool = ImagePool()
     pool.add(images, [int(i) for i in images.ids])
     pool.add(images, [7, 14])  # asked for twice, kept once
     assert len(pool) == 40
-    (sheet,) = pool.sheets()
-    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet.split(",")[1]))).convert("L"), dtype=int)
-    tile = pool.tile(int(images.ids[23]))
-    assert tile.across == 7  # 40 tiles: seven columns, six rows
-    assert picture.shape == (6 * 48, 7 * 48)
-    column, row = round(tile.left / 100 * 6), round(tile.top / 100 * 5)
-    assert 7 * row + column == 23
-    found = picture[48 * row : 48 * row + 48, 48 * column : 48 * column + 48]
-    assert np.abs(found - images.images[23, 0].numpy()).mean() < 4
+    found = pool.tiles()
+    assert len(found) == 40
+    at = pool.index(int(images.ids[23]))
+    assert pixels(found[at]).shape == (48, 48)
+    assert np.abs(pixels(found[at]) - images.images[23, 0].numpy()).mean() < 4
 
 
 def test_images_of_any_size_and_colour_become_tiles() -> None:
@@ -153,12 +153,62 @@ def test_images_of_any_size_and_colour_become_tiles() -> None:
     pool = ImagePool()
     pool.add(ImageSet(wide, torch.zeros(1, dtype=torch.int64), torch.tensor([5])), [5])
     pool.add(faces(3, side=20), [0, 7])
-    (sheet,) = pool.sheets()
-    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet.split(",")[1]))).convert("L"), dtype=int)
-    assert picture.shape == (96, 96)
-    assert picture[:8, :48].max() < 25  # black above the wide picture
+    picture, *others = map(pixels, pool.tiles())
+    assert {tile.shape for tile in (picture, *others)} == {(48, 48)}
+    assert picture[:8].max() < 25  # black above the wide picture
     assert picture[16:32, 4:44].min() > 180
-    assert ImagePool().sheets() == []
+    assert ImagePool().tiles() == []
+
+
+def test_pictures_are_images_that_print_and_save(dissected: str, edited: str) -> None:
+    for html in (dissected, edited):
+        addresses = re.findall(r'<img src="([^"]*)"', html)
+        assert addresses
+        assert all(address.startswith("data:image/webp;base64,UklGR") for address in addresses)
+        assert 'src="tile:' not in html
+
+
+def test_a_card_knows_the_edit_the_classes_and_the_whole_profile(edited: str) -> None:
+    data, source = payload(edited), dissection()
+    rows, names = data["neurons"], data["names"]
+    edits = [names["edit"][at] for at in rows["edit"]]
+    assert [i for i, edit in enumerate(edits) if edit] == [7, 8, 9, 10]  # six neurons of conv4b come first
+    assert set(edits) == {"", "× 1.5"}
+    assert data["standsFor"]["Tears"] == ["sad", "angry"]
+    assert data["standsFor"]["Furrowed <Brow> & more"] == []
+    profile = data["profile"]
+    cells = np.frombuffer(base64.b64decode(profile["data"]), np.uint8).reshape(36, 3)
+    found = profile["low"] + (cells - 1.0) / 254 * (profile["high"] - profile["low"])
+    np.testing.assert_allclose(found[6:], source.about.profiles["lin2"], atol=0.003)
+    steps = np.frombuffer(base64.b64decode(data["byClass"]["data"]), np.uint8).reshape(36, 3, 5)
+    low, high = data["byClass"]["low"][7], data["byClass"]["high"][7]
+    assert (low, high) == (0.03333, 2.033)  # neuron 1 of 30: its class plus 1 / 30
+    assert steps[7, :, 2].tolist() == [1, 128, 255]
+    assert data["effects"][7] == [0.01, 0.02, 0.03]
+
+
+def test_groups_of_neurons_with_the_same_profile(dissected: str) -> None:
+    data = payload(dissected)
+    groups = data["neurons"]["alike"]
+    assert groups[0] is None  # dead
+    assert [groups[i] for i in range(7, 13)] == [groups[7], groups[8], groups[9]] * 2
+    assert len({groups[7], groups[8], groups[9], groups[1], groups[2]}) == 5  # groups are of one layer
+
+
+def test_profiles_of_very_many_concepts_keep_the_strongest() -> None:
+    source = dissection({"lin2": 30})
+    many = np.zeros((30, 40_000))
+    many[:, 123] = 5
+    source.about = replace(source.about, concepts=[f"word {i}" for i in range(40_000)], profiles={"lin2": many})
+    profile = payload(source.html())["profile"]
+    assert (len(profile["names"]), profile["all"]) == (700_000 // 30, 40_000)
+    assert "word 123" in profile["names"]
+
+
+def test_concepts_by_class_and_all_labels() -> None:
+    text = said(dissection().html())
+    assert "Highest: sad for “" in text
+    assert "All labels by layer, 6 rows" in text
 
 
 @pytest.mark.slow
@@ -173,6 +223,10 @@ def test_the_worst_case_of_4096_neurons_stays_under_ten_megabytes(tmp_path: Path
     source.images = images
     source.predictions = guesses(images, 100)
     source.heat, source.saliency = {}, {}
+    source.about = about({"lin2": 4096}, faces())
+    rng = np.random.default_rng(0)
+    words_ = [f"a concept called {i}" for i in range(300)]
+    source.about = replace(source.about, concepts=words_, profiles={"lin2": rng.normal(size=(4096, 300))})
     path = source.write(tmp_path / "report.html")
     assert path.stat().st_size < 10e6
     data = payload(path.read_text())
@@ -333,7 +387,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(UserError, match=r"cannot be written .*paths\.output_dir"):
+    with pytest.raises(UserError, match=r"cannot be written .*paths\.log_dir"):
         page.write(blocked / "report.html", "x")
 
 

@@ -100,8 +100,8 @@ def test_cards_come_as_one_scrolls_with_their_images_and_maps(browser: Any, page
     sync_api.expect(tab.locator(".card")).to_have_count(160)
     card = tab.locator(".card").first
     assert card.locator(".im").count() == 10
-    drawn = card.locator(".im").first.evaluate("e => getComputedStyle(e).backgroundImage")
-    assert drawn.startswith('url("data:image/webp')
+    drawn = card.locator("img").first.evaluate("e => [e.src.slice(0, 15), e.naturalWidth, e.complete]")
+    assert drawn == ["data:image/webp", 48, True]
     tab.fill("#search", "conv4b 3")
     sync_api.expect(tab.locator(".card")).to_have_count(1)
     assert tab.locator(".card canvas").count() == 10
@@ -111,6 +111,80 @@ def test_cards_come_as_one_scrolls_with_their_images_and_maps(browser: Any, page
     assert tab.problems == []
 
 
+def test_a_permalink_opens_one_neuron_with_all_its_answers(browser: Any, pages: dict[str, Path]) -> None:
+    tab = opened(browser, pages["edit"])
+    tab.goto(pages["edit"].as_uri() + "#lin2-2")
+    sync_api.expect(tab.locator(".card")).to_have_count(1)
+    card = tab.locator(".card")
+    assert "edited: × 1.5" in card.inner_text()
+    assert card.locator(".response .row").count() == 3
+    assert card.locator(".response .dot").count() == 10  # its top images
+    assert [row.inner_text() for row in card.locator(".effects .number").all()] == ["0.040", "0.050", "0.060"]
+    assert card.locator(".profile .row").count() == 3
+    others = card.locator(".like li").all_text_contents()
+    assert others[0].startswith("lin2 ")
+    assert others[0].endswith("1.00")
+    card.locator("button.tile").first.click()
+    assert tab.locator("#larger img").is_visible()
+    assert "lin2-2, image 1; true:" in tab.inner_text("#larger p")
+    tab.keyboard.press("Escape")
+    card.locator(".like a").first.click()
+    sync_api.expect(tab.locator("#found")).not_to_contain_text("lin2-2,")
+    tab.click("#everything")
+    sync_api.expect(tab.locator("#found")).to_have_text("36 neurons")
+    assert tab.problems == []
+
+
+def test_search_order_and_filter_are_in_the_address(browser: Any, pages: dict[str, Path]) -> None:
+    tab = opened(browser, pages["edit"])
+    tab.select_option("#show", "edited")
+    sync_api.expect(tab.locator("#found")).to_have_text("4 of 36 neurons")
+    tab.select_option("#order", "margin:1")
+    tab.fill("#search", "tears")
+    sync_api.expect(tab.locator("#found")).to_have_text("2 of 36 neurons")
+    assert tab.evaluate("location.hash") == "#neurons?q=tears&show=edited&order=margin%3A1"
+    again = opened(browser, pages["edit"])
+    again.goto(pages["edit"].as_uri() + "#neurons?q=tears&show=edited&order=margin%3A1")
+    again.reload()
+    sync_api.expect(again.locator("#found")).to_have_text("2 of 36 neurons")
+    assert again.input_value("#search") == "tears"
+    assert again.input_value("#order") == "margin:1"
+    assert tab.problems + again.problems == []
+
+
+def test_a_word_is_searched_over_whole_profiles(browser: Any, pages: dict[str, Path]) -> None:
+    tab = opened(browser, pages["dissect"])
+    tab.fill("#search", "tears")
+    tab.select_option("#in", "profile")
+    sync_api.expect(tab.locator("#found")).to_have_text("158 neurons by their similarity to “Tears”")
+    first = tab.locator(".card").first
+    sync_api.expect(first).to_contain_text("similarity to “Tears” 1.0")
+    tab.fill("#search", "no such word")
+    sync_api.expect(tab.locator("#found")).to_have_text("No concept has all these words.")
+
+
+def test_two_layers_and_two_runs_side_by_side(browser: Any, pages: dict[str, Path]) -> None:
+    tab = opened(browser, pages["dissect"])
+    tab.click("#compare summary")
+    assert tab.locator("#beside tbody tr").count() == 3
+    heads = tab.locator("#beside th").all_text_contents()
+    assert heads[1] == "conv4b: neurons"
+    assert heads[4] == "lin2: neurons"
+    tab.set_input_files("#other", str(pages["edit"]))
+    sync_api.expect(tab.locator("#other-said")).to_contain_text("36 neurons.")
+    assert tab.locator("#beside th").all_text_contents()[4] == "other: conv4b: neurons"
+    tab.set_input_files("#other", str(pages["sweep"]))
+    sync_api.expect(tab.locator("#other-said")).to_contain_text("holds no neurons")
+    assert tab.problems == []
+
+
+def test_pages_print_without_controls(browser: Any, pages: dict[str, Path]) -> None:
+    tab = opened(browser, pages["edit"])
+    tab.emulate_media(media="print")
+    assert not tab.locator(".controls").first.is_visible()
+    assert tab.locator(".card img").first.is_visible()
+
+
 def test_the_neuron_table_sorts_by_number_with_missing_ones_last(browser: Any, pages: dict[str, Path]) -> None:
     tab = opened(browser, pages["dissect"])
     tab.click("#as-table")
@@ -118,16 +192,17 @@ def test_the_neuron_table_sorts_by_number_with_missing_ones_last(browser: Any, p
     heading = tab.locator("#rows th", has_text="similarity")
     heading.click()
     assert heading.get_attribute("aria-sort") == "descending"
-    shown = [float(text) for text in column(tab, 4)]
+    at = 1 + tab.locator("#rows th").all_text_contents().index("similarity")
+    shown = [float(text) for text in column(tab, at)]
     assert shown == sorted(shown, reverse=True)
     heading.focus()
     tab.keyboard.press("Enter")
     assert heading.get_attribute("aria-sort") == "ascending"
-    shown = [float(text) for text in column(tab, 4)]
+    shown = [float(text) for text in column(tab, at)]
     assert shown == sorted(shown)
     while tab.locator("#next").is_enabled():
         tab.click("#next")
-    assert column(tab, 4)[-2:] == ["–", "–"]  # the dead
+    assert column(tab, at)[-2:] == ["–", "–"]  # the dead
     assert tab.inner_text("#page") == "page 4 of 4"
     assert tab.problems == []
 

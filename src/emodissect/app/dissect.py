@@ -12,6 +12,7 @@ from emodissect.app.stages.classifier import trained_classifier
 from emodissect.app.stages.dissection import Plan, dissected, labels_artifact, layer_summary, with_label_sets, with_maps
 from emodissect.app.stages.explanation import explained
 from emodissect.app.stages.label_quality import Quality, score_labels
+from emodissect.app.stages.neuron_facts import with_facts
 from emodissect.app.stages.pages import dissection_figures, dissection_page, write_figures, write_page
 from emodissect.core.errors import UserError
 from emodissect.dissection.labels import Dissection
@@ -39,6 +40,8 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
         found = with_maps(run, plan, trained, dissected(run, plan, trained, layers))
         if cfg.label_sets.resamples:
             found = with_label_sets(plan, found)
+        if cfg.report == "full":
+            found = with_facts(run, plan, trained, found)
         found.dissection.save(run.folder)
         run.add_output("labels", run.folder / "neurons.csv")
         run.console.print(layer_summary(found.dissection))

@@ -18,6 +18,7 @@ from emodissect.app.session import Session, session
 from emodissect.app.stages.classifier import Trained, trained_classifier
 from emodissect.app.stages.dissection import Dissected, Plan, dissected, labels_artifact, layer_summary, with_maps
 from emodissect.app.stages.edit_study import Asked, baselines_of, check_editable, grid_of
+from emodissect.app.stages.neuron_facts import edited_neurons, with_facts
 from emodissect.app.stages.pages import dissection_figures, dissection_page, write_figures, write_page
 from emodissect.app.stages.study_words import ablation_table, best_cells, edit_summary, readable_study, study_checks
 from emodissect.core.atomic_files import atomic_write
@@ -74,6 +75,8 @@ def edit(cfg: DictConfig) -> dict[str, Any]:
         trained = trained_classifier(run, fit=False)
         layers = plan.layers(trained.classifier)
         found = with_maps(run, plan, trained, dissected(run, plan, trained, layers))
+        if cfg.report == "full":
+            found = with_facts(run, plan, trained, found)
         layers = _kept(run, found, layers, trained.classifier)
         if not first_rank():
             return {}
@@ -119,6 +122,8 @@ def write_outputs(
     study.save(run.folder / "study")
     checkpoint = bake_checkpoint(run, trained, study)
     beside_optimism = optimism_note(study.optimism, study.test.delta) if study.optimistic else ""
+    labelled = replace(dissection_page(run, plan, trained, found), main_layer=study.edit.layer)
+    labelled.about = replace(labelled.about, edits=edited_neurons(study.edit))
     page = EditPage(
         grid=study.grid,
         comparison=study.test.row(),
@@ -128,9 +133,7 @@ def write_outputs(
         before=study.before,
         after=study.after,
         images=splits["test_split"],
-        dissection=replace(dissection_page(run, plan, trained, found), main_layer=study.edit.layer)
-        if run.cfg.report == "full"
-        else None,
+        dissection=labelled if run.cfg.report == "full" else None,
         command=run.manifest()["command"],
         manifest=run.manifest(),
         optimistic=study.optimistic,

@@ -10,6 +10,7 @@ import pandas as pd
 
 from emodissect.core import number_format as words
 from emodissect.core.statistics import wilson
+from emodissect.dissection.responses import Responses
 from emodissect.studies.cells import settings_in
 
 SPLITS = {"val": "validation", "test": "test", "train": "training"}
@@ -278,6 +279,42 @@ def shares_text(shares: pd.DataFrame, layer: str) -> str:
         three = float(shares["share"].nlargest(3).sum())
         text += f"; the first three of {len(shares)} concepts make up {words.percent(three, 0)}"
     return f"{text}."
+
+
+def concept_classes(
+    neurons: pd.DataFrame, layer: str, responses: Responses, class_names: Sequence[str]
+) -> pd.DataFrame:
+    """Concept x class: mean activation of a concept's neurons on a class's images, in each neuron's own deviations.
+
+    A neuron's mean on a class less its mean over the classes, divided by its standard deviation over images; then the
+    mean over the neurons. The index is the concepts, those of most neurons first; a column ``neurons`` counts them.
+    """
+    living = neurons[(neurons["layer"] == layer) & ~neurons["dead"].astype(bool)]
+    mean, spread = responses.mean.numpy(), responses.spread.numpy()
+    means = pd.DataFrame(mean).mean(axis=1).to_numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        standard = (mean - means[:, None]) / spread[:, None]
+    frame = pd.DataFrame(standard[living["neuron"].to_numpy(dtype=int)], columns=[str(name) for name in class_names])
+    frame = frame.replace([np.inf, -np.inf], np.nan).assign(concept=living["concept"].to_numpy())
+    table = frame.groupby("concept", sort=False).mean()
+    table.insert(0, "neurons", frame.groupby("concept", sort=False).size())
+    return table.sort_values("neurons", ascending=False, kind="stable")
+
+
+def concept_classes_text(table: pd.DataFrame, class_names: Sequence[str], layer: str) -> str:
+    """What the matrix of concepts and classes shows: where the activation stands out most."""
+    text = (
+        f"{layer}: mean activation of the neurons of each label on each class's images, less their mean over classes, "
+        "in their own standard deviations."
+    )
+    values = table[[str(name) for name in class_names]].to_numpy(dtype=float)
+    if not np.isfinite(values).any():
+        return text
+    row, column = words.place(values)
+    return (
+        f"{text} Highest: {class_names[column]} for “{table.index[row]}”, {words.number(float(values[row, column]))} "
+        f"({words.count(int(table['neurons'].iloc[row]), 'neuron')})."
+    )
 
 
 def one_label_text(neurons: pd.DataFrame, most: float = 0.5, fewest: int = 20) -> str:

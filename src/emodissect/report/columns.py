@@ -89,6 +89,7 @@ NEURONS = (
     Column("neuron", "neuron", "id", "its number in the layer"),
     Column("concept", "label", help="the concept that its top images share most"),
     Column("label_set", "label set", "long", "the words that resampled images cannot exclude", rank=None),
+    Column("edit", "edit", help="what the chosen edit does to it"),
     Column("similarity", "similarity", 2, "to that concept"),
     Column("margin", "margin", 2, "similarity above the second concept"),
     Column("z", "z", 1, "distance from random image sets, in their standard deviations"),
@@ -106,6 +107,9 @@ NEURONS = (
     Column("held_out_high", "held-out r to", 2, "95 % interval", rank=None, on_page=False),
     Column("held_out_q", "held-out q", "p", "false discovery rate within the layer", rank=None, on_page=False),
     Column("held_out_concept", "half's label", help="what half of the images choose", rank=None, on_page=False),
+    Column(
+        "alike", "group", "id", "neurons of its layer with nearly the same concept profile (cosine 0.95)", rank=None
+    ),
     Column("top_ids", "top images", "list", "ids, the image that excites it most first", rank=None, on_page=False),
     Column("top_values", "activations", "list", "on these images", rank=None, on_page=False),
     Column("runners_up", "next labels", "list", "the concepts that come next", rank=None, on_page=False),
@@ -140,6 +144,16 @@ SHARES = (
     Column("share", "share", "percent", "of those neurons of the layer"),
 )
 """Each concept's share of the neurons whose label fits."""
+
+CONCEPTS = (
+    Column("layer", "layer"),
+    Column("concept", "label"),
+    Column("labelled", "neurons", "count", "with this label"),
+    Column("beyond", "beyond chance", "count", "of them, q below the level"),
+    Column("neurons", "fitting", "count", "whose label fits at least half of their top images"),
+    Column("share", "share of fitting", "percent", "of the layer's neurons whose label fits"),
+)
+"""Each label of each layer."""
 
 GRID = (
     Column("layer", "layer"),

@@ -15,11 +15,13 @@ from numpy.typing import ArrayLike
 from emodissect.core import number_format as words
 from emodissect.data.images import ImageSet
 from emodissect.report import claims, columns, figures, page
-from emodissect.report.neurons import Predicted, neuron_payload, predicted_classes, saliency_tiles
+from emodissect.report.neurons import NeuronFacts, Predicted, neuron_payload, predicted_classes, saliency_tiles
 from emodissect.report.page import Content, Extra, Fact, Folded, Section
 
 #: Layers whose figures are shown open; those of the others stand behind a click.
 OPEN_LAYERS = 2
+#: Concepts of a matrix of concepts and classes.
+MOST_CONCEPTS = 30
 
 
 @dataclass
@@ -42,6 +44,7 @@ class DissectionPage:
         heat: activation maps in [0, 1] by (layer, neuron), shape (rank, height, width).
         saliency: gradient saliency in [0, 1] by image id, shape (height, width).
         held_out: how the labels that half of the images choose do on the other half, by layer and neuron.
+        about: what the neurons' cards say beside the labels.
         main_layer: whose figures come first; by default the layer with most neurons beyond chance.
         extras: further sections.
     """
@@ -62,6 +65,7 @@ class DissectionPage:
     heat: Mapping[tuple[str, int], ArrayLike] = field(default_factory=dict)
     saliency: Mapping[int, ArrayLike] = field(default_factory=dict)
     held_out: pd.DataFrame | None = None
+    about: NeuronFacts = field(default_factory=NeuronFacts)
     main_layer: str | None = None
     extras: Sequence[Extra] = ()
     notes: Sequence[str] = ()
@@ -234,7 +238,34 @@ class DissectionPage:
         )
 
     def _concepts(self, content: Content) -> Markup:
-        return self._by_layer(content, self._bars)
+        parts = [self._by_layer(content, self._bars)]
+        if all(layer in self.about.responses for layer in self.ordered_layers):
+            parts.append(self._by_layer(content, self._matrix))
+        if "significant" in self.neurons:
+            counts = self._counts()
+            table = page.table(counts, columns.CONCEPTS, limit=1000)
+            title = f"All labels by layer, {words.count(len(counts), 'row')}"
+            parts.append(page.block(folded=Folded(title, parts=[table])))
+        return page.block(parts=parts)
+
+    def _matrix(self, content: Content, layer: str) -> Markup:
+        """Concept x class: how active the neurons of each label are on each class's images."""
+        table = claims.concept_classes(self.neurons, layer, self.about.responses[layer], self.class_names)
+        shown = table.head(MOST_CONCEPTS)
+        drawing = figures.concept_classes(
+            shown[[str(name) for name in self.class_names]], shown["neurons"].tolist(), layer
+        )
+        return content.figure(drawing, claims.concept_classes_text(table, self.class_names, layer))
+
+    def _counts(self) -> pd.DataFrame:
+        """All labelled neurons of each concept and layer, those beyond chance, and those whose label fits."""
+        living = self.neurons[~self.neurons["dead"].astype(bool)]
+        counts = living.groupby(["layer", "concept"], sort=False).agg(
+            labelled=("neuron", "size"), beyond=("significant", "sum")
+        )
+        if {"layer", "neurons"} <= set(self.shares):
+            counts = counts.join(self.shares.set_index(["layer", "concept"])[["neurons", "share"]])
+        return counts.reset_index().sort_values(["layer", "labelled"], ascending=[True, False], kind="stable")
 
     def _bars(self, content: Content, layer: str) -> Markup:
         shares = self.shares[self.shares["layer"] == layer] if "layer" in self.shares else self.shares
@@ -253,7 +284,7 @@ class DissectionPage:
     def _neurons(self, content: Content) -> Markup:
         predicted = predicted_classes(self.predictions)
         payload = neuron_payload(
-            self.neurons, self.images, content.pool, self.class_names, predicted, self.heat, self.held_out
+            self.neurons, self.images, content.pool, self.class_names, predicted, self.heat, self.held_out, self.about
         )
         content.payload.update(payload | {"level": self.level})
         strongest = self.neurons.sort_values("z" if "z" in self.neurons else "similarity", ascending=False)[:50]

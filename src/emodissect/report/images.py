@@ -1,13 +1,11 @@
-"""Each image of a page once: tiles on a few WebP sheets, as small as the page's budget asks for."""
+"""Each image of a page once, as a WebP tile as small as the page's budget asks for."""
 
 from __future__ import annotations
 
 import base64
 import io
-import math
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +19,11 @@ from torch.nn import functional
 from emodissect.data.images import ImageSet
 from emodissect.report.figures import save_png
 
-COLUMNS = 32
-PER_SHEET = COLUMNS * COLUMNS
 #: Tile side in pixels and WebP quality, best first.
 QUALITIES = ((48, 80), (48, 60), (48, 40), (48, 20), (32, 40), (32, 15), (24, 20), (16, 20))
+
+#: Tiles that a quality is tried on first.
+SAMPLE = 400
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -38,24 +37,14 @@ def figure_uri(figure: Figure, dpi: int = 160) -> str:
         return data_uri(save_png(figure, Path(folder) / "figure.png", dpi).read_bytes(), "image/png")
 
 
-@dataclass(frozen=True)
-class Tile:
-    """Where an image stands: its sheet, and its place in per cent as CSS ``background-position`` wants it."""
-
-    sheet: int
-    left: float
-    top: float
-    across: int
-
-
 class ImagePool:
     """Collects the images that a page shows, then packs them.
 
     Args:
-        budget: bytes of the sheets as base64, at most (kept as far as the smallest tiles allow).
+        budget: bytes of the tiles as base64, at most (kept as far as the smallest tiles allow).
     """
 
-    def __init__(self, budget: int = 7_000_000) -> None:
+    def __init__(self, budget: int = 6_500_000) -> None:
         self.budget = budget
         self._tiles: dict[int, UInt8[Tensor, "channel height width"]] = {}
         self._labels: dict[int, int] = {}
@@ -88,31 +77,20 @@ class ImagePool:
         """The image's true class."""
         return self._labels[int(image_id)]
 
-    def tile(self, image_id: int) -> Tile:
-        """Where the image stands."""
-        at = self.index(image_id)
-        sheet, rest = divmod(at, PER_SHEET)
-        across, down = sheet_shape(min(len(self) - sheet * PER_SHEET, PER_SHEET))
-        row, column = divmod(rest, across)
-        left = 100 * column / (across - 1) if across > 1 else 0.0
-        top = 100 * row / (down - 1) if down > 1 else 0.0
-        return Tile(sheet, left, top, across)
-
-    def sheets(self) -> list[str]:
-        """The sheets as ``data:`` addresses, the best quality that the budget allows."""
-        if not self._tiles:
-            return []
+    def tiles(self) -> list[str]:
+        """The tiles as WebP in base64, in the best quality that the budget allows."""
         for side, quality in QUALITIES:
-            tiles = self._resized(side)
-            first = _webp(tiles[:PER_SHEET], quality)
-            expected = len(first) * 4 / 3 * max(len(tiles) / PER_SHEET, 1.0)
-            if expected > self.budget and (side, quality) != QUALITIES[-1]:
+            if not self._tiles:
+                return []
+            squares = self._resized(side)
+            last = (side, quality) == QUALITIES[-1]
+            some = squares[:: max(len(squares) // SAMPLE, 1)]
+            sampled = sum(len(_webp(square, quality)) for square in some)
+            if not last and len(squares) > SAMPLE and sampled / len(some) * len(squares) > 0.98 * self.budget:
                 continue
-            parts = [first] + [
-                _webp(tiles[at : at + PER_SHEET], quality) for at in range(PER_SHEET, len(tiles), PER_SHEET)
-            ]
-            if sum(map(len, parts)) * 4 / 3 <= self.budget or (side, quality) == QUALITIES[-1]:
-                return [data_uri(part, "image/webp") for part in parts]
+            found = [_webp(square, quality) for square in squares]
+            if last or sum(map(len, found)) <= self.budget:
+                return found
         raise AssertionError("the last quality is always taken")
 
     def _resized(self, side: int) -> UInt8[np.ndarray, "image height width channel"]:
@@ -120,12 +98,6 @@ class ImagePool:
         if len({tile.shape for tile in tiles}) == 1:
             return _squares(torch.stack(tiles), side)
         return np.concatenate([_squares(tile[None], side) for tile in tiles])
-
-
-def sheet_shape(tiles: int) -> tuple[int, int]:
-    """Columns and rows of a sheet with so many tiles."""
-    across = min(COLUMNS, max(math.ceil(math.sqrt(tiles)), 1))
-    return across, math.ceil(tiles / across)
 
 
 def _squares(
@@ -145,12 +117,7 @@ def _squares(
     return canvas
 
 
-def _webp(tiles: UInt8[np.ndarray, "image height width channel"], quality: int) -> bytes:
-    across, down = sheet_shape(len(tiles))
-    side = tiles.shape[1]
-    canvas = np.zeros((down * across, side, side, 3), dtype=np.uint8)
-    canvas[: len(tiles)] = tiles
-    sheet = canvas.reshape(down, across, side, side, 3).transpose(0, 2, 1, 3, 4).reshape(down * side, across * side, 3)
+def _webp(square: UInt8[np.ndarray, "height width channel"], quality: int) -> str:
     stream = io.BytesIO()
-    Image.fromarray(sheet).save(stream, "WEBP", quality=quality, method=2)
-    return stream.getvalue()
+    Image.fromarray(square).save(stream, "WEBP", quality=quality, method=2)
+    return base64.b64encode(stream.getvalue()).decode()

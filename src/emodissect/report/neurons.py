@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,12 +15,15 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from emodissect.data.images import ImageSet
+from emodissect.dissection.responses import QUANTILES, Responses
 from emodissect.report import columns
 from emodissect.report.images import ImagePool
 from emodissect.report.page import Content, pack_heat, render
 
 #: Distinct images shown at most; beyond it each neuron shows fewer of its top images.
 MOST_IMAGES = 24_000
+#: Bytes of the concept profiles, and of the activations by class, at most.
+MOST_BYTES = 700_000
 SHOWN = (10, 8, 6, 5, 4, 3, 2, 1)
 
 
@@ -68,6 +72,7 @@ def neuron_payload(
     predicted: Mapping[int, int],
     heat: Mapping[tuple[str, int], ArrayLike],
     held_out: pd.DataFrame | None = None,
+    facts: NeuronFacts | None = None,
 ) -> dict[str, Any]:
     """The neurons' labels and top images; the images are put into the pool.
 
@@ -80,13 +85,20 @@ def neuron_payload(
         heat: activation maps in [0, 1] by (layer, neuron), shape (rank, height, width).
         held_out: how half of the images' labels do on the other half, by layer and neuron; see
             :class:`emodissect.dissection.quality.held_out.HeldOut`.
+        facts: what the cards say beside the labels.
     """
+    facts = facts or NeuronFacts()
     tops = [[int(i) for i in row] for row in neurons["top_ids"]]
     dead = neurons["dead"].to_numpy(dtype=bool)
     kept = _kept([row for row, silent in zip(tops, dead, strict=True) if not silent])
     tops = [[] if silent else row[:kept] for row, silent in zip(tops, dead, strict=True)]
     pool.add(images, (i for row in tops for i in row))
+    keys = list(zip(neurons["layer"].astype(str), neurons["neuron"].astype(int), strict=True))
     table = neurons if held_out is None else with_held_out(neurons, held_out)
+    if facts.edits:
+        table = table.assign(edit=[facts.edits.get(key, "") for key in keys])
+    if facts.profiles:
+        table = table.assign(alike=alike(neurons, facts.profiles))
     fields = [column for column in columns.present(columns.NEURONS, table) if column.form not in ("list", "flag")]
     names = {column.name: _Names() for column in fields if not column.is_number}
     concepts = names["concept"]
@@ -102,10 +114,11 @@ def neuron_payload(
         + 2 * neurons["interpretable"].to_numpy(dtype=int)
         + 4 * _flag(neurons, "significant")
     )
-    keys = list(zip(neurons["layer"].astype(str), neurons["neuron"].astype(int), strict=True))
-    # Cards look images up by tile; later sections may add images, which have a class as well.
     return {
+        "tiles": len(pool),  # later sections may add images, which no card shows
         "classes": [str(name) for name in class_names],
+        "standsFor": {name: list(facts.concept_classes.get(name, ())) for name in names["concept"].names},
+        **facts_payload(keys, facts, len(class_names)),
         "kept": kept,
         "labels": [pool.label(i) for i in pool.ids],
         "predicted": [predicted.get(i, -1) for i in pool.ids] if predicted else None,
@@ -127,6 +140,96 @@ def neuron_payload(
             if key in heat
         },
     }
+
+
+@dataclass(frozen=True)
+class NeuronFacts:
+    """What a card says of a neuron beside its label.
+
+    Attributes:
+        edits: what the chosen edit does to each neuron that it changes, by (layer, neuron).
+        concept_classes: the classes that each concept stands for.
+        concepts: the names of the profiles' columns.
+        profiles: by layer, the similarity to each concept, Float["neuron concept"].
+        responses: by layer, activations by class and effects on the logits.
+    """
+
+    edits: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    concept_classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    concepts: Sequence[str] = ()
+    profiles: Mapping[str, np.ndarray] = field(default_factory=dict)
+    responses: Mapping[str, Responses] = field(default_factory=dict)
+
+
+def facts_payload(keys: Sequence[tuple[str, int]], facts: NeuronFacts, classes: int) -> dict[str, Any]:
+    """Profiles, activations by class and effects as bytes in base64, a row a neuron, as far as they fit the page."""
+    found: dict[str, Any] = {"profile": None, "byClass": None, "effects": None}
+    if facts.profiles and all(layer in facts.profiles for layer, _ in keys):
+        rows = np.stack([facts.profiles[layer][neuron] for layer, neuron in keys]).astype(np.float64)
+        kept = np.arange(rows.shape[1])
+        if rows.size > MOST_BYTES:  # the concepts that some neuron is closest to, in their order
+            strongest = np.argsort(-np.nan_to_num(rows, nan=-np.inf).max(axis=0), kind="stable")
+            kept = np.sort(strongest[: max(MOST_BYTES // len(rows), 1)])
+        names = [str(facts.concepts[at]) for at in kept.tolist()]
+        found["profile"] = {"names": names, "all": rows.shape[1], **packed(rows[:, kept])}
+    responses = facts.responses
+    if responses and all(layer in responses for layer, _ in keys):
+        size = len(keys) * classes * len(QUANTILES)
+        if size <= MOST_BYTES:
+            rows = np.stack([responses[layer].quantiles[neuron].numpy() for layer, neuron in keys])
+            low, high = np.nanmin(rows, axis=(1, 2)), np.nanmax(rows, axis=(1, 2))
+            share = (rows - low[:, None, None]) / np.where(high > low, high - low, 1)[:, None, None]
+            steps = np.where(np.isfinite(share), 1 + (254 * np.nan_to_num(share)).round(), 0)
+            found["byClass"] = {
+                "data": base64.b64encode(steps.astype(np.uint8).tobytes()).decode(),
+                "low": [_short(value) for value in low],
+                "high": [_short(value) for value in high],
+            }
+        effects = {layer: found.effects for layer, found in responses.items() if found.effects is not None}
+        if effects and len(keys) * classes <= MOST_BYTES // 6:
+            found["effects"] = [
+                [_short(value, 3) for value in effects[layer][neuron].tolist()] if layer in effects else None
+                for layer, neuron in keys
+            ]
+    return found
+
+
+def packed(rows: np.ndarray) -> dict[str, Any]:
+    """A table as one byte a cell, 1 to 255 between its least and largest value and 0 for a missing one, in base64."""
+    low, high = (float(end) for end in (np.nanmin(rows), np.nanmax(rows)))
+    steps = 1 + (254 * (rows - low) / ((high - low) or 1.0)).round()
+    data = base64.b64encode(np.where(np.isfinite(rows), np.nan_to_num(steps), 0).astype(np.uint8).tobytes()).decode()
+    return {"data": data, "low": low, "high": high}
+
+
+def alike(neurons: pd.DataFrame, profiles: Mapping[str, np.ndarray], cosine: float = 0.95) -> list[float]:
+    """Groups of neurons of one layer whose concept profiles hardly differ; NaN for a neuron that is in none.
+
+    A profile is taken less the layer's mean one. The clearest neuron (by z) that is in no group yet leads one: all
+    others in none whose profile has at least that cosine with its own.
+    """
+    groups = np.full(len(neurons), np.nan)
+    count = 0
+    order = "z" if "z" in neurons else "similarity"
+    for layer, rows in neurons.reset_index(drop=True).groupby("layer", sort=False):
+        living = rows[~rows["dead"].astype(bool)].sort_values(order, ascending=False, kind="stable")
+        if str(layer) not in profiles or len(living) < 2:
+            continue
+        found = profiles[str(layer)][living["neuron"].to_numpy(dtype=int)].astype(np.float32)
+        found = found - found.mean(axis=0)
+        norms = np.linalg.norm(found, axis=1, keepdims=True)
+        found = np.divide(found, norms, out=np.zeros_like(found), where=norms > 1e-6)
+        places, free = living.index.to_numpy(), np.ones(len(found), dtype=bool)
+        for leader in range(len(found)):
+            if not free[leader]:
+                continue
+            members = free & (found @ found[leader] >= cosine)
+            if members.sum() > 1:
+                count += 1
+                groups[places[members]] = count
+                free &= ~members
+            free[leader] = False
+    return groups.tolist()
 
 
 def with_held_out(neurons: pd.DataFrame, held_out: pd.DataFrame) -> pd.DataFrame:
@@ -162,9 +265,9 @@ def _flag(neurons: pd.DataFrame, name: str) -> np.ndarray:
     return (neurons["q_value"] < 0.05).to_numpy(dtype=int)
 
 
-def _short(value: float) -> float | None:
+def _short(value: float, digits: int = 4) -> float | None:
     number = float(value)
-    return float(f"{number:.4g}") if math.isfinite(number) else None
+    return float(f"{number:.{digits}g}") if math.isfinite(number) else None
 
 
 def _rounded(values: pd.Series) -> list[float | None]:

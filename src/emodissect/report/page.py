@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
@@ -24,7 +25,10 @@ from emodissect.core.atomic_files import atomic_write
 from emodissect.core.errors import UserError
 from emodissect.report.columns import Column, on_page, plain
 from emodissect.report.figures import style
-from emodissect.report.images import COLUMNS, PER_SHEET, ImagePool
+from emodissect.report.images import ImagePool
+
+_TILE = re.compile(r"tile:(\d+)(?=\")")
+"""The address of an image until the page is packed."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Content:
         return render("figure.html.j2", svg=drawing, caption=caption, wide=wide)
 
     def image(self, image_id: int, caption: str = "", note: str = "", heat: ArrayLike | None = None) -> Markup:
-        """An image of the pool as a small picture; the sheets' styles place it once the page is packed."""
+        """An image of the pool as a small picture; its pixels are put in when the page is packed."""
         packed = None if heat is None else pack_heat(heat)
         return render("tile.html.j2", at=self.pool.index(image_id), caption=caption, note=note, heat=packed)
 
@@ -176,8 +180,10 @@ def compose(
         sections: in order.
         command, manifest: where the numbers come from.
     """
-    sheets = content.pool.sheets()
-    payload = {**content.payload, "tiles": len(content.pool), "sheets": {"across": COLUMNS, "sheet": PER_SHEET}}
+    tiles = content.pool.tiles()
+    parts = [replace(section, html=_with_images(section.html, tiles)) for section in sections]
+    used = content.payload.get("tiles", 0)
+    payload = {**content.payload, "images": tiles[:used]}
     return render(
         "page.html.j2",
         kind=kind,
@@ -185,15 +191,19 @@ def compose(
         lede=lede,
         warning=warning,
         facts=facts,
-        sections=sections,
+        sections=parts,
         command=command,
         manifest=json.dumps(manifest, indent=2, default=str, ensure_ascii=False),
         css=Markup(_asset("report.css")),
-        sheets=sheets,
         js=Markup(_asset("report.js")),
         payload=Markup(_script_json(payload)),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
+
+
+def _with_images(html: Markup, tiles: Sequence[str]) -> Markup:
+    """A section with the tiles that its images name by number."""
+    return Markup(_TILE.sub(lambda found: f"data:image/webp;base64,{tiles[int(found[1])]}", html))
 
 
 def write(path: str | Path, html: str) -> Path:

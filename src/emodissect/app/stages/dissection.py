@@ -29,6 +29,7 @@ from emodissect.dissection.dissect import Labeller
 from emodissect.dissection.explanations import Explainer
 from emodissect.dissection.label_sets import label_shares, set_words
 from emodissect.dissection.labels import Dissection, Labelling, label_neurons, require_living
+from emodissect.dissection.responses import Responses
 from emodissect.lightning.dissect_neurons import DissectNeurons, RecordActivations
 from emodissect.lightning.sinks import Artifact
 from emodissect.models.classifier import Classifier
@@ -186,6 +187,8 @@ class Dissected:
         key: what the labels came from, for the caches behind.
         heat: activation maps of conv neurons over their top images, by (layer, neuron).
         saliency: of a few probe images, by id.
+        profiles: by layer, the similarity of each neuron to each concept.
+        responses: by layer, activations by class and effects on the logits.
         warning: what a reader must know of labels that were given.
     """
 
@@ -196,6 +199,8 @@ class Dissected:
     key: Mapping[str, Any]
     heat: Mapping[tuple[str, int], Any] = field(default_factory=dict)
     saliency: Mapping[int, Any] = field(default_factory=dict)
+    profiles: Mapping[str, Any] = field(default_factory=dict)
+    responses: Mapping[str, Responses] = field(default_factory=dict)
     warning: str = ""
 
 

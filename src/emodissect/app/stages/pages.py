@@ -16,6 +16,7 @@ from emodissect.core.distributed import first_rank
 from emodissect.dissection.labels import Dissection
 from emodissect.models.scores import confusion_matrix
 from emodissect.report import DissectionPage, TrainPage, figures
+from emodissect.report.neurons import NeuronFacts
 
 if TYPE_CHECKING:
     from emodissect.app.session import Session
@@ -85,6 +86,12 @@ def dissection_page(run: Session, plan: Plan, trained: Trained, found: Dissected
         heat=found.heat,
         saliency=found.saliency,
         notes=[found.warning],
+        about=NeuronFacts(
+            concept_classes=plan.concepts.classes,
+            concepts=plan.concepts.names,
+            profiles=found.profiles,
+            responses=found.responses,
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from emodissect.report.figures.dissection import (
 )
 from emodissect.report.figures.editing import (
     concept_ablation,
+    concept_classes,
     confusion,
     confusion_change,
     control_distribution,
@@ -23,6 +24,7 @@ from emodissect.report.figures.training import concepts_over_epochs, deltas, tra
 
 __all__ = [
     "concept_ablation",
+    "concept_classes",
     "concept_shares",
     "concepts_over_epochs",
     "confusion",

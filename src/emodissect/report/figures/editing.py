@@ -240,29 +240,46 @@ def concept_ablation(
         beyond: same shape, True where the fall is beyond what random neurons of the same number give; marked by a dot.
         neurons: how many neurons each concept has.
     """
-    names = [str(name) for name in drops.index]
+    handle = Line2D([], [], marker="o", linestyle="", color=INK, markersize=4)
+    legend = None if beyond is None else (handle, "beyond random neurons of the same number")
+    return _concepts_by_class(drops, -100 * drops.to_numpy(dtype=float), 1, beyond, legend, neurons, title)
+
+
+def concept_classes(activity: pd.DataFrame, neurons: Sequence[int] | None = None, title: str = "") -> Figure:
+    """Activation of the neurons of each concept by class, in deviations: index = concepts, columns = classes."""
+    return _concepts_by_class(activity, activity.to_numpy(dtype=float), 2, None, None, neurons, title)
+
+
+def _concepts_by_class(
+    table: pd.DataFrame,
+    values: np.ndarray,
+    digits: int,
+    beyond: pd.DataFrame | None,
+    legend: tuple[Line2D, str] | None,
+    neurons: Sequence[int] | None,
+    title: str,
+) -> Figure:
+    names = [str(name) for name in table.index]
     if neurons is not None:
         names = [f"{name}  ({count})" for name, count in zip(names, neurons, strict=True)]
-    values = -100 * drops.to_numpy(dtype=float)
     known = np.abs(values[np.isfinite(values)])
     with drawn():
-        figure = new(max(NARROW, 2.2 + 0.62 * drops.shape[1]), 1.5 + 0.24 * max(len(names), 2))
+        figure = new(max(NARROW, 2.2 + 0.62 * table.shape[1]), 1.5 + 0.24 * max(len(names), 2))
         axes = figure.subplots()
         signed_cells(axes, values, float(known.max()) if known.size and known.max() > 0 else 1.0)
         for row, column in np.ndindex(*values.shape):
             if np.isfinite(values[row, column]):
-                axes.text(column + 0.46, row + 0.52, _points(float(values[row, column]), 1), ha="center", va="center",
-                          fontsize=8.5)  # fmt: skip
+                text = _points(float(values[row, column]), digits)
+                axes.text(column + 0.46, row + 0.52, text, ha="center", va="center", fontsize=8.5)
             if beyond is not None and bool(beyond.iloc[row, column]):
                 axes.plot(column + 0.91, row + 0.24, "o", markersize=3.6, color=INK)
-        cell_ticks(axes, names, [str(name) for name in drops.columns], rotation=40)
+        cell_ticks(axes, names, [str(name) for name in table.columns], rotation=40)
         axes.tick_params(axis="y", labelcolor=INK)
         axes.xaxis.tick_top()
         for label in axes.get_xticklabels():
             label.set(ha="left")
-        if beyond is not None:
-            handle = Line2D([], [], marker="o", linestyle="", color=INK, markersize=4)
-            figure.legend([handle], ["beyond random neurons of the same number"], loc="outside lower left")
+        if legend is not None:
+            figure.legend([legend[0]], [legend[1]], loc="outside lower left")
         axes.set_title(title)
     return figure
 
