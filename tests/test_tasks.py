@@ -219,6 +219,9 @@ def test_null_studies_are_counted(verb: Verb) -> None:
     assert "of 6 claim a gain" in (folder / "report.html").read_text()
 
 
+SIMILARITIES = ("soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed", "pearson")
+
+
 def judged(folder: Path) -> dict[str, pd.DataFrame]:
     """The tables that ``label_quality=true`` wrote."""
     return {path.stem[len("label_quality_") :]: pd.read_csv(path) for path in folder.glob("label_quality_*.csv")}
@@ -272,8 +275,33 @@ def test_evaluate_writes_label_quality(verb: Verb) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["dissect/lin3/held_out_pearson"] == pytest.approx(neurons["pearson"].mean())
     page = (folder / "report.html").read_text()
-    assert '"heldConcept"' in page
+    assert '"held_out_concept"' in page
     assert "Do the labels hold?" in page
+
+
+def test_the_leaderboard_ranks_every_method(verb: Verb) -> None:
+    folder, _ = verb("dissect", "leaderboard=true", "layer=lin3", "scorer=annotations", "scorer.source=presence")
+    board = pd.read_csv(folder / "leaderboard.csv").set_index("method")
+    assert set(board.index) == {*SIMILARITIES, "linear", "best_concept", "constant"}
+    assert board["rank"].is_monotonic_increasing
+    assert board["rank"].idxmin() != "constant"
+    assert board["planted neurons"].drop("constant").min() > board["planted neurons"]["constant"]
+    assert board.loc["linear", "planted neurons"] > 0.9
+    assert (board["by interventions_low"] <= board["by interventions"] + 1e-9).all()
+    assert "Which way to name neurons is best?" in (folder / "report.html").read_text()
+
+
+def test_relevance_says_what_neurons_do(verb: Verb) -> None:
+    folder, _ = verb("dissect", "relevance=true", "layer=lin3")
+    does = pd.read_parquet(folder / "relevance.parquet")
+    assert does["neuron"].tolist() == list(range(7))
+    effects = does[[f"effect_{name}" for name in CLASS_NAMES]].to_numpy()
+    # lin3 gives the logits: each moves its own class, and no other
+    assert does["drives"].tolist() == list(CLASS_NAMES)
+    assert np.allclose(effects, np.diag(np.diag(effects)), atol=1e-5)
+    assert does["shared_top"].between(0, 1).all()
+    assert does["concept"].tolist() == pd.read_parquet(folder / "neurons.parquet")["concept"].tolist()
+    assert "What the neurons do" in (folder / "report.html").read_text()
 
 
 def test_label_sets_are_a_column_of_the_neurons_and_their_cards(verb: Verb) -> None:

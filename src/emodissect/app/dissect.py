@@ -12,8 +12,10 @@ from emodissect.app.stages.classifier import trained_classifier
 from emodissect.app.stages.dissection import Plan, dissected, labels_artifact, layer_summary, with_label_sets, with_maps
 from emodissect.app.stages.explanation import explained
 from emodissect.app.stages.label_quality import Quality, score_labels
+from emodissect.app.stages.leaderboard import ranked
 from emodissect.app.stages.neuron_facts import with_facts
 from emodissect.app.stages.pages import dissection_figures, dissection_page, write_figures, write_page
+from emodissect.app.stages.relevance import relevant
 from emodissect.core.errors import UserError
 from emodissect.dissection.labels import Dissection
 from emodissect.lightning.tracking import log_artifact, log_dissection
@@ -28,7 +30,7 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
         plan = Plan(run, needs_classes=False)
         one_threshold(cfg)
         plan.check()
-        if cfg.label_quality:
+        if cfg.label_quality or cfg.leaderboard:
             Quality(run, plan).check()
         trained = trained_classifier(run, fit=False, needs_classes=False)
         if not trained.classifier.knows_classes:
@@ -55,6 +57,16 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
             explanation.show(run)
             explanation.save(run)
             page.extras = [*page.extras, *explanation.extras()]
+        if cfg.relevance:
+            does = relevant(run, plan, trained, found)
+            does.show(run)
+            does.save(run)
+            page.extras = [*page.extras, *does.extras()]
+        if cfg.leaderboard:
+            board = ranked(run, plan, trained, found)
+            board.show(run)
+            board.save(run)
+            page.extras = [*page.extras, *board.extras()]
         if cfg.label_quality:
             quality = score_labels(run, plan, trained, found)
             quality.show(run)

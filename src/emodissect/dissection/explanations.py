@@ -55,6 +55,17 @@ class Explanation:
     mean: Float[Tensor, " concept"]
     spread: Float[Tensor, " concept"]
 
+    @classmethod
+    def of_weights(
+        cls,
+        concepts: Int64[Tensor, "neuron term"],
+        weights: Float[Tensor, "neuron term"],
+        scores: Float[Tensor, "image concept"],
+    ) -> Explanation:
+        """From weights without intervals; ``scores``: of the labelling images, which standardise scores."""
+        unknown = torch.full_like(weights, torch.nan)
+        return cls(concepts, weights, unknown, unknown, *_moments(scores))
+
     def matrix(self) -> Float[Tensor, "neuron concept"]:
         """The weight of every concept, 0 for those that are not in a neuron's sum."""
         dense = torch.zeros(len(self.concepts), len(self.mean) + 1)  # the last column takes what is padded
@@ -149,25 +160,21 @@ def label_explanation(part: Part, similarity: Similarity) -> Explanation:
     """The concept most similar to each neuron, with a weight of 1; none of a neuron that never varies."""
     best = similarity(part.scores, part.activations).argmax(1)
     concepts = torch.where(constant_neurons(part.activations), NONE, best)[:, None]
-    weights = (concepts != NONE).float()
-    return Explanation(concepts, weights, *_unknown(weights), *_moments(part.scores))
+    return Explanation.of_weights(concepts, (concepts != NONE).float(), part.scores)
 
 
 def best_concept_explanation(part: Part) -> Explanation:
     """The concept of largest absolute correlation with each neuron; its weight is that correlation."""
-    correlation, mean, spread = _correlations(part)
+    correlation = _correlations(part)
     best = correlation.abs().argmax(0)
-    weights = correlation.gather(0, best[None]).t()
     concepts = torch.where(constant_neurons(part.activations), NONE, best)[:, None]
-    return Explanation(concepts, weights, *_unknown(weights), mean, spread)
+    return Explanation.of_weights(concepts, correlation.gather(0, best[None]).t(), part.scores)
 
 
 def constant_explanation(part: Part) -> Explanation:
     """The same concept for every neuron, the one of highest mean correlation with them: what any method must beat."""
-    correlation, mean, spread = _correlations(part)
-    concepts = correlation.mean(1).argmax().expand(correlation.shape[1], 1)
-    weights = torch.ones(concepts.shape)
-    return Explanation(concepts, weights, *_unknown(weights), mean, spread)
+    concepts = _correlations(part).mean(1).argmax().expand(part.activations.shape[1], 1)
+    return Explanation.of_weights(concepts, torch.ones(concepts.shape), part.scores)
 
 
 @dataclass(frozen=True)
@@ -312,15 +319,8 @@ def _fitted(
     return torch.cat(weights), torch.cat(errors)
 
 
-def _correlations(part: Part) -> tuple[Float[Tensor, "concept neuron"], Tensor, Tensor]:
-    """With the mean and spread of the scores."""
-    mean, spread = _moments(part.scores)
-    return _Products.of(part, mean, spread).cross, mean, spread
-
-
-def _unknown(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The interval of weights that are not fitted."""
-    return torch.full_like(weights, torch.nan), torch.full_like(weights, torch.nan)
+def _correlations(part: Part) -> Float[Tensor, "concept neuron"]:
+    return _Products.of(part, *_moments(part.scores)).cross
 
 
 def _both(first: Part, second: Part) -> Part:

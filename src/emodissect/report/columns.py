@@ -391,6 +391,23 @@ COVERAGE = (
 )
 """How often label sets hold the truth of planted neurons."""
 
+RELEVANCE_LAYERS = (
+    Column("layer", "layer"),
+    Column("same_label", "same label", "percent", "neurons with the same label by activation and by relevance"),
+    Column("shared_top", "shared top images", "percent", "top images by relevance that are among those by activation"),
+)
+"""How far labels by activation and by relevance agree."""
+
+RELEVANCE_NEURONS = (
+    Column("layer", "layer"),
+    Column("neuron", "neuron", "id"),
+    Column("concept", "fires for", help="the label by activation"),
+    Column("relevance_concept", "used for", help="the label by relevance to the predicted class"),
+    Column("drives", "moves", help="the class whose logit it moves most; − where it lowers it"),
+    Column("effect", "by", 3, "change of that logit per standard deviation of the neuron"),
+)
+"""What single neurons do."""
+
 STABILITY = (
     Column("layer", "layer"),
     Column("change", "change"),

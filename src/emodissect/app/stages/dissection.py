@@ -94,7 +94,7 @@ class Plan:
         """Whether every activation is needed, not only the top images."""
         cfg = self.run.cfg
         beside = self.explainer is not None or bool(cfg.get("label_sets") and cfg.label_sets.resamples)
-        return self.measure.needs_values or bool(cfg.label_quality) or beside
+        return self.measure.needs_values or bool(cfg.label_quality) or beside or bool(cfg.get("leaderboard"))
 
     @cached_property
     def explainer(self) -> Explainer | None:

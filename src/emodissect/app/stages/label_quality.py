@@ -27,6 +27,7 @@ from emodissect.data.interventions import Interventions
 from emodissect.dissection.explanations import Explainer, LabelExplainer, Part
 from emodissect.dissection.label_sets import coverage_table, label_shares
 from emodissect.dissection.quality import (
+    Planted,
     agreement,
     clarity,
     planted_mixtures,
@@ -163,9 +164,11 @@ def score_labels(run: Session, plan: Plan, trained: Trained, found: Dissected) -
             seed=seed,
         )
         neurons.append(part.neurons.assign(layer=name, **_clarity(run, plan, layer, seed)))
-        explanations.append(
-            explanation_table(labelling_parts(layer, scores, seed), quality.explainers).assign(layer=name)
-        )
+        changes = moved.part(name) if moved else None
+        explained = explanation_table(labelling_parts(layer, scores, seed), quality.explainers, changes=changes)
+        explanations.append(explained.assign(layer=name))
+        if moved:
+            responses.append(moved.responses(layer).assign(layer=name))
         sanity.append(part.sanity.assign(layer=name))
         stability.append(_stability(plan, layer, noisy[name], found.scores, others, part).assign(layer=name))
         if quality.truth is not None:
@@ -317,16 +320,46 @@ def _planted(
     """Recovery of neurons that were built to detect given concepts, what is made of those built to detect none, and
     how often label sets hold the truth.
 
-    ``planted neurons`` follow the true presence, up to noise; ``planted network`` sees the images. Empty where no truth
-    is known, or fewer than two concepts vary.
+    Empty where no neurons can be planted.
     """
-    if quality.truth is None:
+    built = planted_layers(plan, quality, found, seed)
+    if built is None:
         return pd.DataFrame(), pd.DataFrame(), pd.DataFrame()
+    planted, sources = built.planted, built.sources
+    recovery, kinds, covered = [], [], []
+    for name, layer in built.layers.items():
+        for source, given in sources.items():
+            shares = label_shares(torch.as_tensor(layer.values), given, plan.measure, SET_RESAMPLES, seed)
+            covered.append(coverage_table(shares, planted.truth, planted.kind).assign(layer=name, source=source))
+        found_truth = recovered(layer, sources, quality.measures, {"built": planted.truth}, seed=seed)
+        recovery.append(found_truth.assign(layer=name))
+        level = found.dissection.level
+        kinds.append(
+            planted_table(layer, sources[SCORER], quality.measures, planted, level=level, seed=seed).assign(layer=name)
+        )
+    return _together(recovery), _together(kinds), _together(covered)
+
+
+@dataclass(frozen=True)
+class PlantedLayers:
+    """Neurons with known concepts: ``planted neurons`` follow the true presence, up to noise; ``planted network``
+    sees the images. ``sources``: concept scores of the same images, of the scorer and true.
+    """
+
+    planted: Planted
+    layers: Mapping[str, LayerActivations]
+    sources: Mapping[str, Float[Tensor, "image concept"]]
+
+
+def planted_layers(plan: Plan, quality: Quality, found: Dissected, seed: int) -> PlantedLayers | None:
+    """None where no truth is known, or fewer than two concepts vary."""
+    if quality.truth is None:
+        return None
     ids, order = torch.sort(plan.probe.ids)
     scores, truth = found.scores.at(ids), quality.truth.at(ids)
     if int((truth.amax(0) > truth.amin(0)).sum()) < 2:
         log.info("Fewer than two concepts vary over the probe images: no neurons are planted.")
-        return pd.DataFrame(), pd.DataFrame(), pd.DataFrame()
+        return None
     planted = planted_neurons(truth, seed=seed)
     network = planted_network(plan.probe.images[order].float() / 255, truth, planted, seed=seed)
     collector = ActivationCollector("neurons", top_k=100, keep_values=True)
@@ -338,17 +371,7 @@ def _planted(
         "planted neurons": LayerActivations.of("planted neurons", ids, planted.activations, 100),
         "planted network": collector.result()["neurons"],
     }
-    sources = {SCORER: scores, ANNOTATIONS: truth}
-    recovery, kinds, covered = [], [], []
-    for name, layer in layers.items():
-        for source, given in sources.items():
-            shares = label_shares(torch.as_tensor(layer.values), given, plan.measure, SET_RESAMPLES, seed)
-            covered.append(coverage_table(shares, planted.truth, planted.kind).assign(layer=name, source=source))
-        found_truth = recovered(layer, sources, quality.measures, {"built": planted.truth}, seed=seed)
-        recovery.append(found_truth.assign(layer=name))
-        level = found.dissection.level
-        kinds.append(planted_table(layer, scores, quality.measures, planted, level=level, seed=seed).assign(layer=name))
-    return _together(recovery), _together(kinds), _together(covered)
+    return PlantedLayers(planted, layers, {SCORER: scores, ANNOTATIONS: truth})
 
 
 def _planted_explanations(plan: Plan, quality: Quality, found: Dissected, seed: int) -> pd.DataFrame:

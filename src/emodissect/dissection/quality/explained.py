@@ -118,10 +118,10 @@ def explanation_table(
             "explanation": name,
             "neurons": len(r),
             "concepts": float((found.concepts[counted] != NONE).sum(1).double().mean()),
-            **_mean("pearson", r),
+            **mean_interval("pearson", r),
         }
         if changes is not None:
-            row |= _mean("moved", cosine(changes.activations, found.change(changes.scores))[counted])
+            row |= mean_interval("moved", cosine(changes.activations, found.change(changes.scores))[counted])
         if truth is not None and (known := counted & (truth != 0).any(1)).any():
             row |= _recovered(found.of(known), truth[known])
         rows.append(row)
@@ -132,7 +132,7 @@ def explanation_table(
     return frame
 
 
-def _mean(name: str, values: Float[Tensor, " neuron"]) -> dict[str, float]:
+def mean_interval(name: str, values: Float[Tensor, " neuron"]) -> dict[str, float]:
     """The mean over neurons with its 95 % interval; NaN without neurons."""
     if not len(values):
         return dict.fromkeys((name, f"{name}_low", f"{name}_high"), np.nan)

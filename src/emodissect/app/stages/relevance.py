@@ -1,0 +1,104 @@
+"""dissect.py relevance=true: what the neurons do to the logits, beside when they fire."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from emodissect.app.session import Session
+from emodissect.app.stages.classifier import Trained
+from emodissect.app.stages.dissection import Dissected, Plan
+from emodissect.core.atomic_files import atomic_write
+from emodissect.core.csv_files import joined_lists, write_csv
+from emodissect.core.errors import UserError
+from emodissect.dissection.relevance import relevance, relevance_table
+from emodissect.recording import LayerActivations
+from emodissect.report import Extra, columns
+from emodissect.report.terminal import frame_table
+
+_SHOWN = 20  # neurons in the report's table
+
+
+@dataclass(frozen=True)
+class RelevanceTables:
+    """What ``relevance=true`` found; ``neurons`` as
+    :func:`emodissect.dissection.relevance.relevance_table` gives them, with the column ``layer``.
+    """
+
+    neurons: pd.DataFrame
+
+    @property
+    def layers(self) -> pd.DataFrame:
+        """One row a layer: the share of neurons with the same label both ways, and of shared top images."""
+        live = self.neurons[self.neurons["concept"] != ""]
+        return live.groupby("layer", sort=False)[["same_label", "shared_top"]].mean().reset_index()
+
+    def save(self, run: Session) -> None:
+        """Writes relevance.parquet, and for people relevance.csv, in the run folder."""
+        with atomic_write(run.folder / "relevance.parquet") as unfinished:
+            self.neurons.to_parquet(unfinished, index=False)
+        write_csv(joined_lists(self.neurons), run.folder / "relevance.csv")
+        run.add_output("relevance", run.folder / "relevance.csv")
+
+    def show(self, run: Session) -> None:
+        """Prints how far labels by activation and by relevance agree."""
+        run.console.print(frame_table(self.layers, "Labels by activation and by relevance", columns.RELEVANCE_LAYERS))
+
+    def extras(self) -> list[Extra]:
+        """Sections of the report."""
+        strongest = self.neurons.sort_values("effect", key=abs, ascending=False, kind="stable")[:_SHOWN]
+        return [
+            Extra(
+                "What the neurons do",
+                "Relevance is gradient x activation of the predicted class: the part of its logit that a neuron gives. "
+                "The same similarity labels neurons from activations and from relevance; where the labels differ, a "
+                "neuron fires for one thing and is used for another.",
+                frame=self.layers,
+                columns=columns.RELEVANCE_LAYERS,
+            ),
+            Extra(
+                "The neurons that move a class most",
+                "The change of a class's logit per standard deviation of the neuron, to first order.",
+                frame=strongest,
+                columns=columns.RELEVANCE_NEURONS,
+            ),
+        ]
+
+
+def relevant(run: Session, plan: Plan, trained: Trained, found: Dissected) -> RelevanceTables:
+    """Relevance, effects and labels by relevance of every layer that was dissected."""
+    classifier = trained.classifier
+    if not classifier.knows_classes:
+        raise UserError(
+            f"relevance=true needs logits of the classes {', '.join(run.data.class_names)}, and the outputs of "
+            f"{type(classifier.network).__name__} are not taken for them. Leave relevance=false."
+        )
+    names, scores = classifier.class_names, found.scores
+    views, classifier.preprocess.views = classifier.preprocess.views, "single"
+    try:
+        measured = relevance(
+            classifier.network,
+            classifier.inputs,
+            plan.probe,
+            list(found.activations),
+            len(names),
+            run.cfg.probe.batch_size,
+            run.cfg.layer.channels_last,
+            classifier.finished,
+            progress="relevance",
+        )
+    finally:
+        classifier.preprocess.views = views
+    tables = []
+    for name, layer in found.activations.items():
+        top_k = max(len(layer.top_ids), 1)
+        by_relevance = LayerActivations.of(name, measured[name].ids, measured[name].values, top_k)
+        similarity = plan.measure.of_layer(scores.at(by_relevance.ids), by_relevance)
+        best = similarity.argmax(1)
+        labels = ["" if dead else scores.names[int(c)] for dead, c in zip(by_relevance.dead, best, strict=True)]
+        own = found.dissection[name]["concept"].tolist()
+        table = relevance_table(measured[name], layer, own, labels, names, plan.labelling.top_images)
+        table.insert(0, "layer", name)
+        tables.append(table)
+    return RelevanceTables(pd.concat(tables, ignore_index=True))
