@@ -350,8 +350,10 @@ def test_sweep_page_names_the_job_that_validation_chose_and_shows_errors() -> No
     )
     assert "unknown layer <lin9>" in text
     assert html.count('<tr class="marked">') == 1
-    assert "lin2 −0.5 1.5 +0.20" in text  # settings as typed; rule and selection, the same in all jobs, left out
-    assert "lin2 tau scale −0.5 1.5 +0.20" not in text
+    assert " 1 −0.5 1.5 +0.20 " in text  # settings as typed; layer, rule and selection, the same in all jobs, left out
+    assert "<details><summary>1 job failed</summary>" in html
+    assert html.index("unknown layer") > html.index("1 job failed")
+    assert "NLL" not in text  # what nobody sorts by is in sweep.csv
     assert "5 jobs, all finished" in said(SweepPage(jobs[:5]).html())
     trainings = pd.DataFrame(
         {"job": [0, 1], "model.width": [0.25, 0.5], "val/acc": [0.6, 0.7], "test/acc": [0.61, 0.69]}
@@ -360,6 +362,21 @@ def test_sweep_page_names_the_job_that_validation_chose_and_shows_errors() -> No
     assert "Best by validation: job 1 (70.0 %); on test it reaches 69.0 %" in text
     nothing = pd.DataFrame({"job": [0], "error": ["killed"]})
     assert "1 job, 1 failed" in said(SweepPage(nothing).html())
+
+
+def test_a_sweep_leads_to_its_jobs_reports(tmp_path: Path) -> None:
+    jobs = grid().drop(columns="chosen").assign(job=[str(i) for i in range(6)], delta_val=0.0)
+    jobs["folder"] = [str(tmp_path / job) for job in jobs["job"]]
+    for job in ("0", "3"):
+        (tmp_path / job).mkdir()
+        (tmp_path / job / "report.html").touch()
+    html = SweepPage(jobs).html()
+    links = [address for address in read(html).addresses if address.endswith("report.html")]
+    assert links == ["0/report.html", "3/report.html"]
+    assert "A job's number leads to its report." in said(html)
+    assert "6 jobs tie" in said(html)
+    losing = SweepPage(jobs.assign(delta_val=[-0.01, -0.02, -0.03, -0.04, -0.05, -0.06])).summary()
+    assert "Every edit loses accuracy there: leaving the network alone is better than any of them." in losing
 
 
 def test_tables_sort_by_value_not_by_text() -> None:

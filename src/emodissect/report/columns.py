@@ -257,22 +257,22 @@ JOBS = (
     Column("delta_low", "from", "points", "95 % interval, compatible with exact McNemar", rank=None),
     Column("delta_high", "to", "points", "95 % interval, compatible with exact McNemar", rank=None),
     Column("p_value", "p", "p", "exact McNemar, on test", rank=2),
-    Column("gained", "gained", "count", rank=None),
-    Column("lost", "lost", "count", rank=None),
+    Column("gained", "gained", "count", rank=None, on_page=False),
+    Column("lost", "lost", "count", rank=None, on_page=False),
     Column("val/acc", "accuracy, validation", "percent", short="val acc"),
     Column("test/acc", "accuracy, test", "percent", short="test acc", rank=3),
-    Column("neurons", "neurons", "count", rank=None),
-    Column("interpretable", "interpretable", "count", rank=None),
+    Column("neurons", "neurons", "count", rank=None, on_page=False),
+    Column("interpretable", "interpretable", "count", rank=None, on_page=False),
     Column("significant", "beyond chance", "count", "neurons with q below the level", short="q < level", rank=4),
     Column("neuron_accuracy", "neuron accuracy", "percent", "of the layer whose labels fit best", short="accuracy",
            rank=5),
     Column("neuron_accuracy_chance", "by chance", "percent", short="chance", rank=6),
-    Column("accuracy_before", "before", "percent", rank=None),
-    Column("accuracy_after", "after", "percent", rank=None),
-    Column("seconds", "seconds", 1, rank=None),
+    Column("accuracy_before", "before", "percent", rank=None, on_page=False),
+    Column("accuracy_after", "after", "percent", rank=None, on_page=False),
+    Column("seconds", "seconds", 1, rank=None, on_page=False),
     Column("error", "error", "long", rank=None),
 )  # fmt: skip
-"""The jobs of a sweep."""
+"""The jobs of a sweep. A page has the settings that differ and what one sorts by; the rest is in sweep.csv."""
 
 TRAININGS = (
     Column("what", "what"),

@@ -12,6 +12,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import numpy as np
@@ -103,6 +104,7 @@ def table(
     marked: Sequence[bool] | None = None,
     caption: str = "",
     limit: int | None = None,
+    links: Sequence[str] = (),
 ) -> Markup:
     """A static table that sorts on a click where scripts run.
 
@@ -112,13 +114,15 @@ def table(
         marked: rows that stand out.
         caption: what to conclude.
         limit: rows shown at most.
+        links: where the first cell of each row leads, as an address beside the page; empty leads nowhere.
     """
     chosen = on_page(columns, frame)
     records = frame.to_dict("records")
     rows = []
     for at, record in enumerate(records[:limit]):
         cells = [(column.shown(record[column.name]), _sortable(record[column.name]), column) for column in chosen]
-        rows.append({"cells": cells, "marked": bool(marked[at]) if marked is not None else False})
+        link = quote(links[at]) if links else ""
+        rows.append({"cells": cells, "marked": bool(marked[at]) if marked is not None else False, "link": link})
     return render("table.html.j2", columns=chosen, rows=rows, caption=caption, cut=len(records) - len(rows))
 
 

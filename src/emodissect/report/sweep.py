@@ -15,7 +15,7 @@ from emodissect.core import number_format as words
 from emodissect.core.number_format import DASH
 from emodissect.report import claims, columns, figures, page
 from emodissect.report.columns import Column
-from emodissect.report.page import Content, Extra, Fact, Section
+from emodissect.report.page import Content, Extra, Fact, Folded, Section
 
 #: What says how a job differs from another.
 SETTINGS = ("layer", "selection", "rule", "tau", "factor", "seed")
@@ -261,25 +261,49 @@ class SweepPage:
         return page.block(parts=parts)
 
     def _table(self) -> Markup:
-        jobs = self.jobs.rename(columns=str)
-        same = {name for name in ("selection", "rule") if name in jobs and len(set(self.done[name])) == 1}
-        known = [c for c in columns.present(columns.JOBS, jobs) if c.name not in {"error", *same}]
-        names = {c.name for c in columns.JOBS} | HIDDEN
-        varied = [
-            str(name)
-            for name in jobs.columns
-            if name not in names and (len(jobs) == 1 or len(set(jobs[name].astype(str))) > 1)
+        done, failed = self.done.rename(columns=str), self.failed.rename(columns=str)
+        parts = []
+        if len(done):
+            best = self.best
+            marked = [best is not None and index == best.name for index in done.index]
+            caption = "The marked job is the one that validation chose." if best is not None else ""
+            if any(links := self._links(done)):
+                caption += " A job's number leads to its report."
+            parts.append(page.table(done, self._columns(done), marked, caption.strip(), limit=2000, links=links))
+        folded = None
+        if len(failed):
+            settings = [c for c in self._columns(self.jobs.rename(columns=str)) if c.name in {"job", *self.swept}]
+            shown = [*settings, *(column for column in columns.JOBS if column.name == "error")]
+            table = page.table(failed, shown, limit=2000)
+            folded = Folded(f"{words.count(len(failed), 'job')} failed", parts=[table], is_open=not len(done))
+        return page.block(parts=parts, folded=folded)
+
+    def _columns(self, jobs: pd.DataFrame) -> list[Column]:
+        """What tells the jobs apart, and what one sorts by."""
+        known = [
+            column
+            for column in columns.present(columns.JOBS, jobs)
+            if column.name != "error" and (column.name not in SETTINGS or len(set(jobs[column.name].astype(str))) > 1)
         ]
-        shown = [
+        names = {column.name for column in columns.JOBS} | HIDDEN
+        swept = [str(name) for name in self.swept if name in jobs and name not in names]
+        place = "factor" if any(column.name == "factor" for column in known) else known[0].name if known else ""
+        shown = columns.after(known, place, columns.plain(jobs, swept)) if known else columns.plain(jobs, swept)
+        return [
             replace(column, form="text")
             if column.is_number and not pd.api.types.is_numeric_dtype(jobs[column.name])
             else column
-            for column in [*known, *columns.plain(jobs, varied)]
+            for column in shown
         ]
-        shown += [column for column in columns.JOBS if column.name == "error" and len(self.failed)]
-        best = self.best
-        marked = [best is not None and index == best.name for index in jobs.index]
-        return page.table(jobs, shown, marked, "The marked job is the one that validation chose.", limit=2000)
+
+    def _links(self, jobs: pd.DataFrame) -> list[str]:
+        """Where each job's report lies beside this page; empty where there is none."""
+        if not {"folder", "job"} <= set(jobs):
+            return [""] * len(jobs)
+        return [
+            f"{row['job']}/report.html" if (Path(str(row["folder"])) / "report.html").exists() else ""
+            for row in jobs.to_dict("records")
+        ]
 
 
 def readable(replicates: pd.DataFrame) -> pd.DataFrame:
