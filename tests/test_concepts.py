@@ -280,3 +280,8 @@ def test_fingerprint_is_content() -> None:
     assert concept_set(["a", "b"], "x").fingerprint() == concept_set(["a ", "b"], "y").fingerprint()
     assert concept_set(["a", "b"]).fingerprint() != concept_set(["b", "a"]).fingerprint()
     assert yaml.safe_dump(_set("fer7").fingerprint())
+
+
+def test_half_letters_of_a_json_file_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "words.json").write_text('["sm\\ud800ile", "fr\\udcffown"]')
+    assert read_concepts(tmp_path / "words.json").names == ("sm\ufffdile", "fr\ufffdown")

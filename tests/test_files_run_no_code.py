@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -18,11 +19,17 @@ from torch import nn
 
 import emodissect
 from emodissect.app.stages.classifier import require_resumable
+from emodissect.concepts import AnnotationScorer
+from emodissect.concepts.concept_set import ConceptSet
 from emodissect.concepts.open_clip_model import OpenClip
 from emodissect.core.cache import Cache
 from emodissect.core.errors import UserError
+from emodissect.data.fer2013_files import read_npz
+from emodissect.data.images import ImageSet
+from emodissect.models.checkpoints import read_state_dict
 from emodissect.models.file_arguments import filled_from_file
 from emodissect.models.vgg import VGG
+from emodissect.models.weights import load_weights
 from emodissect.models.zoo import custom_model, require_network_maker, timm_model
 
 TARGET = "emodissect.models.vgg.VGG"
@@ -291,7 +298,7 @@ def test_a_tokenizer_of_the_hub_runs_no_code_of_its_repository(monkeypatch: pyte
 def test_no_call_in_the_source_runs_what_a_file_says() -> None:
     """docs/security.md lists the calls that are left; a new one belongs into its table, with what guards it."""
     allowed = {
-        "torch.load": {"app/stages/classifier.py", "models/checkpoints.py"},
+        "torch.load": {"app/stages/classifier.py", "models/checkpoints.py", "concepts/open_clip_model.py"},
         "np.load": {"data/fer2013_files.py", "data/image_files.py", "recording/store.py", "demo/sketches/faces.py"},
         "yaml.load": {"concepts/concept_files.py", "app/config_keys.py"},
         "spec.loader.exec_module": {"models/zoo.py"},
@@ -318,3 +325,38 @@ def test_no_call_in_the_source_runs_what_a_file_says() -> None:
     assert {name: found[name] for name in refused if name in found} == {}
     for name, files in allowed.items():
         assert found.get(name, set()) <= files, f"{name}: add it to docs/security.md with what guards it"
+
+
+TERMINAL = "\x1b]0;owned\x07\x1b[2J\x1b[31m\u202e\x9b31m"
+"""A window's title, a cleared screen, a colour, letters from right to left, and a colour in eight bits."""
+
+
+def _checkpoint_of_names(path: Path) -> None:
+    torch.save({f"{TERMINAL}key": 3}, path)
+    read_state_dict(path)
+
+
+def _weights_of_names(path: Path) -> None:
+    torch.save({f"{TERMINAL}key": torch.ones(1)}, path)
+    load_weights(nn.Linear(1, 1), path)
+
+
+def _arrays_of_names(path: Path) -> None:
+    np.savez(path.with_suffix(".npz"), **{f"{TERMINAL}key": np.ones(1)})
+    read_npz(path.with_suffix(".npz"))
+
+
+def _columns_of_names(path: Path) -> None:
+    path.write_text(f"{TERMINAL}key,b\n1,2\n")
+    AnnotationScorer(str(path.rename(path.with_suffix(".csv")))).score(_one_image(), ConceptSet(("a",)), ("x",))
+
+
+def _one_image() -> ImageSet:
+    return ImageSet(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), torch.arange(1))
+
+
+@pytest.mark.parametrize("quote", [_checkpoint_of_names, _weights_of_names, _arrays_of_names, _columns_of_names])
+def test_a_message_that_quotes_a_file_does_nothing_to_a_terminal(quote: Callable[[Path], None], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="key") as raised:
+        quote(tmp_path / "hostile")
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(str(raised.value))

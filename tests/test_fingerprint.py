@@ -6,6 +6,7 @@ import functools
 import json
 import subprocess
 import sys
+import threading
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -143,6 +144,21 @@ def test_a_value_that_holds_itself_ends() -> None:
     held = Held(None)
     held.inner = [held]
     assert fingerprint(held)["parameters"] == {"inner": ["itself"]}
+
+
+class Lazy:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    @functools.cached_property
+    def found(self) -> int:
+        return 3
+
+
+def test_what_was_computed_meanwhile_and_where_it_lies_do_not_count() -> None:
+    used, fresh = Lazy(), Lazy()
+    assert used.found == 3
+    assert fingerprint(used) == fingerprint(fresh)
 
 
 def test_code_that_was_never_in_a_file(tmp_path: Path) -> None:

@@ -7,12 +7,18 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from numbers import Real
 
+from emodissect.core.spelling import printable
+
 
 class UserError(Exception):
     """A mistake in what the user gave: printed without a traceback, exit code 1.
 
-    The message says what was given, what is accepted, the nearest match and what to do.
+    The message says what was given, what is accepted, the nearest match and what to do. It may quote a file: terminal
+    sequences and control characters are removed.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
 
 
 def require_number(key: str, given: object) -> None:

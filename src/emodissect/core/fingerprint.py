@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import json
 import math
+import re
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
@@ -132,8 +133,14 @@ def _parameters(value: Any, outer: tuple[int, ...]) -> Any:
     slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()) if hasattr(value, name)]
     held = {**{name: getattr(value, name) for name in slots}, **getattr(value, "__dict__", {})}
     if not held and type(value).__repr__ is not object.__repr__:  # of a library in C: torch.float32, a regex
-        return repr(value)
-    return _plain(held, outer)
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    computed = {name for kind in type(value).__mro__ for name, part in vars(kind).items() if _is_cached(part)}
+    return _plain({name: part for name, part in held.items() if name not in computed}, outer)
+
+
+def _is_cached(part: Any) -> bool:
+    """Whether a class's attribute keeps what it computed among the object's own: what it computes from counts."""
+    return isinstance(part, functools.cached_property)
 
 
 def _named(code: Any) -> dict[str, str]:

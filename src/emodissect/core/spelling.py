@@ -23,6 +23,9 @@ _SAME_EMOTION = {
 _TERMINAL_SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\\\)?|[@-_])")
 """What terminals read as commands (ECMA-48): colours, cursor moves, window titles."""
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a letter: bytes of a file name that are no text, or an escape in a JSON file; no encoding can write it."""
+
 _INVISIBLE = ("Cc", "Cf")
 
 
@@ -35,8 +38,22 @@ def clean_name(text: str) -> str:
     text = " ".join(_TERMINAL_SEQUENCE.sub("", text).split())
     if text.isascii() and text.isprintable():
         return text
-    text = unicodedata.normalize("NFC", text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    text = _SURROGATE.sub("\ufffd", unicodedata.normalize("NFC", text))
     return " ".join("".join(c for c in text if unicodedata.category(c) not in _INVISIBLE).split())
+
+
+def printable(text: str) -> str:
+    """A message that does nothing to a terminal: as :func:`clean_name`, with its lines, tabs and spaces kept.
+
+    Example:
+        >>> printable("it holds \\x1b]0;title\\x07\\x1b[31mred\\x1b[0m")
+        'it holds red'
+    """
+    text = _TERMINAL_SEQUENCE.sub("", text)
+    if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    text = _SURROGATE.sub("\ufffd", text)
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in _INVISIBLE)
 
 
 def name_key(name: str) -> str:
