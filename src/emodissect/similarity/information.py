@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from math import log
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -16,6 +17,8 @@ from emodissect.similarity.top import constant_neurons, top_rows
 
 _PROBABILITIES = 2**21  # elements of the softmax held at a time: 8 MiB, which the last cache holds beside the products
 _IN_CACHE = 2**20  # elements of a block of (neuron, concept) products: 4 MiB
+_SERIES_ERROR = 5e-5  # in nats, of a sum over all ranks
+_MOST_DEGREE = 5  # a weighted sum of powers for each degree; beyond, products are as fast
 _LARGEST = 1e30  # a product of ranks is turned into a log before it could leave float32
 
 
@@ -79,7 +82,9 @@ def soft_wpmi_from_top(
 
     ``constant`` marks neurons that order no images (see ``soft_wpmi``); none by default, as in the reference.
     """
-    likelihood = soft_log_likelihood(concept_scores, top_rows, a=a, min_prob=min_prob, p_start=p_start, p_end=p_end)
+    likelihood = soft_log_likelihood(
+        concept_scores, top_rows, a=a, min_prob=min_prob, p_start=p_start, p_end=p_end, constant=lam != 1
+    )
     return relative_to_layer(likelihood, layer_average(likelihood, constant), lam, constant)
 
 
@@ -125,11 +130,15 @@ def soft_log_likelihood(
     min_prob: float,
     p_start: float,
     p_end: float,
+    constant: bool = True,
 ) -> Float[Tensor, "set concept"]:
     """L of ordered sets of images: sum_i log(1 + p_i (Q[B_i , c] - 1) + min_prob).
 
-    With q_i = 1 - p_i + min_prob each term is log q_i + log(1 + (p_i / q_i) Q): the second parts of many ranks are
-    multiplied first and one log is taken of the product, whenever it could otherwise leave float32.
+    With q_i = 1 - p_i + min_prob each term is log q_i + log(1 + r_i Q), r_i = p_i / q_i. Where the concepts are many, Q
+    is small and the second parts are polynomials of Q of low degree: their sums are weighted sums of powers, one fused
+    gather and sum each. Elsewhere they are multiplied, rank by rank, and one log is taken of the product, whenever it
+    could otherwise leave float32. ``constant=False`` leaves out sum_i log q_i, about -430, which cancels at lam = 1 and
+    would cost float32 two digits.
     """
     ranks, sets = top_rows.shape
     weights = [p_start - i / max(ranks, 1) * (p_start - p_end) for i in range(ranks)]
@@ -140,11 +149,19 @@ def soft_log_likelihood(
             "1 + min_prob. Take e.g. p_start=0.998, p_end=0.97, min_prob=1e-7."
         )
     ratios = [p / q for p, q in zip(weights, floors, strict=True)]
-    offset = sum(log(q) for q in floors)
+    offset = sum(log(q) for q in floors) if constant else 0.0
     used = _used(concept_scores, top_rows, a)
+    bags = used.rows.t().contiguous()
+    power = torch.empty(0, device=concept_scores.device)
     result = torch.empty(sets, concept_scores.shape[1], device=concept_scores.device)
     for concepts, probabilities in _probabilities(used.scores, a):
         largest = float(probabilities.max()) if probabilities.numel() else 0.0
+        if coefficients := _polynomials(ratios, largest):
+            if power.shape != probabilities.shape:
+                power = torch.empty_like(probabilities)
+            sums = _weighted_powers(probabilities.div_(largest), bags, coefficients[1:], power)
+            result[:, concepts] = sums.add_(offset + sum(coefficients[0]))
+            continue
         flushes = _flushes(ratios, largest)
         width = probabilities.shape[1]
         step = max(_IN_CACHE // width, 1)
@@ -252,6 +269,41 @@ def _probabilities(scores: Tensor, a: float) -> Iterator[tuple[slice, Tensor]]:
             here = slice(rows, rows + step)
             torch.add(norms[here], part[here], alpha=a, out=block[here]).exp_()
         yield slice(start, start + width), block
+
+
+def _polynomials(ratios: list[float], largest: float) -> list[list[float]]:
+    """Polynomials of y = Q / largest in [0, 1] that are log(1 + r_i Q): for each power the coefficients of all ranks.
+
+    They agree at Chebyshev's nodes, so that the error of a term of degree d is about 2 / (d + 1) rho^-(d + 1), with rho
+    the size of the ellipse around [0, 1] that reaches the logarithm's singularity. Empty where d would be high.
+    """
+    reach = np.array(ratios) * largest
+    if not 0 < largest < np.inf or not (reach > 0).all():
+        return []
+    singular = 1 + 2 / reach
+    rho = singular + np.sqrt(singular**2 - 1)
+    for degree in range(1, _MOST_DEGREE + 1):
+        if (2 / (degree + 1) * rho ** -(degree + 1)).sum() < _SERIES_ERROR:
+            nodes = (1 + np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))) / 2
+            values = np.log1p(nodes[:, None] * reach)
+            return np.linalg.solve(np.vander(nodes, increasing=True), values).tolist()
+    return []
+
+
+def _weighted_powers(
+    y: Float[Tensor, "image concept"],
+    bags: Int64[Tensor, "set rank"],
+    coefficients: list[list[float]],
+    power: Float[Tensor, "image concept"],
+) -> Float[Tensor, "set concept"]:
+    """sum over ranks i and powers k of coefficients[k - 1][i] · y[bags[:, i]]^k; ``power`` is overwritten."""
+    total = torch.zeros(len(bags), y.shape[1], device=y.device)
+    table = y
+    for weights in coefficients:
+        expanded = torch.tensor(weights, dtype=y.dtype, device=y.device).repeat(len(bags), 1)
+        total += torch.nn.functional.embedding_bag(bags, table, mode="sum", per_sample_weights=expanded)
+        table = torch.mul(table, y, out=power)
+    return total
 
 
 def _flushes(ratios: list[float], largest: float) -> list[bool]:

@@ -38,7 +38,7 @@ class _FromTop(Similarity):
     def log_likelihood(
         self, concept_scores: Float[Tensor, "image concept"], rows: Int64[Tensor, "rank set"]
     ) -> Float[Tensor, "set concept"]:
-        """L of ordered sets of images, before the layer's average is taken off."""
+        """L of ordered sets of images, less the layer's average to come; a constant that cancels may be left out."""
 
     def __call__(self, concept_scores: Tensor, activations: Tensor, ids: Tensor | None = None) -> Tensor:
         require_aligned(concept_scores, len(activations))
@@ -145,7 +145,12 @@ class SoftWPMI(_FromTop):
 
     def log_likelihood(self, concept_scores: Tensor, rows: Tensor) -> Tensor:
         return soft_log_likelihood(
-            concept_scores, rows, a=self.a, min_prob=self.min_prob, p_start=self.p_start, p_end=self.p_end
+            *(concept_scores, rows),
+            a=self.a,
+            min_prob=self.min_prob,
+            p_start=self.p_start,
+            p_end=self.p_end,
+            constant=self.lam != 1,
         )
 
 
