@@ -76,6 +76,14 @@ def test_a_class_that_refuses_its_arguments_speaks_for_itself() -> None:
     )
 
 
+def test_a_logger_without_its_package_names_the_extra() -> None:
+    refused = InstantiationException("Error in call to target 'lightning.X':\nfull_key: logger.tensorboard")
+    refused.__cause__ = ModuleNotFoundError("Neither `tensorboard` nor `tensorboardX` is available.")
+    told = user_error_message(refused)
+    assert told is not None
+    assert told.startswith("logger.tensorboard = lightning.X needs the package tensorboard. Install the extra: uv sync")
+
+
 def test_lightnings_own_complaints_are_told_without_a_trace() -> None:
     assert user_error_message(MisconfigurationException("no such monitor")) == "no such monitor"
 
@@ -97,7 +105,7 @@ def test_nearest_names_the_likely_word_and_cuts_long_lists() -> None:
 
 
 def test_what_hydra_cannot_find_is_answered_with_the_nearest_or_the_extra() -> None:
-    absent = HydraException("In 'hydra/launcher/slurm': Could not find 'hydra/launcher/submitit_slurm'\nAvailable …")
+    absent = HydraException("In 'hydra/launcher/slurm': Could not load 'hydra/launcher/submitit_slurm'.")
     told = composing_mistake(absent, CONF, "edit")
     assert told.startswith("hydra/launcher=submitit_slurm is not installed. It needs the package hydra-submitit-launch")
     assert "pip install 'emodissect[submitit]'" in told

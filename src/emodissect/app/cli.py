@@ -172,7 +172,7 @@ def composing_mistake(error: Exception, conf: Path, verb: str, words: Sequence[s
         words: the overrides.
     """
     said = str(error).split("Config search path:")[0].strip()
-    absent = re.search(r"Could not find '([\w/]+)/([\w.-]+)'", said)
+    absent = re.search(r"Could not (?:find|load) '([\w/]+)/([\w.-]+)'", said)
     if absent:
         group, choice = absent.groups()
         extra = PLUGINS.get((group, choice))
@@ -286,4 +286,6 @@ def _refusal(error: InstantiationException) -> str:
     target = re.search(r"target '([^']+)'", str(error))
     where = re.search(r"full_key: (\S+)", str(error))
     names = [part.group(1) for part in (where, target) if part]
+    if isinstance(error.__cause__, ImportError) and re.search(r"\btensorboard\b", str(error.__cause__)):
+        return missing_extra(" = ".join(names), "tensorboard", "tensorboard")
     return f"{' = '.join(names)} cannot be made as configured: {error.__cause__}"
