@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from emodissect.app.ending import HeldSignals
 from emodissect.app.session import session, several_processes
 from emodissect.app.streams import LoggedConsole, SteadyStream
 from emodissect.core.distributed import first_rank
@@ -42,7 +43,7 @@ def work(cfg):
         os.kill(os.getpid(), signal.SIGKILL)
     if cfg.seed == cfg.stop_at:
         (CONF / "waits").touch()
-        time.sleep(60)
+        time.sleep(600)
     (folder / "summary.json").write_text(json.dumps({"task": "edit", "delta_val": cfg.seed / 100}))
     return {"objective": cfg.seed}
 
@@ -88,7 +89,7 @@ def signalled(application: Path, number: signal.Signals, *words: str) -> tuple[i
         assert begun.poll() is None, begun.communicate()
         time.sleep(0.05)
     begun.send_signal(number)
-    _, said = begun.communicate(timeout=60)
+    _, said = begun.communicate(timeout=300)
     return begun.returncode, " ".join(said.split())
 
 
@@ -117,7 +118,7 @@ def test_a_working_directory_that_is_removed_ends_nothing(application: Path, tmp
     (tmp_path / "here").mkdir()
     words = ["-m", "seed=1,2", f"vanish={tmp_path / 'here'}"]
     begun = start(application, *words, cwd=tmp_path / "here")
-    _, said = begun.communicate(timeout=60)
+    _, said = begun.communicate(timeout=300)
     assert "Traceback" not in said
     table = pd.read_csv(tmp_path / "sweep" / "sweep.csv")
     assert table["delta_val"].notna().tolist() == [True, False]  # the second finds nothing to remove
@@ -135,12 +136,12 @@ def test_a_pipe_that_is_closed_and_an_encoding_without_our_characters_lose_nothi
     os.close(reader)
     begun = subprocess.Popen([sys.executable, str(application)], stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
-    assert begun.communicate(timeout=60)[1] == ""
+    assert begun.communicate(timeout=300)[1] == ""
     assert begun.returncode == 0
     assert summary.exists()
     summary.unlink()
     begun = start(application, env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert begun.communicate(timeout=60) == ("w?rk ?\n", "")
+    assert begun.communicate(timeout=300) == ("w?rk ?\n", "")
     assert summary.exists()
 
 
@@ -167,10 +168,12 @@ def test_a_single_process_is_the_first_whatever_variables_others_left(
 def test_a_killed_process_is_a_row_and_the_other_jobs_run(application: Path) -> None:
     words = ["hydra.launcher._target_=hydra_plugins.emodissect_processes.ProcessLauncher", "+hydra.launcher.n_jobs=2"]
     begun = start(application, "-m", "seed=1,2,3,4,5", "die=2", *words)
-    printed, said = begun.communicate(timeout=120)
+    printed, said = begun.communicate(timeout=300)
     assert begun.returncode == 1
     assert "Traceback" not in said
     table = pd.read_csv(application.parent / "sweep" / "sweep.csv")
+    assert "5 jobs in" in said
+    assert table["seconds"].notna().tolist() == [True, False, True, True, True]
     assert table["error"].fillna("").tolist() == ["", "killed by SIGKILL", "", "", ""]
     assert table["delta_val"].dropna().tolist() == [0.01, 0.03, 0.04, 0.05]
     assert [line for line in sorted(printed.splitlines()) if "wörk" in line] == [f"[{n}] wörk ✓" for n in range(5)]
@@ -201,6 +204,19 @@ def test_the_log_file_holds_what_is_printed(tmp_path: Path) -> None:
 def test_the_bar_shows_no_run_id() -> None:
     trainer = SimpleNamespace(loggers=[SimpleNamespace(version="x7f3k2")], progress_bar_metrics={"val/acc": 0.5})
     assert ProgressBar().get_metrics(trainer, None) == {"val/acc": 0.5}  # type: ignore[arg-type]
+
+
+def test_held_signals_are_answered_at_the_end() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        with HeldSignals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert heard == []
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(

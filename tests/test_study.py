@@ -214,7 +214,7 @@ def test_verdicts(found: EditStudy) -> None:
         test = replace(found.test, delta=delta, gained=12, lost=4, p_value=p_value)
         return replace(found, test=test, p_random=random, p_shuffled=shuffled).verdict
 
-    flips = "+2.00 points on test (12 images gained, 4 lost, p = .010)"
+    flips = "+2.00 points on test (12 images newly correct, 4 newly wrong, p = .010)"
     assert said() == (
         f"Gain: {flips}, more than random neurons of the same number (p = .010) and shuffled labels (p = .010) give."
     )
@@ -227,9 +227,11 @@ def test_verdicts(found: EditStudy) -> None:
     assert said(p_value=0.5, random=0.41).startswith("No gain beyond chance: +2.00 points")
     assert said(p_value=0.5, random=0.41).endswith("within what random neurons of the same number give, p = .41.")
     assert "which chance explains" in said(p_value=0.5)
-    assert said(delta=-0.02) == "Loss: -2.00 points on test (12 images gained, 4 lost, p = .010)."
+    assert said(delta=-0.02) == "Loss: -2.00 points on test (12 images newly correct, 4 newly wrong, p = .010)."
     assert said(delta=-0.02, p_value=0.3).startswith("No gain: -2.00")
-    assert said(delta=0.0, p_value=1.0) == "No gain: +0.00 points on test (12 images gained, 4 lost, p = 1)."
+    assert (
+        said(delta=0.0, p_value=1.0) == "No gain: +0.00 points on test (12 images newly correct, 4 newly wrong, p = 1)."
+    )
     assert "p < .001" in said(p_value=1e-5)
 
 

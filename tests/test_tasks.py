@@ -52,7 +52,7 @@ def test_train_writes_a_page_figures_and_a_manifest(verb: Verb) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert {"command", "commit", "versions", "seed", "weights", "data"} <= manifest.keys() | manifest["inputs"].keys()
     page = (folder / "report.html").read_text()
-    assert "Surest mistakes" in page
+    assert "Most confident mistakes" in page
     assert "pixels that the answer hangs on most" in page
 
 

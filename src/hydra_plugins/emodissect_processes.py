@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
 from hydra.errors import HydraException
@@ -24,9 +24,10 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from emodissect.app.ending import HeldSignals
 
-SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+log = logging.getLogger(__name__)
 
 SECONDS_TO_END = 30
 """For a job to close what it has open, once the multirun was told to end."""
@@ -59,6 +60,8 @@ class ProcessLauncher(Launcher):
         self.config, self.task_function, self.hydra_context = config, task_function, hydra_context
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from emodissect.app.ending import HeldSignals
+
         assert self.config is not None
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
@@ -76,13 +79,14 @@ class ProcessLauncher(Launcher):
                     number, overrides = waiting.popleft()
                     log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
                     receiver, sender = fork.Pipe(duplex=False)
-                    process: BaseProcess = fork.Process(target=self._work, args=(number, list(overrides), sender))
                     # Python drops what is raised while it forks, and a child must be known to be ended
-                    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-                    process.start()
-                    sender.close()
-                    running[receiver] = number, process
-                    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+                    with HeldSignals() as held:
+                        process: BaseProcess = fork.Process(
+                            target=self._work, args=(number, list(overrides), sender, held)
+                        )
+                        process.start()
+                        sender.close()
+                        running[receiver] = number, process
                 for ended in cast(list[Connection], wait(list(running))):
                     number, process = running.pop(ended)
                     results[number] = self._result(number, process, ended)
@@ -90,9 +94,9 @@ class ProcessLauncher(Launcher):
             _end([process for _, process in running.values()])
         return [results[number] for number in sorted(results)]
 
-    def _work(self, number: int, overrides: list[str], sender: Connection) -> None:
+    def _work(self, number: int, overrides: list[str], sender: Connection, held: HeldSignals) -> None:
         """A job, in its own process."""
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        held.release()
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.task_function is not None

@@ -53,6 +53,32 @@ def exit_on_signals() -> None:
             signal.signal(number, end)
 
 
+class HeldSignals:
+    """A context in which SIGTERM, SIGHUP and SIGINT wait. They are answered once at its end, or by ``release``.
+
+    A mask would not do: the kernel gives the signal to another thread, and Python answers it in the main one.
+    """
+
+    def __enter__(self) -> HeldSignals:
+        self.received: list[int] = []
+        numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+        self.handlers = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Answers what was received, as it would have been without this."""
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        if self.received:
+            signal.raise_signal(self.received[0])
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.received.append(number)
+
+
 def cut_off(end: BaseException) -> CutOff | None:
     """The signal behind the end of a run; None for any other end.
 

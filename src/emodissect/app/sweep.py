@@ -7,7 +7,9 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +21,7 @@ from rich.console import Console
 
 from emodissect.app.cli import ERROR_FILE, SUMMARY_FILE, user_error_message
 from emodissect.app.ending import leave_gone_directory
+from emodissect.app.manifest import write_json
 from emodissect.app.run_names import FIRST_JOB
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,7 @@ class SweepTable(Callback):
 
     def __init__(self) -> None:
         self.stood: dict[Path, int] = {}
+        self.began = self.job_began = time.monotonic()
 
     @classmethod
     def end_unfinished(cls) -> None:
@@ -50,14 +54,23 @@ class SweepTable(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Notes what an earlier multirun left in the same folder: it is no job of this one."""
         self.stood = job_folders(Path(config.hydra.sweep.dir))
+        self.began = time.monotonic()
         numbers = [int(job.name) for job in self.stood if job.name.isdigit()]
         os.environ[FIRST_JOB] = str(max(numbers, default=-1) + 1)
         if OmegaConf.select(config, "hydra.sweeper.storage"):
             self.stood = {}  # the jobs of the study so far are this multirun's too
         SweepTable.unfinished = lambda: self._collect(config)
 
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Takes the time."""
+        self.job_began = time.monotonic()
+
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Readies the process for the next job."""
+        """Writes the wall time of the whole job into its summary, and readies the process for the next one."""
+        path = Path(config.hydra.runtime.output_dir) / SUMMARY_FILE
+        with suppress(OSError, ValueError):  # a job that failed has none
+            summary = json.loads(path.read_text(encoding="utf-8"))
+            write_json(path, {**summary, "seconds": round(time.monotonic() - self.job_began, 2)})
         leave_gone_directory()
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
@@ -84,6 +97,8 @@ class SweepTable(Callback):
             console.print(
                 f"The sweep's end is incomplete: {user_error_message(error) or repr(error)}", style="red", markup=False
             )
+        seconds = time.monotonic() - self.began
+        console.print(f"{len(jobs)} jobs in {seconds:.1f} s: {seconds / len(jobs):.1f} s per job.", style="dim")
         failed = int(jobs["error"].notna().sum()) if "error" in jobs else 0
         if failed:
             console.print(

@@ -164,7 +164,7 @@ class EditPage:
             Fact(words.p_value(p), "p-value", "exact McNemar: would chance flips do as much?"),
             Fact(
                 f"+{int(row['gained'])} / {words.MINUS}{int(row['lost'])}",
-                "images gained / lost",
+                "newly correct / newly wrong",
                 f"net {int(row['gained']) - int(row['lost']):+d}".replace("-", words.MINUS),
             ),
         ]

@@ -1,4 +1,4 @@
-"""The page of a training run: curves, confusion, recall, and the surest mistakes."""
+"""The page of a training run: curves, confusion, recall, and the most confident mistakes."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ class TrainPage:
         if self.history is not None and len(self.history):
             sections.append(Section("curves", "Training", self._curves(content)))
         if self.predictions is not None and self.images is not None:
-            sections.append(Section("mistakes", "Surest mistakes", self._mistakes(content)))
-            if others := {i: heat for i, heat in self.saliency.items() if i not in self._surest_mistakes()}:
+            sections.append(Section("mistakes", "Most confident mistakes", self._mistakes(content)))
+            if others := {i: heat for i, heat in self.saliency.items() if i not in self._confident_mistakes()}:
                 content.pool.add(self.images, list(others))
                 tiles = saliency_tiles(content, others, self.class_names, self.predictions)
                 sections.append(Section("saliency", "Where the classifier looked", tiles, "Saliency"))
@@ -162,8 +162,8 @@ class TrainPage:
             drawings.append(content.figure(drawing, "Interpretable neurons while the network is trained."))
         return page.block(figures=drawings)
 
-    def _surest_mistakes(self, most: int = 48) -> dict[int, int]:
-        """Ids of the wrong answers that the classifier was surest of, and the row of each."""
+    def _confident_mistakes(self, most: int = 48) -> dict[int, int]:
+        """Ids of the wrong answers of highest probability, and the row of each."""
         assert self.predictions is not None
         sure, guess = self.predictions.logits.softmax(dim=1).max(dim=1)
         wrong = (guess != self.predictions.labels).nonzero().flatten()
@@ -174,7 +174,7 @@ class TrainPage:
         assert self.predictions is not None
         assert self.images is not None
         sure, guess = self.predictions.logits.softmax(dim=1).max(dim=1)
-        rows = self._surest_mistakes()
+        rows = self._confident_mistakes()
         content.pool.add(self.images, list(rows))
         tiles = [
             content.image(
@@ -185,9 +185,7 @@ class TrainPage:
             )
             for image_id, row in rows.items()
         ]
-        text = (
-            "The wrong answers that the classifier was surest of: true class, and its own answer with its probability."
-        )
+        text = "The wrong answers of highest probability: true class, and the answer with its probability."
         if shaded := sum(image_id in self.saliency for image_id in rows):
             of = "" if shaded == len(rows) else f", in {words.count(shaded, 'image')}"
             text += f" The orange shade shows the pixels that the answer hangs on most{of}."

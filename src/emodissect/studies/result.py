@@ -138,8 +138,8 @@ class EditStudy:
         if self.edit.operation.is_identity:
             return self._nothing()
         images = "image" if test.gained == 1 else "images"
-        flips = f"{100 * test.delta:+.2f} points on {self.tested_on} ({test.gained} {images} gained, {test.lost} lost"
-        figures = f"{flips}, {_p(test.p_value)})"
+        flips = f"{test.gained} {images} newly correct, {test.lost} newly wrong"
+        figures = f"{100 * test.delta:+.2f} points on {self.tested_on} ({flips}, {_p(test.p_value)})"
         if test.delta < 0:
             word = "Loss" if test.p_value < alpha else "No gain"
             return f"{word}: {figures}."

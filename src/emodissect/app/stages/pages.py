@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from emodissect.app.manifest import command
 from emodissect.app.published import compare_shares, compare_training, published_layers
-from emodissect.app.stages.saliency_maps import audit_extras, saliency_maps, surest_mistakes
+from emodissect.app.stages.saliency_maps import audit_extras, confident_mistakes, saliency_maps
 from emodissect.core.distributed import first_rank
 from emodissect.dissection.labels import Dissection
 from emodissect.models.scores import confusion_matrix
@@ -109,7 +109,7 @@ def train_page(run: Session, trained: Trained, metrics: Mapping[str, float]) -> 
     classifier = trained.classifier
     outputs, tested = classifier.results.get("test"), run.data.splits.test
     wanted = run.cfg.saliency
-    mistakes = surest_mistakes(outputs, wanted.images) if outputs is not None else []
+    mistakes = confident_mistakes(outputs, wanted.images) if outputs is not None else []
     return TrainPage(
         metrics=metrics,
         class_names=run.data.splits.class_names,

@@ -69,8 +69,8 @@ def saliency_maps(
     return saliency_of(network, classifier.preprocess, images, chosen, samples=int(settings.samples), seed=seed)
 
 
-def surest_mistakes(outputs: Outputs, most: int) -> list[int]:
-    """Ids of the wrong answers of highest probability, surest first."""
+def confident_mistakes(outputs: Outputs, most: int) -> list[int]:
+    """Ids of the wrong answers of highest probability, most confident first."""
     sure, guess = outputs.logits.softmax(dim=1).max(dim=1)
     wrong = (guess != outputs.labels).nonzero().flatten()
     return [int(i) for i in outputs.ids[wrong[sure[wrong].argsort(descending=True)][:most]]]

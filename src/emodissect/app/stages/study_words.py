@@ -73,11 +73,11 @@ def readable_study(study: EditStudy, null: pd.DataFrame | None) -> dict[str, Any
         "accuracy before": percent(test.accuracy_before, 3),
         "accuracy after": percent(test.accuracy_after, 3),
         "change": f"{points(test.delta, 3)} points (95 % {points(test.low, 3)} to {points(test.high, 3)})",
-        "images gained, lost": f"{test.gained}, {test.lost}",
+        "newly correct, newly wrong": f"{test.gained}, {test.lost}",
         "exact McNemar p": p_value(test.p_value),
         "p against random neurons": p_value(study.p_random),
         "p against shuffled labels": _p_shuffled(study),
-        "smallest change one could have seen": _detectable(study),
+        "minimum detectable change (power 80 %)": _detectable(study),
         "best of as many random edits, chosen on test": points(study.optimism, 3),
         "NLL before, after": f"{test.nll_before:.4f}, {test.nll_after:.4f}",
     }
@@ -89,7 +89,7 @@ def _p_shuffled(study: EditStudy) -> str:
 
 
 def ablation_table(ablation: ConceptAblation, layer: str, alpha: float) -> Any:
-    """What ablating concepts costs, the surest losses first, for the terminal."""
+    """What ablating concepts costs, the most certain losses first, for the terminal."""
     known = ablation.frame.dropna(subset=["drop", "p_value"])
     ordered = known.sort_values(["p_value", "drop"], ascending=[True, False], kind="stable")
     beyond = int((known["p_value"] < alpha).sum())
@@ -121,7 +121,7 @@ def study_checks(study: EditStudy, null: pd.DataFrame | None) -> dict[str, str]:
         "chosen": f"by {study.metric.replace('_', ' ')} on {where}",
         "p against random neurons of the same number": p_value(study.p_random),
         "p against the same study with shuffled labels": _p_shuffled(study),
-        "smallest change one could have seen": _detectable(study),
+        "minimum detectable change (power 80 %)": _detectable(study),
         "best of as many random edits, had it been chosen on test": f"{points(study.optimism)} points on average",
         "the grid": way,
         "the grid against the actual edited weights": f"{same}; logits differ by {study.logit_difference:.1e} at most",

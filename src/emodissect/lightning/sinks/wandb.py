@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import logging
 import netrc
@@ -112,6 +113,10 @@ def wandb_logger(
     if LAUNCH not in sys.modules and hasattr(wandb.Run, "_detect_and_apply_job_inputs"):
         # it applies inputs that a program has staged with this module, and would import it (1.5 s) to find none
         wandb.Run._detect_and_apply_job_inputs = lambda self: None  # type: ignore[method-assign]
+    # of each run W&B keeps the installed packages: for the jobs of a sweep they are listed once
+    if not hasattr(wandb.util.working_set, "cache_info"):
+        listed = wandb.util.working_set
+        wandb.util.working_set = functools.cache(lambda: tuple(listed()))
     own_tags = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
     try:
         run = wandb.init(
