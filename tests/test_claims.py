@@ -110,6 +110,10 @@ def test_an_ablation_names_the_falls_beyond_chance_with_their_p() -> None:
     text = claims.ablation_text(frame.assign(p_value=1.0), "lin1", 0.05)
     assert "no fall of recall goes beyond as many random neurons" in text
     assert "The largest, which chance explains: without “smile” (3 neurons) angry loses 20.0 points (p = 1.00;" in text
+    tied = claims.ablation_text(frame.assign(p_value=1.0, drop=0.2), "lin1", 0.05)
+    assert "The first of 6 equal largest, which chance explains: without “smile” (3 neurons) angry" in tied
+    headline = claims.ablation_headline(frame.assign(p_value=1.0), "lin1", 0.05)
+    assert headline.endswith("no class loses more than without as many random neurons.")
     assert "No class loses recall." in claims.ablation_text(frame.assign(p_value=1.0, drop=0.0), "lin1", 0.05)
     assert "no concept has neurons" in claims.ablation_text(frame.assign(drop=np.nan), "lin1", 0.05)
 
@@ -119,7 +123,8 @@ def test_an_ablation_opens_its_page() -> None:
     text = said(html)
     assert "<h1>Which classes need a concept&#39;s neurons?</h1>" in html
     assert html.index('<section id="ablation">') < html.index('<section id="grid">')
-    assert text.index("1 of 6 falls of recall") < text.index("The edit: A gain of +5.00 points")
+    assert "lin1: without “smile” (3 neurons) angry loses 20.0 points (p = .010; random neurons cost it 1.0)." in text
+    assert text.index("lin1: without “smile”") < text.index("The edit: A gain of +5.00 points")
     assert "<h1>Did the edit help?</h1>" in edit(False).html()
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from emodissect.core.progress import progress_bar, tracked
+from emodissect.report import columns
 from emodissect.report.columns import Column
 from emodissect.report.terminal import (
     config_tree,
@@ -116,6 +117,45 @@ def test_a_console_too_narrow_for_all_columns_is_spared_those_least_needed() -> 
         said = console.export_text()
         assert [name for name in "abc" if f"{frame[name][0]:,.0f}" in said] == expected.split(), width
         assert ("The files have further" in " ".join(said.split())) == (expected != "a b c") or width < 20
+
+
+def widest(column: Column) -> tuple[object, str]:
+    """A value that needs much room, and its text where it must stay in one piece."""
+    values = {"percent": 0.9999, "points": -0.12345, "p": 0.0001, "count": 28_709, "id": 4095, "setting": -0.125}
+    if column.form in values or isinstance(column.form, int) or column.form == "figure":
+        value = values.get(column.form, -12.3456)  # type: ignore[arg-type]
+        return value, column.shown(value)
+    if column.form == "flag":
+        return True, "yes"
+    names = {"layer": "features.denseblock4.conv2", "similarity": "cos_similarity_cubed"}
+    return names.get(column.name, "Slightly Parted Lips"), ""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name, table in vars(columns).items() if isinstance(table, tuple) and table and name.isupper()],
+)
+def test_no_table_is_cut_or_folds_a_number_at_80_columns(name: str) -> None:
+    table = getattr(columns, name)
+    frame = pd.DataFrame([{column.name: widest(column)[0] for column in table}])
+    console = Console(width=80, record=True, file=io.StringIO())
+    printed = frame_table(frame, "A title", table, console=console)
+    assert not too_wide(printed, console)
+    console.print(printed)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    kept = [str(column.header) for column in printed.columns]
+    for column in columns.on_terminal(table, frame):
+        if (column.short or column.heading) in kept and (text := widest(column)[1]):
+            assert any(text in line for line in lines), column.name
+
+
+def test_named_figures_fold_their_names_not_their_numbers() -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    value = "+0.667 points (95 % −1.977 to +3.658)"
+    console.print(figures_table({"best of as many random edits, had they been chosen on test": value}, "The edit"))
+    assert any(value in line for line in console.export_text().splitlines())
 
 
 def test_names_in_brackets_are_shown_as_they_are() -> None:

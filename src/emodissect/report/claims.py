@@ -362,7 +362,19 @@ def ablation_text(frame: pd.DataFrame, layer: str, alpha: float) -> str:
     text = f"{layer}: no fall of recall goes beyond as many random neurons {rule}."
     if float(largest["drop"].iloc[0]) <= 0:
         return f"{text} No class loses recall."
-    return f"{text} The largest, which chance explains: {'; '.join(map(_fall, largest[:1].to_dict('records')))}."
+    most = "The largest" if len(largest) == 1 else f"The first of {len(largest)} equal largest"
+    return f"{text} {most}, which chance explains: {_fall(largest.iloc[0].to_dict())}."
+
+
+def ablation_headline(frame: pd.DataFrame, layer: str, alpha: float) -> str:
+    """The surest result of an ablation in a sentence; :func:`ablation_text` says more."""
+    known = frame.dropna(subset=["drop", "p_value"])
+    beyond = known[known["p_value"] < alpha].sort_values("drop", ascending=False)
+    if beyond.empty:
+        return f"{layer}: without the neurons of one concept, no class loses more than without as many random neurons."
+    first = beyond.iloc[0].to_dict()
+    more = f" {len(beyond)} of {len(known)} losses go beyond random neurons." if len(beyond) > 1 else ""
+    return f"{layer}: {_fall(first)}.{more}"
 
 
 def _fall(row: Mapping[Any, Any]) -> str:

@@ -115,7 +115,7 @@ class EditPage:
 
     def summary(self) -> str:
         """What was found, in plain words: of an ablation first the classes that suffer, then the edit."""
-        ablated = [claims.ablation_text(found.frame, layer, self.alpha) for layer, found in self.ablations.items()]
+        ablated = [claims.ablation_headline(found.frame, layer, self.alpha) for layer, found in self.ablations.items()]
         return " ".join([*ablated, "The edit: " * bool(ablated) + self.verdict])
 
     def warnings(self) -> list[str]:

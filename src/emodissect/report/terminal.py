@@ -19,6 +19,9 @@ from emodissect.core import number_format as words
 from emodissect.report import columns as registry
 from emodissect.report.columns import Column
 
+LONGEST_WORD, SHORTEST_FOLD = 40, 8
+"""Letters of a word that a column is made wide for: at first, and where a console is too narrow."""
+
 _HIDDEN = ("hydra", "paths", "print_config", "task_name")
 
 
@@ -88,8 +91,8 @@ def frame_table(
 ) -> Table:
     """A data frame as a rich table; numbers are never cut or folded, missing ones are a dash.
 
-    Where the console is too narrow, the columns stand closer; where that is not enough, those of the highest rank are
-    left out, and the caption says so.
+    Where the console is too narrow, the columns are closer together; where that is not enough, those of the highest
+    rank are left out, and the caption says so; at last long words are folded, never numbers.
 
     Args:
         frame: a row a line.
@@ -101,33 +104,46 @@ def frame_table(
     console = console or Console()
     given = registry.plain(frame) if columns is None else registry.on_terminal(columns, frame)
     shown, spare = list(given), sorted((c for c in given if c.rank), key=lambda column: column.rank or 0)
-    table = _laid_out(frame.head(rows), title, shown)
+    longest = LONGEST_WORD
+    table = _laid_out(frame.head(rows), title, shown, longest)
     further = [f"{len(frame) - rows} more rows in the files."] if len(frame) > rows else []
     while too_wide(table, console):
         if table.padding != (0, 0, 0, 0):
             table.padding = (0, 0)
-        elif spare:
-            shown.remove(spare.pop())
-            table = _laid_out(frame.head(rows), title, shown)
+        elif spare or longest > SHORTEST_FOLD or len(shown) > 1:
+            if spare:
+                shown.remove(spare.pop())
+            elif longest > SHORTEST_FOLD:
+                longest -= 4
+            else:
+                shown.pop()
+            table = _laid_out(frame.head(rows), title, shown, longest)
+            table.padding = (0, 0)
         else:
             break
-    if _measured(table, console).maximum > console.width:  # else rich may take a character from any column to fit
+    measured = _measured(table, console)
+    if measured.maximum > console.width:  # else rich may take a character from any column to fit
+        room = console.width - measured.minimum
         for column in table.columns:
-            column.width = column.min_width if column.justify == "right" else None
+            least = column.min_width or 1
+            most = max((len(str(cell)) for cell in column.cells), default=least)
+            column.width = least + max(min(most - least, room), 0)
+            room -= column.width - least
     if len(shown) < len(given):
         further.append("The files have further columns.")
     table.caption = " ".join(further) or None
     return table
 
 
-def _laid_out(frame: pd.DataFrame, title: str, columns: Sequence[Column]) -> Table:
+def _laid_out(frame: pd.DataFrame, title: str, columns: Sequence[Column], longest: int) -> Table:
     table = Table(title=escape(title), title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
     table.pad_edge, table.collapse_padding = False, True
     cells = [[column.shown(value) for value in frame[column.name]] for column in columns]
     for column, texts in zip(columns, cells, strict=True):
         heading = column.short or column.heading
         fragments = [*(texts if column.is_number else " ".join(texts).split()), *heading.split()]
-        width = min(max(map(len, fragments), default=1), 40)  # rich would fold within a number or a word
+        width = max(map(len, fragments), default=1)  # rich would fold within a number or a word
+        width = width if column.is_number else min(width, longest)
         table.add_column(
             escape(heading), justify="right" if column.is_number else "left", overflow="fold", min_width=width
         )
@@ -149,7 +165,7 @@ def figures_table(figures: Mapping[str, Any], title: str) -> Table:
     """Named figures, one a row."""
     table = Table(title=escape(title), title_justify="left", title_style="bold", show_header=False)
     table.add_column(style="dim")
-    table.add_column(justify="right")
+    table.add_column(justify="right", no_wrap=True)  # names fold, numbers do not
     for name, value in figures.items():
         table.add_row(escape(name), escape(words.figure(value)))
     return table

@@ -50,7 +50,7 @@ function compare(x, y, falling) {
 
 /* Wide tables say that there is more beside what is seen. */
 function hint(box) { box.classList.toggle("wider", box.scrollWidth > box.clientWidth + 2 && box.scrollLeft + box.clientWidth < box.scrollWidth - 2); }
-document.querySelectorAll(".scroll").forEach(box => {
+document.querySelectorAll(".scroll, .drawing").forEach(box => {
   box.addEventListener("scroll", () => hint(box), {passive: true});
   new ResizeObserver(() => hint(box)).observe(box);
   if (box.firstElementChild) new ResizeObserver(() => hint(box)).observe(box.firstElementChild);
