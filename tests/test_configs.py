@@ -24,6 +24,10 @@ NEEDS = {
     ("concepts", "file"): ["concepts.path={tmp}/concepts.txt"],
     ("data", "fer2013"): ["data.path={tmp}/fer2013.csv"],
     ("data", "image_folder"): ["data.path={tmp}/faces"],
+    ("data", "image_list"): ["data.path={tmp}/faces.csv"],
+    ("data", "raf_db"): ["data.path={tmp}/raf_db"],
+    ("data", "affectnet"): ["data.path={tmp}/affectnet"],
+    ("data", "ferplus"): ["data.path={tmp}/ferplus"],
     ("clip", "file"): ["clip.model_name=RN50", "clip.weights={tmp}/weights.pt"],
     ("model", "custom"): ["model.target=torch.nn.Identity"],
     ("module", "custom"): ["module._target_=lightning.LightningModule"],
@@ -49,6 +53,15 @@ def user_files(tmp_path: Path) -> Path:
         for number in range(10):
             grey = np.full((48, 48), 10 * number, dtype=np.uint8)
             Image.fromarray(grey).save(folder / f"{number}.png")
+    (tmp_path / "faces.csv").write_text("path,label\nfaces/a/0.png,a\nfaces/b/0.png,b\n")
+    (tmp_path / "raf_db" / "EmoLabel").mkdir(parents=True)
+    (tmp_path / "raf_db" / "EmoLabel" / "list_patition_label.txt").write_text("train_1.jpg 1\ntest_1.jpg 2\n")
+    (tmp_path / "affectnet").mkdir()
+    for name in ("training", "validation"):
+        (tmp_path / "affectnet" / f"{name}.csv").write_text("subDirectory_filePath,expression\na.jpg,0\n")
+    for name in ("FER2013Train", "FER2013Valid", "FER2013Test"):
+        (tmp_path / "ferplus" / name).mkdir(parents=True)
+        (tmp_path / "ferplus" / name / "label.csv").write_text('a.png,"(0, 0, 48, 48)",9,0,0,0,0,0,0,0,0,1\n')
     torch.save({}, tmp_path / "weights.pt")
     return tmp_path
 

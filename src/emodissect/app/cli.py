@@ -68,6 +68,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("report_length", report_length, replace=True)
     OmegaConf.register_new_resolver("class_folders", _class_folders, replace=True)
+    OmegaConf.register_new_resolver("listed_classes", _listed_classes, replace=True)
 
 
 def project_root() -> Path:
@@ -81,6 +82,12 @@ def _class_folders(*given: Any) -> list[str]:
     from emodissect.data.folder import class_folders  # only a user's own folders need it, and it takes a second
 
     return list(class_folders(*given))
+
+
+def _listed_classes(*given: Any) -> list[str]:
+    from emodissect.data.image_list import listed_classes
+
+    return list(listed_classes(*given))
 
 
 def start(verb: str) -> None:
