@@ -147,8 +147,8 @@ from emodissect.similarity import Pearson
 
 
 class Mine(Pearson):
-    def __call__(self, concept_scores, activations):
-        return {factor} * super().__call__(concept_scores, activations)
+    def __call__(self, *given):
+        return {factor} * super().__call__(*given)
 """
 
 
