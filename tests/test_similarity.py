@@ -399,7 +399,7 @@ def test_twenty_thousand_concepts_never_hold_the_softmax():
     assert_close(found.double(), torch.from_numpy(expected), rtol=1e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("concepts", [400, 3000])
+@pytest.mark.parametrize("concepts", [400, 8000])
 def test_sums_of_powers_are_the_logarithms_of_products(concepts, monkeypatch):
     generator = torch.Generator().manual_seed(3)
     scores = 0.2 + 0.03 * torch.randn(500, concepts, generator=generator)
@@ -408,14 +408,14 @@ def test_sums_of_powers_are_the_logarithms_of_products(concepts, monkeypatch):
     found = information._polynomials
     monkeypatch.setattr(information, "_polynomials", lambda *a: degrees.append(len(found(*a)) - 1) or found(*a))
     by_powers = sim.soft_wpmi(scores, activations)
-    assert (max(degrees) > 0) == (concepts == 3000), "many concepts, small probabilities"
+    assert (max(degrees) > 0) == (concepts == 8000), "many concepts, small probabilities"
     exact = torch.from_numpy(slow.soft_wpmi(scores.numpy(), activations.numpy()))
     assert (by_powers.double() - exact).abs().max() < 1e-4 * exact.abs().max()
     monkeypatch.setattr(information, "_MOST_DEGREE", 0)
     assert_close(sim.soft_wpmi(scores, activations), by_powers, rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize("largest", [1e-6, 1e-3, 2e-3])
+@pytest.mark.parametrize("largest", [1e-6, 3e-4, 1e-3])
 def test_polynomials_are_logarithms(largest):
     ratios = [499.0, 100.0, 30.0]
     coefficients = np.array(information._polynomials(ratios, largest))

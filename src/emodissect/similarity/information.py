@@ -17,7 +17,7 @@ from emodissect.similarity.top import constant_neurons, top_rows
 
 _PROBABILITIES = 2**21  # elements of the softmax held at a time: 8 MiB, which the last cache holds beside the products
 _IN_CACHE = 2**20  # elements of a block of (neuron, concept) products: 4 MiB
-_SERIES_ERROR = 5e-5  # in nats, of a sum over all ranks
+_SERIES_ERROR = 5e-6  # in nats, of a sum over all ranks
 _MOST_DEGREE = 5  # a weighted sum of powers for each degree; beyond, products are as fast
 _LARGEST = 1e30  # a product of ranks is turned into a log before it could leave float32
 
@@ -48,7 +48,7 @@ def soft_wpmi(
     S = 0 at lam = 1. (The reference lets ``torch.topk`` pick its images; see ``soft_wpmi_from_top``.)
 
     Shapes: concept_scores P ``[image concept]`` (cosines, no logit scale), activations ``[image neuron]`` -> S
-    ``[neuron concept]`` in nats. Extra memory: 8 MiB of probabilities, 12 of products and the blocks of ``top_rows``.
+    ``[neuron concept]`` in nats. Extra memory: 16 MiB of probabilities, 12 of products and the blocks of ``top_rows``.
 
     Example:
         >>> scores = torch.tensor([[0.2, 0.1], [0.1, 0.2], [0.1, 0.1]])
