@@ -59,7 +59,7 @@ def read_parquet(path: Path, sealed: bool = False) -> pd.DataFrame:
 
 
 def _try(path: Path) -> None:
-    command = [sys.executable, "-I", "-c", _TRIAL, str(path)]
+    command = [sys.executable, "-P", "-c", _TRIAL, str(path)]
     try:
         tried = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE, check=False)
     except subprocess.TimeoutExpired as error:
