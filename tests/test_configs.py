@@ -14,6 +14,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from emodissect.app.config_keys import check_keys
+from emodissect.app.config_values import check_values
 from emodissect.recording import resolve_layers
 from emodissect.studies.baselines import Baseline
 
@@ -93,6 +95,8 @@ def test_every_entry_composes_and_is_made(group: str, name: str, user_files: Pat
     if group == "experiment":
         extra += [f"data.path={user_files}/fer2013.csv"] if "/data: fer2013" in text else []
     cfg = composed(verb_of(text), f"{group}={name}", *extra, run_dir=user_files)
+    check_keys(cfg)
+    check_values(cfg)
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     node = cfg.get(group)
     if not isinstance(node, DictConfig):
