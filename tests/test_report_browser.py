@@ -183,6 +183,8 @@ def test_pages_print_without_controls(browser: Any, pages: dict[str, Path]) -> N
     tab.emulate_media(media="print")
     assert not tab.locator(".controls").first.is_visible()
     assert tab.locator(".card img").first.is_visible()
+    kept = tab.eval_on_selector_all(".card", "cards => cards.map(card => getComputedStyle(card).contentVisibility)")
+    assert set(kept) == {"visible"}  # else a card that was never in sight prints empty
 
 
 def test_the_neuron_table_sorts_by_number_with_missing_ones_last(browser: Any, pages: dict[str, Path]) -> None:
