@@ -179,6 +179,19 @@ def test_a_killed_process_is_a_row_and_the_other_jobs_run(application: Path) -> 
     assert [line for line in sorted(printed.splitlines()) if "wörk" in line] == [f"[{n}] wörk ✓" for n in range(5)]
 
 
+def test_a_launcher_that_fails_leaves_the_table_and_no_traceback(application: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    launcher = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+    words = [f"hydra.launcher._target_={launcher}", "+hydra.launcher.n_jobs=2", "die=1", "seed=1,2"]
+    begun = start(application, "-m", *words)
+    _, said = begun.communicate(timeout=300)
+    assert begun.returncode == 1
+    assert "Traceback" not in said
+    assert "The launcher failed (TerminatedWorkerError" in " ".join(said.replace("│", " ").split())
+    table = pd.read_csv(application.parent / "sweep" / "sweep.csv").set_index("seed")
+    assert "killed" in table["error"][1]
+
+
 def test_parallel_jobs_end_with_their_multirun(application: Path) -> None:
     words = ["hydra.launcher._target_=hydra_plugins.emodissect_processes.ProcessLauncher", "+hydra.launcher.n_jobs=2"]
     code, said = signalled(application, signal.SIGTERM, "-m", "seed=1,2,3", "stop_at=2", *words)

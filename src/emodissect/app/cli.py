@@ -130,6 +130,16 @@ def launch(main: Callable[[], Any], conf: Path, verb: str) -> None:
     try:
         try:
             main()
+        except Exception as error:
+            if not end_unfinished_multirun() or isinstance(error, HydraException | OmegaConfBaseException):
+                raise
+            log.debug("%s", traceback.format_exc())
+            said = str(error).strip().splitlines() or [""]
+            _tell(
+                f"The launcher failed ({type(error).__name__}: {said[0]}). The table has the jobs that ended until "
+                f"then. {RESUMES}"
+            )
+            sys.exit(1)
         except BaseException:
             end_unfinished_multirun()
             raise
@@ -155,10 +165,10 @@ def launch(main: Callable[[], Any], conf: Path, verb: str) -> None:
         sys.exit(1)
 
 
-def end_unfinished_multirun() -> None:
-    """Writes the table of a multirun that ends before its last job, where there is one."""
-    if module := sys.modules.get("emodissect.app.sweep"):  # Hydra imports it with the first config it composes
-        module.SweepTable.end_unfinished()
+def end_unfinished_multirun() -> bool:
+    """Writes the table of a multirun that ends before its last job; whether any of its jobs began."""
+    module = sys.modules.get("emodissect.app.sweep")  # Hydra imports it with the first config it composes
+    return module is not None and bool(module.SweepTable.end_unfinished())
 
 
 def _raised_by_hydra(error: Exception) -> bool:

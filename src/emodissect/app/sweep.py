@@ -45,11 +45,10 @@ class SweepTable(Callback):
         self.began = self.job_began = time.monotonic()
 
     @classmethod
-    def end_unfinished(cls) -> None:
-        """Writes the table of a multirun that was cut off, where there is one."""
+    def end_unfinished(cls) -> bool:
+        """Writes the table of a multirun that was cut off; whether any of its jobs began."""
         end, cls.unfinished = cls.unfinished, None
-        if end is not None:
-            end()
+        return end is not None and end() is not None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Notes what an earlier multirun left in the same folder: it is no job of this one."""
@@ -80,12 +79,12 @@ class SweepTable(Callback):
         if failed:
             sys.exit(1)
 
-    def _collect(self, config: DictConfig) -> int:
-        """Writes and shows the table; gives the number of failed jobs."""
+    def _collect(self, config: DictConfig) -> int | None:
+        """Writes and shows the table; gives the number of failed jobs, None where no job began."""
         folder = Path(config.hydra.sweep.dir)
         started = [job for job, when in job_folders(folder).items() if self.stood.get(job) != when]
         if not started:
-            return 0
+            return None
         from emodissect.app.sweep_results import show_study, summarize_sweep
 
         console = Console(stderr=True)
