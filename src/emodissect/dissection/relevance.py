@@ -51,7 +51,7 @@ def relevance(
 ) -> dict[str, Relevance]:
     """Gradient x activation of layers, by captum (Shrikumar et al. 2016), at the modules' own outputs.
 
-    ``1 + classes`` forward and backward passes for all layers together.
+    ``1 + classes`` backward passes, each with its forward pass, for all layers together.
 
     Args:
         network: gives logits; run as in a test, its state restored.
