@@ -165,6 +165,19 @@ def test_concept_ablation_draws_a_fall_as_a_fall() -> None:
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["smile  (3)", "tears  (4)"]
 
 
+def test_image_rows_hold_every_image() -> None:
+    images = np.random.default_rng(0).integers(0, 255, (3, 1, 8, 8), dtype=np.uint8)
+    colour = np.random.default_rng(1).integers(0, 255, (2, 3, 8, 8), dtype=np.uint8)
+    figure = figures.image_rows([figures.ImageRow("fc 3", "Smile", images, "Frown", colour)])
+    shown = [axes for axes in figure.axes if axes.images]
+    assert len(shown) == 5
+    assert [axes.get_title(loc="left") for axes in shown if axes.get_title(loc="left")] == [
+        "fc 3 fires for Smile",
+        "fc 3 used for Frown",
+    ]
+    assert figures.image_rows([]).axes
+
+
 def test_label_quality_and_deltas_and_curves() -> None:
     quality = figures.label_quality(["x", "y"], [0.5, 0.25], [0.4, 0.2], [0.6, 0.3], chance=0.04, ceiling=0.9)
     assert bars(quality) == pytest.approx([50, 25])

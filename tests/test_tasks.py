@@ -301,6 +301,7 @@ def test_relevance_says_what_neurons_do(verb: Verb) -> None:
     assert np.allclose(effects, np.diag(np.diag(effects)), atol=1e-5)
     assert does["shared_top"].between(0, 1).all()
     assert does["concept"].tolist() == pd.read_parquet(folder / "neurons.parquet")["concept"].tolist()
+    assert pd.read_parquet(folder / "neurons.parquet")["drives"].tolist() == list(CLASS_NAMES)
     assert "What the neurons do" in (folder / "report.html").read_text()
 
 
@@ -322,6 +323,7 @@ def test_an_explanation_is_a_table_a_section_and_a_figure_of_the_summary(verb: V
     assert neurons["pearson"].between(neurons["pearson_low"], neurons["pearson_high"]).all()
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["dissect/lin3/explanation_pearson"] == pytest.approx(neurons["pearson"].mean())
+    assert pd.read_parquet(folder / "neurons.parquet")["explanation"].tolist() == neurons["explanation"].tolist()
     assert "What predicts the activations?" in (folder / "report.html").read_text()
     assert len(pd.read_csv(folder / "explanations.csv")) == 7
     plain, _ = verb("dissect", "layer=lin3")

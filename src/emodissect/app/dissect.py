@@ -9,7 +9,15 @@ from omegaconf import DictConfig, ListConfig
 
 from emodissect.app.session import session
 from emodissect.app.stages.classifier import trained_classifier
-from emodissect.app.stages.dissection import Plan, dissected, labels_artifact, layer_summary, with_label_sets, with_maps
+from emodissect.app.stages.dissection import (
+    Plan,
+    dissected,
+    labels_artifact,
+    layer_summary,
+    with_columns,
+    with_label_sets,
+    with_maps,
+)
 from emodissect.app.stages.explanation import explained
 from emodissect.app.stages.label_quality import Quality, score_labels
 from emodissect.app.stages.leaderboard import ranked
@@ -42,6 +50,13 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
         found = with_maps(run, plan, trained, dissected(run, plan, trained, layers))
         if cfg.label_sets.resamples:
             found = with_label_sets(plan, found)
+        explanation = explained(plan, found) if plan.explainer is not None else None
+        does = relevant(run, plan, trained, found) if cfg.relevance else None
+        board = ranked(run, plan, trained, found) if cfg.leaderboard else None
+        if explanation:
+            found = with_columns(found, explanation.on_cards)
+        if does:
+            found = with_columns(found, does.on_cards)
         if cfg.report == "full":
             found = with_facts(run, plan, trained, found)
         found.dissection.save(run.folder)
@@ -51,22 +66,12 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
             log.warning(warning)
         drawn = write_figures(run, lambda: dissection_figures(found.dissection))
         page = dissection_page(run, plan, trained, found)
-        quality, explanation = None, None
-        if plan.explainer is not None:
-            explanation = explained(plan, found)
-            explanation.show(run)
-            explanation.save(run)
-            page.extras = [*page.extras, *explanation.extras()]
-        if cfg.relevance:
-            does = relevant(run, plan, trained, found)
-            does.show(run)
-            does.save(run)
-            page.extras = [*page.extras, *does.extras()]
-        if cfg.leaderboard:
-            board = ranked(run, plan, trained, found)
-            board.show(run)
-            board.save(run)
-            page.extras = [*page.extras, *board.extras()]
+        for beside in (explanation, does, board):
+            if beside:
+                beside.show(run)
+                beside.save(run)
+                page.extras = [*page.extras, *beside.extras()]
+        quality = None
         if cfg.label_quality:
             quality = score_labels(run, plan, trained, found)
             quality.show(run)

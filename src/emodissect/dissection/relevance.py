@@ -135,9 +135,9 @@ def relevance_table(
 
     Returns:
         One row a neuron: neuron, concept, relevance_concept, same_label, shared_top (share of the top images by
-        relevance that are among those by activation), relevance_top_ids, drives (the class whose logit the neuron
-        moves most; "−CLASS" where it lowers it), effect (by how much), and ``effect_CLASS`` of every class: the change
-        of the logit per standard deviation of the neuron, to first order, mean over the images.
+        relevance that are among those by activation), top_ids, relevance_top_ids, drives (the class whose logit the
+        neuron moves most; "−CLASS" where it lowers it), effect (by how much), and ``effect_CLASS`` of every class: the
+        change of the logit per standard deviation of the neuron, to first order, mean over the images.
     """
     by_relevance = LayerActivations.of(layer.layer, found.ids, found.values, top_images)
     tops, own = by_relevance.top_ids.t(), layer.top_ids[:top_images].t()
@@ -156,6 +156,7 @@ def relevance_table(
             "relevance_concept": list(relevance_labels),
             "same_label": [a == b for a, b in zip(labels, relevance_labels, strict=True)],
             "shared_top": shared.numpy(),
+            "top_ids": own.tolist(),
             "relevance_top_ids": tops.tolist(),
             "drives": drives,
             "effect": effect.numpy(),

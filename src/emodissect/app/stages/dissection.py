@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from hydra.utils import instantiate
 from omegaconf import ListConfig
@@ -248,8 +249,8 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
 
 def with_label_sets(plan: Plan, found: Dissected) -> Dissected:
     """The same with the column ``label_set`` of the neuron table: the words that cannot be excluded."""
-    sets, labels = plan.run.cfg.label_sets, found.dissection
-    words: dict[tuple[str, int], str] = {}
+    sets = plan.run.cfg.label_sets
+    columns = []
     for name, layer in found.activations.items():
         assert layer.values is not None
         shares = label_shares(
@@ -261,9 +262,14 @@ def with_label_sets(plan: Plan, found: Dissected) -> Dissected:
             progress=f"label sets of {name}",
         )
         in_words = set_words(shares, found.scores.names, float(sets.level))
-        words |= {(name, neuron): text for neuron, text in enumerate(in_words)}
-    rows = zip(labels.neurons["layer"], labels.neurons["neuron"], strict=True)
-    neurons = labels.neurons.assign(label_set=[words[str(layer), int(neuron)] for layer, neuron in rows])
+        columns.append(pd.DataFrame({"layer": name, "neuron": range(len(in_words)), "label_set": in_words}))
+    return with_columns(found, pd.concat(columns))
+
+
+def with_columns(found: Dissected, columns: pd.DataFrame) -> Dissected:
+    """The same with further columns of the neuron table; ``columns`` has ``layer`` and ``neuron`` too."""
+    labels = found.dissection
+    neurons = labels.neurons.merge(columns, on=["layer", "neuron"], how="left", validate="one_to_one")
     return replace(found, dissection=Dissection.of_neurons(neurons, labels.null, labels.tau, labels.level))
 
 

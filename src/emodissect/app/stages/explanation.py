@@ -39,6 +39,12 @@ class ExplanationTables:
             .reset_index()
         )
 
+    @property
+    def on_cards(self) -> pd.DataFrame:
+        """What the neuron table and the cards show."""
+        shown = self.neurons[["layer", "neuron", "explanation", "pearson"]]
+        return shown.rename(columns={"pearson": "explanation_pearson"})
+
     def figures(self) -> dict[str, float]:
         """For summary.json and loggers: ``dissect/lin2/explanation_pearson``."""
         return {f"dissect/{row['layer']}/explanation_pearson": row["pearson"] for row in self.layers.to_dict("records")}

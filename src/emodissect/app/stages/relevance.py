@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
+import torch
+from matplotlib.figure import Figure
 
 from emodissect.app.session import Session
 from emodissect.app.stages.classifier import Trained
@@ -12,11 +16,13 @@ from emodissect.app.stages.dissection import Dissected, Plan
 from emodissect.core.atomic_files import atomic_write
 from emodissect.core.csv_files import joined_lists, write_csv
 from emodissect.core.errors import UserError
+from emodissect.data.images import ImageSet
 from emodissect.dissection.relevance import relevance, relevance_table
 from emodissect.recording import LayerActivations
-from emodissect.report import Extra, columns
+from emodissect.report import Extra, columns, figures
 from emodissect.report.terminal import frame_table
 
+_PICTURED, _TILES = 6, 6  # neurons, and top images of each, in the report's figure
 _SHOWN = 20  # neurons in the report's table
 
 
@@ -27,12 +33,18 @@ class RelevanceTables:
     """
 
     neurons: pd.DataFrame
+    probe: ImageSet
 
     @property
     def layers(self) -> pd.DataFrame:
         """One row a layer: the share of neurons with the same label both ways, and of shared top images."""
         live = self.neurons[self.neurons["concept"] != ""]
         return live.groupby("layer", sort=False)[["same_label", "shared_top"]].mean().reset_index()
+
+    @property
+    def on_cards(self) -> pd.DataFrame:
+        """What the neuron table and the cards show."""
+        return self.neurons[["layer", "neuron", "relevance_concept", "drives", "effect"]]
 
     def save(self, run: Session) -> None:
         """Writes relevance.parquet, and for people relevance.csv, in the run folder."""
@@ -59,11 +71,34 @@ class RelevanceTables:
             ),
             Extra(
                 "The neurons that move a class most",
-                "The change of a class's logit per standard deviation of the neuron, to first order.",
+                "The change of a class's logit per standard deviation of the neuron, to first order. Shown are those "
+                "whose labels differ, with their top images by activation, and by relevance.",
                 frame=strongest,
+                figure=self._pictured(strongest[strongest["same_label"].eq(False)][:_PICTURED]),
                 columns=columns.RELEVANCE_NEURONS,
             ),
         ]
+
+    def _pictured(self, neurons: pd.DataFrame) -> Figure | None:
+        """Top images by activation and by relevance; None without a neuron, or where the images are no pixels."""
+        if neurons.empty or self.probe.images.dtype != torch.uint8:
+            return None
+
+        def images(ids: Sequence[int]) -> np.ndarray:
+            return torch.as_tensor(self.probe.images[self.probe.rows_of(torch.tensor(ids[:_TILES]))]).numpy()
+
+        return figures.image_rows(
+            [
+                figures.ImageRow(
+                    f"{row['layer']} {row['neuron']}",
+                    row["concept"],
+                    images(list(row["top_ids"])),
+                    row["relevance_concept"],
+                    images(list(row["relevance_top_ids"])),
+                )
+                for row in neurons.to_dict("records")
+            ]
+        )
 
 
 def relevant(run: Session, plan: Plan, trained: Trained, found: Dissected) -> RelevanceTables:
@@ -101,4 +136,4 @@ def relevant(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Re
         table = relevance_table(measured[name], layer, own, labels, names, plan.labelling.top_images)
         table.insert(0, "layer", name)
         tables.append(table)
-    return RelevanceTables(pd.concat(tables, ignore_index=True))
+    return RelevanceTables(pd.concat(tables, ignore_index=True), plan.probe)

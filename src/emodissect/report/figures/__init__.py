@@ -1,7 +1,9 @@
 """Figures: one function a figure, each returning a matplotlib ``Figure`` for a PNG, a logger or an inline SVG."""
 
 from emodissect.report.figures.dissection import (
+    ImageRow,
     concept_shares,
+    image_rows,
     label_quality,
     layer_proportions,
     layer_table,
@@ -23,6 +25,7 @@ from emodissect.report.figures.style import save_png, svg
 from emodissect.report.figures.training import concepts_over_epochs, deltas, training_curves
 
 __all__ = [
+    "ImageRow",
     "concept_ablation",
     "concept_classes",
     "concept_shares",
@@ -33,6 +36,7 @@ __all__ = [
     "deltas",
     "full_colour",
     "grid_heatmap",
+    "image_rows",
     "label_quality",
     "layer_proportions",
     "layer_table",

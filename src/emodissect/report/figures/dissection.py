@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from emodissect.report.figures.style import BLUE, GREEN, INK, LINE, MUTED, NARROW, ORANGE, WIDE, drawn, new
 
@@ -22,6 +23,34 @@ STUDY_COLUMNS = {
     "accuracy_others": "of the\nothers",
     "proportion": "proportion",
 }
+
+
+class ImageRow(NamedTuple):
+    """A neuron's top images: by activation, and by relevance; each uint8 (rank, channel, height, width)."""
+
+    neuron: str
+    fires_for: str
+    active: NDArray[np.uint8]
+    used_for: str
+    relevant: NDArray[np.uint8]
+
+
+def image_rows(rows: Sequence[ImageRow]) -> Figure:
+    """Neurons one below the other: on the left what they fire for, on the right what they are used for."""
+    ranks = max((max(len(row.active), len(row.relevant)) for row in rows), default=1)
+    with drawn():
+        figure = new(WIDE, max(1.0 * len(rows), 1.0))
+        halves = figure.subfigures(1, 2, squeeze=False)[0]
+        for half, side in zip(halves, ("fires for", "used for"), strict=True):
+            grid = half.subplots(max(len(rows), 1), ranks, squeeze=False)
+            for axes in grid.flat:
+                axes.axis("off")
+            for line, row in zip(grid, rows, strict=False):
+                word, images = (row.fires_for, row.active) if side == "fires for" else (row.used_for, row.relevant)
+                line[0].set_title(f"{row.neuron} {side} {word}", fontsize=8, loc="left")
+                for axes, image in zip(line, images, strict=False):
+                    axes.imshow(np.moveaxis(image, 0, -1).squeeze(), cmap="gray", vmin=0, vmax=255)
+    return figure
 
 
 def similarity_histogram(
