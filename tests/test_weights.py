@@ -347,3 +347,13 @@ def test_weights_that_are_not_finite_are_refused_and_masks_are_not(tmp_path: Pat
     torch.save(network.state_dict(), tmp_path / "nan.pt")
     with pytest.raises(UserError, match=r"NaN or infinite weights in 1 of 3 tensors: fc\.weight \(1 of 6\).*earlier"):
         load_weights(network, tmp_path / "nan.pt")
+
+
+def test_of_a_lightning_checkpoint_the_state_dict_counts_whatever_callbacks_keep(tmp_path: Path) -> None:
+    network = Net()
+    state = {name: torch.full_like(value, 0.5) for name, value in network.state_dict().items()}
+    before_averaging = {name: value + 1 for name, value in state.items()}
+    content = {"pytorch-lightning_version": "2.5", "state_dict": state, "current_model_state": before_averaging}
+    torch.save(content, tmp_path / "w.ckpt")
+    load_weights(network, tmp_path / "w.ckpt")
+    assert float(network.fc.weight.detach().mean()) == 0.5

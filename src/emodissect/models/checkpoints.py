@@ -52,6 +52,9 @@ def state_dicts(path: str | Path) -> dict[str, dict[str, Tensor]]:
     """
     path = Path(path)
     content = read_checkpoint(path)
+    if isinstance(content, Mapping) and "pytorch-lightning_version" in content and "state_dict" in content:
+        # beside it lie states of callbacks, among them the weights that a moving average was made of
+        content = {"state_dict": content["state_dict"]}
     found = _state_dicts_in(content)
     if not found:
         held = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
