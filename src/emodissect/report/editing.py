@@ -234,7 +234,7 @@ class EditPage:
         table = claims.controls_table(controls, delta, figures.editing.CONTROL_NAMES)
         drawing = figures.control_distribution(controls, delta)
         drawn = content.figure(drawing, claims.controls_text(table, delta, self._tested))
-        return page.block(text, [drawn, page.table(table, columns.CONTROLS)])
+        return page.block(text, [drawn], [page.table(table, columns.CONTROLS)])
 
     @property
     def _moved(self) -> int:

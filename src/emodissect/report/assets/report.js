@@ -271,7 +271,7 @@ function answers(i, box) {
     data.classes.forEach((name, k) => {
       const v = data.effects[i][k], bar = make("span", "signed"), s = make("i", v < 0 ? "less" : "more");
       if (v !== null) { s.style.width = near(Math.abs(v) / largest / 2); s.style[v < 0 ? "right" : "left"] = "50%"; bar.append(s); }
-      figure.querySelector(".bars").append(row(name, bar, v === null ? "–" : minus(v.toPrecision(2))));
+      figure.querySelector(".bars").append(row(name, bar, v === null ? "–" : minus(largest < .01 ? v.toExponential(1) : v.toPrecision(2))));
     });
     box.append(figure);
   }
