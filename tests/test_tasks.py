@@ -312,6 +312,10 @@ def test_label_sets_are_a_column_of_the_neurons_and_their_cards(verb: Verb) -> N
     assert sum(label in words for label, words in zip(neurons["concept"], neurons["label_set"], strict=True)) >= 5
     assert '"label_set"' in (folder / "report.html").read_text()
     assert Dissection.load(folder)["lin3"]["label_set"].tolist() == neurons["label_set"].tolist()
+    again, _ = verb("dissect", "label_sets.resamples=20", "label_sets.level=1", "layer=lin3", f"labels_dir={folder}")
+    wider = pd.read_parquet(again / "neurons.parquet")
+    assert list(wider) == list(neurons)
+    assert (wider["label_set"].str.len() >= neurons["label_set"].str.len()).all()
 
 
 def test_an_explanation_is_a_table_a_section_and_a_figure_of_the_summary(verb: Verb) -> None:

@@ -267,9 +267,13 @@ def with_label_sets(plan: Plan, found: Dissected) -> Dissected:
 
 
 def with_columns(found: Dissected, columns: pd.DataFrame) -> Dissected:
-    """The same with further columns of the neuron table; ``columns`` has ``layer`` and ``neuron`` too."""
-    labels = found.dissection
-    neurons = labels.neurons.merge(columns, on=["layer", "neuron"], how="left", validate="one_to_one")
+    """The same with further columns of the neuron table, which replace those of labels that were given.
+
+    ``columns`` has ``layer`` and ``neuron`` too.
+    """
+    labels, place = found.dissection, ["layer", "neuron"]
+    kept = labels.neurons.drop(columns=columns.columns.difference(place), errors="ignore")
+    neurons = kept.merge(columns, on=place, how="left", validate="one_to_one")
     return replace(found, dissection=Dissection.of_neurons(neurons, labels.null, labels.tau, labels.level))
 
 
