@@ -45,6 +45,8 @@ class OpenClip:
             ``local-dir:/folder``, which bring their own weights.
         pretrained: open_clip's tag of the weights (``openai``, ``laion2b_s34b_b79k``, ...), downloaded once.
         weights: a weights file instead: safetensors or a plain state dict, or OpenAI's own ``.pt`` archives.
+        runtime: what runs the image tower: ``torch``, or on CPUs ``onnx_int8`` or ``openvino``, see
+            :mod:`emodissect.concepts.clip_runtimes`.
 
     Raises:
         UserError: an unknown architecture or tag, no weights chosen, or a file that does not exist.
@@ -53,6 +55,7 @@ class OpenClip:
     model_name: str
     pretrained: str | None = None
     weights: str | None = None
+    runtime: str = "torch"
 
     def __post_init__(self) -> None:
         if self._brings_weights:

@@ -31,13 +31,14 @@ class TinyClip(OpenClip):
     Args:
         weights: a file made by ``train.py experiment=tiny_clip``, with ``vocabulary.txt`` beside it; the shipped one
             where None.
+        runtime: as of :class:`~emodissect.concepts.OpenClip`.
 
     Raises:
         UserError: the file, or the vocabulary beside it, does not exist.
     """
 
-    def __init__(self, weights: str | None = None) -> None:
-        super().__init__(MODEL_NAME, None, str(WEIGHTS if weights is None else weights))
+    def __init__(self, weights: str | None = None, runtime: str = "torch") -> None:
+        super().__init__(MODEL_NAME, None, str(WEIGHTS if weights is None else weights), runtime)
         if not self._vocabulary.is_file():
             raise UserError(f"The vocabulary {self._vocabulary} is missing: it lies beside the weights (clip.weights).")
 

@@ -1,0 +1,148 @@
+"""CLIP's image tower on CPUs by faster runtimes than torch: exported once, kept, compared with torch before use."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from importlib.metadata import version
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from emodissect.concepts.open_clip_model import OpenClip
+from emodissect.core.cache import Cache
+from emodissect.core.errors import UserError, nearest
+from emodissect.core.fingerprint import fingerprint
+
+log = logging.getLogger(__name__)
+
+Tower = Callable[[Float[Tensor, "image 3 height width"]], Float[Tensor, "image embedding"]]
+
+LEAST_COSINE = 0.999
+"""Of each image's embedding with torch's; below it a runtime is refused."""
+
+RUNTIMES = {"torch": "torch", "onnx_int8": "onnxruntime", "openvino": "openvino"}
+"""By name, the package that runs it; all but torch are CPU only."""
+
+_FILE = "image_tower.onnx"
+
+
+def check_runtime(runtime: str, device: torch.device) -> None:
+    """Raises UserError for an unknown runtime, one whose extra is missing, or one that the device does not have."""
+    if runtime not in RUNTIMES:
+        raise UserError(f"clip.runtime={runtime} is not known. {nearest(runtime, RUNTIMES)}")
+    needed = ["onnxscript", RUNTIMES[runtime]] if runtime != "torch" else []
+    if missing := [package for package in needed if find_spec(package) is None]:
+        raise UserError(
+            f"clip.runtime={runtime} needs {' and '.join(missing)}: pip install 'emodissect[clip-cpu]'. "
+            "clip.runtime=torch needs nothing further."
+        )
+    if runtime != "torch" and device.type != "cpu":
+        raise UserError(
+            f"clip.runtime={runtime} runs on CPUs, and scorer.device is {device.type}: give scorer.device=cpu."
+        )
+
+
+def image_tower(clip: OpenClip, runtime: str, cache: Cache, example: Float[Tensor, "image 3 height width"]) -> Tower:
+    """The image tower in a runtime, compared with torch on some images.
+
+    ``onnx_int8`` quantises the weights of matrix products to 8 bits, one scale per output channel; activations are
+    quantised as they come. ``openvino`` runs the exported tower as it is (in bf16 where the CPU computes in it).
+
+    Args:
+        clip: which CLIP.
+        runtime: a name of ``RUNTIMES`` other than torch.
+        cache: where the exported tower is kept.
+        example: a batch of the model's input.
+
+    Raises:
+        UserError: the tower cannot be exported, or its embeddings are not torch's (cosine below ``LEAST_COSINE``).
+    """
+    key = {
+        "clip": fingerprint(clip),
+        "runtime": runtime,
+        "versions": {name: version(name) for name in ("torch", "onnxscript", RUNTIMES[runtime])},
+    }
+    folder = cache.entry("clip_towers", key, lambda out: _export(clip, runtime, example[:2], out / _FILE))
+    tower = {"onnx_int8": _onnx, "openvino": _openvino}[runtime](folder / _FILE)
+    with torch.inference_mode():
+        expected = clip.model.encode_image(example)  # type: ignore[operator]
+    cosine = float(F.cosine_similarity(tower(example), expected.float()).min())
+    if not cosine >= LEAST_COSINE:
+        raise UserError(
+            f"clip.runtime={runtime} gives embeddings of {clip.model_name} whose cosine with torch's is {cosine:.4f}, "
+            f"below {LEAST_COSINE}: labels would differ. Use clip.runtime=torch."
+        )
+    log.info("clip.runtime=%s: the least cosine with torch's embeddings is %.5f.", runtime, cosine)
+    return tower
+
+
+class _ImageTower(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.encode_image(images)  # type: ignore[operator]
+
+
+def _export(clip: OpenClip, runtime: str, example: Tensor, path: Path) -> None:
+    log.info("Exporting the image tower of %s for clip.runtime=%s; it is kept.", clip.model_name, runtime)
+    whole = path if runtime == "openvino" else path.with_suffix(".fp32")
+    try:
+        with _quiet():
+            torch.onnx.export(
+                _ImageTower(clip.model).eval(),
+                (example.contiguous(),),
+                str(whole),
+                dynamic_shapes={"images": {0: torch.export.Dim("image", min=1, max=2**16)}},
+                external_data=False,
+            )
+            if runtime == "onnx_int8":
+                from onnxruntime.quantization import QuantType, quantize_dynamic
+
+                products = ["MatMul", "Gemm"]
+                quantize_dynamic(
+                    whole, path, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=products
+                )
+                whole.unlink()
+    except Exception as error:  # whatever an exporter raises for an architecture that it does not know
+        raise UserError(
+            f"The image tower of {clip.model_name} cannot be exported for clip.runtime={runtime}: "
+            f"{' '.join(str(error).split())[:300]} Use clip.runtime=torch."
+        ) from error
+
+
+def _onnx(path: Path) -> Tower:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    run = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(run.run(None, {"images": images.contiguous().numpy()})[0])
+
+
+def _openvino(path: Path) -> Tower:
+    import openvino
+
+    core = openvino.Core()
+    model = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_NUM_THREADS": torch.get_num_threads()})
+    return lambda images: torch.from_numpy(model(images.contiguous().numpy())[0].copy())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters' reports of each step stay out of the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(StringIO()):
+            yield
+    finally:
+        logging.disable(before)
