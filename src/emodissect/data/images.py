@@ -156,7 +156,7 @@ class _Rows(Dataset[Batch]):
         kept = self.image_set
         if isinstance(kept.images, StoredImages):
             images = kept.images[index]
-        else:  # five times as fast as indexing, and as random reads of large images
+        else:  # several times as fast as indexing
             images = kept.images.index_select(0, index.to(kept.images.device))
         return Batch(images, kept.labels[index], kept.ids[index])
 
