@@ -124,7 +124,9 @@ class _Fit:
 def minimum(loss: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> Tensor:
     """Where L-BFGS (strong Wolfe) arrives from a start."""
     parameters = nn.Parameter(start.detach().clone())
-    solver = torch.optim.LBFGS([parameters], max_iter=iterations, line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS(
+        [parameters], max_iter=iterations, tolerance_grad=1e-6, tolerance_change=1e-6, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         value = loss(parameters)

@@ -106,9 +106,11 @@ def _fitted(features: Tensor, labels: Tensor, strength: float) -> Pipeline:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
 
     model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=100))
-    with warnings.catch_warnings():
+    # Many small products: on a busy machine, threads that wait for one another took twenty times as long as one.
+    with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # the fits that matter are strongly regularised
         return model.fit(features.numpy(), labels.numpy())
 
