@@ -20,6 +20,16 @@ from emodissect.report import Extra
 from emodissect.report.columns import Column
 from emodissect.report.terminal import frame_table
 
+_SHORT = {
+    "planted neurons": "planted",
+    "planted network": "network",
+    "by correlation": "corr.",
+    "by top images": "top",
+    "by interventions": "moved",
+    MOVED: "changes",
+}
+"""Titles on a terminal."""
+
 
 @dataclass(frozen=True)
 class Leaderboard:
@@ -49,8 +59,11 @@ class Leaderboard:
         run.add_output("leaderboard", run.folder / "leaderboard.csv")
 
     def show(self, run: Session) -> None:
-        """Prints the table."""
-        run.console.print(frame_table(self.shown, "Ways to name neurons, the best first", self.columns))
+        """Prints the table, without the intervals, for which a terminal is too narrow."""
+        shown = [Column("method", "method"), Column("rank", "rank", 1)]
+        for test in compared_by(self.frame):
+            shown.append(Column(test, _SHORT.get(test, test), 2 if test in (PREDICTS, MOVED) else "percent"))
+        run.console.print(frame_table(self.frame, "Ways to name neurons, the best first", shown))
 
     def extras(self) -> list[Extra]:
         """A section of the report."""
