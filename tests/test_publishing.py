@@ -31,11 +31,16 @@ def test_the_published_layer_table_is_the_studys(tmp_path: Path) -> None:
 def test_published_shares(tmp_path: Path) -> None:
     cfg = composed("dissect", "experiment=published_concept_shares", "data.path=x", run_dir=tmp_path)
     shares = pd.DataFrame({"layer": ["lin2"], "concept": ["wide open eyes"], "neurons": [3], "share": [0.25]})
-    (extra,) = compare_shares(cfg, cast(Any, SimpleNamespace(shares=shares)))
-    assert extra.frame is not None
-    assert extra.frame.to_dict("records") == [
-        {"concept": "Wide Open Eyes", "published": "19.4 %", "this run": "25.0 %"}
-    ]
+    labels = cast(Any, SimpleNamespace(shares=shares))
+
+    def this_run(*words: str) -> list[dict[str, str]]:
+        (extra,) = compare_shares(cfg, labels, words)
+        assert extra.frame is not None
+        return extra.frame.to_dict("records")
+
+    row = {"concept": "Wide Open Eyes", "published": "19.4 %"}
+    assert this_run("Wide open eyes") == [{**row, "this run": "25.0 %"}]
+    assert this_run("Smile") == [{**row, "this run": "not among the words"}]
 
 
 def test_a_trainings_published_accuracy_stands_beside_its_own(tmp_path: Path) -> None:
