@@ -46,6 +46,7 @@ def near_pairs(
         hashes, thumbnails: of :func:`difference_hashes`.
         compared: which images take part; blank ones are all alike.
 
+    >>> import torch
     >>> face = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 200
     >>> other = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(1)) * 200
     >>> images = torch.cat([face, other, face + 9]).to(torch.uint8)

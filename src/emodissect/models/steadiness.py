@@ -23,7 +23,7 @@ def unsteady(forward: Callable[[Tensor], Tensor], images: Tensor) -> str | None:
         images: two or more, not all equal.
 
     >>> unsteady(lambda x: x.flatten(1) - x.mean(), torch.arange(8.0).reshape(4, 2))
-    'its answer to an image depends on the other images of the batch (outputs differ by up to 28.6 % in half batches)'
+    'its answer to an image depends on the other images of the batch (outputs differ by up to 57.1 % in half batches)'
     """
     with torch.inference_mode():
         whole, again = forward(images), forward(images)
