@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 ERROR_FILE = "error.json"
 SUMMARY_FILE = "summary.json"
+SWEEP_TABLE = "sweep.csv"
 
 VERBS = {
     "train": "emodissect.app.train.train",

@@ -19,14 +19,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from emodissect.app.cli import ERROR_FILE, SUMMARY_FILE, user_error_message
+from emodissect.app.cli import ERROR_FILE, SUMMARY_FILE, SWEEP_TABLE, user_error_message
 from emodissect.app.ending import leave_gone_directory
 from emodissect.app.manifest import write_json
 from emodissect.app.run_names import FIRST_JOB
 
 log = logging.getLogger(__name__)
 
-TABLE = "sweep.csv"
 MANIFEST_FILE = "manifest.json"
 
 
@@ -101,7 +100,7 @@ class SweepTable(Callback):
         failed = int(jobs["error"].notna().sum()) if "error" in jobs else 0
         if failed:
             console.print(
-                f"{failed} of {len(jobs)} jobs failed; {folder / TABLE} tells why.", style="red", markup=False
+                f"{failed} of {len(jobs)} jobs failed; {folder / SWEEP_TABLE} tells why.", style="red", markup=False
             )
         return failed
 

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from emodissect.app.cli import SWEEP_TABLE
 from emodissect.app.manifest import manifest, typed_command
 from emodissect.app.session import resolved
-from emodissect.app.sweep import TABLE
 from emodissect.core.csv_files import write_csv
 from emodissect.core.number_format import plain, points, unbroken
 from emodissect.lightning.sinks import sink_for
@@ -51,7 +51,7 @@ def summarize_sweep(jobs: pd.DataFrame, swept: Sequence[str], folder: Path, conf
         folder: of the multirun.
         config: as it was composed for the multirun.
     """
-    write_csv(jobs, folder / TABLE)
+    write_csv(jobs, folder / SWEEP_TABLE)
     replicates = over_seeds(jobs, swept)
     trainings = over_trainings(jobs, swept)
     value = next((name for name in RANKED_BY if name in jobs and jobs[name].notna().any()), RANKED_BY[0])
@@ -61,7 +61,7 @@ def summarize_sweep(jobs: pd.DataFrame, swept: Sequence[str], folder: Path, conf
     console = Console()
     show(page, console)
     console.print(f"[dim]report:[/] {escape(str(folder / 'sweep.html'))}", soft_wrap=True, highlight=False)
-    console.print(f"[dim]table:[/] {escape(str(folder / TABLE))}", soft_wrap=True, highlight=False)
+    console.print(f"[dim]table:[/] {escape(str(folder / SWEEP_TABLE))}", soft_wrap=True, highlight=False)
     if len(replicates):
         write_csv(replicates, folder / SEEDS)
         console.print(f"[dim]seeds:[/] {escape(str(folder / SEEDS))}", soft_wrap=True, highlight=False)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from emodissect.app.session import Session, session
 from emodissect.app.stages.classifier import Trained, evaluate, trained_classifier
-from emodissect.app.stages.pages import confusion_file, history, train_page, write_page
+from emodissect.app.stages.pages import confusion_file, train_page, write_page
 from emodissect.app.stages.saliency_maps import chosen_ids
 from emodissect.core.distributed import first_rank
 from emodissect.core.errors import UserError
@@ -77,7 +77,7 @@ def _readable(figures: Mapping[str, float], run: Session) -> dict[str, Any]:
 
 
 def _last_epoch(trained: Trained) -> dict[str, Any]:
-    curves = history(trained)
+    curves = trained.history
     if curves is None or "train/acc" not in curves or curves["train/acc"].isna().all():
         return {}
     return {"training accuracy, last epoch": percent(curves["train/acc"].dropna().iloc[-1], 2)}

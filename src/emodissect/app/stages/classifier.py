@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from hydra.utils import get_object, instantiate
 from lightning import seed_everything
@@ -20,7 +21,6 @@ from torch import Tensor
 from emodissect.app.manifest import versions, write_json
 from emodissect.app.session import Session, resolved
 from emodissect.app.stages.network_checks import check_answers, report_class_order, some_images
-from emodissect.app.stages.pages import HISTORY, history
 from emodissect.core.atomic_files import atomic_write
 from emodissect.core.cache import file_hash
 from emodissect.core.distributed import first_rank
@@ -53,6 +53,8 @@ WITH_CODE = ("model", "module", "augment", "optimizer", "scheduler", "trainer", 
 """Groups whose objects decide what a training ends with."""
 
 CHECKPOINT = "classifier.ckpt"
+HISTORY = "history.csv"
+"""The figures of a training by epoch, beside its checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,12 @@ class Trained:
     def kept(self) -> list[Artifact]:
         """The checkpoint as W&B keeps it."""
         return [classifier_artifact(self.checkpoint, self.weights)] if self.checkpoint else []
+
+    @property
+    def history(self) -> pd.DataFrame | None:
+        """What was logged by epoch, kept beside the checkpoint of a training that this project did."""
+        path = self.checkpoint.parent / HISTORY if self.checkpoint else None
+        return pd.read_csv(path) if path and path.exists() else None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -129,7 +137,7 @@ def trained_classifier(run: Session, fit: bool = True, needs_classes: bool = Tru
     classifier = _build(run, folder / CHECKPOINT)
     load_weights(classifier.network, folder / CHECKPOINT)
     trained = _finished(run, classifier, folder / CHECKPOINT, metrics)
-    curves = history(trained)
+    curves = trained.history
     if cached and curves is not None:
         log_history(run.loggers, curves)
     log_metrics(run.loggers, {f"best/{name}": value for name, value in metrics.items()})

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from matplotlib.figure import Figure
 
 from emodissect.app.manifest import command
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
     from emodissect.app.stages.classifier import Trained
     from emodissect.app.stages.dissection import Dissected, Plan
     from emodissect.models.classifier import Classifier
-
-HISTORY = "history.csv"
-"""The figures of a training by epoch, beside its checkpoint."""
 
 
 def dissection_figures(dissection: Dissection) -> dict[str, Figure]:
@@ -113,7 +109,7 @@ def train_page(run: Session, trained: Trained, metrics: Mapping[str, float]) -> 
     return TrainPage(
         metrics=metrics,
         class_names=run.data.splits.class_names,
-        history=history(trained),
+        history=trained.history,
         predictions=outputs,
         images=tested if outputs is not None else None,
         saliency=saliency_maps(classifier, tested, wanted, run.cfg.seed, mistakes)
@@ -123,9 +119,3 @@ def train_page(run: Session, trained: Trained, metrics: Mapping[str, float]) -> 
         command=command(),
         manifest=run.manifest(),
     )
-
-
-def history(trained: Trained) -> pd.DataFrame | None:
-    """What was logged by epoch, kept beside the checkpoint of a training that this project did."""
-    path = trained.checkpoint.parent / HISTORY if trained.checkpoint else None
-    return pd.read_csv(path) if path and path.exists() else None
