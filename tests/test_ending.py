@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -77,9 +78,15 @@ def application(tmp_path: Path) -> Path:
     return tmp_path / "app.py"
 
 
-def start(application: Path, *words: str, **options: object) -> subprocess.Popen[str]:
+def start(application: Path, *words: str, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, str(application), *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload,no-any-return]
+    piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # a shell's background jobs, of which the tests may be one, ignore Ctrl-C, and so would the application
+    return subprocess.Popen(command, preexec_fn=_hears_ctrl_c, **piped, **options)
+
+
+def _hears_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def signalled(application: Path, number: signal.Signals, *words: str) -> tuple[int, str]:
