@@ -71,7 +71,7 @@ class ProcessLauncher(Launcher):
             importlib.import_module(module)
         fork = multiprocessing.get_context("fork")
         waiting = deque(enumerate(job_overrides, initial_job_idx))
-        running: dict[Connection, tuple[int, BaseProcess]] = {}
+        running: dict[int, tuple[int, BaseProcess, Connection]] = {}  # by sentinel, which is ready when a process has ended
         results: dict[int, JobReturn] = {}
         try:
             while waiting or running:
@@ -86,12 +86,12 @@ class ProcessLauncher(Launcher):
                         )
                         process.start()
                         sender.close()
-                        running[receiver] = number, process
-                for ended in cast(list[Connection], wait(list(running))):
-                    number, process = running.pop(ended)
-                    results[number] = self._result(number, process, ended)
+                        running[process.sentinel] = number, process, receiver
+                for ended in cast(list[int], wait(list(running))):
+                    number, process, receiver = running.pop(ended)
+                    results[number] = self._result(number, process, receiver)
         finally:
-            _end([process for _, process in running.values()])
+            _end([process for _, process, _ in running.values()])
         return [results[number] for number in sorted(results)]
 
     def _work(self, number: int, overrides: list[str], sender: Connection, held: HeldSignals) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from emodissect.recording.pooling import ChannelsLast, neuron_axis
@@ -36,7 +36,7 @@ class Responses:
     def save(self, path: Path) -> None:
         """Written as one safetensors file."""
         found = {name: getattr(self, name) for name in ("quantiles", "mean", "spread", "effects")}
-        save_file({name: value.contiguous() for name, value in found.items() if value is not None}, path)
+        save_tensors({name: value.contiguous() for name, value in found.items() if value is not None}, path)
 
     @classmethod
     def load(cls, path: Path) -> Responses:

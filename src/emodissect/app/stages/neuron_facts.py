@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from emodissect.app.session import Session
 from emodissect.app.stages.classifier import Trained
 from emodissect.app.stages.dissection import Dissected, Plan
+from emodissect.core.tensor_files import save_tensors
 from emodissect.data.datamodule import stratified_rows
 from emodissect.data.images import ImageSet, image_loader
 from emodissect.dissection.responses import Responses, by_class, logit_effects
@@ -39,7 +40,7 @@ def with_facts(run: Session, plan: Plan, trained: Trained, found: Dissected) -> 
 
     def write(folder: Path) -> None:
         profiles = {layer: torch.from_numpy(v.copy()) for layer, v in _profiles(run, plan, found).items()}
-        save_file(profiles, folder / "profiles.safetensors")
+        save_tensors(profiles, folder / "profiles.safetensors")
         for layer, responses in _responses(run, plan, trained, found).items():
             responses.save(folder / f"{layer}.safetensors")
 
