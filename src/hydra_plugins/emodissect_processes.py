@@ -71,7 +71,9 @@ class ProcessLauncher(Launcher):
             importlib.import_module(module)
         fork = multiprocessing.get_context("fork")
         waiting = deque(enumerate(job_overrides, initial_job_idx))
-        running: dict[int, tuple[int, BaseProcess, Connection]] = {}  # by sentinel, which is ready when a process has ended
+        running: dict[
+            int, tuple[int, BaseProcess, Connection]
+        ] = {}  # by sentinel, which is ready when a process has ended
         results: dict[int, JobReturn] = {}
         try:
             while waiting or running:

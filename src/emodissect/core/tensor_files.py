@@ -41,6 +41,14 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapp
     path.chmod(mode)
 
 
+def is_zip(path: str | Path) -> bool:
+    """Whether a file is a zip archive, be it damaged: of some damaged ones `zipfile.is_zipfile` raises an error."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True
+
+
 def check_archive(path: str | Path) -> None:
     """Reads every record of a torch archive and compares its CRC-32 (5 GB/s). Does nothing for another file.
 
@@ -50,7 +58,7 @@ def check_archive(path: str | Path) -> None:
     Raises:
         DamagedArchiveError: a record is damaged, or a tensor's is compressed, which torch never does and bombs do.
     """
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
@@ -67,7 +75,7 @@ def check_archive(path: str | Path) -> None:
 
 def is_torchscript(path: str | Path) -> bool:
     """Whether a file is a TorchScript archive: one that holds a program beside the weights."""
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return False
     try:
         with zipfile.ZipFile(path) as archive:

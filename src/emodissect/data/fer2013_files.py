@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.progress import tracked
+from emodissect.core.tensor_files import is_zip
 from emodissect.data.class_folders import deeper_folders, find_images
 from emodissect.data.decoding import read_images
 from emodissect.data.ferplus import VOTED_ON
@@ -124,7 +125,7 @@ def require_unpacked_size(path: Path, most: int = LARGEST) -> None:
 
     What a record says is the most that is unpacked of it: Python stops there.
     """
-    if zipfile.is_zipfile(path):
+    if is_zip(path):
         with zipfile.ZipFile(path) as archive:
             size = sum(record.file_size for record in archive.infolist())
         if size > most:

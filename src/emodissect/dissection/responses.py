@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from emodissect.core.tensor_files import save_tensors
 from emodissect.recording.pooling import ChannelsLast, neuron_axis
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from emodissect.core.tensor_files import is_zip
+
 _SAVE = "torch.save(model.state_dict(), 'weights.pt')"
 _TRUST = "Only where you trust the file, since loading it runs code from it"
 
@@ -37,7 +39,7 @@ def advice_for(path: Path) -> str | None:
         return f"It is a GGUF model. Load it where it came from, and save its weights: {_SAVE}."
     if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")):
         return "It is a compressed archive. Unpack it and name the weights file inside."
-    if zipfile.is_zipfile(path):
+    if is_zip(path):
         return _of_zip(path)
     if b"onnx" in start.lower() or b"pytorch" in start[:40]:
         return f"It is an ONNX model. Save the weights of the torch network that it was exported from: {_SAVE}."
@@ -77,8 +79,11 @@ def objects_in(path: Path) -> str | None:
 
 
 def _of_zip(path: Path) -> str | None:
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):  # damaged: whoever reads it says so
+        return None
     if "model.weights.h5" in names:
         return f"It is a Keras 3 model. Rebuild the network in torch, copy the weights, and save them: {_SAVE}."
     if any(name.endswith(".npy") for name in names):
@@ -93,7 +98,7 @@ def _of_zip(path: Path) -> str | None:
 
 
 def _pickle_of(path: Path) -> Any:
-    if zipfile.is_zipfile(path):
+    if is_zip(path):
         archive = zipfile.ZipFile(path)
         (tree,) = (name for name in archive.namelist() if name.endswith("data.pkl") and name.count("/") <= 1)
         return archive.open(tree)
