@@ -219,5 +219,5 @@ def test_reuse_false_makes_what_depends_on_a_network_anew_and_nothing_else(verb:
     assert made() == first
     verb(*words, "reuse=false")
     again = {kind for kind, when in made().items() if when > first[kind]}
-    assert again == {"training", "activations", "predictions", "labels", "studies"}
+    assert again == {"training", "activations", "predictions", "labels", "neuron-facts", "studies"}
     assert set(first) - again == {"sketches", "clip_images", "clip_texts"}
