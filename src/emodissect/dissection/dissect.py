@@ -17,6 +17,7 @@ from emodissect.concepts.clip_names import clip_named
 from emodissect.concepts.concept_set import ConceptSet, concept_set, read_concepts
 from emodissect.core.cache import Cache, user_cache_dir
 from emodissect.core.errors import UserError
+from emodissect.core.evaluation_mode import evaluating
 from emodissect.core.progress import tracked
 from emodissect.data.image_source import class_names_of, image_set, raw
 from emodissect.data.images import ImageSet, image_loader
@@ -286,16 +287,16 @@ def record_layers(
         context: a context manager to run in, e.g. a trainer's autocast.
         root: the part of the network that the collector's paths start from; None is the network.
     """
-    training = [module for module in network.modules() if module.training]
     devices = {parameter.device for parameter in network.parameters() if parameter.device.type == "cuda"}
-    try:
-        network.eval()
-        recorded = collector.on(network if root is None else root)
-        with torch.random.fork_rng(devices), torch.inference_mode(), context or nullcontext(), recorded:
-            for batch in tracked(image_loader(images, batch_size), "recording" if progress else None):
-                forward_of(network)(inputs(batch.images))
-                collector.update(batch.ids)
-    finally:
-        for module in training:
-            module.training = True
+    recorded = collector.on(network if root is None else root)
+    with (
+        evaluating(network),
+        torch.random.fork_rng(devices),
+        torch.inference_mode(),
+        context or nullcontext(),
+        recorded,
+    ):
+        for batch in tracked(image_loader(images, batch_size), "recording" if progress else None):
+            forward_of(network)(inputs(batch.images))
+            collector.update(batch.ids)
     return collector.result()

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from emodissect.core.errors import UserError
+from emodissect.core.evaluation_mode import evaluating
 from emodissect.core.progress import tracked
 from emodissect.data.images import ImageSet
 from emodissect.dissection.saliency import Preprocessing
@@ -85,10 +86,8 @@ def relevance(
         axis = neuron_axis(network, name, tensor.shape, channels_last)
         return tensor.detach().movedim(axis, 1).flatten(2).sum(2) if tensor.ndim > 2 else tensor.detach()
 
-    training = [module for module in network.modules() if module.training]
-    network.eval()
     try:
-        with torch.enable_grad():
+        with evaluating(network), torch.enable_grad():
             rows = torch.arange(len(images)).split(batch_size)
             for batch in tracked(rows, progress):
                 inputs = preprocess(images.images[batch]).detach()
@@ -108,9 +107,6 @@ def relevance(
                 "network's output is computed from."
             ) from error
         raise
-    finally:
-        for module in training:
-            module.training = True
     ids, order = images.ids.sort()
     return {name: Relevance(ids, torch.cat(values[name])[order], (sums[name] / len(images)).float()) for name in layers}
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from emodissect.core.evaluation_mode import evaluating
 from emodissect.core.tensor_files import save_tensors
 from emodissect.recording.pooling import ChannelsLast, neuron_axis
 
@@ -99,11 +100,9 @@ def logit_effects(
 
         return hook
 
-    training = [module for module in network.modules() if module.training]
     handles = [network.get_submodule(layer).register_forward_hook(keep(layer)) for layer in layers]
     try:
-        network.eval()
-        with torch.enable_grad():
+        with evaluating(network), torch.enable_grad():
             for part in inputs.split(batch_size):
                 kept.clear()
                 logits = finish(network(part))
@@ -123,6 +122,4 @@ def logit_effects(
     finally:
         for handle in handles:
             handle.remove()
-        for module in training:
-            module.training = True
     return {name: total / len(inputs) for name, total in sums.items()}

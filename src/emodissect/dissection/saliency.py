@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from emodissect.core.errors import UserError, nearest
+from emodissect.core.evaluation_mode import evaluating
 from emodissect.data.images import ImageSet
 from emodissect.recording.pooling import ChannelsLast, first_tensor, neuron_axis
 
@@ -46,27 +47,21 @@ def gradient_saliency(
         Values in [0, 1]; all 0 where no pixel matters.
     """
     inputs = preprocess(images).detach()
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            with torch.no_grad():
-                target = network(inputs).argmax(dim=1)
-            method: Any = Saliency(network)
-            options: dict[str, Any] = {"target": target}
-            if samples:
-                method = NoiseTunnel(method)
-                options |= {
-                    "nt_type": "smoothgrad",
-                    "nt_samples": samples,
-                    "nt_samples_batch_size": 1,
-                    "stdevs": noise * float(inputs.max() - inputs.min()),
-                }
-            gradient = method.attribute(inputs.clone().requires_grad_(), **options).detach()
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating(network), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            target = network(inputs).argmax(dim=1)
+        method: Any = Saliency(network)
+        options: dict[str, Any] = {"target": target}
+        if samples:
+            method = NoiseTunnel(method)
+            options |= {
+                "nt_type": "smoothgrad",
+                "nt_samples": samples,
+                "nt_samples_batch_size": 1,
+                "stdevs": noise * float(inputs.max() - inputs.min()),
+            }
+        gradient = method.attribute(inputs.clone().requires_grad_(), **options).detach()
     strength = gradient.abs().amax(dim=1)
     if strength.shape[-2:] != images.shape[-2:]:
         strength = functional.interpolate(strength[:, None], tuple(images.shape[-2:]), mode="bilinear")[:, 0]
@@ -117,16 +112,12 @@ def activation_maps(
                 first = first.movedim(-1, 1)
             seen.append(first.detach().clone())  # a copy: an in-place ReLU behind would overwrite it
 
-    training = [module for module in network.modules() if module.training]
     handle = modules[layer].register_forward_hook(keep)
-    network.eval()
     try:
-        with torch.no_grad():
+        with evaluating(network), torch.no_grad():
             network(preprocess(images))
     finally:
         handle.remove()
-        for module in training:
-            module.training = True
     return seen[-1] if seen else None
 
 

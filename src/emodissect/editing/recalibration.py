@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from emodissect.core.evaluation_mode import evaluating
 from emodissect.data.images import ImageSet
-from emodissect.models.predictions import Inference, evaluating
+from emodissect.models.predictions import Inference
 
 _IMAGES_AT_ONCE = 256
 

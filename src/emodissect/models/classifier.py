@@ -15,10 +15,10 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from emodissect.core.errors import UserError
+from emodissect.core.evaluation_mode import evaluating
 from emodissect.data.images import Batch
 from emodissect.models.augmentation import Augmentation
 from emodissect.models.class_order import output_columns
-from emodissect.models.evaluation_mode import evaluating
 from emodissect.models.network_output import described, giving, parts_of
 from emodissect.models.preprocessing import Preprocess
 from emodissect.models.schedules import schedule

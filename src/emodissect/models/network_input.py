@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
 from emodissect.core.errors import UserError
+from emodissect.core.evaluation_mode import evaluating
 
 Transform = Callable[[Any], Any]
 
@@ -73,17 +74,12 @@ def _scaled(images: Tensor) -> Tensor:
 
 
 def _fails(network: nn.Module, inputs: Tensor) -> Exception | None:
-    training = [module for module in network.modules() if module.training]
     try:
-        network.eval()
-        with torch.inference_mode():
+        with evaluating(network), torch.inference_mode():
             forward_of(network)(inputs)
         return None
     except Exception as error:  # whatever a network of others raises
         return error
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _as_transformed(transform: Transform, some: Tensor) -> Callable[[Tensor], Tensor]:

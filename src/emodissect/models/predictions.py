@@ -15,11 +15,11 @@ from torchmetrics.functional.classification import (
     multiclass_accuracy,
 )
 
+from emodissect.core.evaluation_mode import evaluating
 from emodissect.core.progress import tracked
 from emodissect.core.tensor_files import save_tensors
 from emodissect.data.images import Batch
 from emodissect.models.classifier import Classifier
-from emodissect.models.evaluation_mode import evaluating
 from emodissect.models.scores import calibration_error, confusion_matrix, macro_f1, recalls
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from emodissect.core.errors import UserError, nearest
+from emodissect.core.evaluation_mode import evaluating
 from emodissect.recording.layers import resolve_layers, unwrapped
 from emodissect.recording.pooling import (
     ChannelsLast,
@@ -163,7 +164,6 @@ def reached_layers(
     """
     base = unwrapped(network)
     recording = Recording(base, layers, pool, channels_last)
-    modes = {module: module.training for module in base.modules()}
     kept: set[str] = set()
     refused: dict[str, UserError] = {}
 
@@ -178,13 +178,12 @@ def reached_layers(
         return hook
 
     with ExitStack() as stack:
-        stack.callback(_restore_modes, modes)
+        stack.enter_context(evaluating(base))
         if _compiled(network):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.callback(base.register_forward_pre_hook(recording.begin, with_kwargs=True).remove)
         for layer in layers:
             stack.callback(base.get_submodule(layer).register_forward_hook(attempt(layer)).remove)
-        base.eval()
         with torch.inference_mode():
             base(images)
     refused = {layer: error for layer, error in refused.items() if layer not in kept}
@@ -201,11 +200,6 @@ def _keeper(recording: Recording, layer: str) -> Any:
         recording.keep(layer, module, output)
 
     return hook
-
-
-def _restore_modes(modes: Mapping[nn.Module, bool]) -> None:
-    for module, mode in modes.items():
-        module.training = mode
 
 
 def _batch_first(module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from emodissect.core.errors import UserError
+from emodissect.core.evaluation_mode import evaluating
 from emodissect.data.batches import class_labels, ids_of, images_of, labels_of
 from emodissect.data.image_source import image_set
 from emodissect.data.images import ImageSet, image_loader
@@ -20,7 +21,7 @@ from emodissect.editing.rules import Rule, Scale
 from emodissect.editing.selection import Selection, Tau
 from emodissect.models.logits import LogitsOf, as_logits, logits_of
 from emodissect.models.network_input import NetworkInput, Transform
-from emodissect.models.predictions import Inference, Predictions, evaluating
+from emodissect.models.predictions import Inference, Predictions
 from emodissect.studies.comparison import Comparison, compare
 from emodissect.studies.result import EditStudy
 from emodissect.studies.run import run_study

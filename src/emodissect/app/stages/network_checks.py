@@ -9,12 +9,12 @@ from torch import Tensor
 
 from emodissect.app.session import Session
 from emodissect.core.errors import UserError
+from emodissect.core.evaluation_mode import evaluating
 from emodissect.core.number_format import percent
 from emodissect.data.datamodule import stratified_rows
 from emodissect.data.images import image_loader
 from emodissect.models.class_order import better_order
 from emodissect.models.classifier import Classifier
-from emodissect.models.evaluation_mode import evaluating
 from emodissect.models.network_output import probabilities_in
 from emodissect.models.predictions import predict
 from emodissect.models.steadiness import unsteady

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from emodissect.core.errors import UserError
+from emodissect.core.evaluation_mode import evaluating
 from emodissect.core.progress import tracked
 from emodissect.data.images import ImageSet, image_loader
 from emodissect.editing.edit import Edit, edited
@@ -26,7 +27,7 @@ from emodissect.editing.fast.cut import Cut, LinearTail, cut_behind
 from emodissect.editing.fast.linear_reads import BatchedProduct, Between, Differences
 from emodissect.editing.operations import Operation, Target, distinct
 from emodissect.editing.tracing import CannotTrace
-from emodissect.models.predictions import Inference, Predictions, evaluating, predict
+from emodissect.models.predictions import Inference, Predictions, predict
 
 log = logging.getLogger(__name__)
 

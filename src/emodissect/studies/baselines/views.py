@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emodissect.core.evaluation_mode import evaluating
 from emodissect.data.images import image_loader
 from emodissect.editing.fast.edited_logits import EditedLogits
-from emodissect.models.predictions import evaluating, predict
+from emodissect.models.predictions import predict
 from emodissect.studies.baselines.baseline import NotAvailable, Predictor
 
 
