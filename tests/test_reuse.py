@@ -221,3 +221,20 @@ def test_reuse_false_makes_what_depends_on_a_network_anew_and_nothing_else(verb:
     again = {kind for kind, when in made().items() if when > first[kind]}
     assert again == {"training", "activations", "predictions", "labels", "neuron-facts", "studies"}
     assert set(first) - again == {"sketches", "clip_images", "clip_texts"}
+
+
+def test_activations_recorded_again_are_not_labelled_again(
+    verb: Verb, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of the activations is kept for explanations: the labels are the same, and their null is not drawn again."""
+    folder, _ = verb("dissect", "layer=lin1")
+    before = entries(home, "labels")
+
+    def labelled_again(*_: object) -> None:
+        raise AssertionError("labelled again")
+
+    monkeypatch.setattr("emodissect.dissection.dissect.label_neurons", labelled_again)
+    again, _ = verb("dissect", "layer=lin1", "explanation=best_concept")
+    assert entries(home, "labels") == before
+    shared = ["neuron", "concept", "similarity", "p_value"]
+    pd.testing.assert_frame_equal(Dissection.load(again)["lin1"][shared], Dissection.load(folder)["lin1"][shared])

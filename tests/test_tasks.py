@@ -347,12 +347,12 @@ def test_evaluate_without_clip_and_with_classes_as_concepts(verb: Verb) -> None:
     assert (scorer == ceiling).all()  # the labels are the truth
 
 
-def test_evaluate_with_one_concept_and_dead_neurons(verb: Verb, home: Path, tmp_path: Path) -> None:
+def test_evaluate_with_one_concept_and_dead_neurons(verb: Verb, tmp_path: Path) -> None:
     words = tmp_path / "one.txt"
     words.write_text("Smile\n")
-    checkpoint = tmp_path / "dead.pt"
-    verb("dissect")
-    state = torch.load(next((home / "training").glob("*/classifier.ckpt")), weights_only=True)["state_dict"]
+    checkpoint, cache = tmp_path / "dead.pt", tmp_path / "cache"  # of its own: the shared one holds other networks too
+    verb("dissect", f"paths.cache_dir={cache}")
+    state = torch.load(next((cache / "training").glob("*/classifier.ckpt")), weights_only=True)["state_dict"]
     state = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
     state["lin2.weight"][:3], state["lin2.bias"][:3] = 0.0, 0.0
     torch.save(state, checkpoint)

@@ -22,7 +22,7 @@ from emodissect.core.progress import tracked
 from emodissect.data.image_source import class_names_of, image_set, raw
 from emodissect.data.images import ImageSet, image_loader
 from emodissect.dissection.labels import REFERENCE_LEVEL, Dissection, Labelling, label_neurons, require_living
-from emodissect.models.network_input import NetworkInput, Transform, forward_of
+from emodissect.models.network_input import NetworkInput, Transform, forward_of, on_device
 from emodissect.recording import ActivationCollector, LayerActivations, reached_layers, resolve_layers
 from emodissect.recording.pooling import ChannelsLast
 from emodissect.similarity import Similarity, similarity_named
@@ -109,25 +109,19 @@ def dissect(
         labelling=Labelling(null_draws, top_images, seed),
         tau=tau,
         level=level,
-        cache=Cache(cache_dir or user_cache_dir()),
+        cache_dir=cache_dir,
         progress=progress,
     )
     resolved = resolve_layers(network, layers)
     probe = image_set(images, labels, as_given=True, progress=progress)
     shown = labeller.shown(probe)
     labeller.check(shown, named)
-    place = next(network.parameters()).device if device is not None else None
-    try:
-        if device is not None:
-            network.to(device)
+    with on_device(network, device):
         inputs = NetworkInput(network, transform, probe.images[:2])
         if not isinstance(layers, str) or layers not in resolved:
             resolved = reached_layers(network, resolved, inputs(probe.images[:2]), pool, channels_last)
         collector = labeller.collector(resolved, pool, channels_last)
         activations = record_layers(network, collector, probe, inputs, batch_size, progress)
-    finally:
-        if place is not None:
-            network.to(place)
     return require_living(labeller.label(activations, shown, named))
 
 
@@ -135,9 +129,8 @@ class Labeller:
     """Everything that labels need beside the network: words, scores, similarity, chance and thresholds.
 
     Args:
-        concepts, clip, scorer, similarity, tau, level, progress: as in :func:`dissect`.
+        concepts, clip, scorer, similarity, tau, level, cache_dir, progress: as in :func:`dissect`.
         labelling: how labels are compared with chance and with classes.
-        cache: where concept scores are kept.
     """
 
     def __init__(
@@ -150,14 +143,14 @@ class Labeller:
         labelling: Labelling | None = None,
         tau: float = 0.0,
         level: float = REFERENCE_LEVEL,
-        cache: Cache | None = None,
+        cache_dir: str | Path | None = None,
         progress: bool = True,
     ) -> None:
         self.concepts = concepts_of(concepts)
         self.similarity = similarity_named(similarity)
         self.scorer = scorer_of(scorer, clip, progress)
         self.labelling, self.tau, self.level = labelling or Labelling(), tau, level
-        self.cache = cache or Cache(user_cache_dir())
+        self.cache = Cache(cache_dir or user_cache_dir())
 
     def known(self, class_names: Sequence[str]) -> ConceptSet:
         """The concepts without classes that the images lack; without any classes where these are not known."""

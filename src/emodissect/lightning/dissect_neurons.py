@@ -12,7 +12,6 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import Tensor, nn
 
 from emodissect.concepts import Scorer
-from emodissect.core.cache import Cache, user_cache_dir
 from emodissect.core.errors import UserError
 from emodissect.data.batches import class_labels, ids_of, images_of, labels_of
 from emodissect.data.image_source import class_names_of, image_set
@@ -180,7 +179,7 @@ class DissectNeurons(RecordActivations):
             labelling=Labelling(null_draws, top_images, seed),
             tau=tau,
             level=level,
-            cache=Cache(cache_dir or user_cache_dir()),
+            cache_dir=cache_dir,
             progress=progress,
         )
         self.images, self.labels, self.class_names = images, labels, class_names

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,6 +59,20 @@ class NetworkInput:
         """The network's input for raw images, on the network's device and in its precision."""
         made = self._make(images).to(self.device)
         return made.to(self.dtype) if made.is_floating_point() else made
+
+
+@contextmanager
+def on_device(network: nn.Module, device: str | torch.device | None) -> Iterator[None]:
+    """The network on a device for a while, then back where it was; None leaves it there."""
+    place = next((parameter.device for parameter in network.parameters()), None)
+    if device is None or place is None:
+        yield
+        return
+    try:
+        network.to(device)
+        yield
+    finally:
+        network.to(place)
 
 
 def forward_of(network: nn.Module) -> Callable[[Tensor], Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, UInt8
@@ -85,6 +86,15 @@ class Preprocess(nn.Module):
             raise UserError("ten crops need model.preprocess.size, the size of a crop.")
         x = self._croppable(self._values(images))
         return self._standardised(torch.stack(TF.ten_crop(x, [self.size, self.size])))
+
+    @contextmanager
+    def single(self) -> Iterator[None]:
+        """One view of each image for a while, so that each has one row of activations."""
+        views, self.views = self.views, "single"
+        try:
+            yield
+        finally:
+            self.views = views
 
     def extra_repr(self) -> str:
         return f"size={self.size}, channels={self.channels}, how={self.how}, views={self.views}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from emodissect.editing.edit import Edit, edited
 from emodissect.editing.rules import Rule, Scale
 from emodissect.editing.selection import Selection, Tau
 from emodissect.models.logits import LogitsOf, as_logits, logits_of
-from emodissect.models.network_input import NetworkInput, Transform
+from emodissect.models.network_input import NetworkInput, Transform, on_device
 from emodissect.models.predictions import Inference, Predictions
 from emodissect.studies.comparison import Comparison, compare
 from emodissect.studies.result import EditStudy
@@ -67,7 +66,7 @@ def evaluate_edit(
     edits = [edit] if isinstance(edit, Edit) else list(edit)
     rows: list[tuple[Tensor, ...]] = []
     seen = 0
-    with _on(network, device), evaluating(network), torch.random.fork_rng(), torch.no_grad():
+    with on_device(network, device), evaluating(network), torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         for one in edits:
             one.changes(network)
@@ -143,7 +142,7 @@ def study(
     for name, images in (("val", chosen_on), ("test", judged_on)):
         if not images.labelled:
             raise UserError(f"{name} has no labels, so accuracy is not defined. Give (image, label) pairs.")
-    with _on(network, device):
+    with on_device(network, device):
         inputs = NetworkInput(network, transform, chosen_on.images[:2])
         with evaluating(network), torch.no_grad():
             classes = logits_of(network, inputs(chosen_on.images[:2])).shape[1]
@@ -206,20 +205,6 @@ def evaluated_row(
     numbered = torch.arange(seen, seen + len(before)) * processes + rank if ids is None else ids.cpu()
     known = class_labels(labels, len(before))
     return numbered, known, before.detach().float().cpu(), after.detach().float().cpu()
-
-
-@contextmanager
-def _on(network: nn.Module, device: str | torch.device | None) -> Iterator[None]:
-    """The network on a device, and back where it was."""
-    place = next((parameter.device for parameter in network.parameters()), None)
-    if device is None or place is None:
-        yield
-        return
-    try:
-        network.to(device)
-        yield
-    finally:
-        network.to(place)
 
 
 def _listed(given: Any) -> list[Any]:

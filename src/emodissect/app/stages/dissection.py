@@ -26,7 +26,6 @@ from emodissect.core.errors import UserError
 from emodissect.core.fingerprint import content_key, fingerprint, source_hash
 from emodissect.core.number_format import plain
 from emodissect.data.images import ImageSet, image_loader
-from emodissect.dissection.dissect import Labeller
 from emodissect.dissection.explanations import Explainer
 from emodissect.dissection.label_sets import label_shares, set_words
 from emodissect.dissection.labels import Dissection, Labelling, label_neurons, require_living
@@ -123,17 +122,6 @@ class Plan:
         """How many of each neuron's top images are kept."""
         return max(getattr(self.measure, "top_k", None) or 0, self.labelling.top_images)
 
-    @cached_property
-    def labeller(self) -> Labeller:
-        """From activations to labels."""
-        return Labeller(
-            self.concepts,
-            scorer=self.scorer,
-            similarity=self.measure,
-            labelling=self.labelling,
-            cache=self.run.cache,
-        )
-
     @property
     def thresholds(self) -> tuple[float, float]:
         """tau and level. Of a grid's lists the published tau, or else the nearest, and the strictest level."""
@@ -210,8 +198,8 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
 
     The thresholds tau and level are applied to cached labels afterwards.
     """
-    activations, predictions, fresh = recorded(run, plan, trained, layers)
-    scores = plan.scorer.score(plan.probe, plan.concepts, run.data.splits.class_names, run.cache)
+    class_names = run.data.splits.class_names
+    scores = plan.scorer.score(plan.probe, plan.concepts, class_names, run.cache)
     key = {
         "classifier": trained.identity,
         "probe": [plan.probe.fingerprint(), plan.probe.annotations_fingerprint()],
@@ -225,6 +213,9 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
     }
     run.inputs["concepts"] = concepts_from(plan.concepts)
     run.inputs["dissection"] = key
+    keys = {layer: {**key, "layers": [layer]} for layer in layers}
+    known = bool(run.cfg.labels_dir) or (run.cfg.reuse and all(run.cache.holds("labels", k) for k in keys.values()))
+    activations, predictions, fresh = recorded(run, plan, trained, layers, None if known else scores)
     if run.cfg.labels_dir:
         dissection, given, warning = given_labels(
             run.cfg.labels_dir, activations, plan.probe, plan.concepts, trained.weights
@@ -237,12 +228,13 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
     for layer in layers:
 
         def write(folder: Path, layer: str = layer) -> None:
-            found = fresh.get(layer) or plan.labeller.label(
-                {layer: activations[layer]}, plan.probe, run.data.splits.class_names
+            found = fresh.get(layer) or label_neurons(
+                {layer: activations[layer]},
+                *(scores, plan.measure, plan.probe, plan.concepts, class_names, plan.labelling),
             )
             found.save(folder)
 
-        labels.append(run.made("labels", {**key, "layers": [layer]}, write, partial(Dissection.load, sealed=True)))
+        labels.append(run.made("labels", keys[layer], write, partial(Dissection.load, sealed=True)))
     found = require_living(Dissection.joined(labels).at(*plan.thresholds))
     return Dissected(found, predictions, activations, scores, key)
 
@@ -292,11 +284,11 @@ def with_maps(run: Session, plan: Plan, trained: Trained, found: Dissected) -> D
 
 
 def recorded(
-    run: Session, plan: Plan, trained: Trained, layers: list[str]
+    run: Session, plan: Plan, trained: Trained, layers: list[str], scores: ConceptScores | None = None
 ) -> tuple[dict[str, LayerActivations], Predictions, dict[str, Dissection]]:
     """Each layer's activations on the probe images, the predictions, and the labels of layers recorded just now.
 
-    One pass records all that the cache lacks; labels that an earlier run found are given (``labels_dir``) or cached.
+    One pass records all that the cache lacks, and labels it where scores are given.
     """
 
     def key(layer: str) -> dict[str, Any]:
@@ -322,7 +314,7 @@ def recorded(
         # every run has a store of its own: two that record the same layer at once would write into each other's
         mine, anew = content_key({"run": str(run.folder.absolute())}), not run.cfg.reuse
         with scratch_dir(run.cache.root / "stores", mine, owner=first_rank()) as store:
-            recorder, predictions = _predict(run, plan, trained, missing, store)
+            recorder, predictions = _predict(run, plan, trained, missing, scores, store)
             if isinstance(recorder, DissectNeurons) and recorder.dissection is not None:
                 fresh = {layer: recorder.dissection.of_layer(layer) for layer in missing}
             if first_rank():
@@ -355,9 +347,9 @@ def recording_settings(run: Session, plan: Plan) -> dict[str, Any]:
 
 
 def _predict(
-    run: Session, plan: Plan, trained: Trained, layers: list[str], store: Path
+    run: Session, plan: Plan, trained: Trained, layers: list[str], scores: ConceptScores | None, store: Path
 ) -> tuple[RecordActivations, Predictions]:
-    """The pass of ``trainer.predict`` over the probe images, labelled by its callback where no labels are given."""
+    """The pass of ``trainer.predict`` over the probe images, labelled by its callback where there are scores."""
     settings: dict[str, Any] = {
         "root": "network",
         "pool": plan.pool,
@@ -366,14 +358,14 @@ def _predict(
         "store_dir": store if plan.keeps_values else None,
     }
     recorder: RecordActivations
-    if run.cfg.labels_dir or not layers:
+    if scores is None or not layers:
         recorder = RecordActivations(layers, top_k=plan.top_k, images=len(plan.probe), **settings)
     else:
         recorder = DissectNeurons(
             layers,
             plan.concepts,
             plan.probe,
-            scorer=plan.scorer,
+            scorer=scores.at(plan.probe.ids),
             similarity=plan.measure,
             class_names=run.data.splits.class_names,
             null_draws=plan.labelling.draws,
@@ -384,11 +376,8 @@ def _predict(
         )
     trainer = run.evaluating_trainer([recorder] if layers else [])
     classifier = trained.classifier
-    views, classifier.preprocess.views = classifier.preprocess.views, "single"
-    try:
+    with classifier.preprocess.single():
         outputs = trainer.predict(classifier, image_loader(plan.probe, run.cfg.probe.batch_size))
-    finally:
-        classifier.preprocess.views = views
     assert outputs is not None
     return recorder, Predictions.placed(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
 

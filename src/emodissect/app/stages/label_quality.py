@@ -22,8 +22,9 @@ from emodissect.concepts import AnnotationScorer, ConceptScores, Scorer
 from emodissect.concepts.concept_set import concept_set
 from emodissect.core.errors import UserError
 from emodissect.core.spelling import class_key
-from emodissect.data.images import ImageSet, image_loader
+from emodissect.data.images import ImageSet
 from emodissect.data.interventions import Interventions
+from emodissect.dissection.dissect import record_layers
 from emodissect.dissection.explanations import Explainer, LabelExplainer, Part
 from emodissect.dissection.label_sets import coverage_table, label_shares
 from emodissect.dissection.quality import (
@@ -363,13 +364,12 @@ def planted_layers(plan: Plan, quality: Quality, found: Dissected, seed: int) ->
     planted = planted_neurons(truth, seed=seed)
     network = planted_network(plan.probe.images[order].float() / 255, truth, planted, seed=seed)
     collector = ActivationCollector("neurons", top_k=100, keep_values=True)
-    with torch.inference_mode(), collector.on(network):
-        for batch in image_loader(plan.probe, plan.run.cfg.probe.batch_size):
-            network(batch.images.float() / 255)
-            collector.update(batch.ids)
+    recorded = record_layers(
+        network, collector, plan.probe, lambda images: images.float() / 255, plan.run.cfg.probe.batch_size
+    )
     layers = {
         "planted neurons": LayerActivations.of("planted neurons", ids, planted.activations, 100),
-        "planted network": collector.result()["neurons"],
+        "planted network": recorded["neurons"],
     }
     return PlantedLayers(planted, layers, {SCORER: scores, ANNOTATIONS: truth})
 

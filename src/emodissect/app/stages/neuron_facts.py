@@ -16,7 +16,8 @@ from emodissect.app.stages.classifier import Trained
 from emodissect.app.stages.dissection import Dissected, Plan
 from emodissect.core.tensor_files import save_tensors
 from emodissect.data.datamodule import stratified_rows
-from emodissect.data.images import ImageSet, image_loader
+from emodissect.data.images import ImageSet
+from emodissect.dissection.dissect import record_layers
 from emodissect.dissection.responses import Responses, by_class, logit_effects
 from emodissect.editing.edit import Edit
 from emodissect.editing.operations import Scaling
@@ -67,17 +68,14 @@ def _responses(run: Session, plan: Plan, trained: Trained, found: Dissected) -> 
     some = _some(probe, IMAGES, run.cfg.seed)
     recorded = {layer: (a.values, probe.labels[probe.rows_of(a.ids)]) for layer, a in found.activations.items()}
     missing = [layer for layer, (values, _) in recorded.items() if values is None]
-    views, classifier.preprocess.views = classifier.preprocess.views, "single"
-    try:
+    effects: dict[str, Tensor] = {}
+    with classifier.preprocess.single():
         if missing:
             collector = ActivationCollector(missing, plan.pool, 1, True, channels_last=run.cfg.layer.channels_last)
-            with torch.inference_mode(), collector.on(classifier.network.eval()):
-                for batch in image_loader(some, run.cfg.probe.batch_size):
-                    classifier.network(classifier.preprocess(batch.images))
-                    collector.update(batch.ids)
-            for layer, activations in collector.result().items():
+            batch_size = run.cfg.probe.batch_size
+            fresh = record_layers(classifier.network, collector, some, classifier.preprocess, batch_size)
+            for layer, activations in fresh.items():
                 recorded[layer] = (activations.values, some.labels[some.rows_of(activations.ids)])
-        effects: dict[str, Tensor] = {}
         if classifier.knows_classes:
             inputs = classifier.preprocess(_some(probe, EFFECT_IMAGES, run.cfg.seed).images)
             try:
@@ -86,8 +84,6 @@ def _responses(run: Session, plan: Plan, trained: Trained, found: Dissected) -> 
                 )
             except RuntimeError as error:  # such as an operation without a derivative
                 log.info("The effects of neurons on the logits are left out: %s", error)
-    finally:
-        classifier.preprocess.views = views
     responses = {}
     for layer, (values, labels) in recorded.items():
         assert values is not None

@@ -110,8 +110,7 @@ def relevant(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Re
             f"{type(classifier.network).__name__} are not taken for them. Leave relevance=false."
         )
     names, scores = classifier.class_names, found.scores
-    views, classifier.preprocess.views = classifier.preprocess.views, "single"
-    try:
+    with classifier.preprocess.single():
         measured = relevance(
             classifier.network,
             classifier.inputs,
@@ -123,8 +122,6 @@ def relevant(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Re
             classifier.finished,
             progress="relevance",
         )
-    finally:
-        classifier.preprocess.views = views
     tables = []
     for name, layer in found.activations.items():
         top_k = max(len(layer.top_ids), 1)
