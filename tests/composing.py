@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
@@ -27,6 +28,15 @@ SMALL = (
     "saliency.samples=0",
 )
 """Overrides that make a whole job take seconds."""
+
+
+def small_checkpoint(cache: Path) -> Path:
+    """A training of the network that :data:`SMALL` describes, on drawn faces; a cache may hold others."""
+    for path in sorted((cache / "training").glob("*/classifier.ckpt")):
+        model = torch.load(path, weights_only=True)["hyper_parameters"]["model"]
+        if (model["_target_"], model.get("width")) == ("emodissect.models.vgg.VGG", 0.05):
+            return path
+    raise FileNotFoundError(f"no training of the small network in {cache}")
 
 
 def composed(verb: str, *overrides: str, run_dir: Path) -> DictConfig:

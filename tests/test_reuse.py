@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from composing import small_checkpoint
 
 from emodissect.core.cache import Cache
 from emodissect.core.errors import UserError
@@ -48,11 +49,6 @@ def weights_of(folder: Path) -> str:
     return str(json.loads((folder / "manifest.json").read_text())["inputs"]["weights"])
 
 
-def checkpoint(home: Path) -> str:
-    """Any trained classifier of the cache."""
-    return str(next((home / "training").glob("*/classifier.ckpt")))
-
-
 def test_the_same_key_gives_the_same_weights_whichever_verb_trains(verb: Verb, tmp_path: Path) -> None:
     found = [weights_of(verb(name, f"paths.cache_dir={tmp_path / name}")[0]) for name in ("train", "dissect")]
     assert found[0] == found[1]
@@ -60,7 +56,7 @@ def test_the_same_key_gives_the_same_weights_whichever_verb_trains(verb: Verb, t
 
 def test_another_class_order_is_another_study(verb: Verb, home: Path) -> None:
     verb("train")
-    given = f"ckpt_path={checkpoint(home)}"
+    given = f"ckpt_path={small_checkpoint(home)}"
     _, plain = verb("edit", given)
     turning = ",".join((*CLASS_NAMES[1:], CLASS_NAMES[0]))
     _, turned = verb("edit", given, f"model.class_order=[{turning}]")
@@ -72,7 +68,7 @@ def test_another_class_order_is_another_study(verb: Verb, home: Path) -> None:
 def test_another_precision_makes_labels_anew(verb: Verb, home: Path) -> None:
     verb("dissect")
     before = entries(home, "labels")
-    verb("dissect", f"ckpt_path={checkpoint(home)}", "trainer.precision=bf16-mixed")
+    verb("dissect", f"ckpt_path={small_checkpoint(home)}", "trainer.precision=bf16-mixed")
     assert len(entries(home, "labels") - before) == 1
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from composing import CONF, SMALL
+from composing import CONF, SMALL, small_checkpoint
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from torch import nn
@@ -91,7 +91,7 @@ def test_what_changes_the_numbers_changes_what_is_taken_from_the_cache(verb: Ver
     assert len(Dissection.load(folder).neurons) == 6
     folder, _ = verb("dissect", "layer=conv2a", "layer.channels_last=true")
     assert len(Dissection.load(folder).neurons) == 20  # columns of the map, taken for neurons
-    checkpoint = next((home / "training").glob("*/classifier.ckpt"))
+    checkpoint = small_checkpoint(home)
     logits = []
     for order in ("[angry,disgust,fear,happy,sad,surprise,neutral]", "[disgust,angry,fear,happy,sad,surprise,neutral]"):
         before = set((home / "predictions").glob("*/predictions.safetensors"))
@@ -347,12 +347,12 @@ def test_evaluate_without_clip_and_with_classes_as_concepts(verb: Verb) -> None:
     assert (scorer == ceiling).all()  # the labels are the truth
 
 
-def test_evaluate_with_one_concept_and_dead_neurons(verb: Verb, tmp_path: Path) -> None:
+def test_evaluate_with_one_concept_and_dead_neurons(verb: Verb, home: Path, tmp_path: Path) -> None:
     words = tmp_path / "one.txt"
     words.write_text("Smile\n")
-    checkpoint, cache = tmp_path / "dead.pt", tmp_path / "cache"  # of its own: the shared one holds other networks too
-    verb("dissect", f"paths.cache_dir={cache}")
-    state = torch.load(next((cache / "training").glob("*/classifier.ckpt")), weights_only=True)["state_dict"]
+    checkpoint = tmp_path / "dead.pt"
+    verb("dissect")
+    state = torch.load(small_checkpoint(home), weights_only=True)["state_dict"]
     state = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
     state["lin2.weight"][:3], state["lin2.bias"][:3] = 0.0, 0.0
     torch.save(state, checkpoint)
@@ -463,7 +463,7 @@ def test_a_dissections_manifest_names_everything_it_came_from(verb: Verb, home: 
     assert scorer["clip"]["parameters"]["weights"] == file_hash(WEIGHTS)
     assert found["similarity"] == fingerprint(SoftWPMI())
     assert (found["labelling"]["draws"], found["labelling"]["seed"]) == (100, 42)
-    checkpoint = next((home / "training").glob("*/classifier.ckpt"))
+    checkpoint = small_checkpoint(home)
     given, _ = verb("dissect", f"ckpt_path={checkpoint}")
     inputs = json.loads((given / "manifest.json").read_text())["inputs"]
     assert inputs["checkpoint"] == {"path": str(checkpoint), "sha256": file_hash(checkpoint)}
@@ -522,7 +522,7 @@ def test_two_processes_train_and_label_one_network(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_label_as_one(verb: Verb, home: Path, tmp_path: Path) -> None:
     verb("train")
-    checkpoint = next((home / "training").glob("*/classifier.ckpt"))
+    checkpoint = small_checkpoint(home)
     one, _ = verb("dissect", "layer=[conv2a,lin2]", "similarity=pearson", f"ckpt_path={checkpoint}")
     words = [w for w in SMALL if not w.startswith("trainer=")]
     folder = tmp_path / "two"
