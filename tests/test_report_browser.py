@@ -166,7 +166,7 @@ def test_a_word_is_searched_over_whole_profiles(browser: Any, pages: dict[str, P
 def test_two_layers_and_two_runs_side_by_side(browser: Any, pages: dict[str, Path]) -> None:
     tab = opened(browser, pages["dissect"])
     tab.click("#compare summary")
-    assert tab.locator("#beside tbody tr").count() == 3
+    sync_api.expect(tab.locator("#beside tbody tr")).to_have_count(3)  # a details element opens in a later task
     heads = tab.locator("#beside th").all_text_contents()
     assert heads[1] == "conv4b: neurons"
     assert heads[4] == "lin2: neurons"

@@ -34,6 +34,17 @@ _PIECE = 2**20
 _FORM = 1
 
 
+def places_of(path: str | Path, data_dir: str | Path | None) -> list[Path]:
+    """Where a path that somebody typed may lead: from the working directory, and else from ``data_dir``.
+
+    >>> [place.as_posix() for place in places_of("/faces", "/data")], len(places_of("faces", "/data"))
+    (['/faces'], 2)
+    """
+    given = Path(path).expanduser()
+    below = [Path(data_dir).expanduser().absolute() / given] if data_dir is not None else []
+    return list(dict.fromkeys([given.absolute(), *below]))
+
+
 def is_archive(path: Path) -> bool:
     """Whether a file is an archive, by the ending of its name.
 

@@ -64,6 +64,22 @@ def ids_of(batch: Any) -> Int64[Tensor, " image"] | None:
     return None
 
 
+def placed_ids(batch: Any, images: int, seen: int, rank: int = 0, processes: int = 1) -> Int64[Tensor, " image"]:
+    """The ids of a batch's images: its own, else their place in the data set.
+
+    Args:
+        images: in the batch.
+        seen: how many this process has had before.
+        rank, processes: of a distributed run, whose sampler deals images out in turn.
+
+    Example:
+        >>> placed_ids((torch.zeros(2, 1), None), images=2, seen=3, rank=1, processes=2)
+        tensor([7, 9])
+    """
+    ids = ids_of(batch)
+    return torch.arange(seen, seen + images) * processes + rank if ids is None else ids.cpu()
+
+
 def class_labels(labels: Any, images: int) -> Int64[Tensor, " image"]:
     """Labels as one class index per image; rows of probabilities or one-hot rows become their largest.
 

@@ -18,7 +18,7 @@ from emodissect.core.cache import file_hash
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.fingerprint import source_hash
 from emodissect.core.tensor_files import save_tensors
-from emodissect.data.archives import is_archive, unpacked
+from emodissect.data.archives import is_archive, places_of, unpacked
 from emodissect.data.class_folders import content_hash, find_images
 from emodissect.data.datamodule import FaceDataModule
 from emodissect.data.fer2013_files import CLASS_NAMES, SIDE, FerRows, read_csv, read_folders, read_npz
@@ -186,8 +186,7 @@ def _found(path: str | Path | None, data_dir: str | Path | None, key: str, more:
     """The file or folder itself; a folder that holds a known file stands for the file."""
     if path is None:
         raise UserError(f"{key} is not given. {more}")
-    given = Path(path).expanduser()
-    places = [given.absolute(), *([Path(data_dir).expanduser().absolute() / given] if data_dir is not None else [])]
+    places = places_of(path, data_dir)
     for place in places:
         if place.is_dir():
             for name in ("fer2013.csv", "icml_face_data.csv", "fer2013.npz", "fer2013/fer2013.csv"):
@@ -195,8 +194,7 @@ def _found(path: str | Path | None, data_dir: str | Path | None, key: str, more:
                     return place / name
         if place.exists():
             return place
-    looked = " nor ".join(str(place) for place in dict.fromkeys(places))
-    raise UserError(f"{key}: there is no {looked}. {more}")
+    raise UserError(f"{key}: there is no {' nor '.join(map(str, places))}. {more}")
 
 
 def _write(path: Path, split_seed: int, folder: Path) -> None:

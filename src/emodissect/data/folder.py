@@ -9,7 +9,7 @@ from typing import Any
 
 from emodissect.core.cache import Cache, user_cache_dir
 from emodissect.core.errors import UserError
-from emodissect.data.archives import is_archive, unpacked
+from emodissect.data.archives import is_archive, places_of, unpacked
 from emodissect.data.class_folders import FoundImages, find_images, require_classes
 from emodissect.data.image_files import ImageFiles, matched_classes
 
@@ -66,7 +66,7 @@ def class_folders(path: str, data_dir: str | None = None, cache_dir: str | None 
 
 
 def _found(path: str | Path, data_dir: str | Path | None, cache_dir: str | Path) -> tuple[Path, FoundImages]:
-    root = _root(Path(path).expanduser(), data_dir)
+    root = _root(path, data_dir)
     if root.is_file():
         root = unpacked(root, Cache(cache_dir))
     found = find_images(root)
@@ -76,10 +76,9 @@ def _found(path: str | Path, data_dir: str | Path | None, cache_dir: str | Path)
     return root, found
 
 
-def _root(given: Path, data_dir: str | Path | None) -> Path:
-    places = [given.absolute(), *([Path(data_dir).expanduser().absolute() / given] if data_dir is not None else [])]
+def _root(path: str | Path, data_dir: str | Path | None) -> Path:
+    places = places_of(path, data_dir)
     for place in places:
         if place.is_dir() or (place.is_file() and is_archive(place)):
             return place
-    looked = " nor ".join(str(place) for place in dict.fromkeys(places))
-    raise UserError(f"data.path: there is no folder or archive {looked}. {FORMS}")
+    raise UserError(f"data.path: there is no folder or archive {' nor '.join(map(str, places))}. {FORMS}")

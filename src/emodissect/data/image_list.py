@@ -14,7 +14,7 @@ import pandas as pd
 from emodissect.core.cache import Cache, user_cache_dir
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.spelling import class_key
-from emodissect.data.archives import is_archive, unpacked
+from emodissect.data.archives import is_archive, places_of, unpacked
 from emodissect.data.class_folders import SPLIT_FOLDERS, FoundImage
 from emodissect.data.decoding import ENDINGS
 from emodissect.data.image_files import ImageFiles, matched_classes
@@ -168,12 +168,10 @@ def _lists(path: str | Path, data_dir: str | Path | None, cache_dir: str | Path)
     """The list, or those of the splits of a folder, each with its split."""
     if path is None:
         raise UserError(f"data.path is not given. {FORMS}")
-    given = Path(path).expanduser()
-    places = [given.absolute(), *([Path(data_dir).expanduser().absolute() / given] if data_dir is not None else [])]
+    places = places_of(path, data_dir)
     place = next((place for place in places if place.exists()), None)
     if place is None:
-        looked = " nor ".join(str(place) for place in dict.fromkeys(places))
-        raise UserError(f"data.path: there is no {looked}. {FORMS}")
+        raise UserError(f"data.path: there is no {' nor '.join(map(str, places))}. {FORMS}")
     if place.is_file() and is_archive(place):
         place = unpacked(place, Cache(cache_dir))
     if place.is_file():
@@ -233,12 +231,11 @@ def _by_size(labels: set[str]) -> list[str]:
 def _images_dir(given: str | Path | None, data_dir: str | Path | None) -> Path | None:
     if given is None:
         return None
-    folder = Path(given).expanduser()
-    places = [folder.absolute(), *([Path(data_dir).expanduser().absolute() / folder] if data_dir is not None else [])]
+    places = places_of(given, data_dir)
     for place in places:
         if place.is_dir():
             return place
-    raise UserError(f"data.images_dir: there is no folder {' nor '.join(map(str, dict.fromkeys(places)))}.")
+    raise UserError(f"data.images_dir: there is no folder {' nor '.join(map(str, places))}.")
 
 
 def _few(files: Sequence[Path]) -> str:

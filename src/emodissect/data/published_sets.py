@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from emodissect.core.cache import Cache
 from emodissect.core.errors import UserError
 from emodissect.core.spelling import class_key
-from emodissect.data.archives import is_archive, unpacked
+from emodissect.data.archives import is_archive, places_of, unpacked
 from emodissect.data.class_folders import FoundImage, find_images
 from emodissect.data.ferplus import OTHER_COLUMNS, VOTED_ON
 from emodissect.data.image_files import ImageFiles
@@ -31,23 +32,21 @@ _AFFECT_NET_REST = {"8": "none", "9": "uncertain", "10": "no face"}
 _FER_PLUS_FOLDERS = {"train": "FER2013Train", "val": "FER2013Valid", "test": "FER2013Test"}
 
 
-class RafDb(ImageFiles):
-    """RAF-DB, basic emotions (Li et al. 2017): 12,271 training and 3,068 test faces in seven classes.
-
-    Taken: the official ``basic/`` (``EmoLabel/list_patition_label.txt`` beside ``Image/aligned`` or
-    ``Image/original``), and folders ``train/1`` to ``train/7`` and ``test/1`` to ``test/7``. There is no validation
-    split: it is cut out of train (``val_from``), so that the test split stays the published one.
+class PublishedSet(ImageFiles):
+    """A published set in the layout that it is distributed in; a subclass finds its images.
 
     Args:
         path: the folder, or an archive of it.
         cache_dir: the root of the content-keyed cache.
         data_dir: where a relative ``path`` is looked for as well.
-        class_names: the classes that are read, in the order of the labels.
+        class_names: the classes that are read, in the order of the labels; None takes all.
         options: what every :class:`ImageFiles` takes.
 
     Raises:
         UserError: another layout.
     """
+
+    classes: ClassVar[tuple[str, ...]]
 
     def __init__(
         self,
@@ -55,10 +54,29 @@ class RafDb(ImageFiles):
         path: str | Path,
         cache_dir: str | Path,
         data_dir: str | Path | None = None,
-        class_names: Sequence[str] = RAF_DB,
+        class_names: Sequence[str] | None = None,
         **options: Any,
     ) -> None:
-        root = _folder(path, data_dir, cache_dir)
+        root, names = _folder(path, data_dir, cache_dir), class_names if class_names is not None else self.classes
+        images = self.images_of(root, names)
+        super().__init__(root=root, images=images, class_names=names, cache_dir=cache_dir, **options)
+
+    @abstractmethod
+    def images_of(self, root: Path, class_names: Sequence[str]) -> list[FoundImage]:
+        """The images of these classes. Raises UserError for another layout."""
+
+
+class RafDb(PublishedSet):
+    """RAF-DB, basic emotions (Li et al. 2017): 12,271 training and 3,068 test faces in seven classes.
+
+    Taken: the official ``basic/`` (``EmoLabel/list_patition_label.txt`` beside ``Image/aligned`` or
+    ``Image/original``), and folders ``train/1`` to ``train/7`` and ``test/1`` to ``test/7``. There is no validation
+    split: it is cut out of train (``val_from``), so that the test split stays the published one.
+    """
+
+    classes = RAF_DB
+
+    def images_of(self, root: Path, class_names: Sequence[str]) -> list[FoundImage]:
         lists = sorted(root.rglob("list_pa*tition_label.txt"))  # as it is spelt there
         if lists:
             images = _raf_db_list(lists[0])
@@ -70,44 +88,21 @@ class RafDb(ImageFiles):
                 f"{root} is not RAF-DB as it is distributed: EmoLabel/list_patition_label.txt beside Image/, or "
                 "train/1 to train/7 and test/1 to test/7. For another layout take data=image_folder or data=image_list."
             )
-        super().__init__(
-            root=root,
-            images=_of_classes(images, class_names),
-            class_names=class_names,
-            cache_dir=cache_dir,
-            **options,
-        )
+        return _of_classes(images, class_names)
 
 
-class AffectNet(ImageFiles):
+class AffectNet(PublishedSet):
     """AffectNet (Mollahosseini et al. 2017): faces of the web in eight classes, without the label-free ones.
 
     Taken: the lists ``training.csv`` and ``validation.csv`` with their images; folders ``train_set`` and ``val_set``
     with ``images/`` and ``annotations/<name>_exp.npy``. The test split was never published: the published validation
     images are the test split here, as in the literature, and validation is cut out of train (``val_from``). Images
     labelled none, uncertain or no face are left out and counted. Images are taken as they are, without ``face_x`` etc.
-
-    Args:
-        path: the folder, or an archive of it.
-        cache_dir: the root of the content-keyed cache.
-        data_dir: where a relative ``path`` is looked for as well.
-        class_names: the classes that are read, in the order of the labels; without Contempt there are seven.
-        options: what every :class:`ImageFiles` takes.
-
-    Raises:
-        UserError: another layout.
     """
 
-    def __init__(
-        self,
-        *,
-        path: str | Path,
-        cache_dir: str | Path,
-        data_dir: str | Path | None = None,
-        class_names: Sequence[str] = AFFECT_NET,
-        **options: Any,
-    ) -> None:
-        root = _folder(path, data_dir, cache_dir)
+    classes = AFFECT_NET
+
+    def images_of(self, root: Path, class_names: Sequence[str]) -> list[FoundImage]:
         images = _affect_net_lists(root) or _affect_net_annotations(root)
         if not images:
             raise UserError(
@@ -118,42 +113,19 @@ class AffectNet(ImageFiles):
         if rest:
             log.info("%d of %d images are labelled none, uncertain or no face: left out.", len(rest), len(images))
         images = [image for image in images if image.class_name not in _AFFECT_NET_REST.values()]
-        super().__init__(
-            root=root,
-            images=_of_classes(images, class_names),
-            class_names=class_names,
-            cache_dir=cache_dir,
-            **options,
-        )
+        return _of_classes(images, class_names)
 
 
-class FerPlusFolders(ImageFiles):
+class FerPlusFolders(PublishedSet):
     """FER+ as its authors' script writes it: ``FER2013Train``, ``FER2013Valid``, ``FER2013Test`` with ``label.csv``.
 
     An image's label is the class with most of its ten votes, the first in class order where there is a tie. Images on
     which unknown or not-a-face has more votes than every class are left out and counted. The votes come as annotations.
-
-    Args:
-        path: the folder that holds the three, or an archive of it.
-        cache_dir: the root of the content-keyed cache.
-        data_dir: where a relative ``path`` is looked for as well.
-        class_names: the classes that are read, in the order of the labels.
-        options: what every :class:`ImageFiles` takes.
-
-    Raises:
-        UserError: another layout, or votes that are no numbers.
     """
 
-    def __init__(
-        self,
-        *,
-        path: str | Path,
-        cache_dir: str | Path,
-        data_dir: str | Path | None = None,
-        class_names: Sequence[str] = FER_PLUS,
-        **options: Any,
-    ) -> None:
-        root = _folder(path, data_dir, cache_dir)
+    classes = FER_PLUS
+
+    def images_of(self, root: Path, class_names: Sequence[str]) -> list[FoundImage]:
         holding = [place for place in (root, root / "data") if (place / "FER2013Train" / "label.csv").is_file()]
         if not holding:
             raise UserError(
@@ -175,7 +147,7 @@ class FerPlusFolders(ImageFiles):
             log.info("%d of %d images have no class with most votes: left out.", left_out, len(rows))
         self.votes: Tensor = torch.tensor(votes, dtype=torch.float32)
         self._columns = columns
-        super().__init__(root=root, images=images, class_names=class_names, cache_dir=cache_dir, **options)
+        return images
 
     def annotations(self) -> dict[str, Annotations]:
         """Each class's and each other answer's share of the votes on every image."""
@@ -190,14 +162,13 @@ class FerPlusFolders(ImageFiles):
 def _folder(path: str | Path, data_dir: str | Path | None, cache_dir: str | Path) -> Path:
     if path is None:
         raise UserError("data.path is not given: name the folder of the data set, or an archive of it (docs/data.md).")
-    given = Path(path).expanduser()
-    places = [given.absolute(), *([Path(data_dir).expanduser().absolute() / given] if data_dir is not None else [])]
+    places = places_of(path, data_dir)
     for place in places:
         if place.is_dir():
             return place
         if place.is_file() and is_archive(place):
             return unpacked(place, Cache(cache_dir))
-    raise UserError(f"data.path: there is no folder or archive {' nor '.join(map(str, dict.fromkeys(places)))}.")
+    raise UserError(f"data.path: there is no folder or archive {' nor '.join(map(str, places))}.")
 
 
 def _of_classes(images: Sequence[FoundImage], class_names: Sequence[str]) -> list[FoundImage]:

@@ -10,7 +10,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from sklearn.linear_model import lasso_path
 from torch import Tensor
 
 from emodissect.core.errors import UserError
@@ -240,6 +239,8 @@ class _Products(NamedTuple):
 
 def _candidates(products: _Products, penalty: float, most: int) -> Int64[Tensor, "neuron candidate"]:
     """The concepts of largest lasso weight of each neuron, the heaviest first; ties, and zeros, by their number."""
+    from sklearn.linear_model import lasso_path  # most of a second, which only this waits for
+
     gram, cross, images = products
     concepts, neurons = cross.shape
     most = min(most, concepts)

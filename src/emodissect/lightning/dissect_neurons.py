@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ from torch import Tensor, nn
 
 from emodissect.concepts import Scorer
 from emodissect.core.errors import UserError
-from emodissect.data.batches import class_labels, ids_of, images_of, labels_of
+from emodissect.data.batches import class_labels, images_of, labels_of, placed_ids
 from emodissect.data.image_source import class_names_of, image_set
 from emodissect.data.images import UNKNOWN_LABEL, ImageSet
 from emodissect.dissection.dissect import Concepts, Labeller, record_layers
 from emodissect.dissection.labels import REFERENCE_LEVEL, Dissection, Labelling
-from emodissect.lightning.tracking import dissection_metrics, log_dissection
+from emodissect.lightning.tracking import dissection_metrics, finite, log_dissection
 from emodissect.models.network_input import NetworkInput, Transform
 from emodissect.recording import ActivationCollector, LayerActivations, resolve_layers
 from emodissect.recording.pooling import ChannelsLast
@@ -95,10 +94,7 @@ class RecordActivations(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert self._collector is not None
-        ids = ids_of(batch)
-        if ids is None:  # a distributed sampler deals images out in turn
-            mine = torch.arange(self._seen, self._seen + len(images_of(batch)))
-            ids = mine * trainer.world_size + trainer.global_rank
+        ids = placed_ids(batch, len(images_of(batch)), self._seen, trainer.global_rank, trainer.world_size)
         self._seen += len(ids)
         self._collector.update(ids)
 
@@ -243,9 +239,8 @@ class DissectNeurons(RecordActivations):
 
     def _log(self, pl_module: LightningModule) -> None:
         assert self.dissection is not None
-        figures = {name: value for name, value in dissection_metrics(self.dissection).items() if math.isfinite(value)}
         # every process has the same labels: nothing is left to synchronise
-        pl_module.log_dict(figures, rank_zero_only=False, batch_size=1)
+        pl_module.log_dict(finite(dissection_metrics(self.dissection)), rank_zero_only=False, batch_size=1)
 
     def _probe_of(self, trainer: Trainer) -> tuple[ImageSet, Sequence[str]]:
         """The probe images as given, and the classes' names."""

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from emodissect.data.batches import images_of
 from emodissect.editing.edit import Edit, edited
 from emodissect.lightning.dissect_neurons import part_of
-from emodissect.lightning.tracking import edit_metrics
+from emodissect.lightning.tracking import edit_metrics, finite
 from emodissect.models.logits import LogitsOf, logits_of
 from emodissect.models.predictions import Predictions
 from emodissect.recording.gather import gathered
 from emodissect.studies.comparison import Comparison, compare
-from emodissect.studies.study import check_classes, evaluated_row
+from emodissect.studies.study import evaluated_row, predictions_of
 
 
 class EvaluateEdit(Callback):
@@ -105,11 +103,7 @@ class EvaluateEdit(Callback):
 
     def _compare(self, module: LightningModule, stage: str) -> None:
         rows = [row for part in gathered(self._rows) for row in part]
-        ids, labels, before, after = (torch.cat(parts) for parts in zip(*rows, strict=True))
-        check_classes(labels, before.shape[1])
-        self.before = Predictions.placed(ids, labels, before)
-        self.after = Predictions.placed(ids, labels, after)
+        self.before, self.after = predictions_of(rows)
         self.comparison = compare(self.before, self.after)
-        figures = {name: value for name, value in edit_metrics(self.comparison, stage).items() if math.isfinite(value)}
         # every process has the same rows: nothing is left to synchronise
-        module.log_dict(figures, rank_zero_only=False, batch_size=1)
+        module.log_dict(finite(edit_metrics(self.comparison, stage)), rank_zero_only=False, batch_size=1)

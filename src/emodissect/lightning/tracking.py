@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,14 +20,19 @@ from emodissect.studies import EditStudy
 from emodissect.studies.comparison import Comparison
 
 
+def finite(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics that are finite numbers: no logging back end can draw the others."""
+    return {name: float(value) for name, value in metrics.items() if value is not None and np.isfinite(value)}
+
+
 def log_metrics(loggers: Iterable[Logger], metrics: Mapping[str, float], step: int | None = None) -> None:
     """Sends finite numbers to every logger: points of curves where a step is given, else results of the whole run."""
-    finite = {name: float(value) for name, value in metrics.items() if value is not None and np.isfinite(value)}
+    numbers = finite(metrics)
     for sink in sinks_of(loggers):
         if step is None:
-            sink.summary(finite)
+            sink.summary(numbers)
         else:
-            sink.metrics(finite, step)
+            sink.metrics(numbers, step)
 
 
 def log_history(loggers: Iterable[Logger], history: pd.DataFrame) -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from emodissect.core.errors import UserError
 from emodissect.core.evaluation_mode import evaluating
-from emodissect.data.batches import class_labels, ids_of, images_of, labels_of
+from emodissect.data.batches import class_labels, images_of, labels_of, placed_ids
 from emodissect.data.image_source import image_set
 from emodissect.data.images import ImageSet, image_loader
 from emodissect.dissection.labels import Dissection
@@ -82,9 +82,7 @@ def evaluate_edit(
             seen += len(before)
     if not rows:
         raise UserError("data holds no images, so the edit cannot be evaluated.")
-    ids, labels, before, after = (torch.cat(parts) for parts in zip(*rows, strict=True))
-    check_classes(labels, before.shape[1], class_names)
-    return compare(Predictions.placed(ids, labels, before), Predictions.placed(ids, labels, after))
+    return compare(*predictions_of(rows, class_names))
 
 
 def study(
@@ -189,22 +187,28 @@ def _batches(data: Any, batch_size: int) -> Iterable[Any]:
     return image_loader(image_set(data, as_given=True), batch_size)
 
 
+def predictions_of(
+    rows: Sequence[tuple[Tensor, ...]], class_names: Sequence[str] | None = None
+) -> tuple[Predictions, Predictions]:
+    """The predictions before and after an edit from all batches' rows. Raises UserError as :func:`check_classes`."""
+    ids, labels, before, after = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    check_classes(labels, before.shape[1], class_names)
+    return Predictions.placed(ids, labels, before), Predictions.placed(ids, labels, after)
+
+
 def evaluated_row(
     batch: Any, before: Tensor, after: Tensor, seen: int, rank: int = 0, processes: int = 1
 ) -> tuple[Tensor, ...]:
-    """Ids, labels and both logits of a batch, on the CPU.
-
-    Images without ids are numbered from ``seen`` on; a distributed sampler deals them out to processes in turn.
+    """Ids (see ``placed_ids``), labels and both logits of a batch, on the CPU.
 
     Raises:
         UserError: the batch has no labels.
     """
-    labels, ids = labels_of(batch), ids_of(batch)
+    labels = labels_of(batch)
     if labels is None:
         raise UserError("The batches have no labels, so accuracy is not defined. Give (image, label) pairs or dicts.")
-    numbered = torch.arange(seen, seen + len(before)) * processes + rank if ids is None else ids.cpu()
-    known = class_labels(labels, len(before))
-    return numbered, known, before.detach().float().cpu(), after.detach().float().cpu()
+    ids, known = placed_ids(batch, len(before), seen, rank, processes), class_labels(labels, len(before))
+    return ids, known, before.detach().float().cpu(), after.detach().float().cpu()
 
 
 def _listed(given: Any) -> list[Any]:
