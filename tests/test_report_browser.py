@@ -117,7 +117,7 @@ def test_a_permalink_opens_one_neuron_with_all_its_answers(browser: Any, pages: 
     sync_api.expect(tab.locator(".card")).to_have_count(1)
     card = tab.locator(".card")
     assert "edited: × 1.5" in card.inner_text()
-    assert card.locator(".response .row").count() == 3
+    sync_api.expect(card.locator(".response .row")).to_have_count(3)  # drawn when its details open, in a later task
     assert card.locator(".response .dot").count() == 10  # its top images
     assert [row.inner_text() for row in card.locator(".effects .number").all()] == ["0.040", "0.050", "0.060"]
     assert card.locator(".profile .row").count() == 3
