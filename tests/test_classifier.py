@@ -187,6 +187,25 @@ def test_label_smoothing_is_that_of_its_formula(soft: bool) -> None:
     torch.testing.assert_close(classifier.training_step(batch, 0), expected)
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_mixup_is_that_of_its_formula(soft: bool) -> None:
+    classifier, batch = small(mixup=0.4), whole(faces())
+    targets = F.one_hot(batch.labels, 7).float()
+    if soft:
+        targets = torch.softmax(torch.randn(20, 7, generator=torch.Generator().manual_seed(1)), dim=1)
+        classifier.set_soft_labels(batch.ids, targets)
+    torch.manual_seed(3)
+    loss = classifier.training_step(batch, 0)
+    torch.manual_seed(3)
+    share = torch.distributions.Beta(0.4, 0.4).sample()
+    inputs = batch.images[:, 0, 4, :7].float() / 255
+    inputs, targets = (share * part + (1 - share) * part.roll(1, 0) for part in (inputs, targets))
+    torch.testing.assert_close(loss, -(targets * F.log_softmax(inputs, dim=1)).sum(1).mean())
+    assert 0.01 < share < 0.99
+    with pytest.raises(UserError, match=r"mixup=-1"):
+        small(mixup=-1.0)
+
+
 def test_wrong_soft_labels_are_refused() -> None:
     ids = torch.arange(2)
     with pytest.raises(UserError, match=r"\(2, 6\) for 2 images and 7 classes"):

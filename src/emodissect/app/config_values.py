@@ -49,6 +49,7 @@ ACCEPTED: Mapping[str, Any] = {
     **dict.fromkeys((f"paths.{name}" for name in ("root_dir", "data_dir", "log_dir", "cache_dir", "run_dir")), str),
     **dict.fromkeys(("training.ten_crop", "training.channels_last", "training.compile"), bool),
     "training.label_smoothing": Annotated[float, Field(ge=0, lt=1)],
+    "training.mixup": Annotated[float, Field(ge=0)],
     "probe.limit": Annotated[int, Field(ge=2)] | None,
     **dict.fromkeys(("probe.top_images", "probe.null_draws", "probe.batch_size"), Positive),
     "quality.noise": NonNegative,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchvision.transforms.v2 import MixUp
 
 from emodissect.core.errors import UserError
 from emodissect.core.evaluation_mode import evaluating
@@ -47,6 +48,8 @@ class Classifier(LightningModule):
         scheduler: makes a schedule of the optimizer; None keeps the rate (see `schedules.schedule`).
         class_order: the network's classes in the order of its outputs; None where it is the data's.
         label_smoothing: share of each target that is spread over all classes.
+        mixup: alpha of mixup (Zhang et al. 2018): each training image is blended with another of its batch, targets too,
+            by a share drawn from Beta(alpha, alpha); 0 blends none.
         ten_crop: train on ten crops of each image instead of one view.
         channels_last: keep images and convolutions with channels innermost (faster on CPUs and tensor cores) where
             :meth:`prepare` finds that the network gives the same output.
@@ -74,6 +77,7 @@ class Classifier(LightningModule):
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         class_order: Sequence[str] | None = None,
         label_smoothing: float = 0.0,
+        mixup: float = 0.0,
         ten_crop: bool = False,
         channels_last: bool = True,
         compile: bool = False,
@@ -84,11 +88,14 @@ class Classifier(LightningModule):
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing={label_smoothing}: a share in [0, 1) is accepted.")
+        if not 0 <= mixup < float("inf"):
+            raise UserError(f"mixup={mixup}: alpha must be a number >= 0, such as 0.2; 0 blends no images.")
         self.save_hyperparameters(
             {
                 "class_names": [str(name) for name in class_names],
                 "class_order": None if class_order is None else [str(name) for name in class_order],
                 "label_smoothing": float(label_smoothing),
+                "mixup": float(mixup),
                 "ten_crop": bool(ten_crop),
                 "model": _plain(model_config or {}),
             },
@@ -100,6 +107,7 @@ class Classifier(LightningModule):
         self.augment = augment if augment is not None else Augmentation()
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.label_smoothing, self.ten_crop, self.monitor = label_smoothing, ten_crop, monitor
+        self.mixup = MixUp(alpha=mixup, num_classes=len(self.class_names)) if mixup else None
         self.channels_last, self.compiled = False, compile
         self._wants_channels_last = channels_last
         self.register_buffer("columns", output_columns(self.class_names, class_order), persistent=False)
@@ -274,7 +282,10 @@ class Classifier(LightningModule):
             targets = targets.repeat(views, *[1] * (targets.ndim - 1))
         else:
             inputs, views = self.preprocess(images), 1
-        logits = self._logits(self.augment.after_crop(inputs)).float()
+        inputs = self.augment.after_crop(inputs)
+        if self.mixup is not None:
+            inputs, targets = self.mixup(inputs, targets)
+        logits = self._logits(inputs).float()
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         self._require_finite(loss, batch_idx)
         predicted = logits.detach().unflatten(0, (views, -1)).mean(dim=0).argmax(dim=1)
