@@ -30,6 +30,7 @@ from emodissect.models.predictions import Inference
 from emodissect.models.preprocessing import Preprocess
 from emodissect.studies import EditStudy, run_study
 from emodissect.studies.baselines import (
+    LADDER,
     Baseline,
     LearnedScale,
     MirrorView,
@@ -207,6 +208,10 @@ def test_ten_crops_where_the_network_takes_crops() -> None:
     # The head of a network of ten views is fitted on the mean of what they give it.
     logits = RefittedHead().fit(several)[0](several)
     assert logits.shape == (len(TEST), CLASSES)
+
+
+def test_the_library_has_every_entry_of_the_group() -> None:
+    assert sorted(baseline.name for baseline in LADDER) == ENTRIES
 
 
 @pytest.mark.parametrize("name", ENTRIES)

@@ -2,60 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from emodissect.core.errors import UserError
-from emodissect.editing.affine import ScalingAndShifting
-from emodissect.editing.operations import Change, Operation, Scaling, Target
+from emodissect.editing.operations import Operation, Scaling, Target
+from emodissect.editing.other_weights import OtherWeights, change_of_neurons, fitting_weights, of_chosen
 from emodissect.editing.rules import Rule
 from emodissect.models.checkpoints import read_state_dict
 
 _TABLES = (".csv", ".txt")
-_CLOSE = 1e-5  # relative: what float32 rounding of a product leaves
-
-
-@dataclass(frozen=True, eq=False)
-class OtherWeights(Operation):
-    """All of a network's weights replaced by those of a file, where they are no scaling of the layer's neurons.
-
-    Its neurons have no values, so there are no random neurons to compare it with; it is always evaluated in full.
-
-    Args:
-        values: zeros, one a neuron.
-        path: a checkpoint of the same architecture.
-    """
-
-    neutral = 0.0
-    of_neurons: ClassVar[bool] = False
-    path: str = ""
-
-    def on_weights(self, target: Target) -> Sequence[Change]:
-        state = target.network.state_dict(keep_vars=True)
-        given = fitting_state(self.path, target.network)
-        return [Change(state[name], _constant(value)) for name, value in given.items()]
-
-    def on_output(self, output: Float[Tensor, "image neuron *position"], target: Target) -> Tensor:
-        raise TypeError("other weights are no change of the layer's output")
-
-    @property
-    def is_identity(self) -> bool:
-        return False
-
-    @property
-    def size(self) -> float:
-        return 1.0
-
-    def permuted(self, order: Int64[Tensor, " neuron"]) -> Self:
-        return self
 
 
 @dataclass(frozen=True)
@@ -88,11 +51,7 @@ class FromCheckpoint(Rule):
     def operation(self, selected: Bool[Tensor, " neuron"], similarity: Float[Tensor, " neuron"]) -> Operation:
         if self.found is None:
             raise UserError("edit=from_checkpoint reads the network first: call rule.fitted(EditedLogits(...)).")
-        if not self.found.of_neurons:
-            return self.found
-        neutral = torch.tensor(self.found.neutral)
-        chosen = selected.reshape(-1, *[1] * (self.found.values.ndim - 1))
-        return replace(self.found, values=torch.where(chosen, self.found.values, neutral))
+        return of_chosen(self.found, selected)
 
 
 def operation_in(path: str | Path, network: nn.Module, layer: str) -> Operation:
@@ -104,46 +63,9 @@ def operation_in(path: str | Path, network: nn.Module, layer: str) -> Operation:
     target = Target(network, layer)
     if Path(path).suffix.lower() in _TABLES:
         return Scaling(_numbers(path, target))
-    given = fitting_state(path, network)
-    own = network.state_dict()
-    changed = {name for name, value in given.items() if not torch.equal(value, own[name].cpu())}
-    if not changed:
-        raise UserError(f"edit.path={path} holds the very weights of this network: nothing was edited.")
-    weight, bias = f"{layer}.weight", f"{layer}.bias"
-    scale = row_scale(own[weight].cpu(), given[weight]) if changed <= {weight, bias} else None
-    if scale is None:
-        return OtherWeights(torch.zeros(target.neurons), path=str(path))
-    if bias not in changed:
-        return Scaling(scale)
-    if torch.allclose(given[bias], scale * own[bias].cpu(), rtol=_CLOSE, atol=1e-8):
-        return Scaling(scale, "weight_and_bias")
-    return ScalingAndShifting(torch.stack([scale, given[bias] - scale * own[bias].cpu()], 1))
-
-
-def fitting_state(path: str | Path, network: nn.Module) -> dict[str, Tensor]:
-    """A file's weights by the network's own names.
-
-    Raises:
-        UserError: a weight is missing or has another shape.
-    """
-    given, own = read_state_dict(path), network.state_dict()
-    wanted = [name for name in own if not name.endswith("num_batches_tracked")]
-    absent = [name for name in wanted if name not in given or given[name].shape != own[name].shape]
-    if absent:
-        raise UserError(
-            f"edit.path={path} is of another network: {len(absent)} of {len(wanted)} weights are missing or have "
-            f"another shape, the first '{absent[0]}'. An edited network of the same architecture is accepted."
-        )
-    return {name: given[name].to(own[name].dtype).cpu() for name in wanted}
-
-
-def row_scale(before: Tensor, after: Tensor) -> Float[Tensor, " neuron"] | None:
-    """The number that each row was multiplied by; None where a row changed otherwise."""
-    old, new = before.flatten(1).double(), after.flatten(1).double()
-    length = (old**2).sum(1)
-    scale = torch.where(length > 0, (old * new).sum(1) / length.clamp_min(1e-300), torch.ones_like(length))
-    rest = (new - scale[:, None] * old).norm(dim=1)
-    return None if bool((rest > _CLOSE * new.norm(dim=1).clamp_min(1e-12)).any()) else scale.float()
+    given = fitting_weights(read_state_dict(path), network, f"edit.path={path}")
+    found = change_of_neurons(given, network, layer, f"edit.path={path}")
+    return found or OtherWeights(torch.zeros(target.neurons), path=str(path))
 
 
 def _numbers(path: str | Path, target: Target) -> Float[Tensor, " neuron"]:
@@ -161,7 +83,3 @@ def _numbers(path: str | Path, target: Target) -> Float[Tensor, " neuron"]:
             f"edit.path={path} holds {len(numbers)} numbers, and layer '{target.layer}' has {target.neurons} neurons."
         )
     return torch.from_numpy(numbers).float()
-
-
-def _constant(value: Tensor) -> Any:
-    return lambda old: value.to(old)

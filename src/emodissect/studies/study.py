@@ -16,14 +16,19 @@ from emodissect.data.image_source import image_set
 from emodissect.data.images import ImageSet, image_loader
 from emodissect.dissection.labels import Dissection
 from emodissect.editing.edit import Edit, edited
+from emodissect.editing.from_function import FromFunction
 from emodissect.editing.rules import Rule, Scale
-from emodissect.editing.selection import Selection, Tau
+from emodissect.editing.selection import AllNeurons, Selection, Tau
 from emodissect.models.logits import LogitsOf, as_logits, logits_of
 from emodissect.models.network_input import NetworkInput, Transform, on_device
 from emodissect.models.predictions import Inference, Predictions
+from emodissect.studies.baselines import LADDER, Baseline
 from emodissect.studies.comparison import Comparison, compare
 from emodissect.studies.result import EditStudy
 from emodissect.studies.run import run_study
+
+Change = Rule | Callable[[nn.Module], nn.Module | None]
+"""A rule, or a function that edits a copy of the network."""
 
 
 def evaluate_edit(
@@ -93,7 +98,9 @@ def study(
     *,
     layers: str | Sequence[str] | None = None,
     selections: Selection | Sequence[Selection] | None = None,
-    rules: Rule | Sequence[Rule] | None = None,
+    rules: Change | Sequence[Change] | None = None,
+    baselines: Sequence[Baseline] = LADDER,
+    train: Any = None,
     transform: Transform | None = None,
     class_names: Sequence[str] | None = None,
     metric: str = "accuracy",
@@ -113,8 +120,14 @@ def study(
         val: images that the edit is chosen on, with labels, in any form that ``evaluate_edit`` takes.
         test: images that are read once, for the chosen edit and its controls.
         layers: whose neurons are edited, one layer at a time; None takes every layer of the labels.
-        selections: which neurons count as chosen; None is the published one, similarity above the labels' tau.
-        rules: what is done to them; None is the published one, times 1.5 and the others divided by it.
+        selections: which neurons count as chosen; None is the published one, similarity above the labels' tau, and
+            every neuron for functions.
+        rules: what is done to them; None is the published one, times 1.5 and the others divided by it. A function is
+            given a copy of the network and returns it edited, or edits it in place: see
+            :class:`~emodissect.editing.from_function.FromFunction`. Several are a grid.
+        baselines: cheap alternatives that are fitted on `val` and compared on `test`, `[]` for none. They take seconds
+            where the network can be cut behind the layer, and many full passes where it cannot.
+        train: training images that they are fitted on as well, in any form that `val` takes.
         transform, class_names, device: as in ``evaluate_edit``.
         metric: what validation chooses by.
         alpha: level at which a gain is claimed.
@@ -137,23 +150,29 @@ def study(
         if chosen_on.fingerprint() == judged_on.fingerprint() and not select_on_test:
             raise UserError("val and test are the same images: an edit chosen on them would be evaluated on them.")
         judged_on = ImageSet(judged_on.images, judged_on.labels, judged_on.ids + int(chosen_on.ids.max()) + 1)
-    for name, images in (("val", chosen_on), ("test", judged_on)):
+    learned_on = None if train is None else image_set(train, as_given=True, progress=progress)
+    given = {"val": chosen_on, "test": judged_on} | ({} if learned_on is None else {"train": learned_on})
+    for name, images in given.items():
         if not images.labelled:
             raise UserError(f"{name} has no labels, so accuracy is not defined. Give (image, label) pairs.")
+    listed = [rule if isinstance(rule, Rule) else FromFunction(rule) for rule in _listed(rules)] or [Scale(1.5)]
+    by_function = all(isinstance(rule, FromFunction) for rule in listed)
     with on_device(network, device):
         inputs = NetworkInput(network, transform, chosen_on.images[:2])
         with evaluating(network), torch.no_grad():
             classes = logits_of(network, inputs(chosen_on.images[:2])).shape[1]
-        for images in (chosen_on, judged_on):
+        for images in given.values():
             check_classes(images.labels, classes, class_names)
         return run_study(
             Inference(inputs, network, as_logits),
             [layers] if isinstance(layers, str) else list(layers or labels.layers["layer"]),
             labels.neurons,
-            _listed(selections) or [Tau(labels.tau)],
-            _listed(rules) or [Scale(1.5)],
+            _listed(selections) or [AllNeurons() if by_function else Tau(labels.tau)],
+            listed,
             chosen_on,
             judged_on,
+            baselines=baselines,
+            train=learned_on,
             metric=metric,
             select_on_test=select_on_test,
             alpha=alpha,

@@ -8,7 +8,11 @@ from emodissect.studies.baselines.temperature import TemperatureAndBiases
 from emodissect.studies.baselines.views import MirrorView, TenCrops
 from emodissect.studies.baselines.with_edit import recalibrated_rows, refitted_head_rows
 
+LADDER: tuple[Baseline, ...] = (TemperatureAndBiases(), LearnedScale(), RefittedHead(), MirrorView(), TenCrops())
+"""Every cheap alternative, as `study.baselines=null` takes them."""
+
 __all__ = [
+    "LADDER",
     "Baseline",
     "LearnedScale",
     "MirrorView",
