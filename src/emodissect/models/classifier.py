@@ -48,8 +48,8 @@ class Classifier(LightningModule):
         scheduler: makes a schedule of the optimizer; None keeps the rate (see `schedules.schedule`).
         class_order: the network's classes in the order of its outputs; None where it is the data's.
         label_smoothing: share of each target that is spread over all classes.
-        mixup: alpha of mixup (Zhang et al. 2018): each training image is blended with another of its batch, targets too,
-            by a share drawn from Beta(alpha, alpha); 0 blends none.
+        mixup: alpha of mixup (Zhang et al. 2018): each training image is blended with another of its batch, targets
+            too, by a share drawn from Beta(alpha, alpha); 0 blends none.
         ten_crop: train on ten crops of each image instead of one view.
         channels_last: keep images and convolutions with channels innermost (faster on CPUs and tensor cores) where
             :meth:`prepare` finds that the network gives the same output.
