@@ -17,7 +17,7 @@ from torch import Tensor
 from emodissect.concepts.concept_set import ConceptSet
 from emodissect.concepts.scores import ConceptScores
 from emodissect.core.cache import Cache, file_hash
-from emodissect.core.errors import UserError, nearest
+from emodissect.core.errors import UserError, listed, nearest
 from emodissect.core.parquet_files import read_parquet
 from emodissect.core.spelling import class_key, name_key
 from emodissect.data.images import Annotations, ImageSet
@@ -155,9 +155,9 @@ def _columns(table: Annotations, concepts: ConceptSet, where: str) -> Float[Tens
     column = {name_key(name): index for index, name in enumerate(table.names)}
     missing = [name for name in concepts.names if name_key(name) not in column]
     if missing:
-        listed = ", ".join(f"'{name}'" for name in missing[:8]) + (", …" if len(missing) > 8 else "")
         raise UserError(
-            f"{len(missing):,} of {len(concepts):,} concepts are missing from {where}: {listed}. "
+            f"{len(missing):,} of {len(concepts):,} concepts are missing from {where}: "
+            f"{listed(map(repr, missing))}. "
             f"{nearest(missing[0], table.names)} For concepts that are classes, scorer.source=labels needs no columns."
         )
     return table.values[:, [column[name_key(name)] for name in concepts.names]].float()
@@ -166,9 +166,9 @@ def _columns(table: Annotations, concepts: ConceptSet, where: str) -> Float[Tens
 def _demand_classes(some: Tensor, concepts: ConceptSet, source: str) -> None:
     without = [name for name, has in zip(concepts.names, some.tolist(), strict=True) if not has]
     if without:
-        listed = ", ".join(f"'{name}'" for name in without[:8]) + (", …" if len(without) > 8 else "")
         raise UserError(
             f"scorer.source={source} needs the classes each concept stands for; {len(without):,} of {len(concepts):,} "
-            f"in {concepts.origin} have none: {listed}. Write them into the concept file (docs/concepts.md), or use "
+            f"in {concepts.origin} have none: {listed(map(repr, without))}. "
+            "Write them into the concept file (docs/concepts.md), or use "
             "scorer=clip, which needs none."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from emodissect.concepts.open_clip_model import OpenClip
 from emodissect.concepts.scores import ConceptScores
 from emodissect.concepts.templates import prompts, resolve_templates
 from emodissect.core.cache import Cache
-from emodissect.core.errors import UserError, nearest
+from emodissect.core.errors import UserError, listed, nearest
 from emodissect.core.fingerprint import fingerprint
 from emodissect.core.progress import progress_bar
 from emodissect.core.tensor_files import save_tensors
@@ -164,7 +164,7 @@ class ClipScorer:
                 f" ({held:,} are cached already)" if held else "",
             )
         shards: list[Tensor] = []
-        with self._bar(what, missing) as advance:
+        with progress_bar(f"CLIP: {what}", missing if self.progress else 0) as advance:
             for part, key in zip(parts, keys, strict=True):
 
                 def write(folder: Path, part: Any = part) -> None:
@@ -186,14 +186,6 @@ class ClipScorer:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=_PRECISIONS[self.precision])
-
-    @contextmanager
-    def _bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        if not (self.progress and total):
-            yield lambda count: None
-            return
-        with progress_bar(f"CLIP: {what}", total) as advance:
-            yield advance
 
     def _warn_of_lost_words(self, concepts: Sequence[str]) -> None:
         """Names the texts that are cut at the context length, and those that the tokenizer makes equal."""
@@ -222,12 +214,11 @@ class ClipScorer:
         unknown = {name: words for name in concepts if (words := self.clip.unknown_words(name))}
         if not unknown:
             return
-        listed = "; ".join(f"{', '.join(map(repr, words))} in '{name}'" for name, words in list(unknown.items())[:8])
-        more = f"; and so in {len(unknown) - 8:,} concepts more" if len(unknown) > 8 else ""
+        words_in = [f"{' and '.join(map(repr, words))} in '{name}'" for name, words in unknown.items()]
         log.warning(
             "%s never saw these words: %s. Labels with them mean little. A CLIP trained on the open world knows them: "
             "clip=vit_b_16.",
-            *(self.clip.model_name, listed + more),
+            *(self.clip.model_name, listed(words_in, _SHOWN)),
         )
 
 
@@ -271,8 +262,7 @@ def _read_shard(folder: Path) -> Float[Tensor, "item embedding"]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(f"'{name[:60]}'" for name in names[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
+    return listed((f"'{name[:60]}'" for name in names), _SHOWN)
 
 
 def _starts(items: Any, scorer: ClipScorer) -> range:

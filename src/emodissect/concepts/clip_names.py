@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emodissect.core.errors import UserError, nearest
+from emodissect.core.errors import UserError, nearest, reason
 from emodissect.core.tensor_files import check_archive, is_torchscript, torchscript_tensors
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _architecture_of(path: Path) -> str:
         check_archive(path)
         state = torchscript_tensors(path) if openai else open_clip.factory.load_state_dict(str(path))
     except Exception as error:  # of a stranger's file
-        raise UserError(f"The CLIP weights {path} cannot be read: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"The CLIP weights {path} cannot be read: {reason(error)}.") from error
     state = {name.removeprefix("module."): value for name, value in state.items()}
     try:
         first, text = state["visual.conv1.weight"], state["text_projection"]

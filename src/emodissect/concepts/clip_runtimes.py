@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from importlib.metadata import version
 from importlib.util import find_spec
 from io import StringIO
@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from emodissect.concepts.open_clip_model import OpenClip
+from emodissect.concepts.open_clip_model import OpenClip, quiet_loading
 from emodissect.core.cache import Cache
-from emodissect.core.errors import UserError, nearest
+from emodissect.core.errors import UserError, nearest, reason
 from emodissect.core.fingerprint import fingerprint
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def _export(clip: OpenClip, runtime: str, example: Tensor, path: Path) -> None:
     log.info("Exporting the image tower of %s for clip.runtime=%s; it is kept.", clip.model_name, runtime)
     whole = path if runtime == "openvino" else path.with_suffix(".fp32")
     try:
-        with _quiet():
+        with quiet_loading(logging.WARNING), redirect_stdout(StringIO()):  # exporters report each step
             torch.onnx.export(
                 _ImageTower(clip.model).eval(),
                 (example.contiguous(),),
@@ -115,7 +115,7 @@ def _export(clip: OpenClip, runtime: str, example: Tensor, path: Path) -> None:
     except Exception as error:  # whatever an exporter raises for an architecture that it does not know
         raise UserError(
             f"The image tower of {clip.model_name} cannot be exported for clip.runtime={runtime}: "
-            f"{' '.join(str(error).split())[:300]} Use clip.runtime=torch."
+            f"{reason(error)}. Use clip.runtime=torch."
         ) from error
 
 
@@ -134,15 +134,3 @@ def _openvino(path: Path) -> Tower:
     core = openvino.Core()
     model = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_NUM_THREADS": torch.get_num_threads()})
     return lambda images: torch.from_numpy(model(images.contiguous().numpy())[0].copy())
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporters' reports of each step stay out of the terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with redirect_stdout(StringIO()):
-            yield
-    finally:
-        logging.disable(before)

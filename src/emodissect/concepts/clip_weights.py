@@ -16,7 +16,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.pretrained import download_pretrained_from_url
 
-from emodissect.core.errors import UserError
+from emodissect.core.errors import UserError, reason
 
 log = logging.getLogger(__name__)
 
@@ -79,12 +79,12 @@ def _from_hub(repository: str, names: Sequence[str], tried: list[str]) -> Path |
         try:
             return Path(hf_hub_download(repository, name, etag_timeout=_PATIENCE, endpoint=endpoint))
         except LocalEntryNotFoundError as error:
-            tried.append(f"{where} ({_brief(error.__cause__ or error)})")
+            tried.append(f"{where} ({reason(error.__cause__ or error)})")
             return None  # the network, not the name: the next name would wait as long
         except EntryNotFoundError:
             tried.append(f"{where} (no such file)")
         except Exception as error:  # the hub's client raises its own, httpx's or requests' errors, by version
-            tried.append(f"{where} ({_brief(error)})")
+            tried.append(f"{where} ({reason(error)})")
             return None
     return None
 
@@ -99,7 +99,7 @@ def _silence(address: str) -> str | None:
     except urllib.error.HTTPError:
         return None  # it answers
     except OSError as error:
-        return _brief(error)
+        return reason(error)
 
 
 def _from_url(url: str, tried: list[str]) -> Path | None:
@@ -112,10 +112,5 @@ def _from_url(url: str, tried: list[str]) -> Path | None:
             return None
         return Path(download_pretrained_from_url(url))
     except (OSError, RuntimeError) as error:
-        tried.append(f"{url} ({_brief(error)})")
+        tried.append(f"{url} ({reason(error)})")
         return None
-
-
-def _brief(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

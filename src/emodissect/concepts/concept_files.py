@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from emodissect.core.errors import UserError, nearest
+from emodissect.core.errors import UserError, nearest, reason
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def read_rows(path: Path) -> tuple[list[Row], dict[str, int]]:
     except RecursionError as error:
         raise UserError(f"The concept file {path} is nested too deeply for a word list.") from error
     except (yaml.YAMLError, ValueError) as error:  # JSON's errors are ValueErrors
-        raise UserError(f"The concept file {path} cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"The concept file {path} cannot be read: {reason(error)}.") from error
     except _UnexpectedFormError as error:
         raise UserError(f"The concept file {path}: {error}") from error
 

@@ -24,7 +24,7 @@ from emodissect.concepts.clip_images import ClipImages
 from emodissect.concepts.clip_weights import downloaded, offline_advice
 from emodissect.concepts.hugging_face import is_hugging_face, renamed
 from emodissect.core.cache import file_hash
-from emodissect.core.errors import UserError, nearest
+from emodissect.core.errors import UserError, nearest, reason
 from emodissect.core.fingerprint import fingerprint, weights_hash
 from emodissect.core.tensor_files import check_archive, is_torchscript, torchscript_tensors
 from emodissect.data.images import ImageSet
@@ -113,9 +113,7 @@ class OpenClip:
                 self._require_no_code()
                 model = open_clip.create_model(self.model_name, require_pretrained=True)
             except (RuntimeError, OSError, ValueError) as error:
-                raise UserError(
-                    offline_advice(self.model_name, [f"{self.model_name}: {_first_line(error)}"])
-                ) from error
+                raise UserError(offline_advice(self.model_name, [f"{self.model_name}: {reason(error)}"])) from error
             return model
         try:
             check_archive(self.checkpoint)
@@ -133,7 +131,7 @@ class OpenClip:
                 )
         except Exception as error:
             raise UserError(
-                f"The weights {self.checkpoint} do not load as {self.model_name}: {_first_line(error)} Give the "
+                f"The weights {self.checkpoint} do not load as {self.model_name}: {reason(error)}. Give the "
                 "architecture that the file was made with: clip.model_name=<one of open_clip.list_models()>."
             ) from error
         return model
@@ -173,7 +171,7 @@ class OpenClip:
             missing = find_spec("transformers") is None or "sentencepiece" in str(error)
             advice = "It needs the extra: pip install 'emodissect[transformers]'. " if missing else ""
             raise UserError(
-                f"The tokenizer of {self.model_name} is not available on this machine: {_first_line(error)} {advice}"
+                f"The tokenizer of {self.model_name} is not available on this machine: {reason(error)}. {advice}"
                 "Architectures with OpenAI's tokenizer (ViT-B-16, RN50, ...) need nothing further."
             ) from error
 
@@ -241,9 +239,3 @@ def quiet_loading(level: int = logging.INFO) -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[:3])[:400] or type(error).__name__
-    return text if text.endswith(".") else f"{text}."

@@ -28,6 +28,22 @@ def require_number(key: str, given: object) -> None:
         raise UserError(f"{key}={given} is not a number.{several if not isinstance(given, str) else ''}")
 
 
+def reason(error: BaseException, most: int = 300) -> str:
+    """What an error says, on one line of at most ``most`` letters, no full stop; its type where it says nothing."""
+    return " ".join(str(error).split())[:most].rstrip(".") or type(error).__name__
+
+
+def listed(names: Iterable[object], most: int = 8) -> str:
+    """The first names, and how many more there are.
+
+    >>> listed("abcde", most=3)
+    'a, b, c, … (2 more)'
+    """
+    words = list(map(str, names))
+    more = f", … ({len(words) - most:,} more)" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
+
+
 def nearest(word: str, known: Iterable[str], shown: int = 12) -> str:
     """A sentence that helps with an unknown word: the closest known one, and what is known.
 
@@ -42,8 +58,7 @@ def nearest(word: str, known: Iterable[str], shown: int = 12) -> str:
     lowered = {name.lower(): name for name in accepted}
     close = get_close_matches(str(word).lower(), lowered, n=1, cutoff=0.5)
     meant = f"Did you mean '{lowered[close[0]]}'? " if close else ""
-    more = f", … ({len(accepted) - shown} more)" if len(accepted) > shown else ""
-    return f"{meant}Known: {', '.join(accepted[:shown])}{more}."
+    return f"{meant}Known: {listed(accepted, shown)}."
 
 
 def missing_extra(needed_by: str, package: str, extra: str) -> str:

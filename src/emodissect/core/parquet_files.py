@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from emodissect.core.errors import reason
+
 MOST_VALUES = 2**28
 """Values that a table may hold, 2 GiB as numbers. Repeated ones are stored once, so a small file may say any."""
 
@@ -55,7 +57,7 @@ def read_parquet(path: Path, sealed: bool = False) -> pd.DataFrame:
     try:
         return pd.read_parquet(path, page_checksum_verification=True)
     except Exception as error:  # of a damaged file: pyarrow's own, KeyError, TypeError, UnicodeDecodeError ...
-        raise ValueError(" ".join(str(error).split())[:300] or type(error).__name__) from error
+        raise ValueError(reason(error)) from error
 
 
 def _try(path: Path) -> None:

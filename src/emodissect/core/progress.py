@@ -20,8 +20,11 @@ def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]
 
     Args:
         what: the words beside it.
-        total: how far it goes; None where that is not known.
+        total: how far it goes; None where that is not known. No bar for 0.
     """
+    if total == 0:
+        yield lambda count: None
+        return
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     timed = (*columns, TimeElapsedColumn(), TimeRemainingColumn())

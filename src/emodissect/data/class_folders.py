@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emodissect.core.cache import file_hash
-from emodissect.core.errors import UserError
+from emodissect.core.errors import UserError, listed
 from emodissect.data.decoding import ENDINGS
 
 SPLIT_FOLDERS = {
@@ -169,8 +169,7 @@ class _Finder:
         """What was passed over on the way."""
         notes = []
         if self._empty:
-            more = ", …" if len(self._empty) > 5 else ""
-            notes.append(f"Without images: {len(self._empty)} folders ({', '.join(self._empty[:5])}{more}).")
+            notes.append(f"Without images: {len(self._empty)} folders ({listed(self._empty, 5)}).")
         if names := [name for name, count in self._left_by_systems.items() if count]:
             notes.append(f"Left by an operating system, not read: {', '.join(f'{name}/' for name in names)}.")
         if self._other_kinds:

@@ -21,7 +21,7 @@ from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from emodissect.core.errors import UserError
+from emodissect.core.errors import UserError, reason
 from emodissect.core.progress import tracked
 
 log = logging.getLogger(__name__)
@@ -230,4 +230,4 @@ def _read_or_fault(path: Path, size: int, channels: int, fit: str, value_range: 
     try:
         return fitted(decode(path, channels, value_range), size, fit)
     except Exception as error:  # a broken file can make a decoder raise anything
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
+        return reason(error)

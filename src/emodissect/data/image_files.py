@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emodissect.core.errors import UserError, nearest
+from emodissect.core.errors import UserError, listed, nearest
 from emodissect.core.fingerprint import source_hash
 from emodissect.core.progress import tracked
 from emodissect.core.spelling import class_key
@@ -124,8 +124,8 @@ class ImageFiles(FaceDataModule):
         if len(rows) < len(paths):
             left_out = self.origin(torch.nonzero(~readable).flatten())
             log.warning(
-                "data.skip_unreadable: %d of %d files are left out: %s%s.",
-                *(len(left_out), len(paths), ", ".join(left_out[:3]), ", …" if len(left_out) > 3 else ""),
+                "data.skip_unreadable: %d of %d files are left out: %s.",
+                *(len(left_out), len(paths), listed(left_out, 3)),
             )
         large = stored.shape.numel() > self.in_memory
         if large:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from emodissect.core.errors import UserError, nearest
+from emodissect.core.errors import UserError, nearest, reason
 from emodissect.core.tensor_files import check_archive, is_torchscript, torchscript_tensors
 from emodissect.models.file_formats import advice_for, objects_in
 
@@ -155,10 +155,10 @@ def _code(path: Path, error: Exception) -> UserError:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
     return UserError(
-        f"{path} is no checkpoint, or is cut off or damaged ({reason}). Taken: torch files with a state dict, "
-        "Lightning checkpoints, safetensors. If it was downloaded or copied, do that again."
+        f"{path} is no checkpoint, or is cut off or damaged ({reason(error, 160)}). Taken: "
+        "torch files with a state dict, Lightning checkpoints, safetensors. "
+        "If it was downloaded or copied, do that again."
     )
 
 

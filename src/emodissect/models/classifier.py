@@ -15,7 +15,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchvision.transforms.v2 import MixUp
 
-from emodissect.core.errors import UserError
+from emodissect.core.errors import UserError, reason
 from emodissect.core.evaluation_mode import evaluating
 from emodissect.data.images import Batch
 from emodissect.models.augmentation import Augmentation
@@ -214,7 +214,7 @@ class Classifier(LightningModule):
             raise
         except Exception as error:  # whatever a network of others raises
             channels, height, width = inputs.shape[1:]
-            said = " ".join(str(error).split())[:300] or type(error).__name__
+            said = reason(error)
             if isinstance(error, TypeError) and "required positional argument" in said:
                 raise UserError(
                     f"{type(self.network).__name__} needs more than images: {said}. Give its further arguments by "
@@ -222,8 +222,8 @@ class Classifier(LightningModule):
                 ) from error
             raise UserError(
                 f"{type(self.network).__name__} cannot take the images, {channels}x{height}x{width} (channel x height "
-                f"x width): {said} Set model.preprocess.size and model.channels (or model.preprocess.channels) to what "
-                f"it takes, or make it for this size: many of timm's take 'model.arguments={{img_size:{height}}}'."
+                f"x width): {said}. Set model.preprocess.size and model.channels (or model.preprocess.channels) to "
+                f"what it takes, or make it for this size: many of timm's take 'model.arguments={{img_size:{height}}}'."
             ) from error
 
     def check_output(self, output: Any) -> str | None:

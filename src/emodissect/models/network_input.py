@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
-from emodissect.core.errors import UserError
+from emodissect.core.errors import UserError, reason
 from emodissect.core.evaluation_mode import evaluating
 
 Transform = Callable[[Any], Any]
@@ -49,10 +49,10 @@ class NetworkInput:
             self._make = _scaled
         if (error := _fails(network, self(some))) is not None:
             shape = "x".join(map(str, self(some).shape[1:]))
-            said = " ".join(str(error).split())[:300] or type(error).__name__
             advice = "Give what the network needs as transform=." if transform is None else "Check transform=."
             raise UserError(
-                f"{type(network).__name__} cannot take the images, {shape} (channel x height x width): {said} {advice}"
+                f"{type(network).__name__} cannot take the images, {shape} (channel x height x width): "
+                f"{reason(error)}. {advice}"
             ) from error
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def _as_transformed(transform: Transform, some: Tensor) -> Callable[[Tensor], Te
         try:
             made[name], again = way(some), way(some)
         except Exception as error:  # whatever a transform of others raises
-            errors.append(f"{name}: {' '.join(str(error).split())[:150]}")
+            errors.append(f"{name}: {reason(error, 150)}")
             continue
         if not torch.equal(made[name], again):
             raise UserError("transform= gives another result each time: give the transform used for evaluation.")

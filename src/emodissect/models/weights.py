@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from emodissect.core.errors import UserError, nearest
+from emodissect.core.errors import UserError, listed, nearest
 from emodissect.models.checkpoints import checkpoint_arguments, read_state_dict, state_dicts
 from emodissect.models.deep_emotion import DeepEmotion
 from emodissect.models.vgg import VGG
@@ -85,10 +85,9 @@ def load_weights(network: nn.Module, path: str | Path, part: str | None = None) 
     ignored = (*fit.ignored, *fit.foreign)
     _require_finite(fit.state, wanted, network, path)
     if fit.foreign:
-        more = ", …" if len(fit.foreign) > 3 else ""
         log.warning(
-            "%s: all weights of %s are found; %d names that belong to none of its layers are ignored (%s%s).",
-            *(path, type(network).__name__, len(fit.foreign), ", ".join(fit.foreign[:3]), more),
+            "%s: all weights of %s are found; %d names that belong to none of its layers are ignored (%s).",
+            *(path, type(network).__name__, len(fit.foreign), listed(fit.foreign, 3)),
         )
     loaded = {name: value for name, value in fit.state.items() if name in wanted}
     network.load_state_dict(loaded, strict=False)
@@ -201,9 +200,9 @@ def _require_finite(
     }
     bad = {name: count for name, count in bad.items() if count}
     if bad:
-        listed = ", ".join(f"{name} ({count:,} of {state[name].numel():,})" for name, count in list(bad.items())[:3])
+        worst = listed([f"{name} ({count:,} of {state[name].numel():,})" for name, count in bad.items()], 3)
         raise UserError(
-            f"{path} holds NaN or infinite weights in {len(bad)} of {len(state)} tensors: {listed}. The training it "
+            f"{path} holds NaN or infinite weights in {len(bad)} of {len(state)} tensors: {worst}. The training it "
             "comes from diverged: take an earlier checkpoint."
         )
 

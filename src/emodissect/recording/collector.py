@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from emodissect.core.errors import UserError
+from emodissect.core.errors import UserError, listed
 from emodissect.recording.activations import LayerActivations
 from emodissect.recording.gather import LayerPart, Part, gathered, join, own_share, several
 from emodissect.recording.hooks import Recording, record
@@ -228,8 +228,8 @@ def _not_finite(layer: str, ids: Tensor, values: Float[Tensor, "image neuron"]) 
     if not bool(wrong.any()):
         return
     images = ids[wrong.any(1).cpu()].tolist()
-    shown = ", ".join(map(str, images[:8])) + (f", … ({len(images) - 8} more)" if len(images) > 8 else "")
     raise UserError(
         f"Layer {layer!r} gives NaN or infinite activations in {int(wrong.any(0).sum())} of {values.shape[1]} neurons, "
-        f"for image ids {shown}. Look at these images and at the weights; with half precision try trainer.precision=32."
+        f"for image ids {listed(images)}. Look at these images and at the weights; "
+        "with half precision try trainer.precision=32."
     )

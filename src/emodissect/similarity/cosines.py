@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emodissect.core.errors import UserError
-from emodissect.similarity.aligned import require_aligned
+from emodissect.similarity.measures import require_aligned
 from emodissect.similarity.top import constant_neurons
 
 _BLOCK = 2**19  # elements of a block of activations: 2 MiB, three of which stay in cache

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from emodissect.core.errors import UserError
-from emodissect.similarity.aligned import require_aligned
+from emodissect.similarity.measures import require_aligned
 from emodissect.similarity.top import constant_neurons, top_rows
 
 _PROBABILITIES = 2**21  # elements of the softmax held at a time: 8 MiB, which the last cache holds beside the products

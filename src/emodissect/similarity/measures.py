@@ -8,6 +8,8 @@ from typing import ClassVar, Protocol
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from emodissect.core.errors import UserError
+
 
 class Layer(Protocol):
     """What a similarity reads of a recorded layer (``emodissect.recording.LayerActivations``)."""
@@ -52,3 +54,12 @@ class Similarity(ABC):
 
         ``progress`` are the words beside a bar; none without.
         """
+
+
+def require_aligned(concept_scores: Tensor, images: int) -> None:
+    """Raises UserError unless there are concept scores of as many images."""
+    if len(concept_scores) != images:
+        raise UserError(
+            f"Concept scores of {len(concept_scores)} images, activations of {images}: both must be of the same images "
+            "in the same order."
+        )

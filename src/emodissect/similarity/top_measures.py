@@ -14,9 +14,8 @@ from torch import Tensor
 
 from emodissect.core.errors import UserError
 from emodissect.core.progress import tracked
-from emodissect.similarity.aligned import require_aligned
 from emodissect.similarity.information import hard_log_likelihood, layer_average, relative_to_layer, soft_log_likelihood
-from emodissect.similarity.measures import Layer, Similarity
+from emodissect.similarity.measures import Layer, Similarity, require_aligned
 from emodissect.similarity.top import alike, by_ticket, constant_neurons, filled, images_ordered, top_rows
 
 _CONCEPTS = 64  # concepts summed in float64 at a time

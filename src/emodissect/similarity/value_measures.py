@@ -13,9 +13,8 @@ from torch import Tensor
 from emodissect.core import ranking
 from emodissect.core.errors import UserError
 from emodissect.core.progress import tracked
-from emodissect.similarity.aligned import require_aligned
 from emodissect.similarity.cosines import cos_similarity, cos_similarity_cubed, pearson, row_blocks, transformed
-from emodissect.similarity.measures import Layer, Similarity
+from emodissect.similarity.measures import Layer, Similarity, require_aligned
 from emodissect.similarity.rank_order import random_error, rank_reorder, scaled, top_count
 from emodissect.similarity.top import alike, by_ticket, constant_neurons, filled, images_ordered, top_rows
 
