@@ -141,7 +141,7 @@ def test_labels_that_say_nothing_teach_next_to_nothing() -> None:
 
 
 def test_minimum_of_a_parabola() -> None:
-    found = minimum(lambda x: ((x - torch.tensor([1.0, -2.0])) ** 2).sum(), torch.zeros(2), iterations=20)
+    found = minimum([lambda x: ((x - torch.tensor([1.0, -2.0])) ** 2).sum()], torch.zeros(2), iterations=20)
     torch.testing.assert_close(found, torch.tensor([1.0, -2.0]), atol=1e-4, rtol=0)
 
 

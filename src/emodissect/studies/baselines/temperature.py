@@ -34,7 +34,7 @@ class TemperatureAndBiases:
             pull = (parameters[1:] ** 2).sum() / (2 * len(labels))
             return cross_entropy(changed(logits, parameters), labels) + pull
 
-        found = minimum(loss, torch.zeros(1 + classes, dtype=torch.float64), iterations=100)
+        found = minimum([loss], torch.zeros(1 + classes, dtype=torch.float64), iterations=100)
         return lambda other: changed(other.before.logits.double(), found).float(), f"T = {float(found[0].exp()):.2f}"
 
 
