@@ -25,6 +25,11 @@ def jobs(tau: float = 0.0) -> pd.DataFrame:
     )
 
 
+def test_what_holds_the_edit_itself_is_no_alternative() -> None:
+    table = over_trainings(jobs().assign(**{"ladder/edit_and_head/val": 0.9}), ["seed"])
+    assert "the best cheap alternative, mirror, gives +1.50" in verdicts_over_trainings(table)[0]
+
+
 def test_means_intervals_and_tests() -> None:
     table = over_trainings(jobs(), ["seed"]).set_index("what")
     deltas = jobs()["delta"]

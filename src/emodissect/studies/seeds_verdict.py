@@ -10,6 +10,7 @@ import pandas as pd
 from scipy.stats import binomtest, ttest_1samp
 
 from emodissect.core.number_format import p_sentence, points
+from emodissect.studies.baselines.with_edit import WITH_EDIT
 
 EDIT = "the edit"
 LADDER_PREFIX = "ladder/"
@@ -60,7 +61,7 @@ def verdicts_over_trainings(table: pd.DataFrame, alpha: float = 0.05) -> list[st
         row = edit.iloc[0]
         word = "no change beyond chance" if row["p_value"] >= alpha else "a gain" if row["mean"] > 0 else "a loss"
         named = ", ".join(f"{name}={value}" for name, value in setting.items())
-        others = rows[~rows["what"].isin([EDIT, "ceiling/test"])]
+        others = rows[~rows["what"].isin([EDIT, "ceiling/test"]) & ~rows["what"].str.startswith(WITH_EDIT)]
         best = "" if others.empty else _best(others)
         sentences.append(
             f"Over {row['seeds']} trainings{f' ({named})' if named else ''}: {word}, {points(row['mean'])} points on "
