@@ -21,8 +21,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 register_resolvers()
 
-# several test runs at once are faster with one thread each than with threads that wait for one another
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# several processes at once are faster with one thread each than with threads that wait for one another
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")  # of what tests start
+torch.set_num_threads(min(int(os.environ["OMP_NUM_THREADS"]), torch.get_num_threads()))
 
 
 @pytest.fixture
