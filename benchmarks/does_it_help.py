@@ -22,18 +22,18 @@ from emodissect.studies.seeds_verdict import EDIT, LADDER_PREFIX, over_trainings
 
 SETTINGS = {  # by setting, the edit of each folder; the ladder is that of the first one
     "drawn faces": {
-        "clean": "by label, the published edit",
-        "clean_effect": "by effect",
+        "clean": "scaled by label (published)",
+        "clean_effect": "scaled by effect",
         "clean_error": "ablated where errors are",
     },
     "drawn faces, biased": {
         "biased": "Glasses ablated",
-        "biased_published": "by label, the published edit",
-        "biased_effect": "by effect",
+        "biased_published": "scaled by label (published)",
+        "biased_effect": "scaled by effect",
     },
     "FER2013": {
-        "fer": "by weight norm",
-        "fer_effect": "by effect",
+        "fer": "scaled by weight norm",
+        "fer_effect": "scaled by effect",
         "fer_learned": "learned scale and shift",
         "fer_error": "ablated where errors are",
     },
@@ -50,7 +50,10 @@ ALTERNATIVES = {
     "ceiling/test": "ceiling: fitted on test",
 }
 DRAWN = [  # rows of the figure, from above: column of the table, and what it is called
-    *((f"{EDIT}: {words}", words) for words in ("by label, the published edit", "by weight norm", "by effect")),
+    *(
+        (f"{EDIT}: {words}", words)
+        for words in ("scaled by label (published)", "scaled by weight norm", "scaled by effect")
+    ),
     (f"{EDIT}: Glasses ablated", "Glasses ablated"),
     *((name, ALTERNATIVES[name]) for name in ("temperature/val", "learned_scale/val", "learned_scale/train")),
     *((name, ALTERNATIVES[name]) for name in ("head/val", "head/train", "mirror", "ceiling/test")),
@@ -151,9 +154,16 @@ def show_groups(root: Path, folder: str = "biased", named: int = 3) -> None:
         print(f"| {int(path.parents[1].name) + 1} | {' | '.join(cells)} | {worst} |")
 
 
-def draw(axes: Axes, name: str, table: pd.DataFrame, each: dict[str, np.ndarray], with_names: bool) -> None:
+def draw(
+    axes: Axes,
+    name: str,
+    table: pd.DataFrame,
+    each: dict[str, np.ndarray],
+    rows: list[tuple[str, str]],
+    with_names: bool,
+) -> None:
     known = table.drop_duplicates("what").set_index("what")
-    for place, (what, _) in enumerate(reversed(DRAWN)):
+    for place, (what, _) in enumerate(reversed(rows)):
         if what not in known.index:
             continue
         row = known.loc[what]
@@ -164,9 +174,10 @@ def draw(axes: Axes, name: str, table: pd.DataFrame, each: dict[str, np.ndarray]
         axes.plot(mean, place, "o", color=colour, markerfacecolor=hollow, markersize=6, zorder=3)
         axes.plot(100 * each[what], np.full(len(each[what]), place - 0.28), "|", color=colour, markersize=5, alpha=0.7)
     axes.axvline(0, color=style.MUTED, linewidth=0.8, zorder=1)
-    axes.set_yticks(range(len(DRAWN)), [words for _, words in reversed(DRAWN)] if with_names else [""] * len(DRAWN))
+    if with_names:
+        axes.set_yticks(range(len(rows)), [words for _, words in reversed(rows)])
     axes.tick_params(axis="y", length=0)
-    axes.set_ylim(-0.7, len(DRAWN) - 0.3)
+    axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.grid(axis="x")
     before = 100 * table["before"].iloc[0]
     axes.set_title(f"{name}\n{before:.1f} % before, {table['seeds'].iloc[0]} trainings")
@@ -182,11 +193,12 @@ def main(root: Path, figure: Path) -> None:
     for folder in ("clean", "biased"):
         show_label_effects(root, folder)
     show_groups(root)
+    rows = [(what, words) for what, words in DRAWN if any(what in each for _, each in found.values())]
     with style.drawn():
         drawing = style.new(9.6, 4.2)
         axes = drawing.subplots(1, len(found), sharey=True)
         for place, (name, (table, each)) in enumerate(found.items()):
-            draw(axes[place], name, table, each, with_names=place == 0)
+            draw(axes[place], name, table, each, rows, with_names=place == 0)
         style.save_png(drawing, figure, dpi=130)
 
 
