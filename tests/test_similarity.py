@@ -383,7 +383,7 @@ def test_parameters_out_of_range_are_refused(parameters, words):
 def test_twenty_thousand_concepts_never_hold_the_softmax():
     scores, activations = torch.rand(850, 20_000), torch.randn(850, 3)
     largest = []
-    original = information._probabilities
+    original = information._Softmax.blocks
 
     def watched(*arguments):
         for concepts, probabilities in original(*arguments):
@@ -391,7 +391,7 @@ def test_twenty_thousand_concepts_never_hold_the_softmax():
             yield concepts, probabilities
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(information, "_probabilities", watched)
+        patch.setattr(information._Softmax, "blocks", watched)
         found = sim.soft_wpmi(scores, activations)
     assert max(largest) <= 2**24
     assert len(largest) > 1
@@ -399,16 +399,16 @@ def test_twenty_thousand_concepts_never_hold_the_softmax():
     assert_close(found.double(), torch.from_numpy(expected), rtol=1e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("concepts", [400, 8000])
-def test_sums_of_powers_are_the_logarithms_of_products(concepts, monkeypatch):
+@pytest.mark.parametrize(("concepts", "ways"), [(25, {0}), (400, {0, 6}), (8000, {2, 3, 4})])
+def test_sums_of_powers_are_the_logarithms_of_products(concepts, ways, monkeypatch):
     generator = torch.Generator().manual_seed(3)
     scores = 0.2 + 0.03 * torch.randn(500, concepts, generator=generator)
     activations = torch.randn(500, 6, generator=generator)
-    degrees = []
+    degrees = set()
     found = information._polynomials
-    monkeypatch.setattr(information, "_polynomials", lambda *a: degrees.append(len(found(*a)) - 1) or found(*a))
+    monkeypatch.setattr(information, "_polynomials", lambda reach: degrees.update(found(reach)[0]) or found(reach))
     by_powers = sim.soft_wpmi(scores, activations)
-    assert (max(degrees) > 0) == (concepts == 8000), "many concepts, small probabilities"
+    assert degrees >= ways, "many concepts, small probabilities, few powers; 0 stands for a product"
     exact = torch.from_numpy(slow.soft_wpmi(scores.numpy(), activations.numpy()))
     assert (by_powers.double() - exact).abs().max() < 1e-4 * exact.abs().max()
     monkeypatch.setattr(information, "_MOST_DEGREE", 0)
@@ -417,10 +417,19 @@ def test_sums_of_powers_are_the_logarithms_of_products(concepts, monkeypatch):
 
 @pytest.mark.parametrize("largest", [1e-6, 3e-4, 1e-3])
 def test_polynomials_are_logarithms(largest):
-    ratios = [499.0, 100.0, 30.0]
-    coefficients = np.array(information._polynomials(ratios, largest))
+    reach = np.array([499.0, 100.0, 30.0]) * largest
+    degrees, coefficients = information._polynomials(reach)
+    assert list(degrees) == sorted(degrees, reverse=True)
+    assert degrees.min() > 0
+    assert all((coefficients[degree + 1 :, rank] == 0).all() for rank, degree in enumerate(degrees))
     y = np.linspace(0, 1, 101)
     values = np.vander(y, len(coefficients), increasing=True) @ coefficients
-    error = np.abs(values - np.log1p(np.outer(y, ratios) * largest)).max(0)
+    error = np.abs(values - np.log1p(np.outer(y, reach))).max(0)
     assert error.sum() < 2 * information._SERIES_ERROR
-    assert information._polynomials(ratios, 0.5) == []
+
+
+def test_ranks_beyond_the_reach_of_powers_are_multiplied():
+    degrees, coefficients = information._polynomials(np.array([200.0, 1e-3, 0.0]))
+    assert list(degrees) == [0, 1, 1]
+    assert (coefficients[:, 0] == 0).all()
+    assert list(information._polynomials(np.array([np.nan, 1e-3]))[0]) == [0, 0]

@@ -15,11 +15,13 @@ from emodissect.core.errors import UserError
 from emodissect.similarity.measures import require_aligned
 from emodissect.similarity.top import constant_neurons, top_rows
 
-_PROBABILITIES = 2**21  # elements of the softmax held at a time: 8 MiB, which the last cache holds beside the products
-_IN_CACHE = 2**20  # elements of a block of (neuron, concept) products: 4 MiB
-_SERIES_ERROR = 5e-6  # in nats, of a sum over all ranks
-_MOST_DEGREE = 5  # a weighted sum of powers for each degree; beyond, products are as fast
+_PROBABILITIES = 2**21  # elements of the softmax held at a time: 8 MiB, whose rows are read from the last cache
+_LANES = 16  # blocks of concepts are whole vectors wide, or each row of a block ends with a slow remainder
+_IN_CACHE = 2**18  # elements that several passes go over: 1 MiB, of which a core's own cache holds most
+_SERIES_ERROR = 2e-5  # in nats, of a sum over all ranks if each erred by its most, and all alike
+_MOST_DEGREE = 6  # each degree is a weighted sum of powers; beyond, a product is as fast
 _LARGEST = 1e30  # a product of ranks is turned into a log before it could leave float32
+_LOG2_E = 1 / log(2)
 
 
 def soft_wpmi(
@@ -134,11 +136,11 @@ def soft_log_likelihood(
 ) -> Float[Tensor, "set concept"]:
     """L of ordered sets of images: sum_i log(1 + p_i (Q[B_i , c] - 1) + min_prob).
 
-    With q_i = 1 - p_i + min_prob each term is log q_i + log(1 + r_i Q), r_i = p_i / q_i. Where the concepts are many, Q
-    is small and the second parts are polynomials of Q of low degree: their sums are weighted sums of powers, one fused
-    gather and sum each. Elsewhere they are multiplied, rank by rank, and one log is taken of the product, whenever it
-    could otherwise leave float32. ``constant=False`` leaves out sum_i log q_i, about -430, which cancels at lam = 1 and
-    would cost float32 two digits.
+    With q_i = 1 - p_i + min_prob each term is log q_i + log(1 + r_i Q), r_i = p_i / q_i. Where r_i Q is small for all
+    images and concepts, the second part is a polynomial of Q of low degree, lower for later ranks: the sums are
+    weighted sums of powers, one fused gather and sum each. Ranks that would need many powers are multiplied, and one
+    log is taken of the product, whenever it could otherwise leave float32. ``constant=False`` leaves out
+    sum_i log q_i, about -430, which cancels at lam = 1 and would cost float32 two digits.
     """
     ranks, sets = top_rows.shape
     weights = [p_start - i / max(ranks, 1) * (p_start - p_end) for i in range(ranks)]
@@ -148,35 +150,26 @@ def soft_log_likelihood(
             f"p_start={p_start}, p_end={p_end}, min_prob={min_prob}: the weights p_i must lie in [0, 1], and below "
             "1 + min_prob. Take e.g. p_start=0.998, p_end=0.97, min_prob=1e-7."
         )
-    ratios = [p / q for p, q in zip(weights, floors, strict=True)]
+    ratios = np.array([p / q for p, q in zip(weights, floors, strict=True)])
     offset = sum(log(q) for q in floors) if constant else 0.0
     used = _used(concept_scores, top_rows, a)
-    bags = used.rows.t().contiguous()
+    softmax = _Softmax(used.scores, a)
+    reach = ratios * softmax.largest
+    degrees, coefficients = _polynomials(reach)
+    factors = np.flatnonzero(degrees == 0)
+    powers = _weighted_rows(used.rows, degrees, coefficients)
     power = torch.empty(0, device=concept_scores.device)
     result = torch.empty(sets, concept_scores.shape[1], device=concept_scores.device)
-    for concepts, probabilities in _probabilities(used.scores, a):
-        largest = float(probabilities.max()) if probabilities.numel() else 0.0
-        if coefficients := _polynomials(ratios, largest):
-            if power.shape != probabilities.shape:
-                power = torch.empty_like(probabilities)
-            sums = _weighted_powers(probabilities.div_(largest), bags, coefficients[1:], power)
-            result[:, concepts] = sums.add_(offset + sum(coefficients[0]))
-            continue
-        flushes = _flushes(ratios, largest)
-        width = probabilities.shape[1]
-        step = max(_IN_CACHE // width, 1)
-        for start in range(0, sets, step):
-            rows = used.rows[:, start : start + step]
-            product = torch.ones(rows.shape[1], width, device=probabilities.device)
-            gathered = torch.empty_like(product)
-            total = torch.full_like(product, offset)
-            for rank, ratio in enumerate(ratios):
-                if flushes[rank]:
-                    total += product.log_()
-                    product.fill_(1.0)
-                torch.index_select(probabilities, 0, rows[rank], out=gathered)
-                product.addcmul_(product, gathered, value=ratio)
-            result[start : start + step, concepts] = total.add_(product.log_())
+    for concepts, y in softmax.blocks(1 / softmax.largest):
+        total = result[:, concepts].fill_(offset + coefficients[0].sum())
+        if factors.size:
+            _add_log_products(total, y, used.rows[factors], reach[factors])
+        table = y
+        for degree, (rows, of_ranks) in enumerate(powers, start=1):
+            if degree > 1:
+                power = power if power.shape == y.shape else torch.empty_like(y)
+                table = torch.mul(table, y, out=power)
+            total += torch.nn.functional.embedding_bag(rows, table, mode="sum", per_sample_weights=of_ranks)
     return _finite(result)
 
 
@@ -189,7 +182,7 @@ def hard_log_likelihood(
     used = _used(concept_scores, top_rows, a)
     bags = used.rows.t().contiguous()
     result = torch.empty(len(bags), concept_scores.shape[1], device=concept_scores.device)
-    for concepts, probabilities in _probabilities(used.scores, a):
+    for concepts, probabilities in _Softmax(used.scores, a).blocks():
         logs = probabilities.add_(min_prob).log_()
         result[:, concepts] = torch.nn.functional.embedding_bag(bags, logs, mode="sum")
     return _finite(result)
@@ -200,9 +193,14 @@ def layer_average(
 ) -> Float[Tensor, " concept"]:
     """The layer's normaliser per concept: the log of the mean of exp(L) over the neurons not marked constant."""
     live = likelihood if constant is None or not constant.any() else likelihood[~constant]
-    if not len(live):
+    if not live.numel():
         return likelihood.new_zeros(likelihood.shape[1])
-    return live.logsumexp(0) - log(len(live))
+    averages = []
+    for part in live.split(max(_IN_CACHE // len(live), 1), dim=1):
+        largest = part.amax(0)
+        mean = ((part - largest).mul_(_LOG2_E).exp2_()).sum(0) / len(live)
+        averages.append(largest + mean.log_())
+    return torch.cat(averages)
 
 
 def relative_to_layer(
@@ -211,8 +209,8 @@ def relative_to_layer(
     lam: float,
     constant: Bool[Tensor, " neuron"] | None = None,
 ) -> Float[Tensor, "neuron concept"]:
-    """S = L - lam · average; a constant neuron's L is taken to be the average."""
-    similarity = likelihood - lam * average
+    """S = L - lam · average, in the place of L; a constant neuron's L is taken to be the average."""
+    similarity = likelihood.sub_(lam * average)
     if constant is not None:
         similarity[constant] = (1 - lam) * average
     return similarity
@@ -247,70 +245,105 @@ def _used(concept_scores: Tensor, rows: Tensor, a: float) -> _Used:
     return _Used(concept_scores, rows.contiguous())
 
 
-def _probabilities(scores: Tensor, a: float) -> Iterator[tuple[slice, Tensor]]:
-    """The softmax over concepts of a · scores, a block of concepts at a time, so that it never exists as a whole."""
-    images, concepts = scores.shape
-    if images * concepts <= _PROBABILITIES:
-        whole = torch.empty(images, concepts, device=scores.device)
+class _Softmax:
+    """Q = softmax over concepts of a · scores, a block of concepts at a time, so that it never exists as a whole."""
+
+    def __init__(self, scores: Float[Tensor, "image concept"], a: float) -> None:
+        self._scores, self._scale = scores, a * _LOG2_E  # exp2 is several times as fast as exp
+        images, concepts = scores.shape
+        self._log2_norms = torch.empty(images, 1, device=scores.device)
+        largest_sum = torch.full((), torch.inf, device=scores.device)
         step = max(_IN_CACHE // concepts, 1)
+        buffer = torch.empty(min(step, images), concepts, device=scores.device)
         for start in range(0, images, step):
-            torch.softmax(scores[start : start + step].float() * a, 1, out=whole[start : start + step])
-        yield slice(0, concepts), whole
-        return
-    step = max(_IN_CACHE // concepts, 1)
-    norms = torch.cat([(part * a).float().logsumexp(1, keepdim=True) for part in scores.split(step)]).neg_()
-    width = max(_PROBABILITIES // images, 1)
-    whole = torch.empty(images * width, device=scores.device)
-    for start in range(0, concepts, width):
-        part = scores[:, start : start + width].to(whole.dtype)
-        block = whole[: part.numel()].view(part.shape)
-        step = max(_IN_CACHE // part.shape[1], 1)
-        for rows in range(0, images, step):  # both passes while the rows are in cache
-            here = slice(rows, rows + step)
-            torch.add(norms[here], part[here], alpha=a, out=block[here]).exp_()
-        yield slice(start, start + width), block
+            part = scores[start : start + step].float()
+            negative = part.amax(1, keepdim=True).mul_(-self._scale)
+            sums = torch.add(negative, part, alpha=self._scale, out=buffer[: len(part)]).exp2_().sum(1, keepdim=True)
+            largest_sum = torch.minimum(largest_sum, sums.min())
+            torch.sub(negative, sums.log2_(), out=self._log2_norms[start : start + step])
+        self.largest = float(1 / largest_sum)
+        """The largest Q of any image and concept; NaN where a score is."""
+
+    def blocks(self, factor: float = 1.0) -> Iterator[tuple[slice, Float[Tensor, "image width"]]]:
+        """Which concepts, and factor · Q of them; each block is overwritten by the next."""
+        images, concepts = self._scores.shape
+        width = max(_PROBABILITIES // images, 1)
+        width -= width % _LANES if width > _LANES else 0
+        norms = self._log2_norms + np.log2(factor)
+        whole = torch.empty(images * min(width, concepts), device=norms.device)
+        for start in range(0, concepts, width):
+            part = self._scores[:, start : start + width].float()
+            block = whole[: part.numel()].view(part.shape)
+            step = max(_IN_CACHE // part.shape[1], 1)
+            for rows in range(0, images, step):  # both passes while the rows are in cache
+                here = slice(rows, rows + step)
+                torch.add(norms[here], part[here], alpha=self._scale, out=block[here]).exp2_()
+            yield slice(start, start + width), block
 
 
-def _polynomials(ratios: list[float], largest: float) -> list[list[float]]:
-    """Polynomials of y = Q / largest in [0, 1] that are log(1 + r_i Q): for each power the coefficients of all ranks.
+def _polynomials(reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Polynomials of y in [0, 1] that are log(1 + reach_i y): of each rank its degree, and coefficients by power.
 
-    They agree at Chebyshev's nodes, so that the error of a term of degree d is about 2 / (d + 1) rho^-(d + 1), with rho
-    the size of the ellipse around [0, 1] that reaches the logarithm's singularity. Empty where d would be high.
+    They agree at Chebyshev's nodes, so that the error of a polynomial of degree d is about 2 / (d + 1) rho^-(d + 1),
+    with rho the size of the ellipse around [0, 1] that reaches the logarithm's singularity. Each rank has the lowest
+    degree that keeps its share of the error allowed; 0, with no coefficients, where that would be high.
+
+    Shapes: reach ``[rank]`` -> degrees ``[rank]``, coefficients ``[power rank]``, those above a rank's degree 0.
     """
-    reach = np.array(ratios) * largest
-    if not 0 < largest < np.inf or not (reach > 0).all():
-        return []
-    singular = 1 + 2 / reach
+    degrees = np.zeros(len(reach), dtype=int)
+    coefficients = np.zeros((_MOST_DEGREE + 1, len(reach)))
+    if not np.isfinite(reach).all():
+        return degrees, coefficients
+    singular = 1 + 2 / np.maximum(reach, 1e-100)
     rho = singular + np.sqrt(singular**2 - 1)
     for degree in range(1, _MOST_DEGREE + 1):
-        if (2 / (degree + 1) * rho ** -(degree + 1)).sum() < _SERIES_ERROR:
-            nodes = (1 + np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))) / 2
-            values = np.log1p(nodes[:, None] * reach)
-            return np.linalg.solve(np.vander(nodes, increasing=True), values).tolist()
-    return []
+        exact_enough = 2 / (degree + 1) * rho ** -(degree + 1) < _SERIES_ERROR / len(reach)
+        ranks = np.flatnonzero(exact_enough & (degrees == 0))
+        nodes = (1 + np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))) / 2
+        values = np.log1p(nodes[:, None] * reach[ranks])
+        coefficients[: degree + 1, ranks] = np.linalg.solve(np.vander(nodes, increasing=True), values)
+        degrees[ranks] = degree
+    return degrees, coefficients
 
 
-def _weighted_powers(
+def _weighted_rows(
+    rows: Int64[Tensor, "rank set"], degrees: np.ndarray, coefficients: np.ndarray
+) -> list[tuple[Int64[Tensor, "set some"], Float[Tensor, "set some"]]]:
+    """Of each power from the first: the rows of the ranks that need it, and their coefficients."""
+    found = []
+    for degree in range(1, degrees.max(initial=0) + 1):
+        ranks = np.flatnonzero(degrees >= degree)
+        weights = torch.from_numpy(coefficients[degree, ranks]).to(rows.device, torch.float32)
+        found.append((rows[ranks].t().contiguous(), weights.expand(rows.shape[1], -1).contiguous()))
+    return found
+
+
+def _add_log_products(
+    total: Float[Tensor, "set concept"],
     y: Float[Tensor, "image concept"],
-    bags: Int64[Tensor, "set rank"],
-    coefficients: list[list[float]],
-    power: Float[Tensor, "image concept"],
-) -> Float[Tensor, "set concept"]:
-    """sum over ranks i and powers k of coefficients[k - 1][i] · y[bags[:, i]]^k; ``power`` is overwritten."""
-    total = torch.zeros(len(bags), y.shape[1], device=y.device)
-    table = y
-    for weights in coefficients:
-        expanded = torch.tensor(weights, dtype=y.dtype, device=y.device).repeat(len(bags), 1)
-        total += torch.nn.functional.embedding_bag(bags, table, mode="sum", per_sample_weights=expanded)
-        table = torch.mul(table, y, out=power)
-    return total
+    rows: Int64[Tensor, "rank set"],
+    reach: np.ndarray,
+) -> None:
+    """Adds the log of the product over ranks i of 1 + reach[i] y[rows[i]], some sets at a time."""
+    flushes = _flushes(reach)
+    step = max(_IN_CACHE // y.shape[1], 1)
+    product, gathered = torch.empty(2, min(step, len(total)), y.shape[1], device=y.device)
+    for start in range(0, len(total), step):
+        here = total[start : start + step]
+        chosen, running = gathered[: len(here)], product[: len(here)].fill_(1.0)
+        for rank, ratio in enumerate(reach.tolist()):
+            if flushes[rank]:
+                here += running.log_()
+                running.fill_(1.0)
+            torch.index_select(y, 0, rows[rank, start : start + step], out=chosen)
+            running.addcmul_(running, chosen, value=ratio)
+        here += running.log_()
 
 
-def _flushes(ratios: list[float], largest: float) -> list[bool]:
+def _flushes(reach: np.ndarray) -> list[bool]:
     """Before which ranks the running product must be turned into a log to stay inside float32."""
     bound, flushes = 1.0, []
-    for ratio in ratios:
-        growth = 1 + ratio * largest
+    for growth in (1 + reach).tolist():
         flushes.append(bound * growth > _LARGEST)
         bound = growth if flushes[-1] else bound * growth
     return flushes
