@@ -127,7 +127,7 @@ def test_duplicates_agree_with_a_table_of_who_is_who(picks):
 
 @pytest.mark.skipif(not REAL, reason="EMODISSECT_FER2013 is not set")
 def test_real_fer2013_has_its_known_faults(tmp_path):
-    counts = Fer2013(path=REAL, cache_dir=tmp_path).audit_report().counts
+    counts = Fer2013(path=REAL, cache_dir=tmp_path).audit_report.counts
     assert counts["blank"] == 12
     assert counts["duplicate"] == 1851
     assert counts["images_across_splits"] == 557

@@ -109,7 +109,7 @@ def test_folder_names_can_stand_in_a_configuration(tmp_path):
     OmegaConf.register_new_resolver("class_folders", class_folders, replace=True)
     config = OmegaConf.create({"path": str(root), "class_names": "${class_folders:${path},null}"})
     assert list(config.class_names) == ["A", "b", "c"]  # of a and A the first
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="there is no"):
         class_folders("nowhere", str(tmp_path))
 
 
@@ -170,8 +170,8 @@ def test_second_read_takes_the_cache_and_another_size_does_not(make, tmp_path, m
     root = draw(tmp_path / "own", {"train/a": 3, "train/b": 1, "val/a": 1, "test/a": 1})
     first = make(root, size=8).splits
     calls: list[int] = []
-    real = image_files.decoded_images
-    monkeypatch.setattr(image_files, "decoded_images", lambda *given: (calls.append(given[1]), real(*given))[1])
+    real = image_files.read_images
+    monkeypatch.setattr(image_files, "read_images", lambda *given: (calls.append(given[1]), real(*given))[1])
     assert torch.equal(make(root, size=8).splits.train.images, first.train.images)
     assert calls == []
     _ = make(root, size=9).splits
@@ -203,7 +203,7 @@ def test_wrong_options(make, tmp_path, options, told):
 
 
 def test_missing_and_empty_folders(make, tmp_path):
-    with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
+    with pytest.raises(UserError, match=r"there is no .*nowhere"):
         make("nowhere")
     (tmp_path / "own" / "train" / "a").mkdir(parents=True)
     with pytest.raises(UserError, match="no image files in class folders"):

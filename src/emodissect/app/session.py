@@ -82,7 +82,7 @@ class Session:
                 f"data._target_={self.cfg.data._target_} is no FaceDataModule, see emodissect.data.datamodule."
             )
         if data.audit and first_rank():
-            write_csv(data.audit_report().table, self.folder / "audit.csv")
+            write_csv(data.audit_report.table, self.folder / "audit.csv")
             self.add_output("audit", self.folder / "audit.csv")
         return data
 

@@ -17,7 +17,7 @@ from emodissect.concepts.concept_set import ConceptSet
 from emodissect.core.cache import Cache
 from emodissect.core.errors import UserError
 from emodissect.core.tensor_files import save_tensors
-from emodissect.data.images import ImageSet
+from emodissect.data.images import ImageSet, rows_of
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,14 @@ class ConceptScores:
         """
         if torch.equal(ids, self.ids):
             return self.values
-        ordered, order = torch.sort(self.ids)
-        position = torch.searchsorted(ordered, ids).clamp(max=max(len(ordered) - 1, 0))
-        known = ordered[position] == ids if len(ordered) else torch.zeros_like(ids, dtype=torch.bool)
-        if not bool(known.all()):
+        rows, known = rows_of(self.ids, ids)
+        if not known.all():
             missing = ids[~known]
             raise UserError(
                 f"{len(missing):,} of {len(ids):,} images have no concept scores, the first with the ids "
                 f"{missing[:5].tolist()}. The scores cover {len(self.ids):,} images; score the same probe set."
             )
-        return self.values[order[position]]
+        return self.values[rows]
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file; names and source are in its header."""

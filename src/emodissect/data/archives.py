@@ -18,7 +18,7 @@ from typing import IO
 
 from emodissect.core.cache import Cache, file_hash
 from emodissect.core.errors import UserError
-from emodissect.data.class_folders import LEFT_BY_SYSTEMS, SPLIT_FOLDERS
+from emodissect.data.class_folders import LEFT_BY_SYSTEMS, SPLIT_OF
 from emodissect.data.decoding import ENDINGS
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,29 @@ def places_of(path: str | Path, data_dir: str | Path | None) -> list[Path]:
     given = Path(path).expanduser()
     below = [Path(data_dir).expanduser().absolute() / given] if data_dir is not None else []
     return list(dict.fromkeys([given.absolute(), *below]))
+
+
+def located(path: str | Path | None, data_dir: str | Path | None, key: str, more: str) -> Path:
+    """The file or folder that a typed path leads to. Raises UserError, ending with ``more``, where there is none."""
+    if path is None:
+        raise UserError(f"{key} is not given. {more}")
+    places = places_of(path, data_dir)
+    for place in places:
+        if place.exists():
+            return place
+    raise UserError(f"{key}: there is no {' nor '.join(map(str, places))}. {more}")
+
+
+def opened(
+    path: str | Path | None, data_dir: str | Path | None, cache_dir: str | Path, more: str, a_file: bool = False
+) -> Path:
+    """The folder that data.path leads to, of an archive the unpacked one; with ``a_file`` a plain file is one too."""
+    place = located(path, data_dir, "data.path", more)
+    if place.is_file() and is_archive(place):
+        return unpacked(place, Cache(cache_dir))
+    if place.is_dir() or a_file:
+        return place
+    raise UserError(f"data.path: {place} is neither a folder nor an archive. {more}")
 
 
 def is_archive(path: Path) -> bool:
@@ -84,8 +107,7 @@ def _hash(path: Path, size: int, changed: int) -> str:
 
 def _only_folder(folder: Path) -> Path | None:
     inside = list(folder.iterdir())
-    splits = {name for names in SPLIT_FOLDERS.values() for name in names}
-    if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in splits:
+    if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in SPLIT_OF:
         return None
     deeper = list(inside[0].iterdir())
     return inside[0] if any(item.is_dir() or item.suffix.lower() in _LISTS for item in deeper) else None

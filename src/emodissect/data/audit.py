@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,22 +50,20 @@ class AuditReport:
         Blank and near-constant images, those that are not a face, copies of an earlier image of the same split, and
         images that also stand where a result will be judged: in val or test for ``train``, in test for ``val``.
         """
-        rows = self.table[self.table["split"] == split]
-        leaked = rows["in_splits"].map(lambda names: any(name in names.split("+") for name in _JUDGED_ON[split]))
-        wrong = (
-            rows["blank"]
-            | rows["near_constant"]
-            | rows["not_a_face"]
-            | rows["duplicate_in_split"]
-            | leaked.astype(bool)
-        )
-        return torch.as_tensor(np.sort(rows.loc[wrong, "id"].to_numpy(dtype=np.int64)))
+        leaked = self._stands_in(_JUDGED_ON[split])
+        wrong = self.table[["blank", "near_constant", "not_a_face", "duplicate_in_split"]].any(axis=1)
+        return self._ids(split, leaked | wrong)
 
     def leaked_into(self, split: str, source: str = "train") -> Int64[Tensor, " image"]:
         """Ids of the images of ``split`` whose pixels also stand in ``source``, ascending."""
-        rows = self.table[self.table["split"] == split]
-        leaked = rows["in_splits"].map(lambda names: source in names.split("+"))
-        return torch.as_tensor(np.sort(rows.loc[leaked.astype(bool), "id"].to_numpy(dtype=np.int64)))
+        return self._ids(split, self._stands_in((source,)))
+
+    def _stands_in(self, splits: Sequence[str]) -> pd.Series:
+        return self.table["in_splits"].map(lambda names: bool({*names.split("+")} & {*splits})).astype(bool)
+
+    def _ids(self, split: str, chosen: pd.Series) -> Int64[Tensor, " image"]:
+        found = self.table.loc[chosen & (self.table["split"] == split), "id"]
+        return torch.as_tensor(np.sort(found.to_numpy(dtype=np.int64)))
 
     def summary(self) -> str:
         """The counts in one sentence."""

@@ -29,8 +29,6 @@ def images_of(batch: Any) -> Any:
     """
     if isinstance(batch, Mapping):
         return _by_key(batch, IMAGE_KEYS, "images")
-    if isinstance(batch, Batch):
-        return batch.images
     if isinstance(batch, tuple | list):
         if not batch:
             raise UserError("An empty batch has no images.")
@@ -47,8 +45,6 @@ def labels_of(batch: Any) -> Any:
     """
     if isinstance(batch, Mapping):
         return next((batch[key] for key in LABEL_KEYS if key in batch), None)
-    if isinstance(batch, Batch):
-        return batch.labels
     if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) > 1:
         return batch[1]
     return None

@@ -20,7 +20,7 @@ SPLIT_FOLDERS = {
     "val": ("val", "valid", "validation", "dev", "publictest"),
     "test": ("test", "testing", "privatetest"),
 }
-_SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
+SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
 
 LEFT_BY_SYSTEMS = ("__macosx", "@eadir", "$recycle.bin", "lost+found", "system volume information")
 """Folders that operating systems and storage boxes leave among a user's own; they hold copies and thumbnails."""
@@ -82,7 +82,7 @@ def find_images(root: Path) -> FoundImages:
             listed = ", ".join(f"{folder.name}/ ({count:,} images)" for folder, count in counts.items())
             found.notes.append(f"Taken together as {split}: {listed}.")
     if found.images:
-        found.note_beside([folder for folder in folders if folder.name.lower() not in _SPLIT_OF])
+        found.note_beside([folder for folder in folders if folder.name.lower() not in SPLIT_OF])
     else:
         found = _Finder(root)
         found.add(root, None)
@@ -202,7 +202,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _has_splits(folder: Path) -> bool:
-    splits = [inner for inner in _subfolders(folder) if inner.name.lower() in _SPLIT_OF]
+    splits = [inner for inner in _subfolders(folder) if inner.name.lower() in SPLIT_OF]
     return any(_holds_images(class_folder) for split in splits for class_folder in _subfolders(split))
 
 

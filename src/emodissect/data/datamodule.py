@@ -92,7 +92,7 @@ class FaceDataModule(LightningDataModule):
         """The three splits, read on first use; the training split is cleaned where ``clean`` is set."""
         splits = self.splits_as_read
         if self.audit or self.clean:
-            log.info("%s", self.audit_report().summary())
+            log.info("%s", self.audit_report.summary())
         if not self.clean:
             return splits
         train = self._without_faults("train")
@@ -103,12 +103,9 @@ class FaceDataModule(LightningDataModule):
         """Where a person finds each image again: a file name where there is one."""
         return [f"row {i}" for i in ids.tolist()]
 
+    @cached_property
     def audit_report(self) -> AuditReport:
         """Blank, corrupted, duplicate and leaked images of all three splits, as read; looked for once."""
-        return self._audit_report
-
-    @cached_property
-    def _audit_report(self) -> AuditReport:
         report = audit_splits(self.splits_as_read)
         report.table["origin"] = self.origin(torch.as_tensor(report.table["id"].to_numpy(dtype="int64", copy=True)))
         return report
@@ -179,10 +176,6 @@ class FaceDataModule(LightningDataModule):
         """The test split in order."""
         return self.test_dataloader()
 
-    def probe_dataloader(self, images: ImageSet) -> DataLoader[Batch]:
-        """A probe set in order."""
-        return self._loader(images, self.eval_batch_size)
-
     def _loader(self, images: ImageSet, batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:
         device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
         if self.on_device and device.type != "cpu":
@@ -198,7 +191,7 @@ class FaceDataModule(LightningDataModule):
 
     def _without_faults(self, split: str) -> ImageSet:
         images: ImageSet = getattr(self.splits_as_read, split)
-        faulty = torch.isin(images.ids, self.audit_report().to_drop(split))
+        faulty = torch.isin(images.ids, self.audit_report.to_drop(split))
         return images.subset(torch.nonzero(~faulty).flatten())
 
 

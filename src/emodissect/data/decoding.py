@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +13,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
@@ -43,44 +41,40 @@ def read_images(
     size: int,
     channels: int,
     fit: str = "crop",
-    skip_unreadable: bool = False,
     value_range: float | None = None,
+    skip_unreadable: bool = False,
     what: str = "Reading images",
     advice: str = "Mend or remove them, or leave them out with data.skip_unreadable=true.",
-) -> tuple[UInt8[Tensor, "image channel size size"], Bool[Tensor, " image"]]:
-    """All files as one tensor, and which of them could be read (the rows of the others are 0).
+) -> Iterator[UInt8[Tensor, "channel size size"] | None]:
+    """Each file's image, in order; None for one that cannot be decoded, which is named at the end.
 
     Args:
-        files: in the order of the rows.
+        files: in the order of the images.
         size: pixels a side.
         channels: 1 for grey, 3 for RGB, whatever the files hold.
         fit: ``crop`` resizes the shorter side and cuts the middle out; ``stretch`` changes the proportions.
-        skip_unreadable: go on where files cannot be decoded, and log their names.
         value_range: see :func:`decode`.
+        skip_unreadable: name files that cannot be decoded in a warning, not in an error.
         what: the words beside the progress bar.
         advice: what the error says to do about files that cannot be decoded.
 
     Raises:
-        UserError: files that cannot be decoded, all of them named in one message; more images than memory holds.
+        UserError: at the end, for files that cannot be decoded, all of them named in one message.
     """
-    needed, free = len(files) * channels * size * size, psutil.virtual_memory().available
-    if needed > 0.8 * free:
-        raise UserError(
-            f"{len(files):,} images of {channels} x {size} x {size} take {needed / 2**30:.1f} GiB; {free / 2**30:.1f} "
-            "GiB of memory are free. Give a smaller data.size, or data.channels=1."
-        )
-    images = torch.zeros(len(files), channels, size, size, dtype=torch.uint8)
-    readable = torch.ones(len(files), dtype=torch.bool)
     faults: list[str] = []
-    decoded = decoded_images(files, size, channels, fit, value_range)
-    for row, image in enumerate(tracked(decoded, what, len(files))):
-        if isinstance(image, Tensor):
-            images[row] = image
-        else:
-            readable[row] = False
-            faults.append(f"{files[row]} ({image})")
-    report_unreadable(faults, len(files), skip_unreadable, advice)
-    return images, readable
+    decoded = tracked(decoded_images(files, size, channels, fit, value_range), what, len(files))
+    for file, image in zip(files, decoded, strict=True):
+        if isinstance(image, str):
+            faults.append(f"{file} ({image})")
+        yield None if isinstance(image, str) else image
+    if not faults:
+        return
+    named = "".join(f"\n  {fault}" for fault in faults[:20])
+    more = f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else ""
+    told = f"{len(faults)} of {len(files):,} image files cannot be read:{named}{more}"
+    if not skip_unreadable:
+        raise UserError(f"{told}\n{advice}")
+    log.warning("%s\nThey are left out.", told)
 
 
 def decoded_images(
@@ -94,23 +88,6 @@ def decoded_images(
             now, end = ahead, start + _AT_A_TIME
             ahead = threads.map(read, files[end : end + _AT_A_TIME])
             yield from now
-
-
-def free_bytes(folder: Path) -> int:
-    """What is free on the disk of a folder."""
-    return shutil.disk_usage(folder).free
-
-
-def report_unreadable(faults: Sequence[str], of: int, skip: bool, advice: str) -> None:
-    """Names the files that cannot be read: in a warning where they are skipped, else in a UserError."""
-    if not faults:
-        return
-    named = "".join(f"\n  {fault}" for fault in faults[:20])
-    more = f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else ""
-    told = f"{len(faults)} of {of:,} image files cannot be read:{named}{more}"
-    if not skip:
-        raise UserError(f"{told}\n{advice}")
-    log.warning("%s\nThey are left out.", told)
 
 
 def decode(path: Path, channels: int, value_range: float | None = None) -> UInt8[Tensor, "channel height width"]:

@@ -18,7 +18,7 @@ from emodissect.core.cache import file_hash
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.fingerprint import source_hash
 from emodissect.core.tensor_files import save_tensors
-from emodissect.data.archives import is_archive, places_of, unpacked
+from emodissect.data.archives import is_archive, located, unpacked
 from emodissect.data.class_folders import content_hash, find_images
 from emodissect.data.datamodule import FaceDataModule
 from emodissect.data.fer2013_files import CLASS_NAMES, SIDE, FerRows, read_csv, read_folders, read_npz
@@ -32,6 +32,7 @@ SPLIT_SCHEMES = {
     "standard": ("Training", "PublicTest", "PrivateTest"),
     "khaireddin2021": ("Training", "PrivateTest", "PublicTest"),
 }
+_NAMES = ("fer2013.csv", "icml_face_data.csv", "fer2013.npz", "fer2013/fer2013.csv")
 _USAGE = {"Training": 0, "PublicTest": 1, "PrivateTest": 2}
 _SIZES = (28_709, 3_589, 3_589)
 LABELS = ("fer2013", "ferplus_majority")
@@ -94,9 +95,9 @@ class Fer2013(FaceDataModule):
             raise UserError(f"data.splits={splits} is unknown. {nearest(splits, SPLIT_SCHEMES)}")
         if labels not in LABELS:
             raise UserError(f"data.labels={labels} is unknown. {nearest(labels, LABELS)}")
-        self.path = self._opened(_found(path, data_dir, "data.path", WHERE_TO_GET_IT))
+        self.path = self._opened(located(path, data_dir, "data.path", WHERE_TO_GET_IT))
         more = "It is fer2013new.csv of github.com/microsoft/FERPlus; null goes on without it."
-        self.ferplus = None if ferplus is None else self._opened(_found(ferplus, data_dir, "data.ferplus", more))
+        self.ferplus = None if ferplus is None else self._opened(located(ferplus, data_dir, "data.ferplus", more))
         self.split_scheme = splits
         self.labels = labels
         self.split_seed = split_seed
@@ -139,12 +140,12 @@ class Fer2013(FaceDataModule):
         return [self.files[i] for i in ids.tolist()] if self.files else super().origin(ids)
 
     def _opened(self, path: Path) -> Path:
-        """What an archive holds: its one list, a known file, or its folders; any other path is itself."""
+        """What an archive holds: its one list, a known file, or its folders; of a folder the known file in it."""
         if not path.is_file() or not is_archive(path):
-            return path
+            return _file_in(path)
         folder = unpacked(path, self.cache)
         lists = [item for item in folder.rglob("*") if item.suffix.lower() in (".csv", ".npz")]
-        return lists[0] if len(lists) == 1 else _found(folder, None, str(path), WHERE_TO_GET_IT)
+        return lists[0] if len(lists) == 1 else _file_in(folder)
 
     def _stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         key: dict[str, Any] = {"read_by": source_hash(FerRows)}
@@ -182,19 +183,9 @@ class Fer2013(FaceDataModule):
             log.warning("%s holds %s images; the whole of FER2013 holds %s.", self.path, sizes, _SIZES)
 
 
-def _found(path: str | Path | None, data_dir: str | Path | None, key: str, more: str) -> Path:
-    """The file or folder itself; a folder that holds a known file stands for the file."""
-    if path is None:
-        raise UserError(f"{key} is not given. {more}")
-    places = places_of(path, data_dir)
-    for place in places:
-        if place.is_dir():
-            for name in ("fer2013.csv", "icml_face_data.csv", "fer2013.npz", "fer2013/fer2013.csv"):
-                if (place / name).is_file():
-                    return place / name
-        if place.exists():
-            return place
-    raise UserError(f"{key}: there is no {' nor '.join(map(str, places))}. {more}")
+def _file_in(place: Path) -> Path:
+    """The known file of a folder that holds one; anything else is itself."""
+    return next((place / name for name in _NAMES if (place / name).is_file()), place)
 
 
 def _write(path: Path, split_seed: int, folder: Path) -> None:

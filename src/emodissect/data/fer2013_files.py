@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.progress import tracked
+from emodissect.core.spelling import class_key
 from emodissect.core.tensor_files import is_zip
 from emodissect.data.class_folders import deeper_folders, find_images
 from emodissect.data.decoding import read_images
@@ -25,17 +26,8 @@ from emodissect.data.parts import stratified_parts
 CLASS_NAMES = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")
 USAGES = ("Training", "PublicTest", "PrivateTest")
 SIDE = 48
-_SPELLINGS = (
-    ("angry", "anger", "0"),
-    ("disgust", "disgusted", "1"),
-    ("fear", "fearful", "afraid", "scared", "2"),
-    ("happy", "happiness", "joy", "3"),
-    ("sad", "sadness", "4"),
-    ("surprise", "surprised", "5"),
-    ("neutral", "6"),
-)
-_LABEL_OF = {spelling: label for label, spellings in enumerate(_SPELLINGS) for spelling in spellings}
-_USAGE_OF = {name.lower(): place for place, name in enumerate(USAGES)}
+_LABEL_OF = {spelling: label for label, name in enumerate(CLASS_NAMES) for spelling in (class_key(name), str(label))}
+_USAGE_OF = {class_key(name): place for place, name in enumerate(USAGES)}
 _ARRAYS = ("pixels", "labels", "usage", "class_names", "usage_names", "ferplus_votes", "ferplus_names")
 _ROWS_AT_A_TIME = 2000
 LARGEST = 2**32  # bytes that an .npz may unpack to
@@ -161,7 +153,7 @@ def read_folders(root: Path, split_seed: int) -> tuple[FerRows, str]:
     found = find_images(root).images
     splits = {image.split for image in found}
     folders = {image.class_name for image in found}
-    unknown = sorted(folder for folder in folders if folder.strip().lower() not in _LABEL_OF)
+    unknown = sorted(folder for folder in folders if class_key(folder) not in _LABEL_OF)
     if unknown and splits != {None}:
         raise UserError(
             f"{root} has a class folder '{unknown[0]}'. {nearest(unknown[0], CLASS_NAMES)} For other classes take "
@@ -175,8 +167,8 @@ def read_folders(root: Path, split_seed: int) -> tuple[FerRows, str]:
         )
     files = [image.path for image in found]
     advice = "Mend or remove them, or download the set again."
-    images, _ = read_images(files, SIDE, channels=1, what="Reading FER2013", advice=advice)
-    labels = np.array([_LABEL_OF[image.class_name.strip().lower()] for image in found], dtype=np.uint8)
+    read = [image for image in read_images(files, SIDE, 1, what="Reading FER2013", advice=advice) if image is not None]
+    labels = np.array([_LABEL_OF[class_key(image.class_name)] for image in found], dtype=np.uint8)
     usage = np.array([("train", "val", "test").index(str(image.split)) for image in found], dtype=np.uint8)
     note = ""
     if "val" not in splits:
@@ -189,7 +181,7 @@ def read_folders(root: Path, split_seed: int) -> tuple[FerRows, str]:
             "PublicTest and PrivateTest."
         )
     names = tuple(path.relative_to(root).as_posix() for path in files)
-    return FerRows(images[:, 0].numpy(), labels, usage, None, names), note
+    return FerRows(torch.cat(read).numpy(), labels, usage, None, names), note
 
 
 def _csv_columns(path: Path) -> dict[str, str]:
@@ -280,10 +272,10 @@ def _coded(path: Path, array: str, given: np.ndarray, names: Iterable[object], c
     own = [str(name) for name in names]
     texts = given.astype(str) if given.dtype.kind in "US" else None
     for name in own if texts is None else sorted(set(texts.tolist())):
-        if name.strip().lower() not in code:
+        if class_key(name) not in code:
             raise UserError(f"{path}: {array} has the name '{name}'. {nearest(name, code)}")
     if texts is not None:
-        return np.array([code[text.strip().lower()] for text in texts.tolist()], dtype=np.uint8)
+        return np.array([code[class_key(text)] for text in texts.tolist()], dtype=np.uint8)
     if (
         given.ndim != 1
         or given.dtype.kind not in "iu"
@@ -292,4 +284,4 @@ def _coded(path: Path, array: str, given: np.ndarray, names: Iterable[object], c
         raise UserError(
             f"{path}: {array} is {given.dtype} {given.shape}; one number from 0 to {len(own) - 1} an image."
         )
-    return np.array([code[name.strip().lower()] for name in own], dtype=np.uint8)[given]
+    return np.array([code[class_key(name)] for name in own], dtype=np.uint8)[given]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, Shaped, UInt8
 from torch import Tensor
 
 from emodissect.core.errors import UserError
@@ -64,16 +64,20 @@ def read_votes(path: Path, usage: UInt8[np.ndarray, " image"]) -> UInt8[np.ndarr
     return votes.to_numpy(dtype=np.uint8, copy=True)
 
 
-def vote_annotations(votes: UInt8[Tensor, "image ten"]) -> dict[str, Annotations]:
+def vote_annotations(
+    votes: Shaped[Tensor, "image ten"], classes: Mapping[str, int] = CLASS_COLUMNS
+) -> dict[str, Annotations]:
     """The votes as annotations: each column's share of all votes on the image.
 
-    ``votes`` has FER2013's classes under their names; ``votes_other`` has ``contempt``, ``unknown`` and ``not a face``.
-    A row of the two together sums to 1 (to 0 where nobody voted).
+    ``votes`` has the classes under their names (``classes``: by name, the column of ``VOTED_ON``); ``votes_other`` has
+    those of ``contempt``, ``unknown`` and ``not a face`` that are no class. A row of the two together sums to 1 where
+    the classes are FER2013's (to 0 where nobody voted).
     """
     shares = votes.float() / votes.sum(dim=1, keepdim=True).clamp(min=1)
+    others = {name: column for name, column in OTHER_COLUMNS.items() if column not in classes.values()}
     return {
         kind: Annotations(tuple(columns), shares[:, list(columns.values())])
-        for kind, columns in (("votes", CLASS_COLUMNS), ("votes_other", OTHER_COLUMNS))
+        for kind, columns in (("votes", classes), ("votes_other", others))
     }
 
 

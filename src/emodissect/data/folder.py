@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from emodissect.core.cache import Cache, user_cache_dir
+from emodissect.core.cache import user_cache_dir
 from emodissect.core.errors import UserError
-from emodissect.data.archives import is_archive, places_of, unpacked
+from emodissect.data.archives import opened
 from emodissect.data.class_folders import FoundImages, find_images, require_classes
 from emodissect.data.image_files import ImageFiles, matched_classes
 
@@ -45,8 +45,6 @@ class ImageFolder(ImageFiles):
         class_names: Sequence[str] | None = None,
         **options: Any,
     ) -> None:
-        if path is None:
-            raise UserError(f"data.path is not given. {FORMS}")
         root, found = _found(path, data_dir, cache_dir)
         self.notes = found.notes
         names = tuple(found.folders if class_names is None else class_names)
@@ -66,19 +64,9 @@ def class_folders(path: str, data_dir: str | None = None, cache_dir: str | None 
 
 
 def _found(path: str | Path, data_dir: str | Path | None, cache_dir: str | Path) -> tuple[Path, FoundImages]:
-    root = _root(path, data_dir)
-    if root.is_file():
-        root = unpacked(root, Cache(cache_dir))
+    root = opened(path, data_dir, cache_dir, FORMS)
     found = find_images(root)
     if not found.images:
         raise UserError(f"{root} holds no image files in class folders. {FORMS}")
     require_classes(root, found)
     return root, found
-
-
-def _root(path: str | Path, data_dir: str | Path | None) -> Path:
-    places = places_of(path, data_dir)
-    for place in places:
-        if place.is_dir() or (place.is_file() and is_archive(place)):
-            return place
-    raise UserError(f"data.path: there is no folder or archive {' nor '.join(map(str, places))}. {FORMS}")

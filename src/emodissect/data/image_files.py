@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,10 @@ from torch import Tensor
 
 from emodissect.core.errors import UserError, listed, nearest
 from emodissect.core.fingerprint import source_hash
-from emodissect.core.progress import tracked
 from emodissect.core.spelling import class_key
 from emodissect.data.class_folders import FoundImage, content_hash
 from emodissect.data.datamodule import SPLITS, FaceDataModule
-from emodissect.data.decoding import FITS, decode, decoded_images, free_bytes, report_unreadable
+from emodissect.data.decoding import FITS, decode, read_images
 from emodissect.data.images import Annotations, ImageSet, Splits
 from emodissect.data.parts import grouped_parts, stratified_parts
 from emodissect.data.stored_images import ImageWriter, StoredImages
@@ -28,7 +28,6 @@ from emodissect.data.stored_images import ImageWriter, StoredImages
 log = logging.getLogger(__name__)
 
 DEFAULT_SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
-_ADVICE = "Mend or remove them, or leave them out with data.skip_unreadable=true."
 
 
 class ImageFiles(FaceDataModule):
@@ -153,7 +152,7 @@ class ImageFiles(FaceDataModule):
 
     def _write(self, paths: Sequence[Path], folder: Path) -> None:
         shape = (self.channels, self.size, self.size)
-        needed, free = len(paths) * int(np.prod(shape)), free_bytes(folder)
+        needed, free = len(paths) * int(np.prod(shape)), shutil.disk_usage(folder).free
         if needed > 0.95 * free:
             raise UserError(
                 f"{len(paths):,} images of {self.channels} x {self.size} x {self.size} take {needed / 2**30:.1f} GiB; "
@@ -161,17 +160,11 @@ class ImageFiles(FaceDataModule):
                 "data.size, data.channels=1, or another paths.cache_dir."
             )
         readable = np.ones(len(paths), dtype=bool)
-        faults: list[str] = []
-        decoded = decoded_images(paths, self.size, self.channels, self.fit, self.value_range)
+        images = read_images(paths, self.size, self.channels, self.fit, self.value_range, self.skip_unreadable)
         with ImageWriter(folder / "images.npy", shape, len(paths)) as writer:
-            for row, image in enumerate(tracked(decoded, "Reading images", len(paths))):
-                if isinstance(image, Tensor):
-                    writer.add(image)
-                else:
-                    writer.add(None)
-                    readable[row] = False
-                    faults.append(f"{paths[row]} ({image})")
-        report_unreadable(faults, len(paths), self.skip_unreadable, _ADVICE)
+            for row, image in enumerate(images):
+                writer.add(image)
+                readable[row] = image is not None
         np.save(folder / "readable.npy", readable)
         (folder / "files.json").write_text(json.dumps([str(path) for path in paths]), encoding="utf-8")
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from emodissect.core.cache import Cache, user_cache_dir
-from emodissect.core.errors import UserError, nearest
+from emodissect.core.cache import user_cache_dir
+from emodissect.core.errors import UserError, listed, nearest
 from emodissect.core.spelling import class_key
-from emodissect.data.archives import is_archive, places_of, unpacked
-from emodissect.data.class_folders import SPLIT_FOLDERS, FoundImage
+from emodissect.data.archives import located, opened
+from emodissect.data.class_folders import SPLIT_FOLDERS, SPLIT_OF, FoundImage
 from emodissect.data.decoding import ENDINGS
 from emodissect.data.image_files import ImageFiles, matched_classes
 
@@ -36,7 +36,6 @@ FORMS = (
     "data.path takes a list with a row an image (.csv, .tsv, .txt: columns for its path, its label and, where there is "
     "one, its split), a folder with train.csv and test.csv, or a .zip or .tar.gz of these (docs/data.md)."
 )
-_SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
 
 
 class ImageList(ImageFiles):
@@ -73,7 +72,10 @@ class ImageList(ImageFiles):
     ) -> None:
         columns = {"path": path_column, "label": label_column, "split": split_column}
         lists = _lists(path, data_dir, cache_dir)
-        root = _images_dir(images_dir, data_dir) or lists[0][1].parent
+        if images_dir is None:
+            root = lists[0][1].parent
+        else:
+            root = located(images_dir, data_dir, "data.images_dir", "The list's paths are relative to it.")
         further = [split_by] if split_by is not None else []
         tables = [(split, file, read_list(file, columns, further)) for split, file in lists]
         by_column = split_by if all(split_by in table.columns for _, _, table in tables) else None
@@ -166,14 +168,7 @@ def _roles(file: Path, names: Sequence[str], columns: Mapping[str, str | None]) 
 
 def _lists(path: str | Path, data_dir: str | Path | None, cache_dir: str | Path) -> list[tuple[str | None, Path]]:
     """The list, or those of the splits of a folder, each with its split."""
-    if path is None:
-        raise UserError(f"data.path is not given. {FORMS}")
-    places = places_of(path, data_dir)
-    place = next((place for place in places if place.exists()), None)
-    if place is None:
-        raise UserError(f"data.path: there is no {' nor '.join(map(str, places))}. {FORMS}")
-    if place.is_file() and is_archive(place):
-        place = unpacked(place, Cache(cache_dir))
+    place = opened(path, data_dir, cache_dir, FORMS, a_file=True)
     if place.is_file():
         return [(None, place)]
     lists = [item for item in sorted(place.iterdir()) if item.suffix.lower() in LISTS and item.is_file()]
@@ -182,24 +177,25 @@ def _lists(path: str | Path, data_dir: str | Path | None, cache_dir: str | Path)
     if not found and len(lists) == 1:
         return [(None, lists[0])]
     if not found:
-        raise UserError(f"{place} holds no list of a split: it has {_few(lists)}. {FORMS}")
+        there = listed([file.name for file in lists], 5) or "no list at all"
+        raise UserError(f"{place} holds no list of a split: it has {there}. {FORMS}")
     return sorted(found, key=lambda entry: list(SPLIT_FOLDERS).index(str(entry[0])))
 
 
 def _split_in(name: str) -> str | None:
     """The split that a file's name begins or ends with: ``train_labels``, ``fer_valid``."""
     words = name.lower().replace("-", "_").split("_")
-    return next((_SPLIT_OF[word] for word in (words[0], words[-1]) if word in _SPLIT_OF), None)
+    return next((SPLIT_OF[word] for word in (words[0], words[-1]) if word in SPLIT_OF), None)
 
 
 def _rows(root: Path, split: str | None, file: Path, table: pd.DataFrame, by_column: str | None) -> list[FoundImage]:
     groups = table[by_column] if by_column is not None else [None] * len(table)
     splits = [split] * len(table)
     if split is None and "split" in table.columns:
-        unknown = sorted({name for name in table["split"] if name.lower() not in _SPLIT_OF})
+        unknown = sorted({name for name in table["split"] if name.lower() not in SPLIT_OF})
         if unknown:
-            raise UserError(f"{file}: '{unknown[0]}' is no split. {nearest(unknown[0], _SPLIT_OF)}")
-        splits = [_SPLIT_OF[name.lower()] for name in table["split"]]
+            raise UserError(f"{file}: '{unknown[0]}' is no split. {nearest(unknown[0], SPLIT_OF)}")
+        splits = [SPLIT_OF[name.lower()] for name in table["split"]]
     return [
         FoundImage(part, label, root / name.replace("\\", "/"), group)
         for part, label, name, group in zip(splits, table["label"], table["path"], groups, strict=True)
@@ -226,17 +222,3 @@ def _by_size(labels: set[str]) -> list[str]:
     if all(label.isdecimal() for label in labels):
         return sorted(labels, key=int)
     return sorted(labels, key=lambda label: (label.lower(), label))
-
-
-def _images_dir(given: str | Path | None, data_dir: str | Path | None) -> Path | None:
-    if given is None:
-        return None
-    places = places_of(given, data_dir)
-    for place in places:
-        if place.is_dir():
-            return place
-    raise UserError(f"data.images_dir: there is no folder {' nor '.join(map(str, places))}.")
-
-
-def _few(files: Sequence[Path]) -> str:
-    return ", ".join(file.name for file in files[:5]) or "no list at all"

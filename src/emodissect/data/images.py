@@ -52,6 +52,19 @@ class Annotations:
             raise ValueError(f"{len(self.names)} names for annotations of shape {tuple(self.values.shape)}")
 
 
+def rows_of(held: Int64[Tensor, " image"], wanted: Int64[Tensor, " wanted"]) -> tuple[Tensor, Tensor]:
+    """The row of each wanted id among those held, and whether it is there at all.
+
+    >>> rows_of(torch.tensor([7, 3]), torch.tensor([3, 4, 7]))
+    (tensor([1, 0, 0]), tensor([ True, False,  True]))
+    """
+    if not len(held):
+        return torch.zeros_like(wanted), torch.zeros_like(wanted, dtype=torch.bool)
+    ordered, order = held.sort()
+    place = torch.searchsorted(ordered, wanted).clamp(max=len(ordered) - 1)
+    return order[place], ordered[place] == wanted
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Images of one split, kept as uint8 (a network of one's own may be given floats).
@@ -100,11 +113,10 @@ class ImageSet:
 
     def rows_of(self, ids: Int64[Tensor, " wanted"]) -> Int64[Tensor, " wanted"]:
         """The row of each id. Raises KeyError for an id that is not in the set."""
-        ordered, order = torch.sort(self.ids)
-        position = torch.searchsorted(ordered, ids).clamp(max=len(ordered) - 1)
-        if not torch.equal(ordered[position], ids):
+        rows, known = rows_of(self.ids, ids)
+        if not known.all():
             raise KeyError("an image id is not in this set")
-        return order[position]
+        return rows
 
     def fingerprint(self) -> str:
         """SHA-256 of the content: pixels, labels and ids (not the annotations)."""

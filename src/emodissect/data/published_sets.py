@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emodissect.core.cache import Cache
 from emodissect.core.errors import UserError
 from emodissect.core.spelling import class_key
-from emodissect.data.archives import is_archive, places_of, unpacked
+from emodissect.data.archives import opened
 from emodissect.data.class_folders import FoundImage, find_images
-from emodissect.data.ferplus import OTHER_COLUMNS, VOTED_ON
+from emodissect.data.ferplus import VOTED_ON, vote_annotations
 from emodissect.data.image_files import ImageFiles
 from emodissect.data.image_list import read_list
 from emodissect.data.images import Annotations
@@ -57,7 +56,8 @@ class PublishedSet(ImageFiles):
         class_names: Sequence[str] | None = None,
         **options: Any,
     ) -> None:
-        root, names = _folder(path, data_dir, cache_dir), class_names if class_names is not None else self.classes
+        more = "Name the folder of the data set, or an archive of it (docs/data.md)."
+        root, names = opened(path, data_dir, cache_dir, more), class_names if class_names is not None else self.classes
         images = self.images_of(root, names)
         super().__init__(root=root, images=images, class_names=names, cache_dir=cache_dir, **options)
 
@@ -151,24 +151,7 @@ class FerPlusFolders(PublishedSet):
 
     def annotations(self) -> dict[str, Annotations]:
         """Each class's and each other answer's share of the votes on every image."""
-        shares = self.votes / self.votes.sum(dim=1, keepdim=True).clamp(min=1)
-        others = {name: column for name, column in OTHER_COLUMNS.items() if column not in self._columns}
-        return {
-            "votes": Annotations(tuple(self.class_names), shares[:, self._columns]),
-            "votes_other": Annotations(tuple(others), shares[:, list(others.values())]),
-        }
-
-
-def _folder(path: str | Path, data_dir: str | Path | None, cache_dir: str | Path) -> Path:
-    if path is None:
-        raise UserError("data.path is not given: name the folder of the data set, or an archive of it (docs/data.md).")
-    places = places_of(path, data_dir)
-    for place in places:
-        if place.is_dir():
-            return place
-        if place.is_file() and is_archive(place):
-            return unpacked(place, Cache(cache_dir))
-    raise UserError(f"data.path: there is no folder or archive {' nor '.join(map(str, places))}.")
+        return vote_annotations(self.votes, dict(zip(self.class_names, self._columns, strict=True)))
 
 
 def _of_classes(images: Sequence[FoundImage], class_names: Sequence[str]) -> list[FoundImage]:

@@ -83,7 +83,7 @@ def leaked_accuracy(data: FaceDataModule, outputs: Outputs, split: str = "test")
         columns images, count, accuracy, low, high (Wilson, 95 %); empty where none leaked.
     """
     sources = [source for source in data.fitted_splits if source != split]
-    found = [data.audit_report().leaked_into(split, source) for source in sources]
+    found = [data.audit_report.leaked_into(split, source) for source in sources]
     leaked = torch.isin(outputs.ids, torch.cat(found)) if found else torch.zeros_like(outputs.ids, dtype=torch.bool)
     if not bool(leaked.any()):
         return pd.DataFrame()
@@ -103,7 +103,7 @@ def audit_extras(data: FaceDataModule, outputs: Outputs | None) -> list[Extra]:
     """Sections of the report where ``data.audit`` asks for them."""
     if not data.audit:
         return []
-    report = data.audit_report()
+    report = data.audit_report
     faults = pd.DataFrame([{"fault": name.replace("_", " "), "images": n} for name, n in report.counts.items()])
     extras = [Extra("Audit of the images", report.summary(), frame=faults)]
     if outputs is not None and len(frame := leaked_accuracy(data, outputs)):
