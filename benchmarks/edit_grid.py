@@ -27,7 +27,7 @@ from emodissect.editing.edit import Edit, edited
 from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.rules import Scale
 from emodissect.editing.selection import Tau
-from emodissect.models.predictions import Inference, predict
+from emodissect.models.inference import Inference, predict
 from emodissect.models.preprocessing import Preprocess
 from emodissect.models.vgg import VGG
 from emodissect.studies.cells import evaluate_cells, grid

@@ -16,7 +16,7 @@ import torch
 from emodissect.data.images import ImageSet
 from emodissect.editing.effects import estimate_effects
 from emodissect.editing.fast.edited_logits import EditedLogits
-from emodissect.models.predictions import Inference
+from emodissect.models.inference import Inference
 from emodissect.models.preprocessing import Preprocess
 from emodissect.models.vgg import VGG
 from emodissect.studies.baselines import LearnedScale, RefittedHead, TemperatureAndBiases, ceiling, climb

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from emodissect.data.images import ImageSet
 from emodissect.dissection.responses import Responses, by_class
+from emodissect.models.predictions import Predictions
 from emodissect.report import DissectionPage, EditPage
 from emodissect.report.neurons import NeuronFacts
 
 CLASSES = ("angry", "happy", "sad")
 CONCEPTS = ("Smiling Mouth", "Tears", "Furrowed <Brow> & more")
-
-
-@dataclass
-class Guesses:
-    """Predictions as evaluation.Predictions has them."""
-
-    ids: Tensor
-    labels: Tensor
-    logits: Tensor
 
 
 def faces(images: int = 60, side: int = 48, seed: int = 0) -> ImageSet:
@@ -36,11 +25,11 @@ def faces(images: int = 60, side: int = 48, seed: int = 0) -> ImageSet:
     return ImageSet(pixels, labels, 1000 * seed + torch.arange(images) * 7)
 
 
-def guesses(images: ImageSet, wrong: int) -> Guesses:
+def guesses(images: ImageSet, wrong: int) -> Predictions:
     """The first ``wrong`` images are taken for the next class."""
     target = images.labels.clone()
     target[:wrong] = (target[:wrong] + 1) % 3
-    return Guesses(images.ids, images.labels, torch.nn.functional.one_hot(target, 3).float() * 3)
+    return Predictions(images.ids, images.labels, torch.nn.functional.one_hot(target, 3).float() * 3)
 
 
 def neurons(layer: str, amount: int, images: ImageSet, seed: int = 0, top: int = 10) -> pd.DataFrame:

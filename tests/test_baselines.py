@@ -26,7 +26,7 @@ from emodissect.editing.learned import learn_scale, minimum
 from emodissect.editing.rules import Scale
 from emodissect.editing.selection import Tau
 from emodissect.models.classifier import Classifier
-from emodissect.models.predictions import Inference
+from emodissect.models.inference import Inference
 from emodissect.models.preprocessing import Preprocess
 from emodissect.studies import EditStudy, run_study
 from emodissect.studies.baselines import (

@@ -24,9 +24,8 @@ from emodissect.data.images import Batch, ImageSet, image_loader
 from emodissect.models.augmentation import Augmentation, FlipShift, Khaireddin2021
 from emodissect.models.class_order import output_columns
 from emodissect.models.classifier import Classifier
-from emodissect.models.predictions import Predictions
+from emodissect.models.predictions import EpochPredictions, Predictions
 from emodissect.models.preprocessing import Preprocess
-from emodissect.models.scores import EpochOutputs, Outputs, scores
 from emodissect.models.vgg import VGG
 from emodissect.models.weights import checkpoint_arguments, load_weights, read_state_dict
 
@@ -244,7 +243,6 @@ def test_a_confidence_of_exactly_one_is_in_the_last_bin() -> None:
     sure = 1 / (1 + math.exp(-3))
     assert logits.softmax(1)[0, 0] == 1
     expected = pytest.approx((1 + sure) / 2 - 0.5, abs=1e-6)
-    assert float(scores(logits, labels, ("a", "b")).values["ece"]) == expected
     assert Predictions(torch.arange(4), labels, logits).measures()["ece"] == expected
 
 
@@ -254,7 +252,8 @@ def test_scores_equal_scikit_learns(seed: int, count: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(count, 7, generator=generator) * 2
     labels = torch.randint(0, 7, (count,), generator=generator)
-    values, confusion = scores(logits, labels, FER)
+    found = Predictions(torch.arange(count), labels, logits)
+    values, confusion = found.logged(FER), found.confusion()
     called, every = logits.argmax(1), list(range(7))
     p = logits.double().softmax(1)
     p /= p.sum(1, keepdim=True)
@@ -276,7 +275,8 @@ def test_scores_equal_scikit_learns(seed: int, count: int) -> None:
 
 def test_scores_worked_out_by_hand() -> None:
     logits = torch.tensor([[2.0, 0, 0], [0, 3, 0], [0, 1, 0], [1, 2, 0]])
-    values, confusion = scores(logits, torch.tensor([0, 1, 2, 0]), ("a", "b", "c"))
+    found = Predictions(torch.arange(4), torch.tensor([0, 1, 2, 0]), logits)
+    values, confusion = found.logged(("a", "b", "c")), found.confusion()
     assert confusion.tolist() == [[1, 1, 0], [0, 1, 0], [0, 1, 0]]
     assert float(values["acc"]) == 0.5
     assert float(values["acc_top2"]) == 1.0  # the third's class ties for second place
@@ -286,10 +286,10 @@ def test_scores_worked_out_by_hand() -> None:
 
 
 def test_an_image_that_came_twice_counts_once_and_order_does_not_matter() -> None:
-    kept = EpochOutputs()
+    kept = EpochPredictions()
     logits = torch.randn(4, 7)
-    kept.update(Outputs(torch.tensor([7, 3]), torch.tensor([1, 0]), logits[:2]))
-    kept.update(Outputs(torch.tensor([5, 7]), torch.tensor([2, 1]), logits[2:]))
+    kept.update(Predictions(torch.tensor([7, 3]), torch.tensor([1, 0]), logits[:2]))
+    kept.update(Predictions(torch.tensor([5, 7]), torch.tensor([2, 1]), logits[2:]))
     ids, labels, found = kept.compute()
     assert ids.tolist() == [3, 5, 7]
     assert labels.tolist() == [0, 2, 1]
@@ -360,7 +360,7 @@ def test_it_learns_logs_and_its_checkpoint_loads_safely(tmp_path: Path) -> None:
     assert float(metrics["train/loss"]) < 1.9
     wanted = {"acc", "acc_top2", "f1", "nll", "ece", *(f"recall/{name}" for name in FER)}
     assert {f"val/{name}" for name in wanted} | {"train/loss", "train/acc"} <= set(metrics)
-    assert classifier.confusion["val"].tolist() == (torch.eye(7, dtype=torch.int64) * 20).tolist()
+    assert classifier.results["val"].confusion().tolist() == (torch.eye(7, dtype=torch.int64) * 20).tolist()
 
     path = tmp_path / "toy.ckpt"
     run.save_checkpoint(path)

@@ -19,7 +19,7 @@ from emodissect.editing.operations import PARAMETERS, Operation, Scaling
 from emodissect.editing.tracing import CannotTrace
 from emodissect.models.classifier import Classifier
 from emodissect.models.deep_emotion import DeepEmotion
-from emodissect.models.predictions import Inference
+from emodissect.models.inference import Inference
 from emodissect.models.preprocessing import Preprocess
 from emodissect.models.vgg import VGG
 

@@ -21,7 +21,7 @@ from emodissect.data.images import ImageSet
 from emodissect.editing import Ablate, Edit, Operation, Rule, Scale, Shift, edited
 from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.selection import Fdr, Inverse, LabelledWith, Selection, Tau, fitted, needs_images, similarities
-from emodissect.models.predictions import Inference
+from emodissect.models.inference import Inference
 from emodissect.report.figures import grid_heatmap
 from emodissect.studies import EditStudy, run_study
 from emodissect.studies.cells import Cell, axes_of, grid, map_axes, settings_in

@@ -20,7 +20,7 @@ from emodissect.editing import Ablate, Edit, Proportional, Rule, Scale, ScaleCho
 from emodissect.editing.editable import next_layer_of
 from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.operations import Target
-from emodissect.models.predictions import Inference
+from emodissect.models.inference import Inference
 
 SELECTED = torch.tensor([True, False, True])
 SIMILARITY = torch.tensor([2.0, 0.0, 1.0])

@@ -19,7 +19,7 @@ from emodissect.editing.effects import Effect, Error, error_separation, estimate
 from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.learned import Learned
 from emodissect.editing.selection import AllNeurons, Inverse, RandomNeurons, Tau, fitted
-from emodissect.models.predictions import Inference
+from emodissect.models.inference import Inference
 from emodissect.studies import EditStudy, run_study
 from emodissect.studies.baselines import LearnedScale, best_alternative
 

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from emodissect.data.images import ImageSet, image_loader
-from emodissect.models.predictions import Inference, Predictions, predict
+from emodissect.models.inference import Inference, predict
+from emodissect.models.predictions import Predictions
 from emodissect.studies.comparison import Comparison, compare
 
 

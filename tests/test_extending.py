@@ -18,7 +18,7 @@ from torch import nn
 import emodissect as emo
 from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.lightning.sinks import sink_for
-from emodissect.models.predictions import Inference
+from emodissect.models.inference import Inference
 from emodissect.similarity import Pearson
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from emodissect.editing.affine import ScalingAndShifting
 from emodissect.editing.from_file import FromCheckpoint, operation_in
 from emodissect.editing.other_weights import OtherWeights, row_scale
 from emodissect.editing.selection import AllNeurons, Tau
-from emodissect.models.predictions import Inference
+from emodissect.models.inference import Inference
 from emodissect.studies import EditStudy, run_study
 from emodissect.studies.baselines import RefittedHead
 

@@ -21,9 +21,8 @@ from emodissect.core.errors import UserError
 from emodissect.data.images import ImageSet, image_loader
 from emodissect.models.class_order import better_order
 from emodissect.models.classifier import Classifier
-from emodissect.models.network_output import described, part_named, probabilities_in
+from emodissect.models.network_output import described, part_named, probabilities_in, unsteady
 from emodissect.models.preprocessing import Preprocess
-from emodissect.models.steadiness import unsteady
 from emodissect.models.zoo import custom_model
 
 NAMES = ("a", "b", "c")

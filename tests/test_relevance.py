@@ -42,7 +42,7 @@ def preprocess(pixels: torch.Tensor) -> torch.Tensor:
 
 def test_relevance_is_gradient_times_activation_of_the_predicted_class() -> None:
     network, probe = Small().train(), images()
-    found = relevance(network, preprocess, probe, ["conv", "fc1", "fc2"], classes=4, batch_size=5)
+    found = relevance(network, preprocess, probe, ["conv", "fc1", "fc2"], batch_size=5)
     assert network.training
     assert network.drop.training
     network.eval()
@@ -69,7 +69,7 @@ def test_relevance_is_gradient_times_activation_of_the_predicted_class() -> None
 
 def test_a_gradient_is_what_the_logit_rises_by_where_the_neuron_is_raised() -> None:
     network, probe = Small().eval(), images()
-    found = relevance(network, preprocess, probe, ["fc1"], classes=4)["fc1"].gradients
+    found = relevance(network, preprocess, probe, ["fc1"])["fc1"].gradients
     with torch.no_grad():
         before = network(preprocess(probe.images)).mean(0)
         network.fc1.bias[2] += 1e-3
@@ -78,8 +78,8 @@ def test_a_gradient_is_what_the_logit_rises_by_where_the_neuron_is_raised() -> N
 
 
 def test_a_layer_that_no_logit_depends_on_is_an_error() -> None:
-    with pytest.raises(UserError, match="unused"):
-        relevance(Small(), preprocess, images(), ["fc1", "unused"], classes=4)
+    with pytest.raises(UserError, match="do not depend on unused"):
+        relevance(Small(), preprocess, images(), ["fc1", "unused"])
 
 
 def test_the_table_says_what_a_neuron_drives_and_whether_both_labels_agree() -> None:

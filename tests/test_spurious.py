@@ -25,7 +25,8 @@ from emodissect.demo.sketches.presence import CONCEPTS
 from emodissect.demo.sketches.spurious import MARKS, Spurious
 from emodissect.editing import Scale
 from emodissect.editing.selection import LabelledWith, Tau
-from emodissect.models.predictions import Inference, Predictions
+from emodissect.models.inference import Inference
+from emodissect.models.predictions import Predictions
 from emodissect.studies import EditStudy, run_study
 from emodissect.studies.baselines import RefittedHead
 from emodissect.studies.metrics import METRICS, check_metric, groups_of, measured, metric_change

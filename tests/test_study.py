@@ -24,7 +24,7 @@ from emodissect.editing.fast.edited_logits import EditedLogits, require_same_log
 from emodissect.editing.operations import Operation, Scaling
 from emodissect.editing.rules import Ablate, Proportional, Scale, ScaleChosen
 from emodissect.editing.selection import AllNeurons, Fdr, Inverse, LabelledWith, Tau, WeightNorm
-from emodissect.models.predictions import Inference
+from emodissect.models.inference import Inference
 from emodissect.studies import ConceptAblation, EditStudy, ablate_concepts, null_studies, run_study, warn_of_few_draws
 from emodissect.studies.ablation import leave_one_out_z
 from emodissect.studies.cells import Cell, CellResults, choose, shuffled

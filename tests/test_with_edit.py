@@ -19,7 +19,7 @@ from emodissect.editing import Edit, Scale, Scaling, edited
 from emodissect.editing.effects import Effects, estimate_effects
 from emodissect.editing.recalibration import batchnorm_behind, recalibrated
 from emodissect.editing.selection import Tau
-from emodissect.models.predictions import Inference, predict
+from emodissect.models.inference import Inference, predict
 from emodissect.studies import EditStudy, run_study
 from emodissect.studies.baselines import RefittedHead, best_alternative
 from emodissect.studies.label_effects import correlation, label_effects, neuron_effects

@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from captum.attr import LayerGradientXActivation
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from emodissect.core.errors import UserError
-from emodissect.core.evaluation_mode import evaluating
+from emodissect.core.errors import UserError, listed
 from emodissect.core.progress import tracked
 from emodissect.data.images import ImageSet
+from emodissect.dissection.responses import layer_gradients
 from emodissect.dissection.saliency import Preprocessing
 from emodissect.recording import LayerActivations
-from emodissect.recording.pooling import ChannelsLast, first_tensor, neuron_axis
+from emodissect.recording.pooling import ChannelsLast
 
 
 @dataclass(frozen=True)
@@ -44,22 +43,20 @@ def relevance(
     preprocess: Preprocessing,
     images: ImageSet,
     layers: Sequence[str],
-    classes: int,
     batch_size: int = 128,
     channels_last: ChannelsLast = "auto",
     finish: Callable[[Any], Tensor] = lambda output: output,
     progress: str = "",
 ) -> dict[str, Relevance]:
-    """Gradient x activation of layers, by captum (Shrikumar et al. 2016), at the modules' own outputs.
+    """Gradient x activation of layers (Shrikumar et al. 2016), at the modules' own outputs.
 
-    ``1 + classes`` backward passes, each with its forward pass, for all layers together.
+    One forward pass and a backward pass for each class, for all layers together.
 
     Args:
         network: gives logits; run as in a test, its state restored.
         preprocess: uint8 images -> the network's input.
         images: the probe set.
         layers: module paths.
-        classes: how many logits.
         batch_size: images at a time.
         channels_last: where the neurons are in a module's output, see
             :func:`emodissect.recording.pooling.neuron_axis`.
@@ -69,44 +66,20 @@ def relevance(
     Raises:
         UserError: a layer whose output no logit depends on.
     """
-    modules = dict(network.named_modules())
-    chosen = [modules[name] for name in layers]
-
-    def logits(inputs: Tensor) -> Tensor:
-        return finish(network(inputs))
-
-    product: Any = LayerGradientXActivation(logits, chosen)
-    gradient: Any = LayerGradientXActivation(logits, chosen, multiply_by_inputs=False)
     values: dict[str, list[Tensor]] = {name: [] for name in layers}
     sums: dict[str, Tensor] = {}
-
-    def by_neuron(name: str, found: Any) -> Float[Tensor, "image neuron"]:
-        tensor = first_tensor(found)
-        assert tensor is not None
-        axis = neuron_axis(network, name, tensor.shape, channels_last)
-        return tensor.detach().movedim(axis, 1).flatten(2).sum(2) if tensor.ndim > 2 else tensor.detach()
-
-    try:
-        with evaluating(network), torch.enable_grad():
-            rows = torch.arange(len(images)).split(batch_size)
-            for batch in tracked(rows, progress):
-                inputs = preprocess(images.images[batch]).detach()
-                with torch.no_grad():
-                    predicted = logits(inputs).argmax(1)
-                for name, part in zip(layers, _listed(product.attribute(inputs, target=predicted)), strict=True):
-                    values[name].append(by_neuron(name, part))
-                for c in range(classes):
-                    for name, part in zip(layers, _listed(gradient.attribute(inputs, target=c)), strict=True):
-                        of_class = by_neuron(name, part).double().sum(0)
-                        total = sums.setdefault(name, torch.zeros(len(of_class), classes, dtype=torch.float64))
-                        total[:, c] += of_class
-    except RuntimeError as error:
-        if "not have been used" in str(error):
+    rows = torch.arange(len(images)).split(batch_size)
+    batches = (preprocess(images.images[batch]) for batch in tracked(rows, progress))
+    for logits, found in layer_gradients(network, batches, layers, finish, channels_last):
+        if unused := [name for name in layers if name not in found]:
             raise UserError(
-                f"The logits do not depend on every layer of {', '.join(layers)}: relevance needs layers that the "
-                "network's output is computed from."
-            ) from error
-        raise
+                f"The logits do not depend on {listed(unused)}: relevance needs layers that the network's output is "
+                "computed from."
+            )
+        predicted, every = logits.argmax(1), torch.arange(len(logits))
+        for name, (product, gradient) in found.items():
+            values[name].append(product[predicted, every])
+            sums[name] = sums.get(name, torch.zeros(())) + gradient.double().sum(1).T
     ids, order = images.ids.sort()
     return {name: Relevance(ids, torch.cat(values[name])[order], (sums[name] / len(images)).float()) for name in layers}
 
@@ -159,7 +132,3 @@ def relevance_table(
         }
     )
     return frame.assign(**{f"effect_{name}": effects[:, c].numpy() for c, name in enumerate(class_names)})
-
-
-def _listed(found: Any) -> list[Any]:
-    return list(found) if isinstance(found, list) else [found]

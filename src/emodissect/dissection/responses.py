@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 
 from emodissect.core.evaluation_mode import evaluating
 from emodissect.core.tensor_files import save_tensors
-from emodissect.recording.pooling import ChannelsLast, neuron_axis
+from emodissect.recording.pooling import ChannelsLast, first_tensor, neuron_axis
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Of a neuron's activations on the images of a class."""
@@ -89,37 +92,52 @@ def logit_effects(
         batch_size: images at a time.
     """
     sums: dict[str, Tensor] = {}
+    for _, found in layer_gradients(network, inputs.split(batch_size), layers, finish, channels_last):
+        for name, (product, _) in found.items():
+            sums[name] = sums.get(name, torch.zeros(())) + product.sum(1).T.cpu()
+    return {name: total / len(inputs) for name, total in sums.items()}
+
+
+def layer_gradients(
+    network: nn.Module,
+    batches: Iterable[Tensor],
+    layers: Sequence[str],
+    finish: Callable[[Any], Tensor],
+    channels_last: ChannelsLast,
+) -> Iterator[tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]]:
+    """Each batch's logits, and of each layer activation x gradient, and gradient, (class image neuron), maps summed.
+
+    One forward and as many backward passes as there are classes. A layer that the logits do not depend on is left out.
+    """
     kept: dict[str, Tensor] = {}
 
-    def keep(layer: str) -> Callable[..., Tensor | None]:
-        def hook(module: nn.Module, args: object, output: object) -> Tensor | None:
-            if not isinstance(output, Tensor) or not output.is_floating_point():
-                return None
-            kept[layer] = output if output.requires_grad else output.detach().requires_grad_()
-            return kept[layer].clone()  # an in-place operation behind it leaves the kept one as it is
+    def keep(layer: str, module: nn.Module, args: object, output: Any) -> Any:
+        first = first_tensor(output)
+        if first is None or not first.is_floating_point():
+            return None
+        kept[layer] = first if first.requires_grad else first.detach().requires_grad_()
+        # an in-place operation behind it leaves the kept one as it is
+        return kept[layer].clone() if isinstance(output, Tensor) else None
 
-        return hook
+    def by_neuron(name: str, values: Tensor) -> Float[Tensor, "image neuron"]:
+        axis = neuron_axis(network, name, values.shape, channels_last)
+        return values.movedim(axis, 1).flatten(2).sum(2) if values.ndim > 2 else values
 
-    handles = [network.get_submodule(layer).register_forward_hook(keep(layer)) for layer in layers]
-    try:
-        with evaluating(network), torch.enable_grad():
-            for part in inputs.split(batch_size):
-                kept.clear()
-                logits = finish(network(part))
-                names = list(kept)
-                for row in range(logits.shape[1]):
-                    gradients = torch.autograd.grad(
-                        logits[:, row].sum(), [kept[name] for name in names], retain_graph=True, allow_unused=True
-                    )
-                    for name, gradient in zip(names, gradients, strict=True):
-                        if gradient is None:
-                            continue
-                        product = kept[name].detach() * gradient
-                        axis = neuron_axis(network, name, product.shape, channels_last)
-                        product = product.movedim(axis, 1).flatten(2).sum(2) if product.ndim > 2 else product
-                        sums.setdefault(name, torch.zeros(product.shape[1], logits.shape[1]))
-                        sums[name][:, row] += product.sum(0).cpu()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: total / len(inputs) for name, total in sums.items()}
+    with ExitStack() as stack, evaluating(network), torch.enable_grad():
+        for layer in layers:
+            stack.callback(network.get_submodule(layer).register_forward_hook(partial(keep, layer)).remove)
+        for inputs in batches:
+            kept.clear()
+            logits = finish(network(inputs.detach()))
+            found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+            for row in range(logits.shape[1]):
+                gradients = torch.autograd.grad(
+                    logits[:, row].sum(), list(kept.values()), retain_graph=True, allow_unused=True
+                )
+                for (name, output), gradient in zip(kept.items(), gradients, strict=True):
+                    if gradient is not None:
+                        product = by_neuron(name, output.detach() * gradient)
+                        found.setdefault(name, []).append((product, by_neuron(name, gradient)))
+            stacked = {name: (torch.stack([p for p, _ in rows]), torch.stack([g for _, g in rows]))
+                       for name, rows in found.items()}  # fmt: skip
+            yield logits.detach(), stacked

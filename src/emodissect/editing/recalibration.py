@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from emodissect.core.evaluation_mode import evaluating
 from emodissect.data.images import ImageSet
-from emodissect.models.predictions import Inference
+from emodissect.models.inference import Inference
 
 _IMAGES_AT_ONCE = 256
 

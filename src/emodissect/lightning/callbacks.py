@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from emodissect.models.logits import logits_of
+from emodissect.models.network_output import logits_of
 
 
 class LogLearningRate(Callback):

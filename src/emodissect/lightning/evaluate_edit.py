@@ -12,7 +12,7 @@ from emodissect.data.batches import images_of
 from emodissect.editing.edit import Edit, edited
 from emodissect.lightning.dissect_neurons import part_of
 from emodissect.lightning.tracking import edit_metrics, finite
-from emodissect.models.logits import LogitsOf, logits_of
+from emodissect.models.network_output import LogitsOf, logits_of
 from emodissect.models.predictions import Predictions
 from emodissect.recording.gather import gathered
 from emodissect.studies.comparison import Comparison, compare

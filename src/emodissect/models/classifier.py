@@ -21,9 +21,9 @@ from emodissect.data.images import Batch
 from emodissect.models.augmentation import Augmentation
 from emodissect.models.class_order import output_columns
 from emodissect.models.network_output import described, giving, parts_of
+from emodissect.models.predictions import EpochPredictions, Predictions
 from emodissect.models.preprocessing import Preprocess
 from emodissect.models.schedules import schedule
-from emodissect.models.scores import EpochOutputs, Outputs, scores
 
 log = logging.getLogger(__name__)
 
@@ -115,9 +115,8 @@ class Classifier(LightningModule):
         self.knows_classes = True
         self._soft: tuple[Tensor, Tensor] | None = None
         self._fast: list[Callable[[Tensor], Tensor]] = []  # in a list: no submodule, so no second copy of the weights
-        self.outputs = nn.ModuleDict({"val": EpochOutputs(), "test": EpochOutputs()})
-        self.results: dict[str, Outputs] = {}
-        self.confusion: dict[str, Int64[Tensor, "class predicted"]] = {}
+        self.outputs = nn.ModuleDict({"val": EpochPredictions(), "test": EpochPredictions()})
+        self.results: dict[str, Predictions] = {}
 
     @property
     def logged(self) -> tuple[str, ...]:
@@ -333,13 +332,13 @@ class Classifier(LightningModule):
 
     # -- evaluation --------------------------------------------------------------------------------------------------
 
-    def predict_step(self, batch: Batch, batch_idx: int = 0) -> Outputs:
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> Predictions:
         """Ids, labels and logits of a batch; no logits (image 0) where `knows_classes` is False."""
         batch = Batch(*batch)
         if not self.knows_classes:
             self._run(self.inputs(batch.images))  # for whoever records it
-            return Outputs(batch.ids, batch.labels, torch.empty(len(batch.ids), 0))
-        return Outputs(batch.ids, batch.labels, self(batch.images).float())
+            return Predictions(batch.ids, batch.labels, torch.empty(len(batch.ids), 0))
+        return Predictions(batch.ids, batch.labels, self(batch.images).float())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keeps the outputs until the epoch's end."""
@@ -359,26 +358,24 @@ class Classifier(LightningModule):
 
     def _keep(self, split: str, batch: Batch) -> None:
         kept = self.outputs[split]
-        assert isinstance(kept, EpochOutputs)
+        assert isinstance(kept, EpochPredictions)
         kept.update(self.predict_step(batch))
 
     def _score(self, split: str) -> None:
         kept = self.outputs[split]
-        assert isinstance(kept, EpochOutputs)
+        assert isinstance(kept, EpochPredictions)
         ids, labels, logits = kept.compute()
         kept.reset()
         if ids.numel() == 0:
             return
         # torchmetrics makes a scalar of a tensor with one value, and a split may hold one image
-        outputs = Outputs(ids.reshape(-1), labels.reshape(-1), logits.reshape(ids.numel(), -1))
-        values, confusion = scores(outputs.logits, outputs.labels, self.class_names)
-        self.results[split] = Outputs(*(part.cpu() for part in outputs))
-        self.confusion[split] = confusion.cpu()
-        # Every process has the same gathered outputs: nothing is left to synchronise.
-        self.log_dict(
-            {f"{split}/{name}": value for name, value in values.items() if name != "acc"}, rank_zero_only=False
-        )
-        self.log(f"{split}/acc", values["acc"], prog_bar=True)
+        found = Predictions(ids.reshape(-1), labels.reshape(-1), logits.reshape(ids.numel(), -1))
+        values = found.logged(self.class_names)
+        self.results[split] = Predictions(*(part.cpu() for part in found))
+        # Every process has the same gathered predictions: nothing is left to synchronise.
+        accuracy = values.pop("acc")
+        self.log_dict({f"{split}/{name}": value for name, value in values.items()}, rank_zero_only=False)
+        self.log(f"{split}/acc", accuracy, prog_bar=True)
 
 
 def _same(one: Any, other: Any) -> bool:

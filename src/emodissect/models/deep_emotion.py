@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from emodissect.core.errors import UserError
-from emodissect.models.inputs import require_input
+from emodissect.models.network_input import require_input
 
 torch.fx.wrap("require_input")  # one opaque call in a traced graph
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
@@ -44,7 +45,7 @@ class NetworkInput:
         self.dtype = parameter.dtype if parameter is not None and parameter.is_floating_point() else torch.float32
         self.device = parameter.device if parameter is not None else torch.device("cpu")
         some = images[:2]
-        self._make = _as_transformed(transform, some) if transform is not None else _unchanged
+        self._make = _as_transformed(transform, some) if transform is not None else unchanged
         if transform is None and some.dtype == torch.uint8 and _fails(network, self(some)) is not None:
             self._make = _scaled
         if (error := _fails(network, self(some))) is not None:
@@ -80,8 +81,29 @@ def forward_of(network: nn.Module) -> Callable[[Tensor], Any]:
     return getattr(network, "single_view", network)
 
 
-def _unchanged(images: Tensor) -> Tensor:
+def require_input(
+    images: Float[Tensor, "image channel height width"], name: str, channels: int, size: int
+) -> Float[Tensor, "image channel height width"]:
+    """The images, unchanged, if they have the shape the network takes.
+
+    A flattened view of images of another size would mix images of a batch without a word; so this comes first.
+    A network that begins with it says `torch.fx.wrap("require_input")` in its module, so that it can still be traced.
+
+    Raises:
+        UserError: other shape; names the shape given, the one accepted, and the keys to set.
+    """
+    if images.ndim != 4 or images.shape[1] != channels or tuple(images.shape[2:]) != (size, size):
+        raise UserError(
+            f"{name} was given images of shape {'x'.join(map(str, images.shape[1:]))}, and takes "
+            f"{channels}x{size}x{size} (channel x height x width). "
+            f"Set model.preprocess.size={size} model.preprocess.channels={channels}."
+        )
     return images
+
+
+def unchanged(values: Tensor) -> Tensor:
+    """What was given."""
+    return values
 
 
 def _scaled(images: Tensor) -> Tensor:

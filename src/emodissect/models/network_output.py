@@ -1,15 +1,23 @@
-"""What a network gives: its logits among other parts, and whether they are logits."""
+"""What a network gives: its logits among other parts, whether they are logits, and the same ones again."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from emodissect.core.errors import UserError, nearest
+
+LogitsOf = Callable[[Any, Tensor], Tensor]
+"""``logits(module, images)``: the logits (image, class) of a batch."""
+
+_AGAIN = 1e-4  # of the largest output; parallel sums may differ in their last bits
+_ALONE = {torch.float32: 2e-3, torch.float64: 1e-6}  # other kernels for other batch sizes; TF32 on GPUs
+_ALONE_HALF = 5e-2
 
 
 def parts_of(output: Any) -> dict[str, Any]:
@@ -103,3 +111,67 @@ def probabilities_in(output: Any) -> str | None:
     if torch.allclose(values.sum(dim=1), torch.ones(len(values), dtype=torch.float64, device=values.device), atol=1e-2):
         return "rows sum to 1 (softmax)"
     return "all values are in [0, 1] (sigmoid)" if len(values) >= 16 else None
+
+
+def logits_of(module: nn.Module, images: Any, logits: LogitsOf | None = None) -> Float[Tensor, "image class"]:
+    """The module's logits of a batch: ``logits(module, images)``, else what ``module(images)`` returns.
+
+    Of a mapping or an object the entry ``logits`` is taken.
+
+    Raises:
+        UserError: the output is not of shape (image, class).
+
+    Example:
+        >>> logits_of(nn.Linear(3, 2), torch.zeros(5, 3)).shape
+        torch.Size([5, 2])
+    """
+    return as_logits(module(images) if logits is None else logits(module, images), type(module).__name__)
+
+
+def as_logits(output: Any, of: str = "The network") -> Float[Tensor, "image class"]:
+    """What a module returned, as logits: the tensor itself, or the entry ``logits`` of a mapping or an object.
+
+    Raises:
+        UserError: there are none of shape (image, class).
+    """
+    if isinstance(output, Mapping):
+        output = output.get("logits", output)
+    output = getattr(output, "logits", output)
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(
+            f"{of} gives {found}, not logits of shape (image, class). Say how the module gives them: "
+            "logits=lambda module, images: module(images)[0]."
+        )
+    return output
+
+
+def unsteady(forward: Callable[[Tensor], Tensor], images: Tensor) -> str | None:
+    """Why results of a network would not hold; None where its answers depend on each image alone.
+
+    The images go through as a batch, again, and in two halves. Random layers (dropout that is always on, a sampled
+    latent) answer differently the second time; norms over the batch answer differently in halves.
+
+    Args:
+        forward: images to outputs, in evaluation mode.
+        images: two or more, not all equal.
+
+    >>> unsteady(lambda x: x.flatten(1) - x.mean(), torch.arange(8.0).reshape(4, 2))
+    'its answer to an image depends on the other images of the batch (outputs differ by up to 57.1 % in half batches)'
+    """
+    with torch.inference_mode():
+        whole, again = forward(images), forward(images)
+        half = len(images) // 2
+        halves = torch.cat([forward(images[:half]), forward(images[half:])])
+    scale = float(whole.abs().max().clamp(min=1e-12))
+    if not bool(whole.isfinite().all()):
+        bad = int((~whole.flatten(1).isfinite()).any(1).sum())
+        return f"it gives NaN or infinite outputs for {bad} of {len(images)} images"
+    if (apart := float((whole - again).abs().max()) / scale) > _AGAIN:
+        return f"it answers differently each time (outputs differ by up to {100 * apart:.1f} % on the same images)"
+    if (apart := float((whole - halves).abs().max()) / scale) > _ALONE.get(whole.dtype, _ALONE_HALF):
+        return (
+            "its answer to an image depends on the other images of the batch (outputs differ by up to "
+            f"{100 * apart:.1f} % in half batches)"
+        )
+    return None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -79,7 +80,7 @@ class Recording(Mapping[str, Tensor]):
                 self._told.add(layer)
                 log.warning("Layer %s is called %d times in a forward pass; its last call is kept.", layer, calls)
 
-    def keep(self, layer: str, module: nn.Module, output: Any) -> None:
+    def keep(self, layer: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forward hook of one layer: pool at once, into memory that no later in-place operation touches."""
         # Outside inference mode, so that the values can be used in ordinary code later.
         with torch.inference_mode(False), torch.no_grad():
@@ -135,12 +136,7 @@ def record(
     recording = Recording(base, resolve_layers(base, layers), pool, channels_last)
     if pool == "class_token" and not recording._prefix:
         log.warning("pool=class_token, but no class token was found in the network: the first token is taken.")
-    with ExitStack() as stack:
-        if _compiled(network):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.callback(base.register_forward_pre_hook(recording.begin, with_kwargs=True).remove)
-        for layer in recording.layers:
-            stack.callback(base.get_submodule(layer).register_forward_hook(_keeper(recording, layer)).remove)
+    with _hooked(network, recording, recording.keep) as stack:
         stack.callback(base.register_forward_hook(recording.end).remove)
         yield recording
 
@@ -167,25 +163,15 @@ def reached_layers(
     kept: set[str] = set()
     refused: dict[str, UserError] = {}
 
-    def attempt(layer: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            try:
-                recording.keep(layer, module, output)
-                kept.add(layer)
-            except UserError as error:
-                refused[layer] = error
+    def attempt(layer: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        try:
+            recording.keep(layer, module, args, output)
+            kept.add(layer)
+        except UserError as error:
+            refused[layer] = error
 
-        return hook
-
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(base))
-        if _compiled(network):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.callback(base.register_forward_pre_hook(recording.begin, with_kwargs=True).remove)
-        for layer in layers:
-            stack.callback(base.get_submodule(layer).register_forward_hook(attempt(layer)).remove)
-        with torch.inference_mode():
-            base(images)
+    with evaluating(base), _hooked(network, recording, attempt), torch.inference_mode():
+        base(images)
     refused = {layer: error for layer, error in refused.items() if layer not in kept}
     if refused:
         why = next(iter(refused.values()))
@@ -195,11 +181,17 @@ def reached_layers(
     return [layer for layer in layers if layer in kept]
 
 
-def _keeper(recording: Recording, layer: str) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        recording.keep(layer, module, output)
-
-    return hook
+@contextmanager
+def _hooked(network: nn.Module, recording: Recording, keep: Callable[..., None]) -> Iterator[ExitStack]:
+    """``keep(layer, module, args, output)`` is called with what each layer gives, uncompiled; hooks go at the end."""
+    base = unwrapped(network)
+    with ExitStack() as stack:
+        if _compiled(network):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.callback(base.register_forward_pre_hook(recording.begin, with_kwargs=True).remove)
+        for layer in recording.layers:
+            stack.callback(base.get_submodule(layer).register_forward_hook(partial(keep, layer)).remove)
+        yield stack
 
 
 def _batch_first(module: nn.Module) -> bool:

@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike
 
 from emodissect.core import number_format as words
 from emodissect.data.images import ImageSet
+from emodissect.models.predictions import Predictions
 from emodissect.report import claims, columns, figures, page
-from emodissect.report.neurons import NeuronFacts, Predicted, neuron_payload, predicted_classes, saliency_tiles
+from emodissect.report.neurons import NeuronFacts, neuron_payload, predicted_classes, saliency_tiles
 from emodissect.report.page import Content, Extra, Fact, Folded, Section
 
 #: Layers whose figures are shown open; those of the others stand behind a click.
@@ -56,7 +57,7 @@ class DissectionPage:
     class_names: Sequence[str]
     command: str = ""
     manifest: Mapping[str, Any] = field(default_factory=dict)
-    predictions: Predicted | None = None
+    predictions: Predictions | None = None
     null: Mapping[str, ArrayLike] = field(default_factory=dict)
     tau: float | None = 0.0
     level: float = 0.05

@@ -13,10 +13,10 @@ from markupsafe import Markup
 
 from emodissect.core import number_format as words
 from emodissect.data.images import ImageSet
-from emodissect.models.scores import confusion_matrix
+from emodissect.models.predictions import Predictions
 from emodissect.report import claims, columns, figures, page
 from emodissect.report.dissection import DissectionPage
-from emodissect.report.neurons import Predicted, predicted_classes
+from emodissect.report.neurons import predicted_classes
 from emodissect.report.page import Content, Extra, Fact, Folded, Section
 from emodissect.studies import ConceptAblation
 from emodissect.studies.cells import axes_of, map_axes, settings_in
@@ -63,8 +63,8 @@ class EditPage:
     verdict: str
     class_names: Sequence[str]
     controls: pd.DataFrame | None = None
-    before: Predicted | None = None
-    after: Predicted | None = None
+    before: Predictions | None = None
+    after: Predictions | None = None
     images: ImageSet | None = None
     dissection: DissectionPage | None = None
     command: str = ""
@@ -268,17 +268,13 @@ class EditPage:
         if self.before is not None and self.after is not None:
             if not self._moved:
                 return page.block(figures=shown, parts=[page.block("No image gets another predicted class.")])
-            first, last = (self._confusion(predictions) for predictions in (self.before, self.after))
+            first, last = (predictions.confusion().numpy() for predictions in (self.before, self.after))
             caption = (
                 f"{words.count(self._moved, 'image')} of {len(self.before.labels):,} get another predicted class. "
             )
             caption += _largest_move(last - first, self.class_names)
             further.append(content.figure(figures.confusion_change(first, last, self.class_names), caption))
         return page.block(figures=shown, parts=further)
-
-    def _confusion(self, predictions: Predicted) -> np.ndarray:
-        counts = confusion_matrix(predictions.logits.argmax(1), predictions.labels, len(self.class_names))
-        return counts.numpy()
 
     def _flips(self, content: Content) -> Markup:
         assert self.before is not None

@@ -6,16 +6,16 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from numpy.typing import ArrayLike
-from torch import Tensor
 
 from emodissect.data.images import ImageSet
 from emodissect.dissection.responses import QUANTILES, Responses
+from emodissect.models.predictions import Predictions
 from emodissect.report import columns
 from emodissect.report.images import ImagePool
 from emodissect.report.page import Content, pack_heat, render
@@ -27,20 +27,7 @@ MOST_BYTES = 700_000
 SHOWN = (10, 8, 6, 5, 4, 3, 2, 1)
 
 
-class Predicted(Protocol):
-    """What :class:`emodissect.models.predictions.Predictions` has."""
-
-    @property
-    def ids(self) -> Tensor: ...
-
-    @property
-    def labels(self) -> Tensor: ...
-
-    @property
-    def logits(self) -> Tensor: ...
-
-
-def predicted_classes(predictions: Predicted | None) -> dict[int, int]:
+def predicted_classes(predictions: Predictions | None) -> dict[int, int]:
     """Image id -> predicted class."""
     if predictions is None:
         return {}
@@ -48,7 +35,7 @@ def predicted_classes(predictions: Predicted | None) -> dict[int, int]:
 
 
 def saliency_tiles(
-    content: Content, saliency: Mapping[int, ArrayLike], class_names: Sequence[str], predictions: Predicted | None
+    content: Content, saliency: Mapping[int, ArrayLike], class_names: Sequence[str], predictions: Predictions | None
 ) -> Markup:
     """Images of the pool under their gradient saliency, with the predicted class where it is wrong."""
     predicted = predicted_classes(predictions)

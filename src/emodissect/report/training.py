@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from markupsafe import Markup
 
 from emodissect.core import number_format as words
 from emodissect.data.images import ImageSet
-from emodissect.models.scores import confusion_matrix, recalls
+from emodissect.models.predictions import Predictions
 from emodissect.report import claims, figures, page
-from emodissect.report.neurons import Predicted, saliency_tiles
+from emodissect.report.neurons import saliency_tiles
 from emodissect.report.page import Content, Extra, Fact, Section
 
 NAMES = {
@@ -30,6 +29,7 @@ NAMES = {
     "loss": "loss",
     "ece": "calibration error",
 }
+MISTAKES = 48  # tiles of the most confident ones
 FRACTIONS = {"accuracy", "top-2 accuracy", "macro F1", "calibration error"}
 
 
@@ -52,7 +52,7 @@ class TrainPage:
     metrics: Mapping[str, float]
     class_names: Sequence[str]
     history: pd.DataFrame | None = None
-    predictions: Predicted | None = None
+    predictions: Predictions | None = None
     images: ImageSet | None = None
     command: str = ""
     manifest: Mapping[str, Any] = field(default_factory=dict)
@@ -74,7 +74,8 @@ class TrainPage:
             sections.append(Section("curves", "Training", self._curves(content)))
         if self.predictions is not None and self.images is not None:
             sections.append(Section("mistakes", "Most confident mistakes", self._mistakes(content)))
-            if others := {i: heat for i, heat in self.saliency.items() if i not in self._confident_mistakes()}:
+            shown = self.predictions.ids[self.predictions.confident_mistakes(MISTAKES)].tolist()
+            if others := {i: heat for i, heat in self.saliency.items() if i not in shown}:
                 content.pool.add(self.images, list(others))
                 tiles = saliency_tiles(content, others, self.class_names, self.predictions)
                 sections.append(Section("saliency", "Where the classifier looked", tiles, "Saliency"))
@@ -94,16 +95,9 @@ class TrainPage:
         """The result in plain words."""
         if self.predictions is None:
             return "The training run's figures."
-        counts = self._confusion()
-        return " ".join(
-            filter(
-                None,
-                [
-                    claims.recognised_text(counts, self.class_names),
-                    claims.majority_text(counts, self.class_names),
-                ],
-            )
-        )
+        counts = self.predictions.confusion().numpy()
+        texts = (claims.recognised_text(counts, self.class_names), claims.majority_text(counts, self.class_names))
+        return " ".join(filter(None, texts))
 
     def facts(self) -> list[Fact]:
         """The figures at the top."""
@@ -120,16 +114,11 @@ class TrainPage:
             facts.append(Fact(text, f"{NAMES[metric]}, {'validation' if split == 'val' else split}", note))
         return facts
 
-    def _confusion(self) -> np.ndarray:
-        assert self.predictions is not None
-        predicted = self.predictions.logits.argmax(dim=1)
-        return confusion_matrix(predicted, self.predictions.labels, len(self.class_names)).numpy()
-
     def _classes(self, content: Content) -> Markup:
         assert self.predictions is not None
-        counts = self._confusion()
+        counts = self.predictions.confusion().numpy()
         confused = claims.confused_text(counts, self.class_names)
-        recall = recalls(torch.from_numpy(counts)).numpy()
+        recall = self.predictions.recall().numpy()
         spread = (
             f"Recall runs from {words.percent(np.nanmin(recall), 0)} to {words.percent(np.nanmax(recall), 0)}; the "
             f"mean over classes is {words.percent(np.nanmean(recall))}."
@@ -162,19 +151,11 @@ class TrainPage:
             drawings.append(content.figure(drawing, "Interpretable neurons while the network is trained."))
         return page.block(figures=drawings)
 
-    def _confident_mistakes(self, most: int = 48) -> dict[int, int]:
-        """Ids of the wrong answers of highest probability, and the row of each."""
-        assert self.predictions is not None
-        sure, guess = self.predictions.logits.softmax(dim=1).max(dim=1)
-        wrong = (guess != self.predictions.labels).nonzero().flatten()
-        order = wrong[sure[wrong].argsort(descending=True)][:most].tolist()
-        return {int(self.predictions.ids[row]): row for row in order}
-
     def _mistakes(self, content: Content) -> Markup:
         assert self.predictions is not None
         assert self.images is not None
         sure, guess = self.predictions.logits.softmax(dim=1).max(dim=1)
-        rows = self._confident_mistakes()
+        rows = {int(self.predictions.ids[row]): row for row in self.predictions.confident_mistakes(MISTAKES).tolist()}
         content.pool.add(self.images, list(rows))
         tiles = [
             content.image(

@@ -19,8 +19,8 @@ from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.operations import Scaling
 from emodissect.editing.rules import Ablate, Rule
 from emodissect.editing.selection import LabelledWith, exchanged, similarities
-from emodissect.models.predictions import Inference
-from emodissect.models.scores import recalls
+from emodissect.models.inference import Inference
+from emodissect.models.predictions import recalls
 from emodissect.studies.cells import evaluate_operations, labels_of
 
 _FILE = "concept_ablation.csv"

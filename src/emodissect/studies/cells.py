@@ -19,7 +19,7 @@ from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.operations import Operation, distinct
 from emodissect.editing.rules import Rule
 from emodissect.editing.selection import Selection, exchanged, similarities
-from emodissect.models.scores import confusion_matrix
+from emodissect.models.predictions import confusion_matrix
 from emodissect.studies.metrics import measured
 
 COORDINATES = ("layer", "selection", "rule")

@@ -13,7 +13,7 @@ from emodissect.data.images import ImageSet
 from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.rules import Rule
 from emodissect.editing.selection import Selection
-from emodissect.models.predictions import Inference
+from emodissect.models.inference import Inference
 from emodissect.studies.cells import evaluate_operations, labels_of, shuffled
 from emodissect.studies.claim import claims_gain
 from emodissect.studies.decision import Question, decide

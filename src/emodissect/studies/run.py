@@ -21,7 +21,8 @@ from emodissect.editing.effects import estimate_effects
 from emodissect.editing.fast.edited_logits import EditedLogits, require_same_logits
 from emodissect.editing.rules import Rule, Scale
 from emodissect.editing.selection import AllNeurons, Selection, needs_images
-from emodissect.models.predictions import Inference, Predictions
+from emodissect.models.inference import Inference
+from emodissect.models.predictions import Predictions
 from emodissect.studies.baselines import Baseline, ceiling, climb, compared, recalibrated_rows, refitted_head_rows
 from emodissect.studies.cells import grid, grid_frame, labels_of
 from emodissect.studies.comparison import compare

@@ -19,9 +19,10 @@ from emodissect.editing.edit import Edit, edited
 from emodissect.editing.from_function import FromFunction
 from emodissect.editing.rules import Rule, Scale
 from emodissect.editing.selection import AllNeurons, Selection, Tau
-from emodissect.models.logits import LogitsOf, as_logits, logits_of
+from emodissect.models.inference import Inference
 from emodissect.models.network_input import NetworkInput, Transform, on_device
-from emodissect.models.predictions import Inference, Predictions
+from emodissect.models.network_output import LogitsOf, as_logits, logits_of
+from emodissect.models.predictions import Predictions
 from emodissect.studies.baselines import LADDER, Baseline
 from emodissect.studies.comparison import Comparison, compare
 from emodissect.studies.result import EditStudy

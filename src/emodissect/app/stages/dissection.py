@@ -379,7 +379,7 @@ def _predict(
     with classifier.preprocess.single():
         outputs = trainer.predict(classifier, image_loader(plan.probe, run.cfg.probe.batch_size))
     assert outputs is not None
-    return recorder, Predictions.placed(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
+    return recorder, Predictions.joined(outputs)
 
 
 def concepts_from(concepts: ConceptSet) -> dict[str, str]:

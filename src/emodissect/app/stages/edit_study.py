@@ -29,7 +29,8 @@ from emodissect.editing.learned import learn_scale
 from emodissect.editing.operations import Target
 from emodissect.editing.selection import needs_images
 from emodissect.lightning.evaluate_edit import EvaluateEdit
-from emodissect.models.predictions import Inference, Predictions
+from emodissect.models.inference import Inference
+from emodissect.models.predictions import Predictions
 from emodissect.recording import resolve_layers
 from emodissect.studies import ConceptAblation, EditStudy, ablate_concepts, null_studies, run_study
 from emodissect.studies.baselines import Baseline

@@ -15,9 +15,8 @@ from emodissect.data.datamodule import stratified_rows
 from emodissect.data.images import image_loader
 from emodissect.models.class_order import better_order
 from emodissect.models.classifier import Classifier
-from emodissect.models.network_output import probabilities_in
-from emodissect.models.predictions import predict
-from emodissect.models.steadiness import unsteady
+from emodissect.models.inference import predict
+from emodissect.models.network_output import probabilities_in, unsteady
 
 log = logging.getLogger(__name__)
 

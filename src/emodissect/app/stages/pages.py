@@ -10,10 +10,9 @@ from matplotlib.figure import Figure
 
 from emodissect.app.manifest import command
 from emodissect.app.published import compare_shares, compare_training, published_layers
-from emodissect.app.stages.saliency_maps import audit_extras, confident_mistakes, saliency_maps
+from emodissect.app.stages.saliency_maps import audit_extras, saliency_maps
 from emodissect.core.distributed import first_rank
 from emodissect.dissection.labels import Dissection
-from emodissect.models.scores import confusion_matrix
 from emodissect.report import DissectionPage, TrainPage, figures
 from emodissect.report.neurons import NeuronFacts
 
@@ -58,9 +57,8 @@ def write_figures(run: Session, draw: Callable[[], Mapping[str, Figure]]) -> dic
 
 def confusion_file(run: Session, classifier: Classifier) -> dict[str, Path]:
     """The confusion matrix of the test split as a PNG under ``figures/``, by its name."""
-    names, outputs = classifier.class_names, classifier.results["test"]
-    counts = confusion_matrix(outputs.logits.argmax(dim=1), outputs.labels, len(names))
-    return write_figures(run, lambda: {"confusion": figures.confusion(counts.numpy(), names)})
+    counts = classifier.results["test"].confusion().numpy()
+    return write_figures(run, lambda: {"confusion": figures.confusion(counts, classifier.class_names)})
 
 
 def dissection_page(run: Session, plan: Plan, trained: Trained, found: Dissected) -> DissectionPage:
@@ -105,7 +103,7 @@ def train_page(run: Session, trained: Trained, metrics: Mapping[str, float]) -> 
     classifier = trained.classifier
     outputs, tested = classifier.results.get("test"), run.data.splits.test
     wanted = run.cfg.saliency
-    mistakes = confident_mistakes(outputs, wanted.images) if outputs is not None else []
+    mistakes = [] if outputs is None else outputs.ids[outputs.confident_mistakes(wanted.images)].tolist()
     return TrainPage(
         metrics=metrics,
         class_names=run.data.splits.class_names,

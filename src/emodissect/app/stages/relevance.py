@@ -116,7 +116,6 @@ def relevant(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Re
             classifier.inputs,
             plan.probe,
             list(found.activations),
-            len(names),
             run.cfg.probe.batch_size,
             run.cfg.layer.channels_last,
             classifier.finished,

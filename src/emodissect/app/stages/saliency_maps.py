@@ -15,7 +15,8 @@ from emodissect.core.statistics import wilson
 from emodissect.data.datamodule import FaceDataModule, stratified_rows
 from emodissect.data.images import ImageSet
 from emodissect.dissection.labels import Dissection
-from emodissect.models.classifier import Classifier, Outputs
+from emodissect.models.classifier import Classifier
+from emodissect.models.predictions import Predictions
 from emodissect.recording.pooling import ChannelsLast
 from emodissect.report import Extra
 
@@ -69,14 +70,7 @@ def saliency_maps(
     return saliency_of(network, classifier.preprocess, images, chosen, samples=int(settings.samples), seed=seed)
 
 
-def confident_mistakes(outputs: Outputs, most: int) -> list[int]:
-    """Ids of the wrong answers of highest probability, most confident first."""
-    sure, guess = outputs.logits.softmax(dim=1).max(dim=1)
-    wrong = (guess != outputs.labels).nonzero().flatten()
-    return [int(i) for i in outputs.ids[wrong[sure[wrong].argsort(descending=True)][:most]]]
-
-
-def leaked_accuracy(data: FaceDataModule, outputs: Outputs, split: str = "test") -> pd.DataFrame:
+def leaked_accuracy(data: FaceDataModule, outputs: Predictions, split: str = "test") -> pd.DataFrame:
     """Accuracy on a split with and without the images whose pixels also stand in the splits that training sees.
 
     Returns:
@@ -87,7 +81,7 @@ def leaked_accuracy(data: FaceDataModule, outputs: Outputs, split: str = "test")
     leaked = torch.isin(outputs.ids, torch.cat(found)) if found else torch.zeros_like(outputs.ids, dtype=torch.bool)
     if not bool(leaked.any()):
         return pd.DataFrame()
-    right = outputs.logits.argmax(dim=1) == outputs.labels
+    right = outputs.predicted == outputs.labels
     rows: list[dict[str, Any]] = []
     every = torch.ones_like(leaked)
     for name, chosen in ((f"all of {split}", every), ("without leaked", ~leaked), ("leaked only", leaked)):
@@ -99,7 +93,7 @@ def leaked_accuracy(data: FaceDataModule, outputs: Outputs, split: str = "test")
     return pd.DataFrame(rows)
 
 
-def audit_extras(data: FaceDataModule, outputs: Outputs | None) -> list[Extra]:
+def audit_extras(data: FaceDataModule, outputs: Predictions | None) -> list[Extra]:
     """Sections of the report where ``data.audit`` asks for them."""
     if not data.audit:
         return []

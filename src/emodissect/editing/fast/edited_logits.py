@@ -27,7 +27,8 @@ from emodissect.editing.fast.cut import Cut, LinearTail, cut_behind
 from emodissect.editing.fast.linear_reads import BatchedProduct, Between, Differences
 from emodissect.editing.operations import Operation, Target, distinct
 from emodissect.editing.tracing import CannotTrace
-from emodissect.models.predictions import Inference, Predictions, predict
+from emodissect.models.inference import Inference, predict
+from emodissect.models.predictions import Predictions
 
 log = logging.getLogger(__name__)
 

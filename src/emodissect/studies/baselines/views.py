@@ -12,7 +12,7 @@ from torch import Tensor
 from emodissect.core.evaluation_mode import evaluating
 from emodissect.data.images import image_loader
 from emodissect.editing.fast.edited_logits import EditedLogits
-from emodissect.models.predictions import predict
+from emodissect.models.inference import predict
 from emodissect.studies.baselines.baseline import NotAvailable, Predictor
 
 

@@ -14,7 +14,7 @@ from emodissect.data.images import ImageSet, image_loader
 from emodissect.editing.edit import Edit, edited
 from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.recalibration import batchnorm_behind, recalibrated
-from emodissect.models.predictions import predict
+from emodissect.models.inference import predict
 from emodissect.studies.baselines.baseline import NotAvailable
 from emodissect.studies.baselines.head import RefittedHead
 
