@@ -17,7 +17,7 @@ from emodissect.dissection.labels import Dissection
 from emodissect.editing import Edit, Scaling, edited
 from emodissect.editing.from_function import FromFunction
 from emodissect.editing.selection import AllNeurons
-from emodissect.models.predictions import Inference
+from emodissect.models.inference import Inference
 from emodissect.studies import EditStudy, run_study
 from emodissect.studies.baselines import RefittedHead
 
