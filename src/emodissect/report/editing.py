@@ -122,7 +122,7 @@ class EditPage:
         """What is said in red."""
         found = [claims.optimistic_text(self.grid, self.comparison["delta"], self._tested)] if self.optimistic else []
         if self.before is not None:
-            found.append(claims.majority_text(self._confusion(self.before), self.class_names))
+            found.append(claims.majority_text(self.before.confusion().numpy(), self.class_names))
         return [*found, *self.notes]
 
     @property
