@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from emodissect.core.number_format import p_value, points
 from emodissect.report.figures import style
 from emodissect.studies.label_effects import label_effects
-from emodissect.studies.seeds_verdict import EDIT, LADDER_PREFIX, over_trainings
+from emodissect.studies.seeds import EDIT, LADDER_PREFIX, over_trainings
 
 SETTINGS = {  # by setting, the edit of each folder; the ladder is that of the first one
     "drawn faces": {

@@ -20,9 +20,9 @@ from emodissect.core.errors import UserError
 from emodissect.core.statistics import mcnemar
 from emodissect.data.images import ImageSet
 from emodissect.editing import Edit, Scaling, edited
-from emodissect.editing.affine import ScalingAndShifting
 from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.learned import learn_scale, minimum
+from emodissect.editing.operations import ScalingAndShifting
 from emodissect.editing.rules import Scale
 from emodissect.editing.selection import Tau
 from emodissect.models.classifier import Classifier

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from emodissect.core.csv_files import write_csv
+from emodissect.core.table_files import write_csv
 
 
 def test_no_text_is_a_formula_and_numbers_stay(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from emodissect.core import parquet_files
 from emodissect.core.cache import Cache
 from emodissect.core.errors import UserError
 from emodissect.core.fingerprint import fingerprint
-from emodissect.core.parquet_files import write_parquet
+from emodissect.core.table_files import write_parquet
 from emodissect.data.fer2013_files import read_csv, read_npz
 from emodissect.data.images import ImageSet
 from emodissect.dissection.labels import Dissection, Labelling, label_neurons

@@ -13,8 +13,8 @@ from torch import nn
 
 from emodissect.core.errors import UserError
 from emodissect.editing import Edit, Operation, Scaling, bake, edited
-from emodissect.editing.affine import ScalingAndShifting
 from emodissect.editing.from_file import FromCheckpoint, operation_in
+from emodissect.editing.operations import ScalingAndShifting
 from emodissect.editing.other_weights import OtherWeights, row_scale
 from emodissect.editing.selection import AllNeurons, Tau
 from emodissect.models.inference import Inference

@@ -23,10 +23,9 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from emodissect.concepts import AnnotationScorer, ClipScorer, ConceptScores, OpenClip, clip_weights
-from emodissect.concepts.clip import resolve_device, resolve_precision
+from emodissect.concepts.clip import TEMPLATES, prompts, resolve_device, resolve_precision, resolve_templates
 from emodissect.concepts.clip_images import ClipImages
 from emodissect.concepts.concept_set import ConceptSet, concept_set
-from emodissect.concepts.templates import TEMPLATES, prompts, resolve_templates
 from emodissect.core.cache import Cache
 from emodissect.core.errors import UserError
 from emodissect.data.images import Annotations, ImageSet

@@ -9,7 +9,7 @@ from rich.console import Console
 from scipy.stats import ttest_1samp
 
 from emodissect.app.sweep_results import show_trainings
-from emodissect.studies.seeds_verdict import over_trainings, verdicts_over_trainings
+from emodissect.studies.seeds import over_trainings, verdicts_over_trainings
 
 
 def jobs(tau: float = 0.0) -> pd.DataFrame:

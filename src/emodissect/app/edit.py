@@ -22,10 +22,10 @@ from emodissect.app.stages.neuron_facts import edited_neurons, with_facts
 from emodissect.app.stages.pages import dissection_figures, dissection_page, write_figures, write_page
 from emodissect.app.stages.study_words import ablation_table, best_cells, edit_summary, readable_study, study_checks
 from emodissect.core.atomic_files import atomic_write
-from emodissect.core.csv_files import write_csv
 from emodissect.core.distributed import first_rank
 from emodissect.core.errors import UserError
 from emodissect.core.number_format import plain, unbroken
+from emodissect.core.table_files import write_csv
 from emodissect.data.images import ImageSet
 from emodissect.dissection.labels import Dissection
 from emodissect.editing.edit import bake

@@ -33,9 +33,9 @@ from emodissect.app.manifest import manifest, write_json
 from emodissect.app.run_names import in_multirun
 from emodissect.app.streams import LoggedConsole
 from emodissect.core.cache import Cache, disk_is_full
-from emodissect.core.csv_files import write_csv
 from emodissect.core.distributed import first_rank, leave_group, rank, run_alone, wait_for_others
 from emodissect.core.errors import UserError
+from emodissect.core.table_files import write_csv
 from emodissect.data.datamodule import FaceDataModule
 from emodissect.lightning.progress import ProgressBar
 from emodissect.lightning.sinks import sinks_of

@@ -18,14 +18,13 @@ from rich.table import Table
 from emodissect.app.cli import SWEEP_TABLE
 from emodissect.app.manifest import manifest, typed_command
 from emodissect.app.session import resolved
-from emodissect.core.csv_files import write_csv
 from emodissect.core.number_format import plain, points, unbroken
+from emodissect.core.table_files import write_csv
 from emodissect.lightning.sinks import sink_for
 from emodissect.report import SweepPage, columns, figures
 from emodissect.report.sweep import readable
 from emodissect.report.terminal import frame_table, matrix_table
-from emodissect.studies.seeds import over_seeds
-from emodissect.studies.seeds_verdict import COLUMNS, over_trainings, verdicts_over_trainings
+from emodissect.studies.seeds import TRAINING_COLUMNS, over_seeds, over_trainings, verdicts_over_trainings
 
 TRAININGS = "trainings.csv"
 """The edit and cheap alternatives over the seeds of a sweep, in its folder."""
@@ -146,7 +145,7 @@ def heat_map(grid: pd.DataFrame, title: str) -> Table:
 
 def show_trainings(trainings: pd.DataFrame, console: Console) -> None:
     """The edit and cheap alternatives over trainings, and the verdict."""
-    shown = [*(columns.Column(str(name)) for name in trainings if name not in COLUMNS), *columns.TRAININGS]
+    shown = [*(columns.Column(str(name)) for name in trainings if name not in TRAINING_COLUMNS), *columns.TRAININGS]
     console.print(frame_table(trainings, "Over trainings, beside cheap alternatives", shown, console=console))
     for sentence in verdicts_over_trainings(trainings):
         console.print(unbroken(sentence), style="bold", highlight=False, markup=False)

@@ -18,8 +18,8 @@ from emodissect.concepts.concept_set import ConceptSet
 from emodissect.concepts.scores import ConceptScores
 from emodissect.core.cache import Cache, file_hash
 from emodissect.core.errors import UserError, listed, nearest
-from emodissect.core.parquet_files import read_parquet
 from emodissect.core.spelling import class_key, name_key
+from emodissect.core.table_files import read_parquet
 from emodissect.data.images import Annotations, ImageSet
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
 from jaxtyping import Float
 from safetensors.torch import load_file
@@ -18,7 +19,6 @@ from emodissect.concepts.clip_runtimes import Tower, check_runtime, image_tower
 from emodissect.concepts.concept_set import ConceptSet
 from emodissect.concepts.open_clip_model import OpenClip
 from emodissect.concepts.scores import ConceptScores
-from emodissect.concepts.templates import prompts, resolve_templates
 from emodissect.core.cache import Cache
 from emodissect.core.errors import UserError, listed, nearest
 from emodissect.core.fingerprint import fingerprint
@@ -29,6 +29,21 @@ from emodissect.data.images import ImageSet
 log = logging.getLogger(__name__)
 
 _SHOWN = 8
+
+_MARK = "\0"
+
+# Bare is CLIP-Dissect's own prompt. The faces ensemble names what every image here shows.
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "bare": ("{}",),
+    "faces": (
+        "{}",
+        "a face with {}",
+        "a photo of a face showing {}",
+        "a black and white photo of a person with {}",
+        "a close-up of a facial expression: {}",
+    ),
+    "imagenet": tuple(make(_MARK).replace(_MARK, "{}") for make in open_clip.OPENAI_IMAGENET_TEMPLATES),
+}
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -220,6 +235,33 @@ class ClipScorer:
             "clip=vit_b_16.",
             *(self.clip.model_name, listed(words_in, _SHOWN)),
         )
+
+
+def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
+    """The templates themselves, from a named ensemble, one template, or a list.
+
+    Raises:
+        UserError: a template without ``{}``, an unknown ensemble, or none at all.
+    """
+    if isinstance(templates, str):
+        if templates in TEMPLATES:
+            return TEMPLATES[templates]
+        templates = (templates,)
+    found = tuple(str(template) for template in templates)
+    if not found:
+        raise UserError("scorer.templates is empty. The bare concept is scorer.templates=bare.")
+    for template in found:
+        if template.count("{}") != 1:
+            raise UserError(
+                f"The prompt template '{template}' must hold {{}} once, where the concept goes: 'a face with {{}}'. "
+                f"For the named ensembles: {nearest(template, TEMPLATES)}"
+            )
+    return found
+
+
+def prompts(concept: str, templates: Sequence[str]) -> list[str]:
+    """The concept in each template; braces inside a concept stay what they are."""
+    return [template.replace("{}", concept) for template in templates]
 
 
 def resolve_device(device: str) -> torch.device:

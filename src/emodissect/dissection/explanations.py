@@ -22,7 +22,7 @@ NONE = -1
 
 _NEURONS = 64  # whose residuals are held at a time
 _RIDGE = 1e-6  # of standardised scores: concepts that are copies of each other share their weight
-_WIDTH = 1.959964  # standard errors on either side of a weight: 95 %
+WIDTH = 1.959964  # standard errors on either side: 95 %
 
 
 class Part(NamedTuple):
@@ -152,54 +152,42 @@ def linear_explanation(
     weights, error = _fitted(labelling, mean, spread, concepts)
     heaviest = torch.where(concepts == NONE, -1.0, weights.abs()).argsort(dim=1, descending=True, stable=True)
     concepts, weights, error = (values.gather(1, heaviest) for values in (concepts, weights, error))
-    return Explanation(concepts, weights, weights - _WIDTH * error, weights + _WIDTH * error, mean, spread)
-
-
-def label_explanation(part: Part, similarity: Similarity) -> Explanation:
-    """The concept most similar to each neuron, with a weight of 1; none of a neuron that never varies."""
-    best = similarity(part.scores, part.activations).argmax(1)
-    concepts = torch.where(constant_neurons(part.activations), NONE, best)[:, None]
-    return Explanation.of_weights(concepts, (concepts != NONE).float(), part.scores)
-
-
-def best_concept_explanation(part: Part) -> Explanation:
-    """The concept of largest absolute correlation with each neuron; its weight is that correlation."""
-    correlation = _correlations(part)
-    best = correlation.abs().argmax(0)
-    concepts = torch.where(constant_neurons(part.activations), NONE, best)[:, None]
-    return Explanation.of_weights(concepts, correlation.gather(0, best[None]).t(), part.scores)
-
-
-def constant_explanation(part: Part) -> Explanation:
-    """The same concept for every neuron, the one of highest mean correlation with them: what any method must beat."""
-    concepts = _correlations(part).mean(1).argmax().expand(part.activations.shape[1], 1)
-    return Explanation.of_weights(concepts, torch.ones(concepts.shape), part.scores)
+    return Explanation(concepts, weights, weights - WIDTH * error, weights + WIDTH * error, mean, spread)
 
 
 @dataclass(frozen=True)
 class LabelExplainer:
-    """``explanation=label``: :func:`label_explanation` by a similarity."""
+    """``explanation=label``: the concept most similar to each neuron, with weight 1; none where it never varies."""
 
     similarity: Similarity
 
     def __call__(self, proposing: Part, deciding: Part) -> Explanation:
-        return label_explanation(_both(proposing, deciding), self.similarity)
+        part = _both(proposing, deciding)
+        best = self.similarity(part.scores, part.activations).argmax(1)
+        concepts = torch.where(constant_neurons(part.activations), NONE, best)[:, None]
+        return Explanation.of_weights(concepts, (concepts != NONE).float(), part.scores)
 
 
 @dataclass(frozen=True)
 class BestConceptExplainer:
-    """``explanation=best_concept``: :func:`best_concept_explanation`."""
+    """``explanation=best_concept``: that of largest absolute correlation with each neuron, which is its weight."""
 
     def __call__(self, proposing: Part, deciding: Part) -> Explanation:
-        return best_concept_explanation(_both(proposing, deciding))
+        part = _both(proposing, deciding)
+        correlation = _correlations(part)
+        best = correlation.abs().argmax(0)
+        concepts = torch.where(constant_neurons(part.activations), NONE, best)[:, None]
+        return Explanation.of_weights(concepts, correlation.gather(0, best[None]).t(), part.scores)
 
 
 @dataclass(frozen=True)
 class ConstantExplainer:
-    """``explanation=constant``: :func:`constant_explanation`."""
+    """``explanation=constant``: that of highest mean correlation for every neuron, what any method must beat."""
 
     def __call__(self, proposing: Part, deciding: Part) -> Explanation:
-        return constant_explanation(_both(proposing, deciding))
+        part = _both(proposing, deciding)
+        concepts = _correlations(part).mean(1).argmax().expand(part.activations.shape[1], 1)
+        return Explanation.of_weights(concepts, torch.ones(concepts.shape), part.scores)
 
 
 @dataclass(frozen=True)
@@ -339,11 +327,6 @@ def _standard(columns: Tensor) -> Tensor:
     shifted = columns.float() - columns[0].float()
     spread, mean = torch.std_mean(shifted, 0, correction=0)
     return (shifted - mean) / torch.where(spread > 0, spread, 1.0)
-
-
-def _centred(columns: Tensor) -> Tensor:
-    columns = columns.float()
-    return columns - columns.mean(0)
 
 
 def _text(concepts: Sequence[int], weights: Sequence[float], names: Sequence[str]) -> str:

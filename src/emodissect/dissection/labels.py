@@ -18,12 +18,11 @@ from torch import Tensor
 
 from emodissect.concepts import ConceptScores
 from emodissect.concepts.concept_set import ConceptSet
-from emodissect.core.csv_files import write_csv
 from emodissect.core.errors import UserError, nearest
 from emodissect.core.fingerprint import content_key
 from emodissect.core.number_format import percent
-from emodissect.core.parquet_files import read_parquet, write_parquet
 from emodissect.core.statistics import benjamini_hochberg, wilson
+from emodissect.core.table_files import read_parquet, write_csv, write_parquet
 from emodissect.core.tensor_files import save_tensors
 from emodissect.data.images import ImageSet
 from emodissect.dissection.label_table import checked_labels, checked_null

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -150,21 +150,17 @@ def top_image_maps(
                 wanted.setdefault(int(image_id), []).append((int(neuron), rank))
         ranks = {int(neuron): len(top) for neuron, top in zip(rows["neuron"], rows["top_ids"], strict=True)}
         maps: Mapping[int, Tensor] = {}
-        for ids in _batches(sorted(wanted), batch_size):
-            pixels = images.images[images.rows_of(torch.tensor(ids))]
+        for part in torch.tensor(sorted(wanted)).split(batch_size) if wanted else ():
+            pixels = images.images[images.rows_of(part)]
             output = activation_maps(network, preprocess, pixels, str(layer), channels_last)
             if output is None or output.shape[-2:] == (1, 1):
                 break
             if not maps:
                 maps = {neuron: output.new_zeros(amount, *output.shape[-2:]) for neuron, amount in ranks.items()}
-            for at, image_id in enumerate(ids):
+            for at, image_id in enumerate(part.tolist()):
                 for neuron, rank in wanted[image_id]:
                     maps[neuron][rank] = output[at, neuron]
         for neuron, stack in maps.items():
             low, high = stack.min(), stack.max()
             found[str(layer), neuron] = (stack - low) / (high - low) if high > low else torch.zeros_like(stack)
     return found
-
-
-def _batches(ids: list[int], size: int) -> Iterable[list[int]]:
-    return (ids[at : at + size] for at in range(0, len(ids), size))

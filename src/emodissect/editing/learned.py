@@ -16,10 +16,9 @@ from torch.nn.functional import cross_entropy
 
 from emodissect.core.errors import UserError
 from emodissect.data.datamodule import stratified_rows
-from emodissect.editing.affine import ScalingAndShifting
 from emodissect.editing.editable import editable_layer
 from emodissect.editing.fast.edited_logits import EditedLogits
-from emodissect.editing.operations import Operation, by_neuron
+from emodissect.editing.operations import Operation, ScalingAndShifting, by_neuron
 from emodissect.editing.rules import Rule
 
 STRENGTHS = (1.0, 0.1, 0.01, 0.001, 0.0001)

@@ -11,8 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from emodissect.core.errors import UserError
-from emodissect.editing.affine import ScalingAndShifting
-from emodissect.editing.operations import Change, Operation, Scaling, Target
+from emodissect.editing.operations import Change, Operation, Scaling, ScalingAndShifting, Target
 from emodissect.models.checkpoints import read_state_dict
 
 _CLOSE = 1e-5  # relative: what float32 rounding of a product leaves

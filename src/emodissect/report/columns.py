@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from emodissect.core import number_format as words
-from emodissect.core.csv_files import joined_lists
+from emodissect.core.table_files import joined_lists
 
 
 @dataclass(frozen=True)

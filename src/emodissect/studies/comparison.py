@@ -58,12 +58,12 @@ class Comparison:
 
     def row(self) -> dict[str, Any]:
         """Plain JSON values; an unknown recall (class without images) is null."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
+        return {name: without_nan(value) for name, value in asdict(self).items()}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Comparison:
         """The inverse of :meth:`row`."""
-        return cls(**{name: _kept(value) for name, value in row.items()})
+        return cls(**{name: with_nan(value) for name, value in row.items()})
 
 
 def compare(before: Predictions, after: Predictions) -> Comparison:
@@ -108,13 +108,19 @@ def compare(before: Predictions, after: Predictions) -> Comparison:
     )
 
 
-def _plain(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """As JSON has it: NaN as null, tuples as lists, at any depth."""
+    if isinstance(value, dict):
+        return {name: without_nan(part) for name, part in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(part) for part in value]
+        return [without_nan(part) for part in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _kept(value: Any) -> Any:
+def with_nan(value: Any) -> Any:
+    """The inverse of :func:`without_nan`."""
+    if isinstance(value, dict):
+        return {name: with_nan(part) for name, part in value.items()}
     if isinstance(value, list):
-        return tuple(_kept(part) for part in value)
+        return tuple(with_nan(part) for part in value)
     return float("nan") if value is None else value

@@ -18,7 +18,7 @@ from emodissect.editing.operations import Operation, Scaling
 from emodissect.models.predictions import Predictions
 from emodissect.studies.baselines.ladder import best_alternative
 from emodissect.studies.claim import claims_gain
-from emodissect.studies.comparison import Comparison
+from emodissect.studies.comparison import Comparison, with_nan, without_nan
 from emodissect.studies.metrics import METRIC_WORDS
 
 _PLAIN = (
@@ -222,7 +222,7 @@ class EditStudy:
 
     def row(self) -> dict[str, Any]:
         """Plain JSON values: everything but the frames and the tensors."""
-        plain = {name: _plain(getattr(self, name)) for name in _PLAIN}
+        plain = {name: without_nan(getattr(self, name)) for name in _PLAIN}
         return {
             **plain,
             "layer": self.edit.layer,
@@ -258,7 +258,8 @@ class EditStudy:
         folder = Path(folder)
         row = json.loads((folder / "study.json").read_text(encoding="utf-8"))
         tensors = load_file(str(folder / "edit.safetensors"))
-        plain: dict[str, Any] = {name: _kept(name, row[name]) for name in _PLAIN}
+        plain: dict[str, Any] = {name: with_nan(row[name]) for name in _PLAIN}
+        plain |= {name: None for name in ("groups", "of_metric") if row[name] is None}
         return cls(
             grid=pd.read_csv(folder / "grid.csv", float_precision="round_trip"),
             controls=pd.read_csv(folder / "controls.csv", float_precision="round_trip"),
@@ -281,18 +282,6 @@ def _read_table(path: Path) -> pd.DataFrame:
         return pd.read_csv(path, float_precision="round_trip")
     except pd.errors.EmptyDataError:  # it was not asked for
         return pd.DataFrame()
-
-
-def _kept(name: str, value: Any) -> Any:
-    if isinstance(value, dict) and name == "of_metric":
-        return {key: float("nan") if item is None else item for key, item in value.items()}
-    return float("nan") if value is None and name not in ("groups", "of_metric") else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _p(value: float) -> str:

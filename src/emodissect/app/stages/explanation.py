@@ -9,7 +9,7 @@ import pandas as pd
 from emodissect.app.session import Session
 from emodissect.app.stages.dissection import Dissected, Plan
 from emodissect.core.atomic_files import atomic_write
-from emodissect.core.csv_files import joined_lists, write_csv
+from emodissect.core.table_files import joined_lists, write_csv
 from emodissect.dissection.explanations import BestConceptExplainer, ConstantExplainer, Explainer, LabelExplainer
 from emodissect.dissection.quality.explained import explained_neurons, labelling_parts
 from emodissect.lightning.tracking import log_metrics

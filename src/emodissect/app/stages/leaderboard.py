@@ -11,8 +11,8 @@ from emodissect.app.stages.classifier import Trained
 from emodissect.app.stages.dissection import Dissected, Plan
 from emodissect.app.stages.label_quality import Moved, Quality, planted_layers
 from emodissect.app.stages.quality_tables import SCORER
-from emodissect.core.csv_files import write_csv
 from emodissect.core.number_format import number, percent
+from emodissect.core.table_files import write_csv
 from emodissect.dissection.quality.explained import BASELINE, labelling_parts
 from emodissect.dissection.quality.leaderboard import MOVED, PREDICTS, Case, compared_by, leaderboard
 from emodissect.dissection.quality.truth import true_concepts

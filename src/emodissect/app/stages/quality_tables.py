@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from emodissect.app.session import Session
 from emodissect.app.stages.pages import write_figures
-from emodissect.core.csv_files import joined_lists, write_csv
+from emodissect.core.table_files import joined_lists, write_csv
 from emodissect.lightning.tracking import log_metrics, log_tables
 from emodissect.report import Extra, columns, figures
 from emodissect.report.terminal import frame_table

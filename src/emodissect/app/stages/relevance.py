@@ -14,8 +14,8 @@ from emodissect.app.session import Session
 from emodissect.app.stages.classifier import Trained
 from emodissect.app.stages.dissection import Dissected, Plan
 from emodissect.core.atomic_files import atomic_write
-from emodissect.core.csv_files import joined_lists, write_csv
 from emodissect.core.errors import UserError
+from emodissect.core.table_files import joined_lists, write_csv
 from emodissect.data.images import ImageSet
 from emodissect.dissection.relevance import relevance, relevance_table
 from emodissect.recording import LayerActivations

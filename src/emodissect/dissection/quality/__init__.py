@@ -1,5 +1,11 @@
 """Are the labels right? Held-out scores, sanity tests, simulation, planted truth and stability; pure."""
 
+from emodissect.dissection.quality.calibration import (
+    Calibration,
+    calibrate,
+    calibrated_presence,
+    simulation_score,
+)
 from emodissect.dissection.quality.clarity import clarity, random_clarity
 from emodissect.dissection.quality.metrics import COMPARISON_ONLY, METRICS, of_labels
 from emodissect.dissection.quality.planted import (
@@ -11,10 +17,8 @@ from emodissect.dissection.quality.planted import (
     planted_network,
     planted_neurons,
 )
-from emodissect.dissection.quality.presence import Calibration, calibrated_presence
 from emodissect.dissection.quality.recovery import Recovery, Share, best_concepts, recovery
 from emodissect.dissection.quality.sanity import extra_labels, missing_labels, sanity_metrics, sanity_table
-from emodissect.dissection.quality.simulation import calibrate, simulation_score
 from emodissect.dissection.quality.stability import Agreement, agreement, halves, stability_table
 from emodissect.dissection.quality.uncertainty import Interval, p_values, pearson_interval, pearson_p
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from emodissect.core.errors import UserError
-from emodissect.dissection.explanations import NONE, Explainer, Explanation, Part
+from emodissect.dissection.explanations import NONE, WIDTH, Explainer, Explanation, Part
 from emodissect.dissection.quality.metrics import cosine
 from emodissect.dissection.quality.stability import halves
 from emodissect.dissection.quality.uncertainty import pearson_interval
@@ -20,8 +20,6 @@ from emodissect.recording import LayerActivations
 
 BASELINE = "label"
 """The explanation that others are compared with: the word of the run's similarity."""
-
-_WIDTH = 1.959964  # standard errors: 95 %
 
 
 class Parts(NamedTuple):
@@ -137,7 +135,7 @@ def mean_interval(name: str, values: Float[Tensor, " neuron"]) -> dict[str, floa
     if not len(values):
         return dict.fromkeys((name, f"{name}_low", f"{name}_high"), np.nan)
     mean = float(values.double().mean())
-    width = _WIDTH * float(values.double().std()) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    width = WIDTH * float(values.double().std()) / len(values) ** 0.5 if len(values) > 1 else np.nan
     return {name: mean, f"{name}_low": mean - width, f"{name}_high": mean + width}
 
 

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from emodissect.core.statistics import benjamini_hochberg
 from emodissect.dissection.explanations import Explainer, LinearExplainer
+from emodissect.dissection.quality.calibration import calibrate, calibrated_presence, simulation_score
 from emodissect.dissection.quality.explained import held_out_pearson, labelling_parts
 from emodissect.dissection.quality.labelling import labelled, part_of
 from emodissect.dissection.quality.metrics import ALPHA, METRICS, of_labels, pearson
-from emodissect.dissection.quality.presence import calibrated_presence
 from emodissect.dissection.quality.sanity import sanity_metrics, sanity_table
-from emodissect.dissection.quality.simulation import calibrate, simulation_score
 from emodissect.dissection.quality.stability import halves
 from emodissect.dissection.quality.uncertainty import p_values, pearson_interval, pearson_p
 from emodissect.recording import LayerActivations
@@ -79,7 +78,7 @@ def held_out(
         names: of the concepts.
         measure: what labels.
         presence: the scores are presences in [0, 1] already; else each concept's are calibrated, see
-            :func:`emodissect.dissection.quality.presence.calibrated_presence`.
+            :func:`emodissect.dissection.quality.calibration.calibrated_presence`.
         truth: each concept's true presence, where it is known.
         explainer: what explains each neuron by a sum of concepts.
         alphas: share of the images called active; the sanity tests are run with each, the scores are of the first.

@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 import torch
 from jaxtyping import Bool, Float, Int64
+from scipy.stats import rankdata
 from torch import Tensor
 
 from emodissect.core.errors import UserError, nearest
@@ -166,12 +167,7 @@ def average_precision(
 
 def mid_ranks(values: Tensor) -> Tensor:
     """Ranks from 1 upward, tied values sharing their mean rank."""
-    ordered, order = values.sort(dim=0)
-    last = tie_ends(ordered)
-    first = len(values) - 1 - tie_ends(ordered.flip(0)).flip(0)
-    return torch.empty(values.shape, dtype=torch.float64, device=values.device).scatter_(
-        0, order, (first + last).double() / 2 + 1
-    )
+    return torch.from_numpy(rankdata(values.cpu().numpy(), axis=0)).to(values.device)
 
 
 def tie_ends(ordered: Tensor) -> Tensor:

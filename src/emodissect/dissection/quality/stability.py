@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Int64
-from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor
 
 from emodissect.core.errors import UserError
+from emodissect.core.statistics import wilson
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ def agreement(
     if not neurons:
         raise UserError("No neuron is counted: is the whole layer dead?")
     same = int((first == second).sum())
-    low, high = proportion_confint(same, neurons, alpha=1 - level, method="wilson")
+    low, high = wilson(same, neurons, level)
     concepts = int(torch.max(first.max(), second.max())) + 1
     shares = [torch.bincount(labels, minlength=concepts).double() / neurons for labels in (first, second)]
     chance = float(shares[0] @ shares[1])
     kappa = (same / neurons - chance) / (1 - chance) if chance < 1 else 1.0
-    return Agreement(neurons, same / neurons, float(low), float(high), chance, kappa)
+    return Agreement(neurons, same / neurons, low, high, chance, kappa)
 
 
 def stability_table(
