@@ -69,7 +69,6 @@ def prepared(arguments: Sequence[str], conf: Path) -> list[str]:
     """The words as Hydra takes them: flags first, then overrides in its grammar.
 
     Args:
-        arguments: as typed, without the program's name.
         conf: the folder of config groups; those of ``--config-dir`` are looked at as well.
 
     Raises:
@@ -143,7 +142,6 @@ def in_grammar(word: str, sweeps: bool = False) -> str:
     'data.path=a,b.csv'
 
     Args:
-        word: ``key=value``.
         sweeps: commas separate the jobs of a multirun; else text with a comma that needs quotes is one value.
 
     Raises:
@@ -207,10 +205,6 @@ def with_layer_words(arguments: Sequence[str], groups: Sequence[Path]) -> list[s
 
     ``layer=layer4.1.conv2``, ``layer=conv4*`` and ``layer=[lin1,lin2]`` become ``layer=named layer.names=...``; a
     sweep over several (``layer=a,b`` with ``-m``) becomes one over ``layer.names`` where any of them is no entry.
-
-    Args:
-        arguments: as typed, without the program's name.
-        groups: the folders of config groups.
     """
     entries = {path.stem for conf in groups for path in (conf / "layer").glob("*.yaml")}
     words: list[str] = []
@@ -231,10 +225,6 @@ def with_null_groups(arguments: Sequence[str], groups: Sequence[Path]) -> list[s
     """Command-line words with ``group=null`` made legal: the group's entry ``none`` where it has one, else no group.
 
     Hydra takes null for a group in a file's defaults, and refuses it on the command line.
-
-    Args:
-        arguments: as typed, without the program's name.
-        groups: the folders of config groups.
     """
     words: list[str] = []
     for word in arguments:

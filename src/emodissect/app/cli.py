@@ -92,11 +92,7 @@ def _listed_classes(*given: Any) -> list[str]:
 
 
 def start(verb: str) -> None:
-    """Runs a verb as a Hydra application with the words of ``sys.argv``.
-
-    Args:
-        verb: one of ``VERBS``.
-    """
+    """Runs a verb as a Hydra application with the words of ``sys.argv``."""
     conf = config_groups()
 
     @hydra.main(version_base="1.3", config_path=str(conf), config_name=verb)
@@ -110,11 +106,6 @@ def launch(main: Callable[[], Any], conf: Path, verb: str) -> None:
     """Starts a Hydra application, and reports mistakes in a few lines.
 
     Hydra's own answer to a misspelt key or a folder that cannot be made is a trace of its insides.
-
-    Args:
-        main: decorated by ``hydra.main``.
-        conf: the folder of config groups.
-        verb: the name of the config.
     """
     keep_streams_open()
     exit_on_signals()
@@ -181,14 +172,7 @@ def _raised_by_hydra(error: Exception) -> bool:
 
 
 def composing_mistake(error: Exception, conf: Path, verb: str, words: Sequence[str] = ()) -> str:
-    """What Hydra says of a command line it cannot compose, with the nearest key or choice where one is misspelt.
-
-    Args:
-        error: Hydra's.
-        conf: the folder of config groups.
-        verb: whose config it is.
-        words: the overrides.
-    """
+    """What Hydra says of a command line it cannot compose, with the nearest key or choice where one is misspelt."""
     said = str(error).split("Config search path:")[0].strip()
     absent = re.search(r"Could not (?:find|load) '([\w/]+)/([\w.-]+)'", said)
     if absent:

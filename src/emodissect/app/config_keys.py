@@ -96,14 +96,7 @@ def check_keys(cfg: DictConfig) -> None:
 
 
 def misspelt_key(verb: str, words: Sequence[str], full: str, conf: Path) -> str:
-    """What to do about an override whose key the config does not have.
-
-    Args:
-        verb: whose config it is.
-        words: the overrides.
-        full: the dotted key.
-        conf: the folder of config groups.
-    """
+    """What to do about an override whose key the config does not have."""
     place, _, key = full.rpartition(".")
     node = _composed(verb, words, conf)
     node = OmegaConf.select(node, place) if node is not None and place else node

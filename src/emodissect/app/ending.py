@@ -22,11 +22,7 @@ SAME_SIGNAL = 2.0
 
 
 class CutOff(SystemExit):
-    """The end of a run before its time, by a signal: exit code 128 + signal.
-
-    Args:
-        number: of the signal.
-    """
+    """The end of a run before its time, by a signal: exit code 128 + signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)

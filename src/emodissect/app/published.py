@@ -43,8 +43,6 @@ def compare_shares(cfg: DictConfig, dissection: Dissection, asked: Collection[st
     """Concept shares among correctly labelled neurons, published and here.
 
     Args:
-        cfg: the run's.
-        dissection: its labels.
         asked: the words that neurons could be labelled with; another word has no share here.
     """
     known = {name.casefold() for name in asked}
@@ -88,7 +86,6 @@ def compare_grids(found: Mapping[str, Any], grid: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         found: with ``accuracy_before`` and ``grid``: rows of tau and the accuracies of the grid's factors in order.
-        grid: this run's cells.
     """
     if "grid" not in found:
         return pd.DataFrame()

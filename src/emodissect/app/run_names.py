@@ -33,11 +33,7 @@ def report_length(*_: object) -> str:
 
 
 def run_name(task: str, *_: object) -> str | None:
-    """``edit lin2 vgg sketches`` for a single run, ``layer=lin2 tau=0.5`` for a job of a sweep.
-
-    Args:
-        task: the verb.
-    """
+    """``edit lin2 vgg sketches`` for a single run, ``layer=lin2 tau=0.5`` for a job of a sweep."""
     if not HydraConfig.initialized():
         return None
     hydra = HydraConfig.get()

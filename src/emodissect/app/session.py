@@ -54,9 +54,6 @@ DISTRIBUTED = "distributed"
 class Session:
     """One run of a verb.
 
-    Args:
-        cfg: the composed config.
-
     Attributes:
         folder: the run's, from Hydra.
         inputs: hashes of everything the result came from, collected by the stages for the manifest.

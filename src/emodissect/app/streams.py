@@ -62,12 +62,7 @@ def keep_streams_open() -> None:
 
 
 class NumberedStream:
-    """Whole lines at a time, each with a job's number before it.
-
-    Args:
-        stream: where they go.
-        prefix: before each line.
-    """
+    """Whole lines at a time, each with a job's number before it."""
 
     def __init__(self, stream: TextIO, prefix: str) -> None:
         self._stream, self._prefix, self._line = stream, prefix, ""

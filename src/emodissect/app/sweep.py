@@ -121,10 +121,6 @@ def sweep_table(folder: Path, jobs: Sequence[Path]) -> pd.DataFrame:
     """One row a job: its overrides, the plain figures of its summary.json, or its error.
 
     A job that left neither (killed, or still at work) says so in ``error``.
-
-    Args:
-        folder: of the multirun.
-        jobs: their folders.
     """
     rows = []
     for job in jobs:

@@ -46,9 +46,6 @@ def summarize_sweep(jobs: pd.DataFrame, swept: Sequence[str], folder: Path, conf
 
     Args:
         jobs: one row a job, see :func:`emodissect.app.sweep.sweep_table`.
-        swept: the overrides in which the jobs differ.
-        folder: of the multirun.
-        config: as it was composed for the multirun.
     """
     write_csv(jobs, folder / SWEEP_TABLE)
     replicates = over_seeds(jobs, swept)
@@ -75,10 +72,6 @@ def show_study(sweeper: DictConfig | None, folder: Path, console: Console) -> No
     """The best trial of the whole Optuna study, where its storage holds trials of earlier multiruns too.
 
     ``study.csv`` has one row a trial: number, state, value and parameters.
-
-    Args:
-        sweeper: its config.
-        folder: of the multirun.
     """
     if sweeper is None or not isinstance(storage := sweeper.get("storage"), str):
         return
@@ -130,7 +123,6 @@ def heat_map(grid: pd.DataFrame, title: str) -> Table:
 
     Args:
         grid: its two axes, delta (a fraction), chosen.
-        title: above it.
     """
     down, across = grid.columns[0], grid.columns[1]
     cells: dict[tuple[str, str], str] = {}

@@ -56,10 +56,7 @@ def image_tower(clip: OpenClip, runtime: str, cache: Cache, example: Float[Tenso
     quantised as they come. ``openvino`` runs the exported tower as it is (in bf16 where the CPU computes in it).
 
     Args:
-        clip: which CLIP.
         runtime: a name of ``RUNTIMES`` other than torch.
-        cache: where the exported tower is kept.
-        example: a batch of the model's input.
 
     Raises:
         UserError: the tower cannot be exported, or its embeddings are not torch's (cosine below ``LEAST_COSINE``).

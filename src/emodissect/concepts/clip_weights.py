@@ -27,8 +27,6 @@ def downloaded(model_name: str, tag: str, known: Mapping[str, Any]) -> Path:
     """The weights file of an open_clip tag; a copy that is already here is taken without asking the network.
 
     Args:
-        model_name: the architecture.
-        tag: open_clip's name of the weights.
         known: open_clip's record of the tag: ``hf_hub`` (repository and file) or ``url``.
 
     Raises:

@@ -43,9 +43,6 @@ class ConceptSet:
         (angry, anger). A concept that is given without classes stands for the class it is named like, if there is
         one, and else for none: its row is all False.
 
-        Args:
-            class_names: the data's classes, in label order.
-
         Raises:
             UserError: a concept stands for a class that the data does not have.
         """
@@ -68,9 +65,6 @@ class ConceptSet:
         """The set without what the data lack: classes that they do not have, and concepts that stand for these alone.
 
         Data sets differ (CK+ has no neutral faces), so this is a warning, which names the nearest class.
-
-        Args:
-            class_names: the data's classes.
 
         Raises:
             UserError: no concept is left.

@@ -40,9 +40,6 @@ class Cache:
 
     A finished entry never changes. Recomputing it makes a further version (``<key>.1``, ``<key>.2``, ...), which others
     find from then on, and the old one is removed when no process is left that may read it.
-
-    Args:
-        root: the folder of the store; made on first use.
     """
 
     def __init__(self, root: str | Path) -> None:

@@ -22,9 +22,6 @@ class Readers:
 
     A reader that announced itself after an entry was replaced sees the new version only. So the old version may go
     when every reader that is left announced itself later. The lock of a process that was killed is gone with it.
-
-    Args:
-        root: the cache's folder.
     """
 
     def __init__(self, root: Path) -> None:

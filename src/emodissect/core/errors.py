@@ -45,13 +45,7 @@ def listed(names: Iterable[object], most: int = 8) -> str:
 
 
 def nearest(word: str, known: Iterable[str], shown: int = 12) -> str:
-    """A sentence that helps with an unknown word: the closest known one, and what is known.
-
-    Args:
-        word: what was given.
-        known: everything that would have been accepted.
-        shown: how many accepted words are listed before the list is cut.
-    """
+    """A sentence that helps with an unknown word: the closest known one, and what is known."""
     accepted = [str(name) for name in known]
     if not accepted:
         return "No options are available."

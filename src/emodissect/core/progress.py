@@ -19,7 +19,6 @@ def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]
     """A bar on stderr that is gone afterwards; gives the function that moves it.
 
     Args:
-        what: the words beside it.
         total: how far it goes; None where that is not known. No bar for 0.
     """
     if total == 0:
@@ -46,7 +45,6 @@ def tracked(items: Iterable[Item], what: str | None, total: int | None = None) -
     """The items, with a bar while they are taken.
 
     Args:
-        items: what is gone through.
         what: the words beside the bar; no words, no bar.
         total: how many they are, where the items themselves do not know.
     """

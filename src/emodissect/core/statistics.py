@@ -43,7 +43,6 @@ def delta_interval(gained: int, lost: int, images: int, level: float = 0.95) -> 
 
     Args:
         images: how many images were classified, 1 or more.
-        level: coverage.
 
     Example:
         >>> low, high = delta_interval(gained=6, lost=0, images=1000)  # p = .031
@@ -99,7 +98,6 @@ def detectable_delta(images: int, discordant: float, alpha: float = 0.05, power:
     all gain would not.
 
     Args:
-        images: how many images are classified.
         discordant: the chance that an image flips, either way.
 
     Example:

@@ -85,7 +85,6 @@ def unpacked(path: Path, cache: Cache) -> Path:
 
     Args:
         path: ``.zip``, ``.tar``, ``.tar.gz``, ``.tgz``, ``.tar.bz2``, ``.tar.xz`` or ``.csv.gz``.
-        cache: where the files go, under the archive's content hash.
 
     Raises:
         UserError: a damaged or encrypted archive, a member that would lie outside the folder, or one that unpacks to

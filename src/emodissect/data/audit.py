@@ -82,7 +82,6 @@ def audit_splits(splits: Splits, near_constant_std: float = 5.0) -> AuditReport:
     """Look for faults in all three splits.
 
     Args:
-        splits: the images as read.
         near_constant_std: grey levels; an image whose pixels vary less shows nothing.
     """
     named = {"train": splits.train, "val": splits.val, "test": splits.test}

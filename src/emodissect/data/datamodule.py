@@ -199,9 +199,7 @@ class PairsDataModule(LightningDataModule):
     """The images of a :class:`FaceDataModule` as ``(x, y)`` batches, which a LightningModule of one's own reads.
 
     Args:
-        data: the images.
         preprocess: uint8 images to the network's input.
-        augment: what is done to training images before that.
     """
 
     def __init__(self, data: FaceDataModule, preprocess: nn.Module, augment: nn.Module) -> None:

@@ -49,14 +49,10 @@ def read_images(
     """Each file's image, in order; None for one that cannot be decoded, which is named at the end.
 
     Args:
-        files: in the order of the images.
-        size: pixels a side.
         channels: 1 for grey, 3 for RGB, whatever the files hold.
         fit: ``crop`` resizes the shorter side and cuts the middle out; ``stretch`` changes the proportions.
         value_range: see :func:`decode`.
         skip_unreadable: name files that cannot be decoded in a warning, not in an error.
-        what: the words beside the progress bar.
-        advice: what the error says to do about files that cannot be decoded.
 
     Raises:
         UserError: at the end, for files that cannot be decoded, all of them named in one message.
@@ -100,8 +96,6 @@ def decode(path: Path, channels: int, value_range: float | None = None) -> UInt8
     12-bit TIFFs by 4,095, floats in [0, 1] by 1.
 
     Args:
-        path: a regular file.
-        channels: 1 or 3.
         value_range: what is white in grey files of 16 and more bits, in place of their type's range.
 
     Raises:

@@ -25,7 +25,6 @@ def read_votes(path: Path, usage: UInt8[np.ndarray, " image"]) -> UInt8[np.ndarr
     """The votes of ``fer2013new.csv``, whose rows stand in the order of ``fer2013.csv``.
 
     Args:
-        path: the file of FER+.
         usage: the split of each row of FER2013 (0 Training, 1 PublicTest, 2 PrivateTest); the file's must agree.
 
     Raises:

@@ -106,7 +106,6 @@ def read_list(file: Path, columns: Mapping[str, str | None], further: Sequence[s
     first line names an image, holds paths and labels, in this order.
 
     Args:
-        file: the list.
         columns: what the list calls its ``path``, ``label`` and ``split``; None finds them by their usual names.
         further: other columns that are kept where there are any; None keeps all.
 

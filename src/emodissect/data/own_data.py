@@ -25,7 +25,6 @@ class OwnData(FaceDataModule):
 
     Args:
         datamodule: whose ``prepare_data`` and ``setup`` are called.
-        class_names: in the order of the labels.
         **loading: what every :class:`FaceDataModule` takes.
 
     Raises:

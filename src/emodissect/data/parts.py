@@ -36,10 +36,7 @@ def grouped_parts(
     part with the largest sum of n (t - h) / t over the classes.
 
     Args:
-        labels: class of each image.
-        groups: group of each image, e.g. the subject's name.
         shares: of the parts; they need not sum to 1.
-        seed: of the order.
 
     >>> [part.tolist() for part in grouped_parts(torch.tensor([0, 0, 0, 0]), ["a", "a", "b", "c"], (0.5, 0.5), seed=0)]
     [[0, 1], [2, 3]]

@@ -271,12 +271,6 @@ def record_layers(
     """The collector's layers on all images, in evaluation mode without gradients; modes and random state are put back.
 
     Args:
-        network: the module whose forward pass is run.
-        collector: of its layers.
-        images: raw.
-        inputs: raw images to the network's input.
-        batch_size: images in one forward pass.
-        progress: show a bar.
         context: a context manager to run in, e.g. a trainer's autocast.
         root: the part of the network that the collector's paths start from; None is the network.
     """

@@ -123,11 +123,7 @@ def linear_explanation(
     Memory: two concept x concept and two concept x neuron matrices, and a copy of the scores.
 
     Args:
-        proposing, deciding: two halves of the labelling images.
-        max_concepts: of a neuron.
-        least_gain: of correlation.
         penalty: share in (0, 1) of the smallest penalty without concepts; smaller proposes more.
-        candidates: proposed at most.
 
     Raises:
         UserError: parts of different neurons or concepts, or an impossible parameter.

@@ -34,10 +34,7 @@ def label_shares(
 
     Args:
         activations, scores: of the probe images, rows in the same order.
-        similarity: what labels.
         resamples: each takes as long as one labelling.
-        seed: of the draws.
-        progress: words beside a bar; none without.
 
     >>> from emodissect.similarity import Pearson
     >>> scores = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))

@@ -34,7 +34,6 @@ def checked_labels(neurons: pd.DataFrame, where: str | Path) -> pd.DataFrame:
 
     Args:
         neurons: one row per neuron. Untrusted.
-        where: the file, for messages.
 
     Raises:
         UserError: what does not hold, with the row, the column and the value.
@@ -79,14 +78,7 @@ twice. Copy them again, or dissect again (labels_dir=null).
 
 
 def require_concepts(neurons: pd.DataFrame, names: Collection[str], origin: str, where: str | Path) -> None:
-    """Raises UserError for a label or a runner-up that is none of a concept set's names.
-
-    Args:
-        neurons: a checked table.
-        names: the concept set's.
-        origin: of the set, for the message.
-        where: the labels' file, for the message.
-    """
+    """Raises UserError for a label or a runner-up that is none of a concept set's names."""
     used = {*neurons["concept"], *(name for row in neurons["runners_up"] for name in row)} - {""}
     strange = sorted(used - set(names))
     if strange:

@@ -268,13 +268,8 @@ def label_neurons(
     """Labels every neuron of every layer.
 
     Args:
-        activations: by layer, of the probe images.
         scores: of at least the same images, by id.
-        measure: a similarity.
-        probe: the images, for their classes.
-        concepts: with the classes each stands for.
         class_names: the classes in the order of ``probe.labels``; none where the images have no labels.
-        labelling: how labels are compared with chance and with classes.
     """
     tables, nulls = [], {}
     for name, layer in activations.items():
@@ -462,7 +457,6 @@ def most_interpretable(layers: pd.DataFrame, by: str = "interpretable", tails: S
     """The layer to edit.
 
     Args:
-        layers: the layer table.
         by: ``interpretable`` counts interpretable neurons, as the study does, which favours wide layers;
             ``corrected`` takes the share of interpretable neurons above the share among random image sets.
         tails: layers that are not considered, e.g. the logits.

@@ -55,13 +55,9 @@ def relevance(
     Args:
         network: gives logits; run as in a test, its state restored.
         preprocess: uint8 images -> the network's input.
-        images: the probe set.
-        layers: module paths.
-        batch_size: images at a time.
         channels_last: where the neurons are in a module's output, see
             :func:`emodissect.recording.pooling.neuron_axis`.
         finish: the network's output -> logits (image, class), where they are not the output itself.
-        progress: words beside a bar; none without.
 
     Raises:
         UserError: a layer whose output no logit depends on.
@@ -95,12 +91,9 @@ def relevance_table(
     """What each neuron does beside when it fires.
 
     Args:
-        found: of the layer.
         layer: its activations on the same images.
         labels: by activation.
         relevance_labels: by relevance, of the same similarity.
-        class_names: of the logits.
-        top_images: compared.
 
     Returns:
         One row a neuron: neuron, concept, relevance_concept, same_label, shared_top (share of the top images by

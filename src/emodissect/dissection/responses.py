@@ -87,9 +87,7 @@ def logit_effects(
         network: run as in a test; modes and gradients are left as they were.
         inputs: the network's, one row an image.
         layers: module paths. Those without a tensor as output are left out.
-        finish: the network's output -> logits.
         channels_last: see :func:`emodissect.recording.pooling.neuron_axis`.
-        batch_size: images at a time.
     """
     sums: dict[str, Tensor] = {}
     for _, found in layer_gradients(network, inputs.split(batch_size), layers, finish, channels_last):

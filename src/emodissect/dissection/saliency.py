@@ -38,7 +38,6 @@ def gradient_saliency(
     Args:
         network: gives logits; evaluated as it is used in a test, its state restored.
         preprocess: uint8 images -> the network's input; the map is scaled back to the images' size.
-        images: of any size that ``preprocess`` takes.
         samples: noisy copies; 0 takes the plain gradient.
         noise: standard deviation of the noise, as a share of the input's range.
         seed: of the noise; the global random state is left as it was.
@@ -92,8 +91,6 @@ def activation_maps(
     Args:
         network: run as in a test, its state restored and its hook taken off.
         preprocess: uint8 images -> the network's input.
-        images: one batch.
-        layer: a module path, e.g. ``conv4b``.
         channels_last: where the neurons are in the module's output, see
             :func:`emodissect.recording.pooling.neuron_axis`.
 
@@ -136,10 +133,8 @@ def top_image_maps(
 
     Args:
         network, preprocess: as in :func:`activation_maps`.
-        images: the probe set.
         neurons: rows of the neuron labels (columns layer, neuron, top_ids); choose those worth showing, e.g. the 200 of
             highest z, since each takes ten maps. Layers without maps over the image are left out.
-        batch_size: images at a time.
         channels_last: as in :func:`activation_maps`.
     """
     found: dict[tuple[str, int], Tensor] = {}

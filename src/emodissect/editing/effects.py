@@ -43,10 +43,8 @@ def estimate_effects(kept: EditedLogits, *, draws: int = 2000, step: float = 1.5
     symmetric in log scale, and ridge regression (strength by leave-one-out) gives the neurons' parts of it.
 
     Args:
-        kept: the network on the images.
         draws: random edits, 20 or more.
         step: above 1.
-        seed: of the random edits.
 
     Source: COAR, Shah et al. 2024 (arXiv 2404.11534), with scalings in place of ablations.
     """

@@ -28,9 +28,6 @@ class FromCheckpoint(Rule):
     Numbers (`.csv` with a column `scale` in the order of the neurons, or one number a line) multiply the neurons' rows
     of weights. Of a checkpoint the change is found out: where only the layer's rows are scaled (and its biases
     shifted), it is that edit of neurons; else all weights are replaced, without controls of neurons.
-
-    Args:
-        path: the file.
     """
 
     name: ClassVar[str] = "from_checkpoint"

@@ -55,12 +55,8 @@ def learn_scale(
     A layer of large maps is fitted on fewer images (20 million numbers of its output), drawn class by class.
 
     Args:
-        kept: the network on the images that are learned from.
         shift: False learns the scale alone.
         strengths: tried; a single one is taken without looking at held-out images.
-        folds: of the cross-validation.
-        iterations: of L-BFGS for each strength.
-        seed: of the folds.
     """
     labels = kept.before.labels
     rows = _rows(kept, seed)

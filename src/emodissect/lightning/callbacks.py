@@ -19,11 +19,7 @@ class LogLearningRate(Callback):
 
 
 class SeedEpochs(Callback):
-    """Seeds torch anew in each epoch by the run's seed and the epoch, so that a resumed training draws the same.
-
-    Args:
-        seed: the run's.
-    """
+    """Seeds torch anew in each epoch by the run's seed and the epoch, so that a resumed training draws the same."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

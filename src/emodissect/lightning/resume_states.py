@@ -20,7 +20,6 @@ def require_own_paths(content: Any, path: str | Path) -> None:
 
     Args:
         content: of the checkpoint. Untrusted.
-        path: the checkpoint, for the message.
 
     Example:
         >>> state = {"dirpath": "/runs/1", "best_model_path": "/runs/1/../../home/me"}

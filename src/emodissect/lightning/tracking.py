@@ -39,7 +39,6 @@ def log_history(loggers: Iterable[Logger], history: pd.DataFrame) -> None:
     """Sends the curves of a training that was done before.
 
     Args:
-        loggers: a trainer's.
         history: one row per epoch: column ``epoch``, and the figures, NaN where an epoch lacks one.
     """
     for sink in sinks_of(loggers):
@@ -84,10 +83,7 @@ def log_dissection(
     """Logs ``dissect/<layer>/<figure>``, the tables of neurons, layers and concept shares, and histograms.
 
     Args:
-        loggers: the trainer's.
-        dissection: the labels.
         probe: the images that top images are taken from.
-        class_names: for the captions.
         step: the trainer's step while it trains, or None for the result of a run.
         pictured: the neurons of highest z of each layer that get a row with their top images.
         figures: PNG files by name, logged as images under ``dissect/``.

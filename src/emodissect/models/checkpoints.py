@@ -30,7 +30,6 @@ def read_state_dict(path: str | Path, part: str | None = None) -> dict[str, Tens
     every name carries them.
 
     Args:
-        path: the file.
         part: the name of one of several state dicts in the file, e.g. `student`; None takes the usual one.
 
     Raises:

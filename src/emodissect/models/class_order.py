@@ -21,7 +21,6 @@ def output_columns(class_names: Sequence[str], class_order: Sequence[str] | None
     (anger = angry, happiness = happy, ...). A network may know more classes than the data; those are left out.
 
     Args:
-        class_names: the data's classes, in its order.
         class_order: the network's classes in the order of its outputs; None says that it is the data's.
 
     Raises:
@@ -74,10 +73,7 @@ def better_order(
 
     Args:
         logits: in the data's class order.
-        labels: the images' classes.
-        class_names: the data's classes.
         class_order: the network's classes as they were given; None where they are the data's.
-        least_gain: by how much the accuracy must rise.
         least_images: with fewer, None.
 
     >>> labels = torch.arange(90) % 3

@@ -42,7 +42,6 @@ class Classifier(LightningModule):
     Args:
         network: any module from float images to logits; layer names are paths in it.
         preprocess: uint8 images to what the network takes; `views=ten_crop` evaluates with ten crops.
-        class_names: the data's classes, in its order.
         augment: random changes of training images; None for none.
         optimizer: makes an optimizer of the parameters; None is SGD with Nesterov momentum at 0.01.
         scheduler: makes a schedule of the optimizer; None keeps the rate (see `schedules.schedule`).

@@ -25,11 +25,8 @@ class DeepEmotion(nn.Module):
     open implementation, so its state dicts fit; pools and ReLUs are named modules without state.
 
     Args:
-        num_classes: length of the logits.
         channels: input channels: 3 in the study's variant, 1 in the paper.
         maps: feature maps of each convolution.
-        hidden: width of fc1.
-        dropout: chance of dropping a feature in training.
 
     Source: Minaee, Minaei & Abdolrashidi, "Deep-Emotion: Facial Expression Recognition Using Attentional Convolutional
     Network", 2019, section 3; the spatial transformer: Jaderberg et al. 2015.

@@ -35,8 +35,6 @@ def filled_from_file(
     Args:
         model: the config of the network, e.g. `{"_target_": ..., "width": None}`.
         stored: what the checkpoint says of the network. Untrusted.
-        constructor: what makes the network.
-        path: the checkpoint, for messages.
 
     Raises:
         UserError: the file holds anything else for an argument that is null in the config.

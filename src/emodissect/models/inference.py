@@ -79,8 +79,6 @@ def predict(
 
     Args:
         forward: uint8 images -> logits; a module is put in eval mode meanwhile.
-        loader: gives batches in any order.
-        progress: what a progress bar says; None shows none.
     """
     batches = []
     with evaluating(forward), torch.inference_mode():

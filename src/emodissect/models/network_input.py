@@ -27,7 +27,6 @@ class NetworkInput:
     Args:
         network: any module; run in evaluation mode for the trial.
         transform: raw image to network input.
-        images: a few raw images.
 
     Raises:
         UserError: a transform that fails, is random or changes the number of images; a network that cannot take the

@@ -29,11 +29,8 @@ class VGG(nn.Module):
     in place: what a hook saw stays as it was.
 
     Args:
-        num_classes: length of the logits.
         width: factor on channels and hidden widths; None means 0.25 (where a checkpoint is given, the caller asks
             `arguments_of` first).
-        dropout: chance of dropping a hidden linear unit in training.
-        channels: input channels.
 
     Source: Khaireddin & Chen, "Facial Emotion Recognition: State of the Art Performance on FER2013", 2021.
     """

@@ -54,8 +54,6 @@ def load_weights(network: nn.Module, path: str | Path, part: str | None = None) 
     where all of the network's own are found; a layer more inside one of its blocks is another network.
 
     Args:
-        network: takes the weights.
-        path: the file.
         part: which weights, where the file holds several that fit: the key they lie under, or the prefix of their
             names (`student`, `teacher`, `ema`).
 

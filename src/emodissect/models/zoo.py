@@ -25,7 +25,6 @@ def torchvision_model(name: str, num_classes: int, pretrained: bool = False, cha
 
     Args:
         name: as in `torchvision.models.list_models()`.
-        num_classes: length of the logits.
         pretrained: begin with torchvision's default weights; the head is new unless it has `num_classes` already.
         channels: input channels; other than 3 gets a new first convolution (pretrained: the old one's sum for grey).
 
@@ -64,9 +63,7 @@ def timm_model(
 
     Args:
         name: as in `timm.list_models()`, with or without the tag of the weights.
-        num_classes: length of the logits.
         pretrained: begin with published weights; the head is new unless it has `num_classes` already.
-        channels: input channels.
         arguments: more for `timm.create_model`, e.g. `{"img_size": 96}`.
 
     Raises:
@@ -96,7 +93,6 @@ def custom_model(
 
     Args:
         target: what makes it: `package.module.Name`, or `path/to/file.py:Name`.
-        arguments: its arguments by name.
         forward: further arguments of its forward pass by name, beside the images, e.g. `{"return_logits": True}`.
 
     Raises:
@@ -132,10 +128,6 @@ def require_network_maker(found: Any, key: str) -> None:
     Accepted: a subclass of nn.Module and its class methods; a function that declares to return one; any function in a
     file of the user's own. Python's own functions, and those of installed packages that do not say what they return,
     are refused: `model.target=os.system` runs nothing.
-
-    Args:
-        found: what the config names.
-        key: the config's key and value, for the message.
     """
     if isinstance(found, type):
         if not issubclass(found, nn.Module):

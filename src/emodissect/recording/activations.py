@@ -115,7 +115,6 @@ class LayerActivations:
         """The activations of both sets of images together, which may share none.
 
         Args:
-            other: the same layer on other images.
             top_k: ranks to keep. By default as many as both can vouch for, a part that holds fewer ranks than
                 images vouching for no more than it holds.
 

@@ -60,7 +60,6 @@ def own_share(shares: Sequence[tuple[Tensor, Tensor]], rank: int) -> tuple[Int64
 
     Args:
         shares: each process's ids of its earlier batches and of its last batch.
-        rank: which process this is.
 
     Returns:
         The rows of the last batch that count, and whether the earlier batches do.

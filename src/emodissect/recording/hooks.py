@@ -123,7 +123,6 @@ def record(
 
     Args:
         network: any module; wrapped in DistributedDataParallel too.
-        layers: what :func:`resolve_layers` takes.
         pool: ``avg``, ``max``, ``class_token`` or ``token_mean``; see :func:`emodissect.recording.pooling.pooled`.
         channels_last: whether 4-D outputs are (image height width neuron); ``auto`` compares with the sizes that
             modules declare, see :func:`emodissect.recording.pooling.neuron_axis`.
@@ -152,11 +151,6 @@ def reached_layers(
 
     For ``layer=all`` and globs on networks that read some weights by a function (fused attention), hold parts unused
     in evaluation (auxiliary heads) or mix images and windows. Runs in eval mode and sets every module's mode back.
-
-    Args:
-        network: the network.
-        layers: resolved module paths.
-        images: a few images as the network takes them.
     """
     base = unwrapped(network)
     recording = Recording(base, layers, pool, channels_last)

@@ -27,7 +27,6 @@ def resolve_layers(network: nn.Module, spec: str | Sequence[str]) -> list[str]:
 
     Args:
         network: the network; one wrapped for distributed training or compiled is looked into.
-        spec: which layers.
 
     Raises:
         UserError: an unknown path, a glob that matches nothing, or an empty list; the message names the nearest path.

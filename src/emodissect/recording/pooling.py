@@ -92,9 +92,7 @@ def pooled(output: Tensor, axis: Literal[1, -1], pool: str, prefix: int = 0) -> 
     Half precision is averaged in float32. A 1-D output (one number an image) is one neuron.
 
     Args:
-        output: what the module gave.
         axis: where its neurons are; see :func:`neuron_axis`.
-        pool: one of the four words.
         prefix: how many tokens are no patches; see :func:`prefix_tokens`.
 
     Raises:

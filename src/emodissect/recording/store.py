@@ -29,7 +29,6 @@ class ActivationStore:
 
     Args:
         path: the final file; its folder is made.
-        neurons: how many columns.
         images: how many rows are to come, where known: then the space for all of them is checked at once.
 
     Raises:
@@ -82,8 +81,6 @@ def scratch_dir(root: Path, name: str, owner: bool = True) -> Iterator[Path]:
     A lock says that the recording is alive: folders whose process was killed are removed by the next recording.
 
     Args:
-        root: where such folders lie.
-        name: of this one, no other recording's.
         owner: False for further processes of the same recording, which leave making and removing to the first.
     """
     folder = root / name

@@ -23,7 +23,6 @@ class TopImages:
     buffer that is merged when it is full. State: (k + buffer) x neurons integers of 8 bytes.
 
     Args:
-        k: how many images to keep.
         buffer: how many survivors may wait per neuron; the larger of k and 256 by default.
     """
 

@@ -30,8 +30,6 @@ def neuron_effects(
     """One row a neuron: neuron, concept, what its label is worth, and its effect.
 
     Args:
-        labels: of the layer, in the order of its neurons.
-        effects: of the same neurons.
         kept: the network on the images that the effects are of.
         scores: of those images; then `held_out` is the correlation of each neuron's output with its concept's score.
             They must not be the images that labels were found on.

@@ -126,10 +126,6 @@ def run_study(
     Args:
         inference: the network with what stands before and behind it; its weights are left to the last bit.
         layers: whose neurons are edited, one at a time.
-        neurons: neuron labels that hold those layers.
-        selections: one for each tau, say.
-        rules: one for each factor, say.
-        val: the images the choice is made on.
         test: read once, for the chosen edit, the unedited network and the controls of that edit.
         metric: what validation chooses by, see :data:`~emodissect.studies.metrics.METRICS`; of equals the smallest
             change is taken.
@@ -138,9 +134,7 @@ def run_study(
         controls: draws of random neurons, and of shuffled labels.
         control_cells: at most so many cells are evaluated for shuffled labels, each draw of which repeats the whole
             grid; fewer draws are made of a large grid, never fewer than 99.
-        seed: of the controls.
         batch_size, memory_limit: see :class:`~emodissect.editing.fast.edited_logits.EditedLogits`.
-        progress: show bars.
         groups: an annotated concept of the images; with the classes it makes the groups of `worst_group`.
         baselines: cheap alternatives, fitted on the images that the edit is chosen on and compared on test.
         train: training images on which they are fitted as well; at most 10,000 are used, drawn class by class.

@@ -42,8 +42,6 @@ def over_seeds(
     Args:
         jobs: one row a job of a sweep; failed ones have an ``error`` and do not count.
         swept: the columns that the sweep varied.
-        figures: columns to average.
-        level: of the interval.
 
     Returns:
         one row a setting and figure: the settings' columns, then figure, seeds, mean, sd, low, high, positive (seeds
@@ -71,8 +69,6 @@ def over_trainings(jobs: pd.DataFrame, swept: Sequence[str], level: float = 0.95
 
     Args:
         jobs: one row a job of a sweep, with `delta` and `ladder/...`; failed ones have an `error` and do not count.
-        swept: the columns that the sweep varied.
-        level: of the intervals.
 
     Returns:
         the settings' columns, then TRAINING_COLUMNS: mean change of accuracy on test, its Student interval over

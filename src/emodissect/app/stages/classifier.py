@@ -115,7 +115,6 @@ def trained_classifier(run: Session, fit: bool = True, needs_classes: bool = Tru
     config's ``fit=false`` and no checkpoint it is the network as made: published weights, or random ones of the seed.
 
     Args:
-        run: the session.
         fit: train on what ``ckpt_path`` holds.
         needs_classes: whether the network must give logits of the data's classes.
     """
@@ -219,7 +218,6 @@ def untrained(run: Session, needs_classes: bool = True) -> Classifier:
     """The classifier that the config describes, as made, without a checkpoint's weights, once two images went through.
 
     Args:
-        run: the session.
         needs_classes: whether the network must give logits of the data's classes. Where it need not, and does not or
             was never taught them (the config's ``fit=false`` without a checkpoint), ``knows_classes`` is False.
 

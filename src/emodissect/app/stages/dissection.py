@@ -54,7 +54,6 @@ class Plan:
     """What a dissection is asked for, checked before anything is trained.
 
     Args:
-        run: the session.
         needs_classes: whether the network must give logits of the data's classes.
 
     Attributes:

@@ -30,10 +30,6 @@ def given_labels(
     """Labels from ``labels_dir=<folder>``, what they are for the manifest, and what a reader must know of them.
 
     Args:
-        folder: of a dissect.py or edit.py run.
-        activations: of this network, by layer.
-        probe: this run's probe images.
-        concepts: this run's.
         weights: SHA-256 of this network's state.
 
     Returns:

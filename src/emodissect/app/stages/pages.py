@@ -40,12 +40,7 @@ def dissection_figures(dissection: Dissection) -> dict[str, Figure]:
 
 
 def write_figures(run: Session, draw: Callable[[], Mapping[str, Figure]]) -> dict[str, Path]:
-    """Each figure as a PNG under ``figures/``: the files by the figures' names; none unless ``report=full``.
-
-    Args:
-        run: the session.
-        draw: gives the figures by name.
-    """
+    """Each figure as a PNG under ``figures/``: the files by the figures' names; none unless ``report=full``."""
     if run.cfg.report != "full":
         return {}
     found = draw()

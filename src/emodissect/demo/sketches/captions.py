@@ -70,8 +70,6 @@ def captions(
 
     Args:
         presence: ``(image, concept)`` in the order of ``CONCEPTS``.
-        labels: class index of each image.
-        rng: decides on every word.
         bare: share of captions that are a bare name.
     """
     present = np.asarray(presence) >= 0.5

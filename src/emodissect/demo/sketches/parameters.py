@@ -242,9 +242,7 @@ def draw_expression(rng: Generator, label: int, difficulty: Difficulty = Difficu
     """An expression of the class: ``neutral + intensity * (pattern - neutral)``, blended and jittered.
 
     Args:
-        rng: the image's own generator.
         label: index into :data:`CLASS_NAMES`.
-        difficulty: intensity, blending and spread.
     """
     pattern = _pattern(rng, label)
     values = _NEUTRAL + _intensity(rng, difficulty) * (pattern - _NEUTRAL)

@@ -18,10 +18,6 @@ class FaceTower(nn.Module):
 
     The last map is flattened, not averaged: where something is in a face says what it is. The first convolution has
     stride 2, which makes the tower about twice as cheap and keeps what the drawings show.
-
-    Args:
-        widths: channels of each stage.
-        depths: convolutions of each stage.
     """
 
     def __init__(self, widths: Sequence[int] = (24, 48, 96, 192), depths: Sequence[int] = (2, 2, 2, 1)) -> None:

@@ -185,9 +185,6 @@ def train_tiny_clip(
 
     Args:
         cfg: the root config; its data, trainer, seed, loggers and folders are used.
-        augment: an augmentation node.
-        learning_rate: the highest.
-        weight_decay: of matrices.
         bare: share of captions that are a bare name.
         ship: also replace the weights shipped with the package.
 

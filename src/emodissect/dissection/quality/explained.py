@@ -36,7 +36,6 @@ def labelling_parts(layer: LayerActivations, scores: Float[Tensor, "image concep
     Args:
         layer: with all its values.
         scores: rows in the order of ``layer.ids``.
-        seed: of the split.
 
     Raises:
         UserError: the layer kept only its top images.
@@ -93,8 +92,6 @@ def explanation_table(
     """How well each kind of explanation predicts held-out activations.
 
     Args:
-        parts: of the images.
-        explainers: by name.
         truth: the true weight of every concept, where it is known.
         changes: of activations and scores under interventions, where the data can draw them.
 

@@ -75,15 +75,9 @@ def held_out(
     Args:
         layer: with all its values.
         scores: rows in the order of ``layer.ids``.
-        names: of the concepts.
-        measure: what labels.
         presence: the scores are presences in [0, 1] already; else each concept's are calibrated, see
             :func:`emodissect.dissection.quality.calibration.calibrated_presence`.
-        truth: each concept's true presence, where it is known.
-        explainer: what explains each neuron by a sum of concepts.
         alphas: share of the images called active; the sanity tests are run with each, the scores are of the first.
-        top_k: images kept for each neuron of a half.
-        seed: of the split.
     """
     first, second = halves(layer.ids, seed)
     fit, held = part_of(layer, first, top_k), part_of(layer, second, top_k)

@@ -62,7 +62,6 @@ def dose_response(
     """How each neuron answers to each property, everything else fixed.
 
     Args:
-        interventions: the faces.
         activations: of their images, rows in the same order.
         spread: each neuron's standard deviation over the probe images, the unit of a response; 0: no response.
 
@@ -108,9 +107,7 @@ def recovered(
     Args:
         layer: with all its values.
         sources: concept scores by name, rows in the order of ``layer.ids``; the true presences are the ceiling.
-        measures: by name.
         truths: the true concepts of each neuron, by the name of what they are taken from.
-        seed: of the bootstrap.
 
     Returns:
         One row a similarity, source and truth, as ``Recovery.row`` gives it. None for a

@@ -106,12 +106,9 @@ def p_values(
     - f1, iou: both rise with TP alone, which is hypergeometric (Fisher's exact test).
 
     Args:
-        activations: of the held-out images.
         scores: what Pearson and AUPRC are of.
         presence: the scores as presence c in [0, 1]; c~ = c >= 0.5.
-        labels: the concept of each neuron.
         alpha: share of the images called active, B.
-        draws, seed: of the pairings and random sets.
     """
     if draws < 1:
         raise UserError(f"draws={draws}: at least one; the smallest p-value is 1 / (1 + draws).")

@@ -51,9 +51,7 @@ class EditedLogits:
 
     Args:
         inference: the network with what stands before and behind it.
-        layer: whose neurons are edited.
         images: kept ascending by id.
-        batch_size: images at a time.
         memory_limit: bytes above which z lies on disk.
         cut: False evaluates every edit in full.
 

@@ -48,11 +48,7 @@ def climb(
     """One row for each baseline and each set of images it is fitted on.
 
     Args:
-        baselines: the alternatives.
         fitted_on: by name (`val`, `train`), what gives the network on the images to learn from.
-        test: the network on the test images.
-        before: its predictions there.
-        edited: those of the chosen edit.
         change: of the study's metric from the unedited network to some predictions; None where it is accuracy.
 
     Returns:
