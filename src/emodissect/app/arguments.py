@@ -33,19 +33,8 @@ RENAMED = {
 
 PATHS = frozenset(
     (
-        *(
-            "path",
-            "ckpt_path",
-            "labels_dir",
-            "data_dir",
-            "images_dir",
-            "root_dir",
-            "log_dir",
-            "cache_dir",
-            "run_dir",
-            "save_dir",
-        ),
-        *("dirpath", "default_root_dir", "weights", "ferplus", "dir"),
+        *("path", "ckpt_path", "labels_dir", "data_dir", "images_dir", "root_dir", "log_dir", "cache_dir", "run_dir"),
+        *("save_dir", "dirpath", "default_root_dir", "weights", "ferplus", "dir"),
     )
 )
 """Last parts of the keys whose values are files or folders."""

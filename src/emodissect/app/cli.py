@@ -59,17 +59,21 @@ PLUGINS = {
 
 def register_resolvers() -> None:
     """The resolvers that conf/ uses."""
-    OmegaConf.register_new_resolver("len", len, replace=True)
-    OmegaConf.register_new_resolver("project_root", lambda *_: str(project_root()), replace=True)
-    OmegaConf.register_new_resolver("cache_folder", lambda *_: str(cache_folder()), replace=True)
-    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
-    OmegaConf.register_new_resolver("expand_user", expand_user, replace=True)
-    OmegaConf.register_new_resolver("program", lambda verb: " ".join(program(verb)), replace=True)
-    OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
-    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-    OmegaConf.register_new_resolver("report_length", report_length, replace=True)
-    OmegaConf.register_new_resolver("class_folders", _class_folders, replace=True)
-    OmegaConf.register_new_resolver("listed_classes", _listed_classes, replace=True)
+    resolvers: dict[str, Callable[..., Any]] = {
+        "len": len,
+        "project_root": lambda *_: str(project_root()),
+        "cache_folder": lambda *_: str(cache_folder()),
+        "job_folder": job_folder,
+        "expand_user": expand_user,
+        "program": lambda verb: " ".join(program(verb)),
+        "sweep_name": sweep_name,
+        "run_name": run_name,
+        "report_length": report_length,
+        "class_folders": _class_folders,
+        "listed_classes": _listed_classes,
+    }
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
 def project_root() -> Path:

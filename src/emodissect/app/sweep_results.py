@@ -56,15 +56,16 @@ def summarize_sweep(jobs: pd.DataFrame, swept: Sequence[str], folder: Path, conf
     page.write(folder / "sweep.html")
     console = Console()
     show(page, console)
-    console.print(f"[dim]report:[/] {escape(str(folder / 'sweep.html'))}", soft_wrap=True, highlight=False)
-    console.print(f"[dim]table:[/] {escape(str(folder / SWEEP_TABLE))}", soft_wrap=True, highlight=False)
+    written = {"report": "sweep.html", "table": SWEEP_TABLE}
     if len(replicates):
         write_csv(replicates, folder / SEEDS)
-        console.print(f"[dim]seeds:[/] {escape(str(folder / SEEDS))}", soft_wrap=True, highlight=False)
+        written["seeds"] = SEEDS
     if len(trainings):
         write_csv(trainings, folder / TRAININGS)
         show_trainings(trainings, console)
-        console.print(f"[dim]trainings:[/] {escape(str(folder / TRAININGS))}", soft_wrap=True, highlight=False)
+        written["trainings"] = TRAININGS
+    for what, name in written.items():
+        _say_where(what, folder / name, console)
     _log(page, folder, config, trainings)
 
 
@@ -93,7 +94,11 @@ def show_study(sweeper: DictConfig | None, folder: Path, console: Console) -> No
         highlight=False,
         markup=False,
     )
-    console.print(f"[dim]study:[/] {escape(str(folder / STUDY))}", soft_wrap=True, highlight=False)
+    _say_where("study", folder / STUDY, console)
+
+
+def _say_where(what: str, path: Path, console: Console) -> None:
+    console.print(f"[dim]{what}:[/] {escape(str(path))}", soft_wrap=True, highlight=False)
 
 
 def show(page: SweepPage, console: Console) -> None:

@@ -22,7 +22,7 @@ from emodissect.core.errors import UserError, nearest
 from emodissect.core.fingerprint import content_key
 from emodissect.core.number_format import percent
 from emodissect.core.statistics import benjamini_hochberg, wilson
-from emodissect.core.table_files import read_parquet, write_csv, write_parquet
+from emodissect.core.table_files import read_parquet, write_both
 from emodissect.core.tensor_files import save_tensors
 from emodissect.data.images import ImageSet
 from emodissect.dissection.label_table import checked_labels, checked_null
@@ -173,8 +173,7 @@ class Dissection:
         The CSV files are for people and spreadsheets; they are never read back.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        write_parquet(self.neurons, folder / "neurons.parquet")
-        write_csv(self.neurons, folder / "neurons.csv")
+        write_both(self.neurons, folder / "neurons.parquet")
         self.layers.to_csv(folder / "layers.csv", index=False)
         self.shares.to_csv(folder / "shares.csv", index=False)
         about = {"tau": repr(self.tau), "level": repr(self.level), "neurons": self.fingerprint()}

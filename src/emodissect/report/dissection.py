@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,7 @@ from emodissect.data.images import ImageSet
 from emodissect.models.predictions import Predictions
 from emodissect.report import claims, columns, figures, page
 from emodissect.report.neurons import NeuronFacts, neuron_payload, predicted_classes, saliency_tiles
-from emodissect.report.page import Content, Extra, Fact, Folded, Section
+from emodissect.report.page import Content, Extra, Fact, Folded, Page, Section
 
 #: Layers whose figures are shown open; those of the others stand behind a click.
 OPEN_LAYERS = 2
@@ -26,7 +25,7 @@ MOST_CONCEPTS = 30
 
 
 @dataclass
-class DissectionPage:
+class DissectionPage(Page):
     """What ``dissect.py`` shows.
 
     Attributes:
@@ -50,6 +49,8 @@ class DissectionPage:
         extras: further sections.
     """
 
+    kind: ClassVar[str] = "dissect"
+
     neurons: pd.DataFrame
     layers: pd.DataFrame
     shares: pd.DataFrame
@@ -70,26 +71,6 @@ class DissectionPage:
     main_layer: str | None = None
     extras: Sequence[Extra] = ()
     notes: Sequence[str] = ()
-
-    def write(self, path: str | Path) -> Path:
-        """Write the page; it appears whole or not at all."""
-        return page.write(path, self.html())
-
-    def html(self) -> str:
-        """The page as a string."""
-        content = Content()
-        sections = [*self.sections(content), *page.extra_sections(content, self.extras)]
-        return page.compose(
-            content,
-            kind="dissect",
-            title=self.title,
-            lede=self.summary(),
-            facts=self.facts(),
-            sections=sections,
-            command=self.command,
-            manifest=self.manifest,
-            warning=" ".join(filter(None, self.warnings())),
-        )
 
     def sections(self, content: Content) -> list[Section]:
         """The parts that an edit's page includes as well."""
@@ -115,7 +96,6 @@ class DissectionPage:
         return [main, *(name for name in names if name != main)]
 
     def summary(self) -> str:
-        """The result in plain words."""
         live = int(self.neurons["dead"].eq(False).sum())
         chosen, beyond = int(self.neurons["interpretable"].sum()), int(self._significant().sum())
         where = f"layer {self.ordered_layers[0]}" if len(self.layers) == 1 else words.count(len(self.layers), "layer")
@@ -134,11 +114,9 @@ class DissectionPage:
         )
 
     def warnings(self) -> list[str]:
-        """What is said in red."""
         return [claims.one_label_text(self.neurons), *self.notes]
 
     def facts(self) -> list[Fact]:
-        """The figures at the top."""
         live = self.neurons[~self.neurons["dead"].astype(bool)]
         beyond = int(self._significant().sum())
         accuracy, chance = live["accuracy"].mean(), live.get("accuracy_chance", pd.Series(dtype=float)).mean()

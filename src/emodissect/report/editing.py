@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,7 @@ from emodissect.models.predictions import Predictions
 from emodissect.report import claims, columns, figures, page
 from emodissect.report.dissection import DissectionPage
 from emodissect.report.neurons import predicted_classes
-from emodissect.report.page import Content, Extra, Fact, Folded, Section
+from emodissect.report.page import Content, Extra, Fact, Folded, Page, Section
 from emodissect.studies import ConceptAblation
 from emodissect.studies.cells import axes_of, map_axes, settings_in
 
@@ -34,7 +33,7 @@ MOST_FLIPS = 48
 
 
 @dataclass
-class EditPage:
+class EditPage(Page):
     """What ``edit.py`` shows.
 
     Attributes:
@@ -58,6 +57,8 @@ class EditPage:
         extras: further sections.
     """
 
+    kind: ClassVar[str] = "edit"
+
     grid: pd.DataFrame
     comparison: Mapping[str, Any]
     verdict: str
@@ -80,13 +81,7 @@ class EditPage:
     ablations: Mapping[str, ConceptAblation] = field(default_factory=dict)
     extras: Sequence[Extra] = ()
 
-    def write(self, path: str | Path) -> Path:
-        """Write the page; it appears whole or not at all."""
-        return page.write(path, self.html())
-
-    def html(self) -> str:
-        """The page as a string."""
-        content = Content()
+    def sections(self, content: Content) -> list[Section]:
         sections = [Section("grid", "The grid", self._grid(content), "Grid")]
         if self.controls is not None and len(self.controls):
             sections.append(Section("controls", "Controls", self._controls(content)))
@@ -98,20 +93,15 @@ class EditPage:
         if self.ablations:
             ablated = Section("ablation", "Without the neurons of one concept", self._ablation(content), "Ablation")
             sections.insert(0, ablated)
-        sections += page.extra_sections(content, self.extras)
-        if self.dissection is not None:
-            sections += self.dissection.sections(content)
-        return page.compose(
-            content,
-            kind="edit",
-            title=ABLATION_TITLE if self.ablations else self.title,
-            lede=self.summary(),
-            facts=self.facts(),
-            sections=sections,
-            command=self.command,
-            manifest=self.manifest,
-            warning=" ".join(filter(None, self.warnings())),
-        )
+        return sections
+
+    def last_sections(self, content: Content) -> list[Section]:
+        """The labels."""
+        return self.dissection.sections(content) if self.dissection is not None else []
+
+    @property
+    def heading(self) -> str:
+        return ABLATION_TITLE if self.ablations else self.title
 
     def summary(self) -> str:
         """What was found, in plain words: of an ablation first the classes that suffer, then the edit."""
@@ -119,7 +109,6 @@ class EditPage:
         return " ".join([*ablated, "The edit: " * bool(ablated) + self.verdict])
 
     def warnings(self) -> list[str]:
-        """What is said in red."""
         found = [claims.optimistic_text(self.grid, self.comparison["delta"], self._tested)] if self.optimistic else []
         if self.before is not None:
             found.append(claims.majority_text(self.before.confusion().numpy(), self.class_names))
@@ -143,7 +132,6 @@ class EditPage:
         return self.grid[self.grid["chosen"].astype(bool)].iloc[0]
 
     def facts(self) -> list[Fact]:
-        """The figures at the top."""
         row = self.comparison
         delta, p = row["delta"], row.get("p_value")
         clear = p is not None and p < self.alpha

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 import jinja2
@@ -163,46 +164,66 @@ def pack_heat(heat: ArrayLike, side: int = 14) -> dict[str, Any]:
     return {"w": width, "h": height, "d": base64.b64encode((255 * values).round().astype(np.uint8).tobytes()).decode()}
 
 
-def compose(
-    content: Content,
-    *,
-    kind: str,
-    title: str,
-    lede: str,
-    facts: Sequence[Fact],
-    sections: Sequence[Section],
-    command: str,
-    manifest: Mapping[str, Any],
-    warning: str = "",
-) -> str:
-    """The page's HTML.
+class Page(ABC):
+    """A verb's page: a header, sections, and where they come from. Its subclasses have these as fields."""
 
-    Args:
-        content: what the sections collected.
-        kind: ``train``, ``dissect``, ``edit`` or ``sweep``.
-        title, lede, facts, warning: the header.
-        sections: in order.
-        command, manifest: where the numbers come from.
-    """
-    tiles = content.pool.tiles()
-    parts = [replace(section, html=_with_images(section.html, tiles)) for section in sections]
-    used = content.payload.get("tiles", 0)
-    payload = {**content.payload, "images": tiles[:used]}
-    return render(
-        "page.html.j2",
-        kind=kind,
-        title=title,
-        lede=lede,
-        warning=warning,
-        facts=facts,
-        sections=parts,
-        command=command,
-        manifest=json.dumps(manifest, indent=2, default=str, ensure_ascii=False),
-        css=Markup(_asset("report.css")),
-        js=Markup(_asset("report.js")),
-        payload=Markup(_script_json(payload)),
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    )
+    kind: ClassVar[str]
+    title: str
+    command: str
+    manifest: Mapping[str, Any]
+    extras: Sequence[Extra]
+
+    @abstractmethod
+    def summary(self) -> str:
+        """The result in plain words."""
+
+    @abstractmethod
+    def facts(self) -> list[Fact]:
+        """The figures at the top."""
+
+    @abstractmethod
+    def sections(self, content: Content) -> list[Section]:
+        """What is shown."""
+
+    def last_sections(self, content: Content) -> list[Section]:
+        """What is shown after the sections that a caller adds."""
+        return []
+
+    def warnings(self) -> list[str]:
+        """What is said in red."""
+        return []
+
+    @property
+    def heading(self) -> str:
+        """The title that is shown."""
+        return self.title
+
+    def html(self) -> str:
+        """The page as a string."""
+        content = Content()
+        sections = [*self.sections(content), *extra_sections(content, self.extras), *self.last_sections(content)]
+        tiles = content.pool.tiles()
+        used = content.payload.get("tiles", 0)
+        payload = {**content.payload, "images": tiles[:used]}
+        return render(
+            "page.html.j2",
+            kind=self.kind,
+            title=self.heading,
+            lede=self.summary(),
+            warning=" ".join(filter(None, self.warnings())),
+            facts=self.facts(),
+            sections=[replace(section, html=_with_images(section.html, tiles)) for section in sections],
+            command=self.command,
+            manifest=json.dumps(self.manifest, indent=2, default=str, ensure_ascii=False),
+            css=Markup(_asset("report.css")),
+            js=Markup(_asset("report.js")),
+            payload=Markup(_script_json(payload)),
+            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        )
+
+    def write(self, path: str | Path) -> Path:
+        """Write the page; it appears whole or not at all."""
+        return write(path, self.html())
 
 
 def _with_images(html: Markup, tiles: Sequence[str]) -> Markup:

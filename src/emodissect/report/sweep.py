@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from emodissect.core import number_format as words
 from emodissect.core.number_format import DASH
 from emodissect.report import claims, columns, figures, page
 from emodissect.report.columns import Column
-from emodissect.report.page import Content, Extra, Fact, Folded, Section
+from emodissect.report.page import Content, Extra, Fact, Folded, Page, Section
 
 #: What says how a job differs from another.
 SETTINGS = ("layer", "selection", "rule", "tau", "factor", "seed")
@@ -34,7 +34,7 @@ FIGURE_NAMES = {
 
 
 @dataclass
-class SweepPage:
+class SweepPage(Page):
     """What a multirun shows.
 
     Attributes:
@@ -50,6 +50,8 @@ class SweepPage:
         extras: further sections.
     """
 
+    kind: ClassVar[str] = "sweep"
+
     jobs: pd.DataFrame
     value: str = "delta_val"
     command: str = ""
@@ -59,13 +61,7 @@ class SweepPage:
     title: str = "Every job of the sweep"
     extras: Sequence[Extra] = ()
 
-    def write(self, path: str | Path) -> Path:
-        """Write the page; it appears whole or not at all."""
-        return page.write(path, self.html())
-
-    def html(self) -> str:
-        """The page as a string."""
-        content = Content()
+    def sections(self, content: Content) -> list[Section]:
         sections = []
         if self.grids():
             sections.append(Section("maps", "By layer, τ and factor", self._maps(content)))
@@ -74,17 +70,7 @@ class SweepPage:
         if len(self.replicates):
             sections.append(Section("seeds", "Over seeds", self._over_seeds(content)))
         sections.append(Section("jobs", "Jobs", self._table()))
-        sections += page.extra_sections(content, self.extras)
-        return page.compose(
-            content,
-            kind="sweep",
-            title=self.title,
-            lede=self.summary(),
-            facts=self.facts(),
-            sections=sections,
-            command=self.command,
-            manifest=self.manifest,
-        )
+        return sections
 
     @property
     def failed(self) -> pd.DataFrame:
@@ -104,7 +90,6 @@ class SweepPage:
         return self.done.iloc[int(np.nanargmax(self.done[self.value].to_numpy(dtype=float)))]
 
     def summary(self) -> str:
-        """The result in plain words."""
         text = f"{words.count(len(self.jobs), 'job')}"
         text += f", {words.count(len(self.failed), 'failed', 'failed')}. " if len(self.failed) else ", all finished. "
         best = self.best
@@ -135,7 +120,6 @@ class SweepPage:
         return "Every edit loses accuracy there: leaving the network alone is better than any of them. "
 
     def facts(self) -> list[Fact]:
-        """The figures at the top."""
         facts = [
             Fact(f"{len(self.done):,}", "jobs finished"),
             Fact(f"{len(self.failed):,}", "jobs failed", "", "bad" if len(self.failed) else ""),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ from emodissect.data.images import ImageSet
 from emodissect.models.predictions import Predictions
 from emodissect.report import claims, figures, page
 from emodissect.report.neurons import saliency_tiles
-from emodissect.report.page import Content, Extra, Fact, Section
+from emodissect.report.page import Content, Extra, Fact, Page, Section
 
 NAMES = {
     "acc": "accuracy",
@@ -34,7 +33,7 @@ FRACTIONS = {"accuracy", "top-2 accuracy", "macro F1", "calibration error"}
 
 
 @dataclass
-class TrainPage:
+class TrainPage(Page):
     """What ``train.py`` shows.
 
     Attributes:
@@ -49,6 +48,8 @@ class TrainPage:
         extras: further sections, e.g. the audit of the images.
     """
 
+    kind: ClassVar[str] = "train"
+
     metrics: Mapping[str, float]
     class_names: Sequence[str]
     history: pd.DataFrame | None = None
@@ -60,13 +61,7 @@ class TrainPage:
     saliency: Mapping[int, Any] = field(default_factory=dict)
     extras: Sequence[Extra] = ()
 
-    def write(self, path: str | Path) -> Path:
-        """Write the page; it appears whole or not at all."""
-        return page.write(path, self.html())
-
-    def html(self) -> str:
-        """The page as a string."""
-        content = Content()
+    def sections(self, content: Content) -> list[Section]:
         sections = []
         if self.predictions is not None:
             sections.append(Section("classes", "Classes", self._classes(content)))
@@ -79,20 +74,9 @@ class TrainPage:
                 content.pool.add(self.images, list(others))
                 tiles = saliency_tiles(content, others, self.class_names, self.predictions)
                 sections.append(Section("saliency", "Where the classifier looked", tiles, "Saliency"))
-        sections += page.extra_sections(content, self.extras)
-        return page.compose(
-            content,
-            kind="train",
-            title=self.title,
-            lede=self.summary(),
-            facts=self.facts(),
-            sections=sections,
-            command=self.command,
-            manifest=self.manifest,
-        )
+        return sections
 
     def summary(self) -> str:
-        """The result in plain words."""
         if self.predictions is None:
             return "The training run's figures."
         counts = self.predictions.confusion().numpy()
@@ -100,7 +84,6 @@ class TrainPage:
         return " ".join(filter(None, texts))
 
     def facts(self) -> list[Fact]:
-        """The figures at the top."""
         tested = any(name.startswith("test/") for name in self.metrics)
         wanted = [("test", name) for name in NAMES] + [("val", name) for name in (["acc"] if tested else NAMES)]
         facts = []

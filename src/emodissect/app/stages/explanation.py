@@ -8,8 +8,7 @@ import pandas as pd
 
 from emodissect.app.session import Session
 from emodissect.app.stages.dissection import Dissected, Plan
-from emodissect.core.atomic_files import atomic_write
-from emodissect.core.table_files import joined_lists, write_csv
+from emodissect.core.table_files import write_both
 from emodissect.dissection.explanations import BestConceptExplainer, ConstantExplainer, Explainer, LabelExplainer
 from emodissect.dissection.quality.explained import explained_neurons, labelling_parts
 from emodissect.lightning.tracking import log_metrics
@@ -33,11 +32,8 @@ class ExplanationTables:
     @property
     def layers(self) -> pd.DataFrame:
         """Each layer's mean held-out correlations: of the explanation, the label, the best concept and a constant."""
-        return (
-            self.neurons.groupby("layer", sort=False)[[column.name for column in columns.EXPLAINED_LAYERS[1:]]]
-            .mean()
-            .reset_index()
-        )
+        shown = [column.name for column in columns.EXPLAINED_LAYERS[1:]]
+        return self.neurons.groupby("layer", sort=False)[shown].mean().reset_index()
 
     @property
     def on_cards(self) -> pd.DataFrame:
@@ -51,10 +47,7 @@ class ExplanationTables:
 
     def save(self, run: Session) -> None:
         """Writes explanations.parquet, and for people explanations.csv, in the run folder."""
-        with atomic_write(run.folder / "explanations.parquet") as unfinished:
-            self.neurons.to_parquet(unfinished, index=False)
-        write_csv(joined_lists(self.neurons), run.folder / "explanations.csv")
-        run.add_output("explanations", run.folder / "explanations.csv")
+        run.add_output("explanations", write_both(self.neurons, run.folder / "explanations.parquet"))
 
     def log(self, run: Session) -> None:
         """Sends the layers' means to every logger."""

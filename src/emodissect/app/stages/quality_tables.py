@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from emodissect.app.session import Session
 from emodissect.app.stages.pages import write_figures
-from emodissect.core.table_files import joined_lists, write_csv
+from emodissect.core.table_files import write_csv
 from emodissect.lightning.tracking import log_metrics, log_tables
 from emodissect.report import Extra, columns, figures
 from emodissect.report.terminal import frame_table
@@ -23,6 +25,63 @@ MEANS = (
     *("pearson", "cosine", "auprc", "f1", "iou", "simulation", "explanation_pearson"),
     *("inverse_auc", "mad", "true_pearson", "clarity"),
 )
+
+
+class About(NamedTuple):
+    """What a table is called on the terminal and in the report, what to read in it, and its columns."""
+
+    on_terminal: str
+    title: str
+    caption: str
+    shown: Sequence[columns.Column]
+
+
+ABOUT = {
+    "recovery": About(
+        "Recovery of the truth",
+        "Is the truth found?",
+        "the share of neurons whose label is their true concept, by similarity, from the scorer, and as a ceiling the "
+        "best that any similarity does from the true presences.",
+        columns.RECOVERY,
+    ),
+    "planted": About(
+        "Planted neurons by kind",
+        "What is made of neurons that stand for nothing?",
+        "Neurons built to detect one concept, either of two, or none. “Labelled” is the share whose label is beyond "
+        "random image sets: of noise neurons the level itself is what one expects.",
+        columns.PLANTED,
+    ),
+    "coverage": About(
+        "Label sets that hold the truth of planted neurons",
+        "Do label sets hold the truth?",
+        "The smallest set of words that holds a neuron's label in so many of the resamples of the images, against what "
+        "planted neurons were built from. Resampling knows what other images could change, not what the scorer gets "
+        "wrong of every image.",
+        columns.COVERAGE,
+    ),
+    "explanations": About(
+        "Activations of held-out images, predicted from words",
+        "How well do words predict activations?",
+        "Each explanation is fitted on half of the images and predicts the activations of the other half: the mean "
+        "correlation over the neurons with its 95 % interval. “constant” is one word for all.",
+        columns.EXPLANATIONS,
+    ),
+    "stability": About(
+        "Labels that survive a change",
+        "Do the labels survive?",
+        "The share of neurons that keep their label when what should not matter is changed, against what two "
+        "labellings with the same concept shares would agree on by chance.",
+        columns.STABILITY,
+    ),
+    "sanity": About(
+        "Sanity tests of the metrics",
+        "Can the metrics tell?",
+        "Half of the positives removed, or doubled at random: a metric that does not fall cannot tell good labels from "
+        "bad ones on this data.",
+        columns.SANITY,
+    ),
+}
+"""The frames that are shown, in their order."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +133,7 @@ class QualityTables:
         for name in FRAMES:
             frame: pd.DataFrame = getattr(self, name)
             if len(frame):
-                write_csv(joined_lists(frame), run.folder / f"label_quality_{name}.csv")
+                write_csv(frame, run.folder / f"label_quality_{name}.csv")
         if len(self.recovery):
             write_figures(run, lambda: {"label_quality": self._bars()})
         run.add_output("label quality", run.folder / "label_quality_neurons.csv")
@@ -87,92 +146,26 @@ class QualityTables:
     def show(self, run: Session) -> None:
         """Prints the tables."""
         held_out = columns.renamed(columns.HELD_OUT, holds=f"holds, q < {self.level:g}")
-        tables = (
-            (self.layers, "Labels on images that did not choose them, mean over neurons", held_out),
-            (self.recovery, "Recovery of the truth", columns.RECOVERY),
-            (self.planted, "Planted neurons by kind", columns.PLANTED),
-            (self.coverage, "Label sets that hold the truth of planted neurons", columns.COVERAGE),
-            (self.explanations, "Activations of held-out images, predicted from words", columns.EXPLANATIONS),
-            (self.stability, "Labels that survive a change", columns.STABILITY),
-            (self.sanity, "Sanity tests of the metrics", columns.SANITY),
-        )
+        tables: list[tuple[pd.DataFrame, str, Sequence[columns.Column]]] = [
+            (self.layers, "Labels on images that did not choose them, mean over neurons", held_out)
+        ]
+        tables += [(getattr(self, name), about.on_terminal, about.shown) for name, about in ABOUT.items()]
         for frame, title, shown in tables:
             if len(frame):
                 run.console.print(frame_table(frame, title, shown, rows=100))
 
     def extras(self) -> list[Extra]:
         """Sections of the report."""
-        found = [
-            Extra(
-                "Do the labels hold?",
-                "Labels chosen on half of the images, scored on the other half: the share of neurons whose label "
-                f"correlates with them there (q < {self.level:g}), and the mean of each score over the neurons.",
-                frame=self.layers,
-                columns=columns.HELD_OUT,
-            )
-        ]
-        if len(self.recovery):
-            found.append(
-                Extra(
-                    "Is the truth found?",
-                    f"{self._shown_layer}: the share of neurons whose label is their true concept, by similarity, from "
-                    "the scorer, and as a ceiling the best that any similarity does from the true presences.",
-                    frame=self.recovery,
-                    figure=self._bars(),
-                    columns=columns.RECOVERY,
-                )
-            )
-        if len(self.planted):
-            found.append(
-                Extra(
-                    "What is made of neurons that stand for nothing?",
-                    "Neurons built to detect one concept, either of two, or none. “Labelled” is the share whose "
-                    "label is beyond random image sets: of noise neurons the level itself is what one expects.",
-                    frame=self.planted,
-                    columns=columns.PLANTED,
-                )
-            )
-        if len(self.coverage):
-            found.append(
-                Extra(
-                    "Do label sets hold the truth?",
-                    "The smallest set of words that holds a neuron's label in so many of the resamples of the images, "
-                    "against what planted neurons were built from. Resampling knows what other images could change, "
-                    "not what the scorer gets wrong of every image.",
-                    frame=self.coverage,
-                    columns=columns.COVERAGE,
-                )
-            )
-        if len(self.explanations):
-            found.append(
-                Extra(
-                    "How well do words predict activations?",
-                    "Each explanation is fitted on half of the images and predicts the activations of the other half: "
-                    "the mean correlation over the neurons with its 95 % interval. “constant” is one word for all.",
-                    frame=self.explanations,
-                    columns=columns.EXPLANATIONS,
-                )
-            )
-        if len(self.stability):
-            found.append(
-                Extra(
-                    "Do the labels survive?",
-                    "The share of neurons that keep their label when what should not matter is changed, against what "
-                    "two labellings with the same concept shares would agree on by chance.",
-                    frame=self.stability,
-                    columns=columns.STABILITY,
-                )
-            )
-        if len(self.sanity):
-            found.append(
-                Extra(
-                    "Can the metrics tell?",
-                    "Half of the positives removed, or doubled at random: a metric that does not fall cannot tell good "
-                    "labels from bad ones on this data.",
-                    frame=self.sanity,
-                    columns=columns.SANITY,
-                )
-            )
+        caption = (
+            "Labels chosen on half of the images, scored on the other half: the share of neurons whose label "
+            f"correlates with them there (q < {self.level:g}), and the mean of each score over the neurons."
+        )
+        found = [Extra("Do the labels hold?", caption, frame=self.layers, columns=columns.HELD_OUT)]
+        for name, about in ABOUT.items():
+            if len(frame := getattr(self, name)):
+                bars, before = (self._bars(), f"{self._shown_layer}: ") if name == "recovery" else (None, "")
+                text = f"{before}{about.caption}"
+                found.append(Extra(about.title, text, frame=frame, figure=bars, columns=about.shown))
         return found
 
     @property

@@ -13,9 +13,8 @@ from matplotlib.figure import Figure
 from emodissect.app.session import Session
 from emodissect.app.stages.classifier import Trained
 from emodissect.app.stages.dissection import Dissected, Plan
-from emodissect.core.atomic_files import atomic_write
 from emodissect.core.errors import UserError
-from emodissect.core.table_files import joined_lists, write_csv
+from emodissect.core.table_files import write_both
 from emodissect.data.images import ImageSet
 from emodissect.dissection.relevance import relevance, relevance_table
 from emodissect.recording import LayerActivations
@@ -48,10 +47,7 @@ class RelevanceTables:
 
     def save(self, run: Session) -> None:
         """Writes relevance.parquet, and for people relevance.csv, in the run folder."""
-        with atomic_write(run.folder / "relevance.parquet") as unfinished:
-            self.neurons.to_parquet(unfinished, index=False)
-        write_csv(joined_lists(self.neurons), run.folder / "relevance.csv")
-        run.add_output("relevance", run.folder / "relevance.csv")
+        run.add_output("relevance", write_both(self.neurons, run.folder / "relevance.parquet"))
 
     def show(self, run: Session) -> None:
         """Prints how far labels by activation and by relevance agree."""

@@ -18,41 +18,28 @@ from emodissect.studies.cells import settings_in
 
 def edit_summary(study: EditStudy) -> dict[str, Any]:
     """The figures that one sorts runs by."""
+    val, test = study.val, study.test
+    intervals = [f"accuracy_{when}{end}" for when in ("before", "after") for end in ("", "_low", "_high")]
+    of_test = (*intervals, "delta", "gained", "lost", "p_value", "nll_before", "nll_after")
+    of_study = (
+        *("p_random", "p_shuffled", "optimism", "claims_metric", "detectable_delta", "logit_difference"),
+        *("identical_predictions", "claims_gain", "optimistic", "verdict"),
+    )
     return {
         "layer": study.edit.layer,
         "selection": study.selection,
         "rule": study.rule,
         **study.settings,
         "selected": int(study.selected.sum()),
-        "delta_val": study.val.delta,
-        "delta_val_low": study.val.low,
-        "delta_val_high": study.val.high,
-        "p_val": study.val.p_value,
-        "accuracy_before": study.test.accuracy_before,
-        "accuracy_before_low": study.test.accuracy_before_low,
-        "accuracy_before_high": study.test.accuracy_before_high,
-        "accuracy_after": study.test.accuracy_after,
-        "accuracy_after_low": study.test.accuracy_after_low,
-        "accuracy_after_high": study.test.accuracy_after_high,
-        "delta": study.test.delta,
-        "delta_low": study.test.low,
-        "delta_high": study.test.high,
-        "gained": study.test.gained,
-        "lost": study.test.lost,
-        "p_value": study.test.p_value,
-        "p_random": study.p_random,
-        "p_shuffled": study.p_shuffled,
-        "nll_before": study.test.nll_before,
-        "nll_after": study.test.nll_after,
-        "optimism": study.optimism,
+        "delta_val": val.delta,
+        "delta_val_low": val.low,
+        "delta_val_high": val.high,
+        "p_val": val.p_value,
+        **{name: getattr(test, name) for name in of_test},
+        "delta_low": test.low,
+        "delta_high": test.high,
         **{f"metric_{name}": value for name, value in (study.of_metric or {}).items() if name != "metric"},
-        "claims_metric": study.claims_metric,
-        "detectable_delta": study.detectable_delta,
-        "logit_difference": study.logit_difference,
-        "identical_predictions": study.identical_predictions,
-        "claims_gain": study.claims_gain,
-        "optimistic": study.optimistic,
-        "verdict": study.verdict,
+        **{name: getattr(study, name) for name in of_study},
     }
 
 
