@@ -24,7 +24,7 @@ from emodissect.app.ending import HeldSignals
 from emodissect.app.session import session, several_processes
 from emodissect.app.streams import LoggedConsole, SteadyStream
 from emodissect.core.distributed import first_rank
-from emodissect.lightning.progress import ProgressBar
+from emodissect.lightning.callbacks import ProgressBar
 
 APPLICATION = """
 import json, os, signal, sys, time

@@ -37,7 +37,7 @@ from emodissect.core.distributed import first_rank, leave_group, rank, run_alone
 from emodissect.core.errors import UserError
 from emodissect.core.table_files import write_csv
 from emodissect.data.datamodule import FaceDataModule
-from emodissect.lightning.progress import ProgressBar
+from emodissect.lightning.callbacks import ProgressBar
 from emodissect.lightning.sinks import sinks_of
 from emodissect.report.terminal import config_tree
 

@@ -1,4 +1,4 @@
-"""Small callbacks of every training: the learning rate in the logs, one seed per epoch."""
+"""Small callbacks of every training: the learning rate in the logs, one seed per epoch, the progress bar."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 
 from emodissect.models.network_output import logits_of
 
@@ -45,3 +46,13 @@ class LogAccuracy(Callback):
         with trainer.precision_plugin.forward_context():
             right = logits_of(pl_module, images).argmax(1) == labels
         pl_module.log("val/acc", right.float().mean(), batch_size=len(labels), sync_dist=True)
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar without the logger's version, which for W&B is a random id."""
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """What stands behind the bar."""
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}

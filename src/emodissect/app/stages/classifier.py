@@ -30,9 +30,8 @@ from emodissect.core.statistics import wilson
 from emodissect.data.datamodule import PairsDataModule
 from emodissect.data.ferplus import soft_labels
 from emodissect.lightning.callbacks import LogAccuracy
-from emodissect.lightning.earlier_best import KeepEarlierBest
 from emodissect.lightning.epoch_history import EpochHistory
-from emodissect.lightning.resume_states import require_own_paths
+from emodissect.lightning.resuming import KeepEarlierBest, require_own_paths
 from emodissect.lightning.sinks import Artifact
 from emodissect.lightning.tracking import log_artifact, log_history, log_metrics
 from emodissect.models.checkpoints import read_checkpoint

@@ -26,7 +26,7 @@ from emodissect.demo.sketches import CONCEPTS, captions
 from emodissect.demo.tiny_clip.figures import ZeroShot, cosines, zero_shot
 from emodissect.demo.tiny_clip.model import MODEL_NAME, VOCABULARY, WEIGHTS, text_config
 from emodissect.demo.tiny_clip.tokenizer import UNKNOWN, WordTokenizer, vocabulary, words_of
-from emodissect.lightning.progress import ProgressBar
+from emodissect.lightning.callbacks import ProgressBar
 from emodissect.models.augmentation import Augmentation
 
 log = logging.getLogger(__name__)
