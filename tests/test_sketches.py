@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from emodissect.core.errors import UserError
+from emodissect.data.datamodule import FaceDataModule
 from emodissect.demo.sketches import CLASS_NAMES, CONCEPTS, Expression, Sketches, draw_faces, faces, presence, source
 from emodissect.demo.sketches.appearance import Appearance, draw_appearance
-from emodissect.demo.sketches.contact_sheet import contact_sheet, write_contact_sheets
 from emodissect.demo.sketches.drawing import draw_face
 from emodissect.demo.sketches.parameters import (
     CLASS_SHARES,
@@ -286,19 +286,10 @@ def test_mistakes_are_told_before_anything_is_drawn(tmp_path, given: dict, messa
 
 def test_the_yaml_names_every_argument_and_no_other(pytestconfig: pytest.Config) -> None:
     config = OmegaConf.load(pytestconfig.rootpath / "conf/data/sketches.yaml")
-    assert set(config) - {"_target_"} == set(inspect.signature(Sketches).parameters)
+    own, common = (set(inspect.signature(source).parameters) for source in (Sketches, FaceDataModule))
+    assert set(config) - {"_target_"} == (own | common) - {"loading"}
     assert tuple(config.class_names) == CLASS_NAMES
     config.cache_dir = "unused"
     configured = instantiate(config)
     assert configured.difficulty == Difficulty()
     json.dumps(asdict(configured.difficulty))  # as the drawing processes are told
-
-
-def test_contact_sheets_show_each_class_and_concept(tmp_path) -> None:
-    sheet = contact_sheet(np.full((3, 48, 48), 200, np.uint8), columns=2, rows=2)
-    assert sheet.shape == (192, 192)
-    assert sheet[:90].min() == sheet[:90].max() == 200
-    assert sheet[100:, 110:].max() == 0  # the fourth place is empty
-    written = write_contact_sheets(draw_faces(range(30)), tmp_path)
-    assert len(written) == 7 + 25 + 1
-    assert all(path.stat().st_size > 0 for path in written)

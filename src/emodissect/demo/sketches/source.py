@@ -48,7 +48,7 @@ class Sketches(FaceDataModule):
         spurious_class: the class.
         spurious_strength: the chance of its images to bear the mark; the others bear it with 1 - strength.
         class_names, size, channels: what is drawn; given so that a configuration can refer to them.
-        **common: see :class:`~emodissect.data.datamodule.FaceDataModule`.
+        loading: what every :class:`~emodissect.data.datamodule.FaceDataModule` takes.
 
     Raises:
         UserError: a split of less than one image or more than a million, class names other than FER2013's, another size
@@ -58,7 +58,6 @@ class Sketches(FaceDataModule):
     def __init__(
         self,
         *,
-        cache_dir: str | Path,
         class_names: Sequence[str] = CLASS_NAMES,
         train: int = 7000,
         val: int = 1500,
@@ -70,25 +69,9 @@ class Sketches(FaceDataModule):
         spurious_strength: float = 0.95,
         size: int = SIZE,
         channels: int = 1,
-        batch_size: int = 64,
-        eval_batch_size: int = 256,
-        num_workers: int = 0,
-        audit: bool = False,
-        clean: bool = False,
-        on_device: bool = False,
-        fit_on: str = "train",
+        **loading: Any,
     ) -> None:
-        super().__init__(
-            cache_dir=cache_dir,
-            class_names=class_names,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            audit=audit,
-            clean=clean,
-            on_device=on_device,
-            fit_on=fit_on,
-        )
+        super().__init__(class_names=class_names, **loading)
         self.counts = dict(zip(SPLITS, (train, val, test), strict=True))
         for name, count in self.counts.items():
             if not 1 <= count <= BLOCK:
