@@ -308,7 +308,7 @@ def test_no_call_in_the_source_runs_what_a_file_says() -> None:
         },
         "yaml.load": {"concepts/concept_files.py", "app/config_keys.py"},
         "spec.loader.exec_module": {"models/zoo.py"},
-        "subprocess.run": {"app/manifest.py", "core/parquet_files.py"},
+        "subprocess.run": {"app/manifest.py", "core/table_files.py"},
         "subprocess.Popen": {"demo/sketches/faces.py"},
     }
     refused = (
