@@ -80,7 +80,6 @@ def coverage_table(
     shares: Float[Tensor, "neuron concept"],
     truth: Bool[Tensor, "neuron concept"],
     kinds: Sequence[str],
-    levels: Sequence[float] = LEVELS,
 ) -> pd.DataFrame:
     """How often a set holds a true concept, on neurons whose truth is known.
 

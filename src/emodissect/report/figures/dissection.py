@@ -125,7 +125,7 @@ def concept_shares(shares: pd.DataFrame, title: str = "", limit: int = 30) -> Fi
     return figure
 
 
-def layer_proportions(layers: pd.DataFrame, title: str = "") -> Figure:
+def layer_proportions(layers: pd.DataFrame) -> Figure:
     """Per layer: the share called interpretable, beside the share among random image sets, and neuron accuracy."""
     names = [str(name) for name in layers["layer"]]
     rows = np.arange(len(names))
@@ -146,11 +146,10 @@ def layer_proportions(layers: pd.DataFrame, title: str = "") -> Figure:
         axes.set_xlabel("per cent of neurons; accuracy: of their top images")
         axes.grid(axis="x")
         figure.legend(loc="outside upper left", ncols=3, columnspacing=1.0, handletextpad=0.3, borderaxespad=0.1)
-        axes.set_title(title)
     return figure
 
 
-def layer_table(layers: pd.DataFrame, published: pd.DataFrame | None = None, title: str = "") -> Figure:
+def layer_table(layers: pd.DataFrame, published: pd.DataFrame | None = None) -> Figure:
     """The layer table in the study's form, each published number under the one measured here.
 
     Args:
@@ -182,7 +181,6 @@ def layer_table(layers: pd.DataFrame, published: pd.DataFrame | None = None, tit
         axes.axhline(height, color=LINE, linewidth=0.6)
         if known:
             axes.text(0, height + 0.35, "published in the study", color=ORANGE, va="center", fontsize=8.5)
-        axes.set_title(title)
     return figure
 
 
@@ -193,8 +191,6 @@ def label_quality(
     high: ArrayLike | None = None,
     chance: float | None = None,
     ceiling: float | None = None,
-    xlabel: str = "share of neurons whose label is right (%)",
-    title: str = "",
 ) -> Figure:
     """Bars with intervals, e.g. the share of labels recovered by each similarity, against chance and a ceiling.
 
@@ -228,8 +224,7 @@ def label_quality(
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlim(0, max(float(np.nanmax(right, initial=0)), 100 * (ceiling or 0), 100 * (chance or 0), 1) * 1.12)
-        axes.set_xlabel(xlabel)
-        axes.set_title(title)
+        axes.set_xlabel("share of neurons whose label is right (%)")
     return figure
 
 

@@ -102,11 +102,11 @@ def nll_heatmap(grid: pd.DataFrame, title: str = "", limit: float | None = None)
     return figure
 
 
-def control_distribution(controls: pd.DataFrame, delta: float, column: str = "delta_test", title: str = "") -> Figure:
+def control_distribution(controls: pd.DataFrame, delta: float) -> Figure:
     """What edits of the same size give when the labels are not used, with the chosen edit as a line.
 
     Args:
-        controls: columns control, draw and ``column`` (change of accuracy, a fraction).
+        controls: columns control, draw and ``delta_test`` (change of accuracy, a fraction).
         delta: of the chosen edit, on the same images.
     """
     kinds = list(dict.fromkeys(str(kind) for kind in controls["control"]))
@@ -115,7 +115,7 @@ def control_distribution(controls: pd.DataFrame, delta: float, column: str = "de
         axes = figure.subplots()
         generator = np.random.default_rng(0)
         for row, kind in enumerate(kinds):
-            values = 100 * controls.loc[controls["control"] == kind, column].to_numpy(dtype=float)
+            values = 100 * controls.loc[controls["control"] == kind, "delta_test"].to_numpy(dtype=float)
             values = values[np.isfinite(values)]
             if values.size > 1:
                 low, high = np.quantile(values, [0.025, 0.975])
@@ -136,11 +136,10 @@ def control_distribution(controls: pd.DataFrame, delta: float, column: str = "de
         axes.margins(x=0.12)
         axes.set_xlabel("change of accuracy (points)")
         axes.spines["left"].set_visible(False)
-        axes.set_title(title, pad=18)
     return figure
 
 
-def confusion_change(before: ArrayLike, after: ArrayLike, class_names: Sequence[str], title: str = "") -> Figure:
+def confusion_change(before: ArrayLike, after: ArrayLike, class_names: Sequence[str]) -> Figure:
     """Confusion before and after an edit, in per cent of the true class, and the difference in images.
 
     Args:
@@ -165,12 +164,10 @@ def confusion_change(before: ArrayLike, after: ArrayLike, class_names: Sequence[
             axes.set_yticks([])
         left.set_ylabel("true class")
         figure.supxlabel("predicted class", fontsize=9.5, color=MUTED)
-        if title:
-            figure.suptitle(title)
     return figure
 
 
-def confusion(counts: ArrayLike, class_names: Sequence[str], title: str = "") -> Figure:
+def confusion(counts: ArrayLike, class_names: Sequence[str]) -> Figure:
     """One confusion matrix in per cent of the true class. ``counts``: shape (true class, predicted class)."""
     with drawn():
         figure = new(NARROW, 4.0)
@@ -178,13 +175,10 @@ def confusion(counts: ArrayLike, class_names: Sequence[str], title: str = "") ->
         _confusion(axes, np.asarray(counts, dtype=float), class_names)
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
-        axes.set_title(title)
     return figure
 
 
-def recall_bars(
-    recalls: dict[str, ArrayLike], class_names: Sequence[str], counts: ArrayLike | None = None, title: str = ""
-) -> Figure:
+def recall_bars(recalls: dict[str, ArrayLike], class_names: Sequence[str], counts: ArrayLike | None = None) -> Figure:
     """Recall of each class: one dot a network, e.g. ``{"before": ..., "after": ...}``, joined where there are two.
 
     Args:
@@ -226,7 +220,6 @@ def recall_bars(
         axes.set_xticks([0, 25, 50, 75, 100])
         axes.grid(axis="x")
         axes.set_xlabel("recall (%)")
-        axes.set_title(title)
     return figure
 
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from emodissect.report.figures.style import BLUE, GREEN, GREY, INK, NARROW, ORANGE, drawn, new
 
 
-def training_curves(history: pd.DataFrame, title: str = "") -> Figure:
+def training_curves(history: pd.DataFrame) -> Figure:
     """Loss (above) and accuracy (below) by epoch; each panel is drawn where its columns are there.
 
     Args:
@@ -47,11 +47,10 @@ def training_curves(history: pd.DataFrame, title: str = "") -> Figure:
         else:
             rows[0].axis("off")
             rows[0].text(0.5, 0.5, "nothing was logged", ha="center", transform=rows[0].transAxes)
-        rows[0].set_title(title)
     return figure
 
 
-def deltas(jobs: pd.DataFrame, names: Sequence[str], title: str = "") -> Figure:
+def deltas(jobs: pd.DataFrame, names: Sequence[str]) -> Figure:
     """Change of accuracy with its interval, one row a job or study, the best on top.
 
     Args:
@@ -76,11 +75,10 @@ def deltas(jobs: pd.DataFrame, names: Sequence[str], title: str = "") -> Figure:
         axes.set_ylim(max(len(shown), 1) - 0.4, -0.6)
         axes.set_xlabel("change of accuracy (points)")
         axes.grid(axis="x")
-        axes.set_title(title)
     return figure
 
 
-def concepts_over_epochs(history: pd.DataFrame, layers: Sequence[str], title: str = "") -> Figure:
+def concepts_over_epochs(history: pd.DataFrame, layers: Sequence[str]) -> Figure:
     """Share of interpretable neurons of each layer while the network is trained.
 
     Args:
@@ -98,5 +96,4 @@ def concepts_over_epochs(history: pd.DataFrame, layers: Sequence[str], title: st
         axes.set_ylabel("interpretable neurons (%)")
         axes.grid(axis="y")
         figure.legend(loc="outside upper right", ncols=4)
-        axes.set_title(title)
     return figure
