@@ -92,7 +92,7 @@ def coverage_table(
         own = torch.tensor([k == kind for k in kinds]) & truth.any(1)
         if not own.any():
             continue
-        for level in levels:
+        for level in LEVELS:
             sets = label_sets(shares[own], level)
             hits, neurons = int((sets & truth[own]).any(1).sum()), int(own.sum())
             low, high = wilson(hits, neurons)

@@ -41,7 +41,6 @@ def learn_scale(
     *,
     shift: bool = True,
     strengths: Sequence[float] = STRENGTHS,
-    folds: int = 3,
     iterations: int = 25,
     seed: int = 0,
 ) -> LearnedScale:
@@ -51,7 +50,7 @@ def learn_scale(
 
         mean cross-entropy + strength * sum over neurons of ((s - 1)^2 + (t / d)^2)
 
-    The strength of the lowest cross-entropy on held-out folds is taken, or no change at all where none beats it.
+    The strength of the lowest cross-entropy on three held-out folds is taken, or no change at all where none beats it.
     A layer of large maps is fitted on fewer images (20 million numbers of its output), drawn class by class.
 
     Args:
@@ -66,7 +65,7 @@ def learn_scale(
     strength = descending[0]
     if len(descending) > 1:
         losses = {math.inf: 0.0, **dict.fromkeys(descending, 0.0)}
-        for train, held_out in folds_of(labels[rows], folds, seed):
+        for train, held_out in folds_of(labels[rows], 3, seed):
             losses[math.inf] += fit.loss(fit.start, held_out)
             for found, tried in zip(fit.path(train, descending), descending, strict=True):
                 losses[tried] += fit.loss(found, held_out)

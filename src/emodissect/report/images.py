@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import base64
 import io
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from emodissect.data.images import ImageSet
-from emodissect.report.figures import save_png
 
 #: Tile side in pixels and WebP quality, best first.
 QUALITIES = ((48, 80), (48, 60), (48, 40), (48, 20), (32, 40), (32, 15), (24, 20), (16, 20))
 
 #: Tiles that a quality is tried on first.
 SAMPLE = 400
-
-
-def data_uri(content: bytes, kind: str) -> str:
-    """Bytes as a ``data:`` address, e.g. of kind ``image/webp``."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def figure_uri(figure: Figure, dpi: int = 160) -> str:
-    """A figure as a PNG ``data:`` address."""
-    with tempfile.TemporaryDirectory() as folder:
-        return data_uri(save_png(figure, Path(folder) / "figure.png", dpi).read_bytes(), "image/png")
 
 
 class ImagePool:

@@ -189,11 +189,11 @@ def packed(rows: np.ndarray) -> dict[str, Any]:
     return {"data": data, "low": low, "high": high}
 
 
-def alike(neurons: pd.DataFrame, profiles: Mapping[str, np.ndarray], cosine: float = 0.95) -> list[float]:
+def alike(neurons: pd.DataFrame, profiles: Mapping[str, np.ndarray]) -> list[float]:
     """Groups of neurons of one layer whose concept profiles hardly differ; NaN for a neuron that is in none.
 
     A profile is taken less the layer's mean one. The clearest neuron (by z) that is in no group yet leads one: all
-    others in none whose profile has at least that cosine with its own.
+    others in none whose profile has a cosine of .95 or more with its own.
     """
     groups = np.full(len(neurons), np.nan)
     count = 0
@@ -210,7 +210,7 @@ def alike(neurons: pd.DataFrame, profiles: Mapping[str, np.ndarray], cosine: flo
         for leader in range(len(found)):
             if not free[leader]:
                 continue
-            members = free & (found @ found[leader] >= cosine)
+            members = free & (found @ found[leader] >= 0.95)
             if members.sum() > 1:
                 count += 1
                 groups[places[members]] = count

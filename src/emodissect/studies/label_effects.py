@@ -44,7 +44,7 @@ def neuron_effects(
     return frame.reset_index(drop=True)
 
 
-def label_effects(frame: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+def label_effects(frame: pd.DataFrame) -> pd.DataFrame:
     """Spearman's correlation of each measure of a label with the neuron's effect, over the layer's living neurons.
 
     `signed`: does a better label mean that scaling the neuron up helps? `size`: that it does more, either way?
@@ -60,11 +60,11 @@ def label_effects(frame: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
             continue
         for kind, effects in (("signed", frame["effect"]), ("size", frame["effect"].abs())):
             both = frame[name].notna() & effects.notna()
-            rows.append({"measure": words, "effect": kind} | correlation(frame[name][both], effects[both], level))
+            rows.append({"measure": words, "effect": kind} | correlation(frame[name][both], effects[both]))
     return pd.DataFrame(rows)
 
 
-def correlation(one: Any, other: Any, level: float = 0.95) -> dict[str, float]:
+def correlation(one: Any, other: Any) -> dict[str, float]:
     """Spearman's rank correlation with its interval; NaN where one does not vary or fewer than 4 pairs are known."""
     count = len(one)
     nothing = {"neurons": count, "correlation": np.nan, "low": np.nan, "high": np.nan, "p_value": np.nan}
@@ -72,7 +72,7 @@ def correlation(one: Any, other: Any, level: float = 0.95) -> dict[str, float]:
         return nothing
     found = spearmanr(one, other)
     r = float(np.clip(found.statistic, -1, 1))
-    reach = norm.ppf((1 + level) / 2) * np.sqrt((1 + r**2 / 2) / (count - 3))
+    reach = norm.ppf(0.975) * np.sqrt((1 + r**2 / 2) / (count - 3))
     with np.errstate(divide="ignore"):
         low, high = np.tanh(np.arctanh(r) + np.array([-reach, reach]))
     return {"neurons": count, "correlation": r, "low": float(low), "high": float(high), "p_value": float(found.pvalue)}

@@ -26,9 +26,7 @@ LADDER_PREFIX = "ladder/"
 TRAINING_COLUMNS = ("what", "seeds", "mean", "low", "high", "gain", "p_value", "p_sign")
 
 
-def over_seeds(
-    jobs: pd.DataFrame, swept: Sequence[str], figures: Sequence[str] = FIGURES, level: float = 0.95
-) -> pd.DataFrame:
+def over_seeds(jobs: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
     """Each figure over the jobs that differ in nothing but their seed.
 
     With n seeds, mean m and standard deviation s (n - 1 in the denominator): the interval is m ± t s / √n, t the
@@ -53,18 +51,18 @@ def over_seeds(
         return none
     rows = []
     for setting, alike in _alike(_finished(jobs), settings):
-        for figure in figures:
+        for figure in FIGURES:
             if figure not in alike:
                 continue
             values = pd.to_numeric(alike[figure], errors="coerce").dropna()
             if len(values) > 1:
                 within = _error_within(alike.loc[values.index], figure)
-                summary = _summary(values.to_numpy(), within, figure in CHANGES, level)
+                summary = _summary(values.to_numpy(), within, figure in CHANGES)
                 rows.append(setting | {"figure": figure} | summary)
     return pd.DataFrame(rows) if rows else none
 
 
-def over_trainings(jobs: pd.DataFrame, swept: Sequence[str], level: float = 0.95) -> pd.DataFrame:
+def over_trainings(jobs: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
     """The edit and every alternative over the jobs that differ in nothing but their seed.
 
     Args:
@@ -84,7 +82,7 @@ def over_trainings(jobs: pd.DataFrame, swept: Sequence[str], level: float = 0.95
             values = pd.to_numeric(alike[column], errors="coerce").dropna().to_numpy(dtype=float)
             if len(values) > 1:
                 what = EDIT if column == "delta" else column.removeprefix(LADDER_PREFIX)
-                rows.append(setting | {"what": what} | _changed(values, level))
+                rows.append(setting | {"what": what} | _changed(values))
     return pd.DataFrame(rows, columns=[*settings, *TRAINING_COLUMNS])
 
 
@@ -122,14 +120,14 @@ def _best(others: pd.DataFrame) -> str:
     return f"; the best cheap alternative, {name.replace('_', ' ')}{fitted}, gives {points(best['mean'])}"
 
 
-def _changed(values: np.ndarray, level: float) -> dict[str, Any]:
+def _changed(values: np.ndarray) -> dict[str, Any]:
     gain, changed = int((values > 0).sum()), int((values != 0).sum())
     mean = float(values.mean())
     if np.ptp(values) == 0:  # no t where nothing varies
         low, high, p_value = mean, mean, 1.0 if mean == 0 else 0.0
     else:
         test = ttest_1samp(values, 0.0)
-        interval = test.confidence_interval(level)
+        interval = test.confidence_interval(0.95)
         low, high, p_value = float(interval.low), float(interval.high), float(test.pvalue)
     p_sign = float(binomtest(gain, changed).pvalue) if changed else 1.0
     row = {"seeds": len(values), "mean": mean, "low": low, "high": high, "gain": gain}
@@ -163,13 +161,13 @@ def _error_within(jobs: pd.DataFrame, figure: str) -> float:
     return float(np.sqrt(np.mean(errors**2))) if len(errors) else 0.0
 
 
-def _summary(values: ArrayLike, within: float, tested: bool, level: float) -> dict[str, float]:
+def _summary(values: ArrayLike, within: float, tested: bool) -> dict[str, float]:
     sample = np.asarray(values, dtype=float)
     seeds, mean, sd = len(sample), float(sample.mean()), float(sample.std(ddof=1))
     error = max(sd, within) / np.sqrt(seeds)
     half, p_value = float("nan"), float("nan")
     if error > 1e-12:  # what is left of a difference of equal numbers
-        half = float(t.ppf((1 + level) / 2, seeds - 1) * error)
+        half = float(t.ppf(0.975, seeds - 1) * error)
         p_value = float(2 * t.sf(abs(mean) / error, seeds - 1))
     return {
         "seeds": seeds,

@@ -19,7 +19,7 @@ from emodissect.dissection.quality.planted import (
 )
 from emodissect.dissection.quality.recovery import Recovery, Share, best_concepts, recovery
 from emodissect.dissection.quality.sanity import extra_labels, missing_labels, sanity_metrics, sanity_table
-from emodissect.dissection.quality.stability import Agreement, agreement, halves, stability_table
+from emodissect.dissection.quality.stability import Agreement, agreement, halves
 from emodissect.dissection.quality.uncertainty import Interval, p_values, pearson_interval, pearson_p
 
 __all__ = [
@@ -54,5 +54,4 @@ __all__ = [
     "sanity_metrics",
     "sanity_table",
     "simulation_score",
-    "stability_table",
 ]

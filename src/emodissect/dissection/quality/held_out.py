@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from emodissect.core.statistics import benjamini_hochberg
-from emodissect.dissection.explanations import Explainer, LinearExplainer
+from emodissect.dissection.explanations import LinearExplainer
 from emodissect.dissection.quality.calibration import calibrate, calibrated_presence, simulation_score
 from emodissect.dissection.quality.explained import held_out_pearson, labelling_parts
 from emodissect.dissection.quality.labelling import labelled, part_of
@@ -63,7 +63,6 @@ def held_out(
     *,
     presence: bool = False,
     truth: Float[Tensor, "image concept"] | None = None,
-    explainer: Explainer = LINEAR,
     alphas: Sequence[float] = (ALPHA,),
     top_k: int = 100,
     seed: int = 0,
@@ -110,7 +109,7 @@ def held_out(
         frame[name] = np.where(silent, np.nan, values.double().numpy())
     frame["pearson_q"] = benjamini_hochberg(frame["pearson_p"])
     parts = labelling_parts(layer, scores, seed)
-    explained = explainer(parts.proposing, parts.deciding)
+    explained = LINEAR(parts.proposing, parts.deciding)
     frame["explanation"] = explained.words(names)
     for name, correlation in held_out_pearson(explained, parts.held_out).items():
         frame[f"explanation_{name}"] = np.where(silent, np.nan, correlation)

@@ -163,12 +163,11 @@ def planted_network(
     images: Float[Tensor, "image channel height width"],
     presence: Float[Tensor, "image concept"],
     planted: Planted,
-    ridge: float = 1e-3,
     seed: int = 0,
 ) -> PlantedNetwork:
     """A network with neurons of the same kinds and concepts as ``planted``, built to detect them in these images.
 
-    Its detectors are the ridge regression of the standardised presence on the standardised features, ``ridge`` times
+    Its detectors are the ridge regression of the standardised presence on the standardised features, 0.001 times
     the number of images being the penalty. Unlike planted activations its neurons see images, and as well as 32 random
     filters can.
     """
@@ -181,7 +180,7 @@ def planted_network(
         mean, spread = x.mean(0), x.std(0).clamp(min=1e-6)
         x = (x - mean) / spread
         y = (presence - presence.mean(0)) / presence.std(0).clamp(min=1e-6)
-        gram = (x.T @ x).double() + ridge * len(x) * torch.eye(x.shape[1], dtype=torch.float64)
+        gram = (x.T @ x).double() + 1e-3 * len(x) * torch.eye(x.shape[1], dtype=torch.float64)
         weight = torch.linalg.solve(gram, (x.T @ y.float()).double()).T.float() / spread
         network.detectors.weight.copy_(weight)
         network.detectors.bias.copy_(-weight @ mean)

@@ -48,7 +48,6 @@ def recovery(
     similarity: Float[Tensor, "neuron concept"],
     truth: Bool[Tensor, "neuron concept"],
     draws: int = 200,
-    level: float = 0.95,
     seed: int = 0,
 ) -> Recovery:
     """Of the neurons that truly stand for at least one concept:
@@ -76,7 +75,7 @@ def recovery(
     per_neuron = truth.sum(1)
 
     def share(hit: Bool[Tensor, " neuron"], guesses: int) -> Share:
-        low, high = wilson(int(hit.sum()), neurons, level)
+        low, high = wilson(int(hit.sum()), neurons)
         missed = [comb(concepts - int(n), min(guesses, concepts)) for n in per_neuron]
         chance = 1 - float(np.mean(missed)) / comb(concepts, min(guesses, concepts))
         return Share(float(hit.double().mean()), low, high, chance)
@@ -84,7 +83,7 @@ def recovery(
     def precision(rows: Tensor) -> float:
         return float(average_precision(similarity[rows].flatten()[:, None], truth[rows].flatten()[:, None]))
 
-    low, high = _percentiles(torch.tensor([precision(rows) for rows in drawn], dtype=torch.float64), level)
+    low, high = _percentiles(torch.tensor([precision(rows) for rows in drawn], dtype=torch.float64))
     meta = Share(precision(torch.arange(neurons)), low, high, float(truth.double().mean()))
     return Recovery(neurons, share(ranked[:, 0], 1), share(ranked[:, :3].any(1), 3), meta)
 
@@ -97,6 +96,6 @@ def best_concepts(presence_similarity: Float[Tensor, "neuron concept"]) -> Bool[
     return truth
 
 
-def _percentiles(values: Tensor, level: float) -> tuple[float, float]:
-    low, high = torch.quantile(values, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=values.dtype))
+def _percentiles(values: Tensor) -> tuple[float, float]:
+    low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=values.dtype))
     return float(low), float(high)

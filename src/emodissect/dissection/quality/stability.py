@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
@@ -31,7 +29,6 @@ def agreement(
     first: Int64[Tensor, " neuron"],
     second: Int64[Tensor, " neuron"],
     counted: Bool[Tensor, " neuron"] | None = None,
-    level: float = 0.95,
 ) -> Agreement:
     """How many neurons keep their label, over those ``counted`` (live ones, say; None: all).
 
@@ -49,23 +46,12 @@ def agreement(
     if not neurons:
         raise UserError("No neuron is counted: is the whole layer dead?")
     same = int((first == second).sum())
-    low, high = wilson(same, neurons, level)
+    low, high = wilson(same, neurons)
     concepts = int(torch.max(first.max(), second.max())) + 1
     shares = [torch.bincount(labels, minlength=concepts).double() / neurons for labels in (first, second)]
     chance = float(shares[0] @ shares[1])
     kappa = (same / neurons - chance) / (1 - chance) if chance < 1 else 1.0
     return Agreement(neurons, same / neurons, low, high, chance, kappa)
-
-
-def stability_table(
-    labels: Int64[Tensor, " neuron"],
-    changed: Mapping[str, Int64[Tensor, " neuron"]],
-    counted: Bool[Tensor, " neuron"] | None = None,
-) -> pd.DataFrame:
-    """One row a change: change, neurons, share, low, high, chance, kappa."""
-    return pd.DataFrame(
-        [{"change": name, **asdict(agreement(labels, other, counted))} for name, other in changed.items()]
-    )
 
 
 def halves(

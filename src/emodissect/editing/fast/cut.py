@@ -39,14 +39,13 @@ class Cut:
     linear: LinearTail | None
 
 
-def cut_behind(network: nn.Module, layer: str, example: Tensor, tolerance: float = 1e-4) -> Cut:
+def cut_behind(network: nn.Module, layer: str, example: Tensor) -> Cut:
     """Cut the network behind a layer; that the two parts give what the whole gives is checked on the example.
 
     Args:
         network: in eval mode.
         layer: path of a module that is called once.
         example: some rows of the network's input, at least two.
-        tolerance: largest difference accepted, relative to the largest output.
 
     Raises:
         CannotTrace: the network has no graph, or its parts do not give what the whole gives.
@@ -64,7 +63,7 @@ def cut_behind(network: nn.Module, layer: str, example: Tensor, tolerance: float
     cut = Cut(layer, head, tail, linear)
     # A second batch size: what was decided on the example must not have been decided by its number of rows.
     for rows in (example, example[:1]):
-        _require_equal(cut, network, rows, tolerance)
+        _require_equal(cut, network, rows)
     return cut
 
 
@@ -160,7 +159,7 @@ def _treats_neurons_alone(between: GraphModule, outputs: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _require_equal(cut: Cut, network: nn.Module, rows: Tensor, tolerance: float) -> None:
+def _require_equal(cut: Cut, network: nn.Module, rows: Tensor) -> None:
     try:
         whole = network(rows)
         before = cut.head(rows)
@@ -172,5 +171,5 @@ def _require_equal(cut: Cut, network: nn.Module, rows: Tensor, tolerance: float)
     if not isinstance(whole, Tensor) or whole.shape != parts.shape:
         raise CannotTrace("it does not give one tensor of logits")
     difference = float((whole - parts).abs().max())
-    if not difference <= tolerance * max(1.0, float(whole.abs().max())):
+    if not difference <= 1e-4 * max(1.0, float(whole.abs().max())):
         raise CannotTrace(f"its parts differ from the whole by {difference:.2g}")
