@@ -258,7 +258,7 @@ def found() -> EditStudy:
     )
 
 
-def test_the_ladder_stands_beside_the_edit(found: EditStudy, tmp_path: Path) -> None:
+def test_the_study_has_the_ladder(found: EditStudy, tmp_path: Path) -> None:
     rows = list(zip(found.ladder["name"], found.ladder["fitted_on"], strict=True))
     fitted = [(name, images) for name in ("learned_scale", "head") for images in ("val", "train")]
     assert rows == [*fitted, ("mirror", ""), ("ten_crop", ""), ("ceiling", "test")]

@@ -55,6 +55,34 @@ def test_duplicates_and_cells_that_change_nothing_are_no_edits() -> None:
     assert "None of the 4 cells" in claims.grid_text(old, VAL, 0.05)
 
 
+def test_words_that_all_cells_share_are_said_once() -> None:
+    frame = cells([0.01, -0.01]).assign(selection="tau", rule=["scale", "ablate"], parameters="weight")
+    shared = claims.shared_words(frame, ["selection", "rule", "parameters", "tau", "absent"])
+    assert shared == {"selection": "tau", "parameters": "weight"}
+    assert claims.shared_words_text(shared, 2) == "All 2 cells: selection tau, parameters weight."
+    assert claims.shared_words_text({"rule": "scale"}, 1) == "This cell: rule scale."
+    assert claims.shared_words_text({}, 2) == ""
+
+
+def test_cheap_alternatives_name_the_best_the_bound_and_what_is_not_available() -> None:
+    rows = [
+        ("refitting the head", "val", 0.002, 0.5, ""),
+        ("refitting the head", "train", 0.001, 0.9, ""),
+        ("averaging the mirror view", "", 0.014, 0.02, ""),
+        ("averaging ten crops", "", np.nan, np.nan, "the network takes whole images"),
+        ("the ceiling: a scale and shift per neuron", "test", 0.2, 0.0, "not a result"),
+    ]
+    ladder = pd.DataFrame(rows, columns=["words", "fitted_on", "delta", "p_value", "note"])
+    text = claims.ladder_text(ladder)
+    assert "Largest change: averaging the mirror view, +1.40 (p = .020)." in text  # never the bound
+    assert "The ceiling was fitted on the test images: +20.00 points are a bound, not a result." in text
+    assert text.endswith("Not available: averaging ten crops (the network takes whole images).")
+    tied = claims.ladder_text(ladder.assign(delta=[0.014, 0.0, 0.014, np.nan, np.nan]))
+    best = "Largest change: refitting the head fitted on validation images and averaging the mirror view, +1.40 each."
+    assert best in tied
+    assert "bound" not in tied
+
+
 def test_only_a_choice_among_tries_is_called_the_best_of_many() -> None:
     assert claims.optimistic_text(cells([-0.01]), -0.01, "test").startswith("Only one edit was tried")
     lost = claims.optimistic_text(cells([-0.01, -0.02]), -0.01, "test")
@@ -109,11 +137,11 @@ def test_an_ablation_names_the_falls_beyond_chance_with_their_p() -> None:
     assert "smile" not in text
     text = claims.ablation_text(frame.assign(p_value=1.0), "lin1", 0.05)
     assert "no fall of recall goes beyond as many random neurons" in text
-    assert "The largest, which chance explains: without “smile” (3 neurons) angry loses 20.0 points (p = 1.00;" in text
+    assert "The largest, within chance: without “smile” (3 neurons) angry loses 20.0 points (p = 1.00;" in text
     tied = claims.ablation_text(frame.assign(p_value=1.0, drop=0.2), "lin1", 0.05)
-    assert "The first of 6 equal largest, which chance explains: without “smile” (3 neurons) angry" in tied
+    assert "The first of 6 equal largest, within chance: without “smile” (3 neurons) angry" in tied
     headline = claims.ablation_headline(frame.assign(p_value=1.0), "lin1", 0.05)
-    assert headline.endswith("no class loses more than without as many random neurons.")
+    assert "costs no class significantly more recall than removing as many random neurons." in headline
     assert "No class loses recall." in claims.ablation_text(frame.assign(p_value=1.0, drop=0.0), "lin1", 0.05)
     assert "no concept has neurons" in claims.ablation_text(frame.assign(drop=np.nan), "lin1", 0.05)
 
@@ -144,7 +172,7 @@ def test_one_set_of_draws_is_one_cloud() -> None:
     controls = pd.DataFrame({"control": ["random"] * 3 + ["shuffled"] * 3, "draw": 0, "delta_test": draws * 2})
     assert claims.same_draws(controls)
     text = said(edit(False, controls=controls).html())
-    assert "they are the random neurons' very draws, and are shown once." in text
+    assert "shuffling the labels gives the same draws as random neurons; they are shown once." in text
     assert "draws of shuffled labels" not in text
     assert not claims.same_draws(controls.assign(delta_test=[*draws, 0.0, 0.01, 0.03]))
     assert not claims.same_draws(controls[:3])
@@ -179,14 +207,14 @@ def test_a_page_whose_network_names_one_class_says_so() -> None:
 
 
 def test_recall_and_confusions_that_tie() -> None:
-    assert "Best: a and b (50 %); hardest: c (0 %)." in claims.recognised_text(
+    assert "Best class: a and b (50 %); hardest: c (0 %)." in claims.recognised_text(
         np.array([[1, 1, 0], [0, 1, 1], [1, 1, 0]]), "abc"
     )
     assert "Every class has the same recall, 50 %." in claims.recognised_text(np.array([[1, 1], [1, 1]]), "ab")
     assert claims.confused_text(np.eye(2), "ab") == "Per cent of each true class. No image is taken for another class."
     text = claims.confused_text(np.array([[8, 2, 0], [0, 1, 1], [2, 0, 8]]), "abc")
-    assert "Most frequent confusion: a for b and c for a, 2 images each." in text
-    assert "Likeliest within a class: b for c, 50 %." in text
+    assert "Most frequent confusion: a taken for b and c taken for a, 2 images each." in text
+    assert "Likeliest within a class: b taken for c, 50 %." in text
 
 
 def test_one_cell_that_changes_nothing_claims_no_change() -> None:

@@ -322,10 +322,10 @@ def test_a_split_of_one_image_is_scored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"optimizer": functools.partial(optim.SGD, lr=0.1, momentum="abc")}, r"optimizer cannot be made"),
+        ({"optimizer": functools.partial(optim.SGD, lr=0.1, momentum="abc")}, r"optimizer cannot be created"),
         (
             {"scheduler": functools.partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=5, pct_start=7)},
-            r"schedule cannot be made .*pct_start",
+            r"schedule cannot be created .*pct_start",
         ),
     ],
 )
@@ -443,7 +443,7 @@ def test_a_checkpoint_of_an_epoch_holds_what_the_plateau_made_of_it(tmp_path: Pa
 def test_a_schedule_over_an_endless_training_is_refused(tmp_path: Path) -> None:
     endless = trainer(tmp_path, max_epochs=-1, enable_checkpointing=False)
     for name, made in (("one_cycle", lr_scheduler.OneCycleLR), ("cosine", lr_scheduler.CosineAnnealingLR)):
-        with pytest.raises(UserError, match=f"scheduler={name} needs to know the end"):
+        with pytest.raises(UserError, match=f"scheduler={name} needs the length of the training"):
             endless.fit(small(Toy(), scheduler=functools.partial(made)), image_loader(bright_columns(), 10))
 
 

@@ -149,7 +149,7 @@ def test_clean_leaves_faults_out_of_training_and_probe_sets_only(make):
         *data.splits.val.ids.tolist(),
         *data.splits.test.ids.tolist(),
     ]
-    with pytest.raises(UserError, match="'tset' was given as images to judge on"):
+    with pytest.raises(UserError, match="'tset' was given as images to evaluate on"):
         data.evaluation_images("tset")
 
 

@@ -251,7 +251,7 @@ def test_what_a_rule_does_not_take() -> None:
         Scale(2.0)(pd.Series([True, None], dtype="boolean"))
     with pytest.raises(UserError, match=r"reads similarities: call the rule as rule\(selected, similarity\)"):
         Proportional(2.0)(SELECTED)
-    with pytest.raises(UserError, match="3 neurons are selected from, and 2 similarities"):
+    with pytest.raises(UserError, match="3 neurons can be selected, but 2 similarities"):
         Proportional(2.0)(SELECTED, [0.1, 0.2])
     with pytest.raises(UserError, match="one number; an edit takes one for each neuron"):
         Edit("hidden", 2.0)

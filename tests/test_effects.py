@@ -131,7 +131,7 @@ def test_the_ceiling_is_fitted_on_test_and_never_an_alternative() -> None:
     found = study(baselines=[LearnedScale()])
     rows = found.ladder.set_index("name")
     assert rows.loc["ceiling", "fitted_on"] == "test"
-    assert rows.loc["ceiling", "note"] == "no result: fitted on the images that it is compared on"
+    assert rows.loc["ceiling", "note"] == "not a result: fitted on the images that it is compared on"
     assert rows.loc["ceiling", "nll_after"] < rows.loc["learned_scale", "nll_after"]
     assert rows.loc["ceiling", "delta"] >= max(rows.loc["learned_scale", "delta"], found.test.delta)
     best = best_alternative(found.ladder)

@@ -166,7 +166,7 @@ def test_what_explanations_are_compared_with_by_hand() -> None:
     two = Explanation(
         torch.tensor([[1, 0]]), torch.tensor([[-0.5, 0.25]]), *torch.zeros(2, 1, 2), torch.zeros(3), torch.ones(3)
     )
-    assert two.words(NAMES) == ["− 0.50 b + 0.25 a"]
+    assert two.words(NAMES) == ["−0.50 b + 0.25 a"]
     assert two.simulate(torch.tensor([[1.0, 2.0, 9.0]])).tolist() == [[-0.75]]
 
 

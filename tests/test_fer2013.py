@@ -277,7 +277,7 @@ def test_broken_npz_and_unknown_ending(make, tmp_path):
     with pytest.raises(UserError, match="cannot be read as an "):
         _ = make(tmp_path / "b.npz").splits
     (tmp_path / "b.pkl").write_bytes(b"")
-    with pytest.raises(UserError, match="not known by its ending"):
+    with pytest.raises(UserError, match="not recognised by its extension"):
         _ = make(tmp_path / "b.pkl").splits
 
 

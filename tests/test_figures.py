@@ -175,6 +175,10 @@ def test_image_rows_hold_every_image() -> None:
         "fc 3 fires for Smile",
         "fc 3 used for Frown",
     ]
+    figure.draw_without_rendering()
+    left, right = ([axes.get_position().x0 for axes in half.axes if axes.images] for half in figure.subfigs)
+    assert np.ptp(np.diff(left)) < 0.01, "a long title moves no image"
+    assert len(right) == 2
     assert figures.image_rows([]).axes
 
 

@@ -330,7 +330,7 @@ def test_folders_as_they_come_are_read_or_reported_with_counts(make, tmp_path, c
     assert [len(part) for part in (data.splits.train, data.splits.val, data.splits.test)] == [5, 2, 2]
     assert data.splits.train.labels.tolist() == [1, 1, 1, 0, 0]
     for note in (
-        "Taken together as train: Train/ (3 images), train/ (2 images).",
+        "Read together as train: Train/ (3 images), train/ (2 images).",
         "Beside the split folders, not read: more/ (4 images).",
         "Without images: 1 folders (train/calm).",
         "Left by an operating system, not read: @eaDir/.",
@@ -391,7 +391,7 @@ def test_subjects_stay_on_one_side(make, tmp_path, caplog):
 def test_subjects_that_given_splits_take_apart_are_reported(make, tmp_path, caplog):
     root = draw(tmp_path / "own", {"train/a": 3, "train/b": 2, "val/a": 1, "test/b": 1})
     _ = make(root, split_by=r"\d+\.png").splits
-    assert r"1 of 3 groups of data.split_by=\d+\.png stand in both train and val, e.g. 00.png" in caplog.text
+    assert r"1 of 3 groups of data.split_by=\d+\.png are in both train and val, e.g. 00.png" in caplog.text
     with pytest.raises(UserError, match=r"data\.split_by=train matches 5 of 7 file names\..*val/a/00\.png"):
         make(root, split_by="train")
     with pytest.raises(UserError, match="not a regular expression"):

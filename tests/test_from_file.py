@@ -69,7 +69,7 @@ def test_a_table_of_scales(tmp_path: Path) -> None:
 def test_what_cannot_be_an_edit_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"edit.path=.*none.pt does not exist"):
         FromCheckpoint(str(tmp_path / "none.pt"))
-    with pytest.raises(UserError, match="very weights of this network"):
+    with pytest.raises(UserError, match="same weights as this network"):
         operation_in(saved(tmp_path / "same.pt"), network(), "lin")
     torch.save(nn.Sequential(nn.Linear(2, 2)).state_dict(), tmp_path / "other.pt")
     with pytest.raises(

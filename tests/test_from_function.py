@@ -80,7 +80,7 @@ def test_what_is_no_edit_is_reported_and_the_network_is_left_alone() -> None:
     mine = network()
     before = {name: value.clone() for name, value in mine.state_dict().items()}
     for function, words in (
-        (lambda net: None, "'<lambda>' gives the very weights of this network"),
+        (lambda net: None, "'<lambda>' gives the same weights as this network"),
         (lambda net: "network", "returned a str"),
         (lambda net: nn.Linear(2, 2), "is of another network: 4 of 4 weights are missing"),
     ):

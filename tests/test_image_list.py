@@ -75,7 +75,7 @@ def test_columns_are_named_by_the_user(listed: Any, tmp_path: Path) -> None:
         listed([head, *rows])
     with pytest.raises(UserError, match=r"data\.label_column=e: .* has no such column"):
         listed([head, *rows], path_column="c", label_column="e")
-    with pytest.raises(UserError, match=r"'angry' is no split"):
+    with pytest.raises(UserError, match=r"'angry' is not a split"):
         listed([head, *rows], **named | {"split_column": "a"})
     (tmp_path / "labels.csv").write_text("path,b\na.png,sad\nb.png,calm\n")
     assert listed_classes(str(tmp_path / "labels.csv"), None, None, "b") == ["calm", "sad"]
@@ -111,7 +111,7 @@ def test_a_list_for_each_split_and_an_archive_of_them(tmp_path: Path) -> None:
         (["path,label", "a.png"], r"row 2: it has 1 columns, the first row 2"),
         (["path,label", '"a.png,0'], "cannot be read as a list"),
         (["path,label", "a.png,0", "b.png,7"], r"The labels go from 0 to 7, and data\.class_names has 2 names"),
-        (["path,label", "a.png,calm", "b.png,glad"], "has a class 'glad', which is none of data.class_names"),
+        (["path,label", "a.png,calm", "b.png,glad"], "has a class 'glad', which is not in data.class_names"),
     ],
 )
 def test_what_is_wrong_with_a_list(listed: Any, lines: list[str], message: str) -> None:
@@ -179,7 +179,7 @@ def test_affectnet(layout: str, tmp_path: Path, caplog: Any) -> None:
     assert shades(data.splits.test) == pytest.approx([88 + n for n in range(22) if n % 11 < 8], abs=1)
     seven = AffectNet(path=root, cache_dir=tmp_path / "cache", size=4, val_from="train", class_names=AFFECT_NET[:7])
     assert len(seven.splits.test) == 14
-    assert "10 of 80 images are of no class of data.class_names: left out." in caplog.text
+    assert "10 of 80 images have a class that is not in data.class_names: left out." in caplog.text
 
 
 def test_ferplus_folders(tmp_path: Path, caplog: Any) -> None:

@@ -78,16 +78,16 @@ def put(name: str, row: int, value: Any) -> Callable[[pd.DataFrame], pd.DataFram
         (put("concept", 5, ""), "a living neuron has no concept"),
         (put("concept", 3, "a"), "a dead neuron has a concept"),
         (put("concept", 5, 3), "the column concept holds 3, not a name"),
-        (put("dead", 5, "maybe"), "dead holds something else than true and false"),
+        (put("dead", 5, "maybe"), "dead holds values other than true and false"),
         (put("q_value", 5, 1.5), "q_value is 1.5, not between 0 and 1"),
         (put("accuracy", 5, -0.1), "accuracy is -0.1, not between 0 and 1"),
         (put("z", 5, float("-inf")), "z is -inf, not a finite number"),
-        (put("top_ids", 5, [1.5] * 10), "top_ids holds something else than image ids"),
+        (put("top_ids", 5, [1.5] * 10), "top_ids holds values other than image ids"),
         (put("top_ids", 5, [100] * 10), "top_ids names an image twice"),
         (put("top_ids", 5, [100, 101]), "top_ids and top_values differ in length"),
         (put("top_ids", 5, None), "top_ids is None, not a list"),
-        (put("top_values", 5, [float("inf")] * 10), "top_values holds something else than finite numbers"),
-        (put("runners_up", 5, ["a", 3]), "runners_up holds something else than names"),
+        (put("top_values", 5, [float("inf")] * 10), "top_values holds values other than finite numbers"),
+        (put("runners_up", 5, ["a", 3]), "runners_up holds values other than names"),
     ],
 )  # fmt: skip
 def test_a_table_that_does_not_hold_is_refused(
@@ -149,7 +149,7 @@ def test_rows_that_were_edited_are_used_with_a_warning(
     edited = labels.neurons.assign(similarity=-labels.neurons["similarity"])
     edited.to_parquet(tmp_path / "neurons.parquet", index=False)
     assert Dissection.load(tmp_path).neurons["similarity"].iloc[0] == -labels.neurons["similarity"].iloc[0]
-    assert "is not what was written with null.safetensors beside it: edited since, or damaged" in caplog.text
+    assert "does not match the null.safetensors beside it: it was edited, or is damaged" in caplog.text
 
 
 def test_csv_files_are_not_read_back(labels: Dissection, tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def test_a_wrong_class_order_is_reported_with_the_one_to_set(evaluated: Any, cap
 def test_probabilities_are_reported_before_they_are_used(evaluated: Any, caplog: Any) -> None:
     evaluated(KNOWING.format(end=f"torch.softmax({LOGITS}, 1)"), {"order": torch.arange(7.0)})
     assert "Net gives probabilities, not logits: rows sum to 1 (softmax)." in caplog.text
-    assert "seem to stand for other classes" not in caplog.text
+    assert "seem to be in another class order" not in caplog.text
 
 
 def test_nan_stops_an_evaluation_as_it_stops_an_edit(evaluated: Any) -> None:

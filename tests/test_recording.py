@@ -386,7 +386,7 @@ def test_a_layer_that_the_forward_never_calls() -> None:
 
 def test_reading_before_a_forward_or_by_a_wrong_name() -> None:
     with record(Tiny(), ["conv", "body.fc"]) as recorded:
-        with pytest.raises(UserError, match="'conv' has given no output yet"):
+        with pytest.raises(UserError, match="'conv' has produced no output yet"):
             recorded["conv"]
         with pytest.raises(UserError, match=r"'cnov' is not recorded. Did you mean 'conv'\? Known: conv, body.fc"):
             recorded["cnov"]
@@ -394,7 +394,7 @@ def test_reading_before_a_forward_or_by_a_wrong_name() -> None:
 
 def test_pools_are_known_words() -> None:
     with (
-        pytest.raises(UserError, match=r"layer.pool='mean' is no way of pooling \(avg: the mean over positions\)"),
+        pytest.raises(UserError, match=r"layer.pool='mean' is not a pooling method \(avg: the mean over positions\)"),
         record(Tiny(), "conv", "mean"),
     ):
         pass

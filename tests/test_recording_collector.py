@@ -129,7 +129,7 @@ def test_ids_that_do_not_fit_the_pass() -> None:
         ):
             collector.update([0])
         collector.update(range(10))
-        with pytest.raises(UserError, match="has given no output yet"):
+        with pytest.raises(UserError, match="has produced no output yet"):
             collector.update(range(10, 20))  # no pass in between
 
 

@@ -248,7 +248,7 @@ def test_edit_page_tells_the_evidence(edited: str) -> None:
     assert "Became right" in text
     assert text.count("True class; predicted before → after") == 2
     assert "Optimistic figure" not in text
-    assert "Each neuron with the images that excite it most" in text
+    assert "Each neuron with the images that activate it most" in text
 
 
 def test_an_edit_that_flips_nothing_shows_no_empty_pictures() -> None:
@@ -337,7 +337,7 @@ def test_train_page() -> None:
     assert "80.0 % of 30 test images are recognised (33.3 % by always naming" in text
     assert "highest in epoch 1: 60.0 %; the last is epoch 2." in text
     assert html.count('class="tile"') == 6
-    assert "Most frequent confusion: angry for happy, happy for sad and sad for angry, 2 images each." in text
+    assert "angry taken for happy, happy taken for sad and sad taken for angry, 2 images each." in text
 
 
 def test_sweep_page_names_the_job_that_validation_chose_and_shows_errors() -> None:
@@ -376,7 +376,7 @@ def test_a_sweep_leads_to_its_jobs_reports(tmp_path: Path) -> None:
     assert "A job's number leads to its report." in said(html)
     assert "6 jobs tie" in said(html)
     losing = SweepPage(jobs.assign(delta_val=[-0.01, -0.02, -0.03, -0.04, -0.05, -0.06])).summary()
-    assert "Every edit loses accuracy there: leaving the network alone is better than any of them." in losing
+    assert "On validation every edit loses accuracy: leaving the network alone is better than any of them." in losing
 
 
 def test_tables_sort_by_value_not_by_text() -> None:

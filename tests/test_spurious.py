@@ -75,8 +75,8 @@ def test_glasses_are_drawn_or_surely_absent() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"spurious": "glases"}, r"data.spurious=glases is no mark.*Did you mean 'glasses'"),
-        ({"spurious": "glasses", "spurious_class": "happy"}, r"spurious_class=happy is no class.*'Happy'"),
+        ({"spurious": "glases"}, r"data.spurious=glases is not a mark.*Did you mean 'glasses'"),
+        ({"spurious": "glasses", "spurious_class": "happy"}, r"spurious_class=happy is not a class.*'Happy'"),
         ({"spurious": "glasses", "spurious_strength": 95}, r"spurious_strength=95: a number from 0 to 1"),
     ],
 )
@@ -96,7 +96,7 @@ def test_groups_are_class_and_presence() -> None:
     groups = groups_of(images, "Glasses")
     order = torch.argsort(images.ids)
     assert torch.equal(groups, 2 * images.labels[order] + images.ids[order] % 2)
-    with pytest.raises(UserError, match=r"study.groups=Glases is no annotation.*Did you mean 'Glasses'"):
+    with pytest.raises(UserError, match=r"study.groups=Glases is not an annotation.*Did you mean 'Glasses'"):
         groups_of(images, "Glases")
     check_metric("worst_group", "Glasses")
     with pytest.raises(UserError, match="needs groups"):

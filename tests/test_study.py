@@ -203,7 +203,7 @@ def test_saved_and_loaded(found: EditStudy, tmp_path: Path) -> None:
 def test_chosen_on_test_is_optimistic(caplog: pytest.LogCaptureFixture) -> None:
     other = study(select_on_test=True, controls=5)
     assert other.optimistic
-    assert other.verdict.startswith("Optimistic, because it was chosen on the very test images: ")
+    assert other.verdict.startswith("Optimistic, because it was chosen on the same test images: ")
     assert "figure is optimistic" in caplog.text
     chosen = other.grid[other.grid["chosen"]].iloc[0]
     assert (chosen["gained"], chosen["lost"]) == (other.test.gained, other.test.lost)
@@ -230,7 +230,8 @@ def test_verdicts(found: EditStudy) -> None:
     assert said(delta=-0.02) == "Loss: -2.00 points on test (12 images newly correct, 4 newly wrong, p = .010)."
     assert said(delta=-0.02, p_value=0.3).startswith("No gain: -2.00")
     assert (
-        said(delta=0.0, p_value=1.0) == "No gain: +0.00 points on test (12 images newly correct, 4 newly wrong, p = 1)."
+        said(delta=0.0, p_value=1.0)
+        == "No gain: +0.00 points on test (12 images newly correct, 4 newly wrong, p = 1.00)."
     )
     assert "p < .001" in said(p_value=1e-5)
 
@@ -275,9 +276,12 @@ def test_without_controls_nothing_is_claimed(caplog: pytest.LogCaptureFixture) -
     warn_of_few_draws(0.05, 40)
     assert not caplog.text
     warn_of_few_draws(0.05, 39)
-    assert "study.controls=39 draws give p < 0.05 to only an edit that no draw equals. Give 99 or more" in caplog.text
+    assert (
+        "With study.controls=39 draws, only an edit that no draw equals can reach p < 0.05. Give 99 or more"
+        in caplog.text
+    )
     warn_of_few_draws(0.05, 19)
-    assert "study.controls=19 draws give p < 0.05 to none" in caplog.text
+    assert "With study.controls=19 draws, no edit can reach p < 0.05" in caplog.text
     other = study(controls=0)
     assert np.isnan(other.p_random)
     assert other.verdict.startswith("No claim, because no controls were drawn: +")
@@ -306,7 +310,11 @@ def test_a_network_that_gives_nan_is_told() -> None:
 
 
 def test_the_choice_is_not_made_on_images_that_judge() -> None:
-    with pytest.raises(UserError, match=r"10 of the 300 images that the edit is chosen on are among those it is judge"):
+    with pytest.raises(
+        UserError,
+        match=r"10 of the 300 images that the edit is chosen on are among those it is "
+        r"evaluate",
+    ):
         study(test=joined([TEST, VAL.subset(range(10))]))
     assert study(test=joined([TEST, VAL]), select_on_test=True, controls=3).optimistic
 

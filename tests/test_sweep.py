@@ -38,7 +38,7 @@ def test_finished_failed_and_killed_jobs_are_rows(tmp_path: Path) -> None:
     assert table["tau"].tolist()[:2] == [0.5, -1]
     assert table["delta_val"][0] == 0.01
     assert "layers" not in table
-    assert table["error"].tolist()[1:] == ["no layer lin9", "no summary: killed, or still at work"]
+    assert table["error"].tolist()[1:] == ["no layer lin9", "no summary: killed, or still running"]
 
 
 def _finished(folder: Path, number: int, overrides: list[str], **summary: object) -> Path:

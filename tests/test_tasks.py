@@ -53,7 +53,7 @@ def test_train_writes_a_page_figures_and_a_manifest(verb: Verb) -> None:
     assert {"command", "commit", "versions", "seed", "weights", "data"} <= manifest.keys() | manifest["inputs"].keys()
     page = (folder / "report.html").read_text()
     assert "Most confident mistakes" in page
-    assert "pixels that the answer hangs on most" in page
+    assert "pixels that the answer depends on most" in page
 
 
 def test_a_training_is_reused_and_a_change_makes_another(verb: Verb, home: Path) -> None:
@@ -114,7 +114,7 @@ def test_edit_judges_a_grid_and_its_checkpoint_is_what_it_says(verb: Verb) -> No
     }
     alternatives = {name for name in json.loads((folder / "summary.json").read_text()) if name.startswith("ladder/")}
     assert alternatives == fitted | {"ladder/mirror", "ladder/ceiling/test"}
-    assert "Beside cheap alternatives" in (folder / "report.html").read_text()
+    assert "Cheap alternatives" in (folder / "report.html").read_text()
     assert "refitting the head" in (folder / "report.html").read_text()
     checkpoint = str(folder / "edited.ckpt")
     assert torch.load(checkpoint, weights_only=True)["edit"]["layer"] == "lin2"
@@ -622,7 +622,7 @@ def test_resume_goes_on_with_a_training_and_starting_from_its_weights_does_not(v
     assert not torch.equal(
         last_of(anew)["state_dict"]["network.lin3.weight"], last_of(whole)["state_dict"]["network.lin3.weight"]
     )
-    with pytest.raises(UserError, match=r"2 epochs behind it, and trainer\.max_epochs=2"):
+    with pytest.raises(UserError, match=r"already been trained for 2 epochs, and trainer\.max_epochs=2"):
         verb("train", *words, "trainer.max_epochs=2", "resume=true", last)
     with pytest.raises(UserError, match="ckpt_path is null"):
         verb("train", *words, "resume=true")
@@ -693,7 +693,7 @@ def test_soft_labels_are_those_of_all_images_trained_on_and_other_votes_train_an
 
 
 def test_the_saliency_of_named_test_images_is_shown_whether_they_are_mistaken_or_not(verb: Verb) -> None:
-    with pytest.raises(UserError, match=r"saliency\.ids names images that are not there: 999999"):
+    with pytest.raises(UserError, match=r"saliency\.ids names images that do not exist: 999999"):
         verb("train", "saliency.ids=[999999]")
     folder, _ = verb("train")
     assert "Where the classifier looked" not in (folder / "report.html").read_text()

@@ -86,7 +86,7 @@ def test_an_archive_that_would_build_something_else_is_refused(
             content = pickle.dumps(_Touch(tmp_path / "marker"), 2) if name == "scripted/data.pkl" else old.read(name)
             new.writestr(name.replace("scripted", "hostile"), content)
     assert is_torchscript(hostile)
-    with pytest.raises(UserError, match=r"it asks for __builtin__\.getattr"):
+    with pytest.raises(UserError, match=r"it refers to __builtin__\.getattr"):
         read_state_dict(hostile)
     assert not (tmp_path / "marker").exists()
 

@@ -176,13 +176,13 @@ def test_a_file_cut_off_is_one_clear_message(kept: float, kind: str, state: dict
         torch.save(state, path, _use_new_zipfile_serialization=kind == "new")
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept)])
-    with pytest.raises(UserError, match="cut off or damaged"):
+    with pytest.raises(UserError, match="truncated or damaged"):
         read_state_dict(path)
 
 
 def test_what_is_no_checkpoint_is_said(tmp_path: Path) -> None:
     (tmp_path / "notes.pt").write_text("some notes, no weights\n" * 20)
-    with pytest.raises(UserError, match="no checkpoint, or is cut off"):
+    with pytest.raises(UserError, match="not a checkpoint, or is truncated"):
         read_state_dict(tmp_path / "notes.pt")
     (tmp_path / "empty.pt").touch()
     with pytest.raises(UserError, match="is empty"):
@@ -212,7 +212,7 @@ def test_arguments_of_foreign_files_are_none(state: dict[str, Tensor], tmp_path:
 )
 def test_a_text_in_place_of_weights_is_no_bomb(text: str, tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_text(text)
-    with pytest.raises(UserError, match=f"is no checkpoint.*a text: '{text[:15]}") as caught:
+    with pytest.raises(UserError, match=f"is not a checkpoint.*a text: '{text[:15]}") as caught:
         read_state_dict(tmp_path / "weights.pt")
     assert "run code" not in str(caught.value)
 

@@ -62,7 +62,11 @@ def test_a_published_head_of_the_asked_size_keeps_its_weights(monkeypatch: pytes
 
 
 def test_unknown_torchvision_name() -> None:
-    with pytest.raises(UserError, match=r"model\.name=resnet81 is no torchvision classifier\. Did you mean 'resnet18'"):
+    with pytest.raises(
+        UserError,
+        match=r"model\.name=resnet81 is not a torchvision classifier\. Did you mean "
+        r"'resnet18'",
+    ):
         torchvision_model("resnet81", 7)
 
 
@@ -76,7 +80,7 @@ def test_timm_by_name() -> None:
 
 
 def test_unknown_timm_name_and_argument() -> None:
-    with pytest.raises(UserError, match=r"model\.name=resnett10 is no timm model\. Did you mean"):
+    with pytest.raises(UserError, match=r"model\.name=resnett10 is not a timm model\. Did you mean"):
         timm_model("resnett10", 7)
     with pytest.raises(UserError, match="image_sise"):
         timm_model("resnet10t", 7, arguments={"image_sise": 3})

@@ -1,4 +1,4 @@
-"""Find out what the neurons of a classifier respond to, change them, and say honestly whether it helped.
+"""Find out what the neurons of a classifier respond to, change them, and test honestly whether it helped.
 
 The public names are listed in ``__init__.pyi`` and imported on first use: ``import emodissect`` takes no torch.
 """

@@ -36,7 +36,7 @@ def compare_training(cfg: DictConfig, metrics: Mapping[str, float]) -> list[Extr
         if name in metrics
     ]
     said = "The published figure is that of the publication's own training and splits; this run's is its own."
-    return [Extra("Beside the published figures", said, frame=pd.DataFrame(rows))] if rows else []
+    return [Extra("Compared with the published figures", said, frame=pd.DataFrame(rows))] if rows else []
 
 
 def compare_shares(cfg: DictConfig, dissection: Dissection, asked: Collection[str]) -> list[Extra]:
@@ -56,7 +56,7 @@ def compare_shares(cfg: DictConfig, dissection: Dissection, asked: Collection[st
         }
         for row in published(cfg).get("shares", [])
     ]
-    return [Extra("Beside the published shares", SOURCE, frame=pd.DataFrame(rows))] if rows else []
+    return [Extra("Compared with the published shares", SOURCE, frame=pd.DataFrame(rows))] if rows else []
 
 
 def compare_to_published(cfg: DictConfig, study: EditStudy) -> list[Extra]:
@@ -71,13 +71,13 @@ def compare_to_published(cfg: DictConfig, study: EditStudy) -> list[Extra]:
         for name in ("accuracy_before", "accuracy_after")
         if name in found
     ]
-    extras = [Extra("Beside the published figures", SOURCE, frame=pd.DataFrame(rows))] if rows else []
+    extras = [Extra("Compared with the published figures", SOURCE, frame=pd.DataFrame(rows))] if rows else []
     if len(cells := compare_grids(found, study.grid)):
         caption = (
             "Change from the unedited network in points, cell by cell. On 7,178 images a change of 15 images is 0.21 "
             "points: differences of a few tenths between cells are noise."
         )
-        extras.append(Extra("Beside the published grid", caption, frame=cells))
+        extras.append(Extra("Compared with the published grid", caption, frame=cells))
     return extras
 
 

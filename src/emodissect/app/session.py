@@ -76,7 +76,7 @@ class Session:
         data = instantiate(self.cfg.data)
         if not isinstance(data, FaceDataModule):
             raise UserError(
-                f"data._target_={self.cfg.data._target_} is no FaceDataModule, see emodissect.data.datamodule."
+                f"data._target_={self.cfg.data._target_} is not a FaceDataModule; see emodissect.data.datamodule."
             )
         if data.audit and first_rank():
             write_csv(data.audit_report.table, self.folder / "audit.csv")
@@ -111,7 +111,7 @@ class Session:
             if not isinstance(error.__cause__, MisconfigurationException):
                 raise
             asked = ", ".join(f"trainer.{name}={self.cfg.trainer.get(name)}" for name in ("accelerator", "devices"))
-            raise UserError(f"{error.__cause__} Asked for: {asked}. trainer=cpu runs everywhere.") from error
+            raise UserError(f"{error.__cause__} Requested: {asked}. trainer=cpu runs everywhere.") from error
 
     def evaluating_trainer(self, callbacks: Sequence[Callback] = (), **changes: Any) -> Trainer:
         """A Trainer that only runs a network forward: no checkpoints, a progress bar."""

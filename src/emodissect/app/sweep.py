@@ -100,7 +100,9 @@ class SweepTable(Callback):
         failed = int(jobs["error"].notna().sum()) if "error" in jobs else 0
         if failed:
             console.print(
-                f"{failed} of {len(jobs)} jobs failed; {folder / SWEEP_TABLE} tells why.", style="red", markup=False
+                f"{failed} of {len(jobs)} jobs failed; {folder / SWEEP_TABLE} has the errors.",
+                style="red",
+                markup=False,
             )
         return failed
 
@@ -120,7 +122,7 @@ def job_folders(folder: Path) -> dict[Path, int]:
 def sweep_table(folder: Path, jobs: Sequence[Path]) -> pd.DataFrame:
     """One row a job: its overrides, the plain figures of its summary.json, or its error.
 
-    A job that left neither (killed, or still at work) says so in ``error``.
+    A job that left neither (killed, or still running) says so in ``error``.
     """
     rows = []
     for job in jobs:
@@ -132,7 +134,7 @@ def sweep_table(folder: Path, jobs: Sequence[Path]) -> pd.DataFrame:
             try:
                 row["error"] = str(json.loads((job / ERROR_FILE).read_text())["error"])
             except (OSError, ValueError, LookupError, TypeError):
-                row["error"] = "no summary: killed, or still at work"
+                row["error"] = "no summary: killed, or still running"
         row["folder"] = str(job)
         rows.append(row)
     return pd.DataFrame(rows)

@@ -68,11 +68,11 @@ def _readable(figures: Mapping[str, float], run: Session) -> dict[str, Any]:
                 low, high = (float(bound) for bound in wilson(round(figures["val/acc"] * images), images))
             interval = "" if low is None else f" (95 % {percent(low, 2)} to {percent(high, 2)})"
             shown[f"{split} accuracy"] = f"{percent(figures[f'{split}/acc'], 2)}{interval}"
-            shown |= {
-                f"{split} {name}": figures[f"{split}/{key}"]
-                for name, key in (("top-2", "acc_top2"), ("macro F1", "f1"), ("NLL", "nll"), ("ECE", "ece"))
-                if f"{split}/{key}" in figures
-            }
+            for name, key in (("top-2 accuracy", "acc_top2"), ("macro F1", "f1"), ("ECE", "ece")):
+                if f"{split}/{key}" in figures:
+                    shown[f"{split} {name}"] = percent(figures[f"{split}/{key}"], 2)
+            if f"{split}/nll" in figures:
+                shown[f"{split} NLL"] = figures[f"{split}/nll"]
     return shown
 
 

@@ -142,7 +142,7 @@ def _from_votes(votes: Annotations, concepts: ConceptSet, class_names: Sequence[
         unvoted = [class_name for class_name in given if class_key(class_name) not in voted]
         if unvoted and concepts.classes.get(name):
             raise UserError(
-                f"Nobody could vote for '{unvoted[0]}', which the concept '{name}' stands for. "
+                f"Annotators could not vote for '{unvoted[0]}', which the concept '{name}' stands for. "
                 + nearest(unvoted[0], votes.names)
             )
         keys = {class_key(class_name) for class_name in given}

@@ -80,7 +80,7 @@ class ClipScorer:
         progress: bool = True,
     ) -> None:
         if batch_size < 1 or shard_size < 1:
-            raise UserError("scorer.batch_size and scorer.shard_size are to be at least 1.")
+            raise UserError("scorer.batch_size and scorer.shard_size must be at least 1.")
         self.clip = clip
         self.templates = resolve_templates(templates)
         self.batch_size = batch_size

@@ -41,7 +41,7 @@ def check_runtime(runtime: str, device: torch.device) -> None:
     if missing := [package for package in needed if find_spec(package) is None]:
         raise UserError(
             f"clip.runtime={runtime} needs {' and '.join(missing)}: pip install 'emodissect[clip-cpu]'. "
-            "clip.runtime=torch needs nothing further."
+            "clip.runtime=torch needs nothing else."
         )
     if runtime != "torch" and device.type != "cpu":
         raise UserError(

@@ -130,7 +130,7 @@ def _from_tree(tree: Any, notes: dict[str, int]) -> list[Row]:
             else:
                 rows += [(str(name), _classes(name, given)) for name, given in entry.items()]
         elif isinstance(entry, list):
-            raise _UnexpectedFormError("a list inside the list; write one name an entry.")
+            raise _UnexpectedFormError("a list inside the list; write one name per entry.")
         else:
             rows.append(("" if entry is None else str(entry), ()))
     return rows

@@ -62,7 +62,7 @@ class OpenClip:
             return
         if self.model_name not in open_clip.list_models():
             raise UserError(
-                f"open_clip knows no architecture '{self.model_name}' (clip.model_name). "
+                f"open_clip has no architecture '{self.model_name}' (clip.model_name). "
                 + nearest(self.model_name, open_clip.list_models())
             )
         if self.weights is not None:
@@ -172,7 +172,7 @@ class OpenClip:
             advice = "It needs the extra: pip install 'emodissect[transformers]'. " if missing else ""
             raise UserError(
                 f"The tokenizer of {self.model_name} is not available on this machine: {reason(error)}. {advice}"
-                "Architectures with OpenAI's tokenizer (ViT-B-16, RN50, ...) need nothing further."
+                "Architectures with OpenAI's tokenizer (ViT-B-16, RN50, ...) need nothing else."
             ) from error
 
     def _require_no_code(self) -> dict[str, Any]:

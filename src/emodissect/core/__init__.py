@@ -1,1 +1,1 @@
-"""What everything stands on: errors, cache, atomic files, distributed ranks, progress, number format, statistics."""
+"""What every other room uses: errors, cache, atomic files, distributed ranks, progress, number format, statistics."""

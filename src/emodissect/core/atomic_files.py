@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary name to write to, renamed to ``path`` at the end, so that a reader never sees half a file.
 
-    It is this process's own, and gone where the writing fails.
+    The name is unique to this process, and the file is removed if writing fails.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:

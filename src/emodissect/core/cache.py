@@ -1,4 +1,4 @@
-"""A store keyed by content: what was made once from the same inputs is not made again."""
+"""A store keyed by content: a result is computed once for the same inputs."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Cache:
     """Folders of finished results, each named by the hash of everything it was made from.
 
     An entry is written to a temporary folder, sealed with the size and hash of each file, and renamed. Two processes
-    that want the same entry make it once: one makes, the other waits on a file lock. An entry whose files no longer
-    match its seal is reported and recomputed. Every file is read and compared the first time that a process uses the
-    entry (20 GB/s), and again where its size or time has changed since.
+    that want the same entry compute it once: one computes, the other waits on a file lock. An entry whose files no
+    longer match its seal is reported and recomputed. Every file is read and compared the first time that a process uses
+    the entry (20 GB/s), and again where its size or time has changed since.
 
     A finished entry never changes. Recomputing it makes a further version (``<key>.1``, ``<key>.2``, ...), which others
     find from then on, and the old one is removed when no process is left that may read it.
@@ -94,9 +94,9 @@ class Cache:
         read: Callable[[Path], Value],
         anew: bool = False,
     ) -> Value:
-        """What ``read(folder)`` gives of the entry for ``key``, made by ``write`` where it does not exist yet.
+        """What ``read(folder)`` returns for the entry of ``key``, made by ``write`` where it does not exist yet.
 
-        An entry that ``read`` cannot take (its fields are those of another version) counts as absent.
+        An entry that ``read`` cannot read (its fields are those of another version) counts as absent.
 
         Args:
             kind, key, write, anew: as in :meth:`entry`.
@@ -105,12 +105,12 @@ class Cache:
         folder = self.entry(kind, key, write, anew)
         try:
             return read(folder)
-        except Exception as error:  # KeyError, TypeError, a library's own: whatever reading another form raises
+        except Exception as error:  # KeyError, TypeError, a library's own: reading another format can raise anything
             log.warning("Cache entry %s is not of this version (%s); it is recomputed.", folder, _reason(error))
         return read(self.entry(kind, key, write, anew=True))
 
     def held(self, kind: str, key: Mapping[str, Any], read: Callable[[Path], Value]) -> Value | None:
-        """What ``read(folder)`` gives of the entry for ``key``; None where there is none that it can take."""
+        """What ``read(folder)`` returns for the entry of ``key``; None where there is no entry it can read."""
         folder = self._newest(kind, key)
         if not self._intact(folder):
             return None
@@ -138,7 +138,8 @@ class Cache:
         return folder
 
     def _make(self, name: Path, key: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
-        for left in name.parent.glob(f"{name.name}.*.unfinished"):  # of a process that was killed: the lock is ours
+        # left by a process that was killed: we hold the lock
+        for left in name.parent.glob(f"{name.name}.*.unfinished"):
             shutil.rmtree(left, ignore_errors=True)
         unfinished = name.with_name(f"{name.name}.{uuid.uuid4().hex[:8]}.unfinished")
         unfinished.mkdir()
@@ -156,7 +157,7 @@ class Cache:
             shutil.rmtree(unfinished, ignore_errors=True)
             if full and isinstance(error, Exception):
                 raise UserError(
-                    f"The disk of the cache folder {self.root} is full. What was made before stays: free some "
+                    f"The disk of the cache folder {self.root} is full. Completed results are kept: free some "
                     "space and run the same command, or give another folder: paths.cache_dir=<folder>."
                 ) from error
             raise
@@ -171,7 +172,7 @@ class Cache:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _intact(self, folder: Path) -> bool:
-        """Whether every sealed file is there unchanged; files are read once, and again where they look changed."""
+        """Whether every sealed file exists unchanged; files are read once, and again where size or time changed."""
         try:
             seal = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
             files = seal["files"]
@@ -190,7 +191,7 @@ class Cache:
 
 
 def disk_is_full(folder: Path) -> bool:
-    """Whether less than a mebibyte is free where a folder lies; libraries raise anything at all when it is."""
+    """Whether less than a mebibyte is free where a folder lies; libraries raise all kinds of errors then."""
     return shutil.disk_usage(folder).free < 2**20
 
 

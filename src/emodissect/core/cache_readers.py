@@ -1,4 +1,4 @@
-"""Which processes read a cache now, so that what they may have open is not removed under them."""
+"""Which processes are reading a cache, so that files they may have open are not removed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SLACK = 60.0  # seconds, far more than pass between sealing an entry and renami
 
 
 class Readers:
-    """The readers of one cache: each holds a locked file of its own as long as it lives.
+    """The readers of one cache: each holds a lock on its own file until it exits.
 
     A reader that announced itself after an entry was replaced sees the new version only. So the old version may go
-    when every reader that is left announced itself later. The lock of a process that was killed is gone with it.
+    when every remaining reader announced itself later. The lock of a killed process is released with it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -38,14 +38,14 @@ class Readers:
                 path = self.folder / uuid.uuid4().hex
                 lock = FileLock(path)
                 lock.acquire(timeout=0)
-                if path.exists():  # else another process took it for a dead one's before it was locked
+                if path.exists():  # otherwise another process took it for that of a dead one before it was locked
                     self._own = path
                     weakref.finalize(self, _leave, lock, path, os.getpid())
 
     def others_since_before(self, moment: float) -> bool:
-        """Whether another reader lives that announced itself before a moment (seconds since the epoch)."""
+        """Whether a live reader announced itself before a given time (seconds since the epoch)."""
         for path in self.folder.glob("*"):
-            with suppress(OSError):  # it left in the meantime
+            with suppress(OSError):  # it exited in the meantime
                 if path != self._own and path.stat().st_mtime <= moment + _SLACK and _lives(path):
                     return True
         return False

@@ -1,4 +1,4 @@
-"""Which process of a distributed run this is, and how its group of processes ends."""
+"""Which process of a distributed run this is, and how its process group ends."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ def rank() -> int:
 
 
 def run_alone() -> None:
-    """Says that this process belongs to no group.
+    """Declares that this process belongs to no group.
 
     Before a group exists, Lightning takes ``RANK``, ``LOCAL_RANK`` and ``SLURM_PROCID`` for this process's place in
-    one. A scheduler's shell or another program may have left them: a process that took itself for the second would
+    one. A scheduler's shell or another program may have set them: a process that believed it was rank 1 would
     write nothing.
     """
     rank_zero_only.rank = 0  # type: ignore[attr-defined]
 
 
 def wait_for_others() -> None:
-    """Goes on once every process of a distributed run has come here."""
+    """Returns once every process of a distributed run has reached this call."""
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
 
 
 def leave_group() -> None:
-    """Ends this process's part in a distributed run, if it has one: gloo's threads may abort Python's own end."""
+    """Ends this process's part in a distributed run, if it has one: gloo's threads may abort Python's shutdown."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

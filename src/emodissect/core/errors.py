@@ -22,7 +22,7 @@ class UserError(Exception):
 
 
 def require_number(key: str, given: object) -> None:
-    """Raises UserError where ``given`` is no number: NaN, a word, or a list where one value is taken."""
+    """Raises UserError where ``given`` is not a number: NaN, a word, or a list where one value is taken."""
     if isinstance(given, bool) or not isinstance(given, Real) or math.isnan(given):
         several = " One value is taken here; in a config, a list makes a grid." if isinstance(given, Sequence) else ""
         raise UserError(f"{key}={given} is not a number.{several if not isinstance(given, str) else ''}")
@@ -45,7 +45,7 @@ def listed(names: Iterable[object], most: int = 8) -> str:
 
 
 def nearest(word: str, known: Iterable[str], shown: int = 12) -> str:
-    """A sentence that helps with an unknown word: the closest known one, and what is known."""
+    """A sentence that helps with an unknown word: the closest accepted one, and what is accepted."""
     accepted = [str(name) for name in known]
     if not accepted:
         return "No options are available."

@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(forward: object) -> Iterator[None]:
-    """A module, or the ``network`` of an object, in eval mode; each part's mode is given back."""
+    """A module, or the ``network`` of an object, in eval mode; each part's mode is restored."""
     root = forward if isinstance(forward, nn.Module) else getattr(forward, "network", None)
     training = [module for module in root.modules() if module.training] if isinstance(root, nn.Module) else []
     try:

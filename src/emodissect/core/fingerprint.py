@@ -1,4 +1,4 @@
-"""What a result depends on, as plain values: every key of the cache is made here."""
+"""What a result depends on, as plain values: every cache key is made here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fingerprint(value: Any) -> Any:
     Numbers, texts, lists and mappings are themselves; tensors and arrays are the hash of their content. Any other
     object is its class's module and name, the hash of the class's source (:func:`source_hash`), and its parameters:
     what its own ``fingerprint()`` gives, the fields of a dataclass, the weights and structure of a network, else all
-    attributes. A function is its source with the values it closes over. Nothing is imported for it, and nothing
+    attributes. A function is its source with the values it closes over. Nothing is imported for this, and nothing
     called but an object's own ``fingerprint()``.
 
     Example:
@@ -53,7 +53,7 @@ def source_hash(code: type | Callable[..., Any]) -> str:
     """SHA-256 of the source behind a class or a function; comments, docstrings and layout do not count.
 
     It covers the file that defines it, the files of a class's bases, and those in the same folder that any of them
-    import. Installed libraries count by name and version, code that was never in a file (a notebook's) by itself.
+    import. Installed libraries count by name and version; code that was never in a file (a notebook's) by its own text.
     """
     parts: set[str] = set()
     files: set[Path] = set()
@@ -139,7 +139,7 @@ def _parameters(value: Any, outer: tuple[int, ...]) -> Any:
 
 
 def _is_cached(part: Any) -> bool:
-    """Whether a class's attribute keeps what it computed among the object's own: what it computes from counts."""
+    """Whether a class's attribute caches its value on the object: only what it is computed from counts."""
     return isinstance(part, functools.cached_property)
 
 
@@ -157,7 +157,7 @@ def _content_hash(values: Any) -> str:
 
 
 def _is(value: Any, module: str, name: str) -> bool:
-    """Whether a value is of a library's class; the library is not imported for it."""
+    """Whether a value is an instance of a library's class; the library is not imported for this."""
     kind = getattr(sys.modules.get(module), name, None)
     return kind is not None and isinstance(value, kind)
 
@@ -179,7 +179,7 @@ def _parts_of(code: Any) -> Iterator[Any]:
 
 
 def _file_of(code: Any) -> Path | None:
-    """The file that defines a class or function; by its code, for two modules may have had the same name."""
+    """The file that defines a class or function; by its code, since two modules may have had the same name."""
     held = list(vars(code).values()) if isinstance(code, type) else [code]
     for function in map(inspect.unwrap, filter(callable, held)):
         if isinstance(function, FunctionType) and function.__module__ == code.__module__:
@@ -215,7 +215,7 @@ def _parse(file: Path, changed: int, size: int) -> tuple[str, frozenset[str]]:
     content = file.read_bytes()
     try:
         tree = ast.parse(content)
-    except (SyntaxError, ValueError):  # code in a file that is no Python source
+    except (SyntaxError, ValueError):  # code in a file that is not Python source
         return hashlib.sha256(content).hexdigest(), frozenset()
     imported: set[str] = set()
     for node in ast.walk(tree):

@@ -39,7 +39,7 @@ def number(value: Any, digits: int = 2) -> str:
 
 
 def figure(value: Any) -> str:
-    """Any value, a number with as many digits as one reads: ``0.1234``, ``1234.50``, ``12``."""
+    """Any value; a number with a readable number of digits: ``0.1234``, ``1234.50``, ``12``."""
     if missing(value):
         return DASH
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
@@ -80,7 +80,7 @@ def plain(value: Any) -> str:
 
 
 def sentence(text: str) -> str:
-    """With a capital letter and a full stop."""
+    """Capitalised, with a full stop."""
     return f"{text[:1].upper()}{text[1:]}."
 
 
@@ -97,7 +97,7 @@ def place(values: np.ndarray) -> tuple[int, int]:
 
 
 def expected(tries: int, level: float = 0.05) -> str:
-    """How many of so many tests come out below the level by chance: ``fewer than one``, ``about 4``."""
+    """How many of a number of tests fall below the level by chance: ``fewer than one``, ``about 4``."""
     return "fewer than one" if level * tries < 0.75 else f"about {round(level * tries)}"
 
 

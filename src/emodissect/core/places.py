@@ -1,4 +1,4 @@
-"""Where things are kept: one lookup for a checkout of the project and for an installed wheel."""
+"""Where files are kept, both in a checkout of the project and in an installed wheel."""
 
 from __future__ import annotations
 

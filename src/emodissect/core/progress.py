@@ -1,4 +1,4 @@
-"""A bar on a terminal while something takes its time; nothing where output goes to a file."""
+"""A progress bar on a terminal; nothing where output goes to a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 
 @contextmanager
 def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr that is gone afterwards; gives the function that moves it.
+    """A bar on stderr that is removed afterwards; yields the function that advances it.
 
     Args:
         total: how far it goes; None where that is not known. No bar for 0.
@@ -27,7 +27,7 @@ def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     timed = (*columns, TimeElapsedColumn(), TimeRemainingColumn())
-    # a bar that is no live one would leave an empty line behind in a log
+    # a bar that is not live would leave an empty line in a log
     progress = Progress(*timed, console=console, transient=True, disable=not console.is_terminal)
     try:
         progress.start()
@@ -42,10 +42,10 @@ def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]
 
 
 def tracked(items: Iterable[Item], what: str | None, total: int | None = None) -> Iterator[Item]:
-    """The items, with a bar while they are taken.
+    """The items, with a bar while they are iterated.
 
     Args:
-        what: the words beside the bar; no words, no bar.
+        what: the label of the bar; an empty label shows no bar.
         total: how many they are, where the items themselves do not know.
     """
     if not what:

@@ -1,4 +1,4 @@
-"""How images are ranked by activation, everywhere: the larger activation first, of equal ones the lower ticket."""
+"""How images are ranked by activation, everywhere: the larger activation first; among equal ones the lower ticket."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tickets(ids: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
     Ids often follow the classes (one folder after another), and a ReLU leaves most neurons many zeros: filled up by id,
     the top images of every sparse neuron would be of the first class.
 
-    Source: the last step of MurmurHash3 (32 bits), which can be taken back.
+    Source: the last step of MurmurHash3 (32 bits), which is invertible.
 
     Example:
         >>> import torch
@@ -52,7 +52,7 @@ def require_rankable(ids: Int64[Tensor, " image"]) -> None:
 
 
 def keys(values: Float[Tensor, "*any"], drawn: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
-    """One integer for an activation and its image's ticket, larger for what ranks first.
+    """One integer for an activation and its image's ticket; the larger ranks first.
 
     The float32's bits, made monotone, are the upper half, below them the ticket's complement.
     """
@@ -62,11 +62,11 @@ def keys(values: Float[Tensor, "*any"], drawn: Int64[Tensor, "*any"]) -> Int64[T
 
 
 def stable_order(scores: Float[Tensor, "*any place"]) -> Int64[Tensor, "*any place"]:
-    """The places by ascending score, of equal scores the earlier first: ``argsort(dim=-1, stable=True)``."""
+    """The positions by ascending score, among equal scores the earlier first: ``argsort(dim=-1, stable=True)``."""
     if scores.device.type != "cpu":
         return scores.argsort(dim=-1, stable=True)
     places = torch.arange(scores.shape[-1])
-    ranked = keys(scores, MOST - places)  # of equal scores the later place is the larger key
+    ranked = keys(scores, MOST - places)  # of equal scores the later position is the larger key
     return ascending(ranked).bitwise_and_(MOST)
 
 

@@ -21,10 +21,10 @@ _SAME_EMOTION = {
 
 
 _TERMINAL_SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\\\)?|[@-_])")
-"""What terminals read as commands (ECMA-48): colours, cursor moves, window titles."""
+"""Terminal control sequences (ECMA-48): colours, cursor moves, window titles."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-"""Half a letter: bytes of a file name that are no text, or an escape in a JSON file; no encoding can write it."""
+"""A lone surrogate: bytes of a file name that are not text, or an escape in a JSON file; no encoding can write it."""
 
 _INVISIBLE = ("Cc", "Cf")
 
@@ -33,7 +33,7 @@ def clean_name(text: str) -> str:
     """A name that is safe to print: one line, single spaces, letters composed (NFC), nothing invisible in it.
 
     Terminal commands, control and zero-width characters and byte-order marks are removed; bytes of a file name that
-    are no text become the replacement character.
+    are not text become the replacement character.
     """
     text = " ".join(_TERMINAL_SEQUENCE.sub("", text).split())
     if text.isascii() and text.isprintable():
@@ -43,7 +43,7 @@ def clean_name(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A message that does nothing to a terminal: as :func:`clean_name`, with its lines, tabs and spaces kept.
+    """A message without control sequences: as :func:`clean_name`, with its lines, tabs and spaces kept.
 
     Example:
         >>> printable("it holds \\x1b]0;title\\x07\\x1b[31mred\\x1b[0m")
@@ -57,7 +57,7 @@ def printable(text: str) -> str:
 
 
 def name_key(name: str) -> str:
-    """What two spellings of one concept have in common: no case, no surplus spaces, compatible forms made one."""
+    """What two spellings of one concept have in common: case and extra spaces ignored, compatible forms unified."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 

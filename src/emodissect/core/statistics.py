@@ -1,4 +1,4 @@
-"""Was it chance? Exact tests, intervals and corrections for paired accuracies. Pure."""
+"""Exact tests, intervals and corrections for paired accuracies; pure functions."""
 
 from __future__ import annotations
 
@@ -81,12 +81,12 @@ def benjamini_hochberg(p_values: ArrayLike) -> NDArray[np.float64]:
 
 
 def exceedance_p(observed: float, null: ArrayLike) -> float:
-    """p = (1 + #{null >= observed}) / (1 + #null): how often chance gives as much.
+    """p = (1 + #{null >= observed}) / (1 + #null): how often chance gives at least as much.
 
     Valid at every number of draws; never 0. Source: Phipson & Smyth, SAGMB 2010.
     """
     draws = np.asarray(null, dtype=np.float64)
-    # Accuracies are counts over images: a tie that float division tears apart must stay a tie.
+    # Accuracies are counts over images: a tie that float division breaks must stay a tie.
     return float((1 + np.count_nonzero(draws >= observed - 1e-9)) / (1 + draws.size))
 
 

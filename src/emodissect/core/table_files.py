@@ -19,9 +19,9 @@ _NUMBER = r"[-+]?(\d+\.?\d*(e[-+]?\d+)?|inf|nan)"
 _NUMBERS = re.compile(f"{_NUMBER}(;{_NUMBER})*")
 
 MOST_VALUES = 2**28
-"""Values that a table may hold, 2 GiB as numbers. Repeated ones are stored once, so a small file may say any."""
+"""Values that a table may hold, 2 GiB as numbers; repeated ones are stored once, so a small file may declare many."""
 
-_PATIENCE = 120.0  # seconds; the largest table that is read takes a tenth of it
+_PATIENCE = 120.0  # seconds; the largest accepted table takes a tenth of it
 _TRIAL = f"""
 import sys
 from pyarrow.parquet import ParquetFile
@@ -40,11 +40,11 @@ except Exception as error:
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Writes a table, whole or not at all, in which no text is a formula to a spreadsheet.
+    """Writes a table atomically; no text in it is a formula to a spreadsheet.
 
     A text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return gets a ``'`` before it, in cells and
     column names, unless it is a number or a list of numbers (OWASP, *CSV Injection*). So such a file is for people;
-    what is read back is kept in another form. A list is one text, joined with semicolons.
+    what is read back is kept in another format. A list is one text, joined with semicolons.
     """
     shown = joined_lists(frame).rename(columns=_inert)
     texts = [place for place, kind in enumerate(shown.dtypes) if not pd.api.types.is_numeric_dtype(kind)]
@@ -90,7 +90,7 @@ def write_both(frame: pd.DataFrame, path: Path) -> Path:
 def read_parquet(path: Path, sealed: bool = False) -> pd.DataFrame:
     """The table of a Parquet file; pages with a checksum are compared with it.
 
-    Arrow's reader aborts its process, or never ends, at some damaged headers. So a file of unknown content is first
+    Arrow's reader aborts its process, or hangs, on some damaged headers. So a file of unknown content is first
     read by another process (0.3 s).
 
     Args:
@@ -115,8 +115,8 @@ def _try(path: Path) -> None:
     try:
         tried = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE, check=False)
     except subprocess.TimeoutExpired as error:
-        raise ValueError("it is damaged: reading it does not end") from error
+        raise ValueError("it is damaged: reading it does not finish") from error
     if tried.returncode < 0:
-        raise ValueError("it is damaged: reading it ends the process")
+        raise ValueError("it is damaged: reading it crashes the process")
     if tried.returncode:
         raise ValueError((tried.stderr.decode(errors="replace").strip().splitlines() or ["it cannot be read"])[-1])

@@ -29,11 +29,11 @@ _LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorli
 
 
 class DamagedArchiveError(Exception):
-    """An archive whose content is not what was written, or that unpacks to more than it says."""
+    """An archive whose content is not what was written, or that unpacks to more than it declares."""
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file that others may read as the umask says; safetensors makes it the writer's alone."""
+    """Writes a safetensors file with the umask's permissions; safetensors makes it readable by the writer only."""
     path = Path(path)
     path.touch()
     mode = path.stat().st_mode
@@ -42,7 +42,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapp
 
 
 def is_zip(path: str | Path) -> bool:
-    """Whether a file is a zip archive, be it damaged: of some damaged ones `zipfile.is_zipfile` raises an error."""
+    """Whether a file is a zip archive, damaged or not: `zipfile.is_zipfile` raises an error on some damaged ones."""
     try:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:
@@ -56,7 +56,7 @@ def check_archive(path: str | Path) -> None:
     (`torch.serialization.set_crc32_options(False)`) pass.
 
     Raises:
-        DamagedArchiveError: a record is damaged, or a tensor's is compressed, which torch never does and bombs do.
+        DamagedArchiveError: a record is damaged, or a tensor's is compressed, which torch never does and zip bombs do.
     """
     if not is_zip(path):
         return
@@ -64,7 +64,7 @@ def check_archive(path: str | Path) -> None:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
             for record in records:
-                # of TorchScript the program is compressed, which nobody here unpacks
+                # TorchScript's program is compressed, and is never unpacked here
                 if record.compress_type != zipfile.ZIP_STORED and "/code/" not in record.filename:
                     raise DamagedArchiveError(f"its record {record.filename!r} is compressed, which torch never writes")
             if any(record.CRC for record in records) and (damaged := archive.testzip()) is not None:
@@ -88,11 +88,11 @@ def torchscript_tensors(path: str | Path) -> dict[str, Tensor]:
     """The parameters, buffers and other tensors of a TorchScript archive, by their path in the module.
 
     `torch.jit.load` would also load the archive's program. Here its objects become plain attribute holders, and
-    nothing but tensors, lists and numbers is built. A tensor that is no parameter or buffer cannot be told from one
+    nothing but tensors, lists and numbers is built. A tensor that is not a parameter or buffer cannot be told from one
     that is: keep the names that the network has.
 
     Raises:
-        DamagedArchiveError: damaged, or asking for anything else to be built.
+        DamagedArchiveError: damaged, or it requires anything else to be built.
     """
     check_archive(path)
     try:
@@ -131,7 +131,7 @@ class _TreeReader(pickle.Unpickler):
             return OrderedDict
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
     def persistent_load(self, pid: Any) -> Tensor:
         _, dtype, key, _, count = pid
@@ -151,6 +151,6 @@ def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *rest: Any) ->
 def _tensors(value: Any, path: str, outer: tuple[int, ...] = ()) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield path, value
-    elif isinstance(value, _Module) and id(value) not in outer:  # a tree that holds itself would never end
+    elif isinstance(value, _Module) and id(value) not in outer:  # a tree that contains itself would never end
         for name, part in getattr(value, "attributes", {}).items():
             yield from _tensors(part, f"{path}.{name}" if path else str(name), (*outer, id(value)))

@@ -1,4 +1,4 @@
-"""Archives as data sets come in: unpacked once into the cache, with nothing outside it and no bombs."""
+"""Archives of data sets: unpacked once into the cache, never outside it, with zip bombs refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _FORM = 1
 
 
 def places_of(path: str | Path, data_dir: str | Path | None) -> list[Path]:
-    """Where a path that somebody typed may lead: from the working directory, and else from ``data_dir``.
+    """Where a typed path may lead: relative to the working directory, else to ``data_dir``.
 
     >>> [place.as_posix() for place in places_of("/faces", "/data")], len(places_of("faces", "/data"))
     (['/faces'], 2)
@@ -69,7 +69,7 @@ def opened(
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is an archive, by the ending of its name.
+    """Whether a file is an archive, by its extension.
 
     >>> is_archive(Path("fer2013.TAR.GZ")), is_archive(Path("fer2013.csv"))
     (True, False)
@@ -80,8 +80,8 @@ def is_archive(path: Path) -> bool:
 def unpacked(path: Path, cache: Cache) -> Path:
     """The folder of an archive's images and lists, unpacked into the cache the first time.
 
-    Folders that hold nothing but one other folder are stepped into. Other kinds of files, links and archives inside
-    the archive are passed over and counted.
+    Folders that hold nothing but one other folder are descended into. Other kinds of files, links and archives inside
+    the archive are ignored and counted.
 
     Args:
         path: ``.zip``, ``.tar``, ``.tar.gz``, ``.tgz``, ``.tar.bz2``, ``.tar.xz`` or ``.csv.gz``.
@@ -114,7 +114,7 @@ def _only_folder(folder: Path) -> Path | None:
 
 def _unpack(path: Path, folder: Path) -> None:
     if not path.stat().st_size:
-        raise UserError(f"data.path={path} is empty: its writing or copying was cut off. Download it again.")
+        raise UserError(f"data.path={path} is empty: writing or copying it was interrupted. Download it again.")
     target = folder / "files"
     target.mkdir()
     limit = min(max(_ALWAYS, _RATIO * path.stat().st_size), int(0.95 * shutil.disk_usage(folder).free))
@@ -137,14 +137,14 @@ def _unpack(path: Path, folder: Path) -> None:
         raise UserError(f"data.path={path} is damaged, or not an archive: {error}. Download it again.") from error
     except (gzip.BadGzipFile, NotImplementedError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(f"data.path={path} cannot be unpacked: {error}. Download it again, or unpack it.") from error
-    except RuntimeError as error:  # zipfile's word for an encrypted member
+    except RuntimeError as error:  # zipfile's error for an encrypted member
         raise UserError(f"data.path={path} cannot be unpacked: {error}. Unpack it, and name the folder.") from error
     if passed_over:
-        log.info("%s: %d members that are neither images nor lists are passed over.", path, passed_over)
+        log.info("%s: %d members that are neither images nor lists are ignored.", path, passed_over)
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
-    """Each file's name, the bytes that passing over it costs, and its content; None for what is no file."""
+    """Each file's name, the bytes that skipping it costs, and its content; None for what is not a file."""
     if path.name.lower().endswith(".zip"):
         with zipfile.ZipFile(path) as archive:
             for about in archive.infolist():

@@ -21,23 +21,23 @@ FAULTS = (
     *("near_duplicate", "near_leaked"),
 )
 
-# What a training or probe image of each split must not also stand in: what is judged on.
+# The splits that a training or probe image of each split must not also be in: those that results are computed on.
 _JUDGED_ON = {"train": ("val", "test"), "val": ("test",), "test": ()}
 
 
 @dataclass(frozen=True)
 class AuditReport:
-    """The faults found, one row an image that has any.
+    """The faults found, one row per image that has any.
 
     Attributes:
         table: columns ``id, split, label``; the faults as booleans: ``blank`` (all pixels equal), ``near_constant``
             (their standard deviation is above 0 and under 5 grey levels), ``not_a_face`` (at least half of the
-            annotators say so), ``duplicate`` (the same pixels stand earlier, in the order train, val, test),
-            ``duplicate_in_split`` (earlier in the same split), ``leaked`` (the same pixels stand in another split),
-            ``conflicting`` (the copies bear different labels), ``near_duplicate`` (a nearly equal image stands earlier:
-            a frame of the same video, another compression or brightness), ``near_leaked`` (a nearly equal one stands
-            in another split); then ``copies``, ``first_id``, ``near_id`` (the first nearly equal image, -1 where there
-            is none), and ``in_splits``: those that the pixels stand in, joined by ``+``.
+            annotators say so), ``duplicate`` (the same pixels appear earlier, in the order train, val, test),
+            ``duplicate_in_split`` (earlier in the same split), ``leaked`` (the same pixels are in another split),
+            ``conflicting`` (the copies have different labels), ``near_duplicate`` (a nearly equal image appears
+            earlier: a frame of the same video, another compression or brightness), ``near_leaked`` (a nearly equal one
+            is in another split); then ``copies``, ``first_id``, ``near_id`` (the first nearly equal image, -1 where
+            there is none), and ``in_splits``: those that the pixels are in, joined by ``+``.
         counts: of images with each fault, and of distinct images across splits and with conflicting labels.
     """
 
@@ -48,14 +48,14 @@ class AuditReport:
         """Ids to leave out of a training or probe set made of ``split``, ascending.
 
         Blank and near-constant images, those that are not a face, copies of an earlier image of the same split, and
-        images that also stand where a result will be judged: in val or test for ``train``, in test for ``val``.
+        images that are also in a split that results are computed on: val or test for ``train``, test for ``val``.
         """
         leaked = self._stands_in(_JUDGED_ON[split])
         wrong = self.table[["blank", "near_constant", "not_a_face", "duplicate_in_split"]].any(axis=1)
         return self._ids(split, leaked | wrong)
 
     def leaked_into(self, split: str, source: str = "train") -> Int64[Tensor, " image"]:
-        """Ids of the images of ``split`` whose pixels also stand in ``source``, ascending."""
+        """Ids of the images of ``split`` whose pixels are also in ``source``, ascending."""
         return self._ids(split, self._stands_in((source,)))
 
     def _stands_in(self, splits: Sequence[str]) -> pd.Series:
@@ -112,7 +112,7 @@ def audit_splits(splits: Splits, near_constant_std: float = 5.0) -> AuditReport:
 
 def _facts(split: str, images: ImageSet, near_constant_std: float) -> pd.DataFrame:
     pixels, blank, spread = [], [], []
-    for start in range(0, len(images), 1024):  # wider copies of the whole set would be many times its size
+    for start in range(0, len(images), 1024):  # wider types for the whole set would take many times its size
         part = images.images[start : start + 1024].flatten(1).numpy()
         pixels += [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in part]
         blank += (part.min(axis=1) >= part.max(axis=1)).tolist()
@@ -132,7 +132,7 @@ def _facts(split: str, images: ImageSet, near_constant_std: float) -> pd.DataFra
 
 
 def _add_near_duplicates(table: pd.DataFrame, parts: list[ImageSet]) -> None:
-    """Adds the columns of nearly equal images; equal ones are duplicates already, and stand for one another."""
+    """Adds the columns of nearly equal images; equal ones are duplicates already, and one represents them all."""
     found = [difference_hashes(part) for part in parts]
     first_of_pixels = ~table.duplicated("pixels").to_numpy()
     varied = ~(table["blank"] | table["near_constant"]).to_numpy()

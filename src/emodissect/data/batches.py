@@ -1,4 +1,4 @@
-"""What a batch of any form holds: images, labels and ids."""
+"""The images, labels and ids of a batch of any form."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ID_KEYS = ("id", "ids", "image_id", "image_ids", "index")
 
 
 def images_of(batch: Any) -> Any:
-    """The images of a batch, or the image of one item: the thing itself, a tuple's first, or a known key of a dict.
+    """The images of a batch, or the image of one item: itself, the first of a tuple, or a known key of a dict.
 
     Raises:
         UserError: a dict without such a key, or an empty tuple.
@@ -61,7 +61,7 @@ def ids_of(batch: Any) -> Int64[Tensor, " image"] | None:
 
 
 def placed_ids(batch: Any, images: int, seen: int, rank: int = 0, processes: int = 1) -> Int64[Tensor, " image"]:
-    """The ids of a batch's images: its own, else their place in the data set.
+    """The ids of a batch's images: its own, else their positions in the data set.
 
     Args:
         images: in the batch.

@@ -23,9 +23,9 @@ SPLIT_FOLDERS = {
 SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
 
 LEFT_BY_SYSTEMS = ("__macosx", "@eadir", "$recycle.bin", "lost+found", "system volume information")
-"""Folders that operating systems and storage boxes leave among a user's own; they hold copies and thumbnails."""
+"""Folders that operating systems and NAS devices create among a user's own; they hold copies and thumbnails."""
 
-_DEPTH = 5  # folders between data.path and the class folders, when a forgotten part of the path is looked for
+_DEPTH = 5  # folders between data.path and the class folders, when a missing part of the path is searched for
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class FoundImages:
 
     Attributes:
         images: in an order that never changes: split (train, val, test), class folder, path, compared by characters.
-        notes: what was passed over or taken together, with counts, one sentence each.
+        notes: what was ignored or read together, with counts, one sentence each.
     """
 
     images: tuple[FoundImage, ...]
@@ -65,11 +65,11 @@ def find_images(root: Path) -> FoundImages:
     """All image files below ``root/<split>/<class>`` or ``root/<class>``.
 
     Links to folders are followed. Hidden files and folders, those that systems leave behind (`__MACOSX`, `@eaDir`) and
-    files of other kinds are passed over. Dangling links, pipes and files that may not be read are among the images,
-    so that whoever reads them names them.
+    files of other kinds are ignored. Dangling links, pipes and unreadable files are among the images,
+    so that reading them names them.
 
     Raises:
-        UserError: a folder that may not be listed.
+        UserError: a folder that cannot be listed.
     """
     folders = _subfolders(root)
     by_split = {
@@ -80,7 +80,7 @@ def find_images(root: Path) -> FoundImages:
         counts = {folder: found.add(folder, split) for folder in given}
         if len(counts) > 1:
             listed = ", ".join(f"{folder.name}/ ({count:,} images)" for folder, count in counts.items())
-            found.notes.append(f"Taken together as {split}: {listed}.")
+            found.notes.append(f"Read together as {split}: {listed}.")
     if found.images:
         found.note_beside([folder for folder in folders if folder.name.lower() not in SPLIT_OF])
     else:
@@ -102,7 +102,7 @@ def deeper_folders(root: Path) -> list[Path]:
 
 
 def require_classes(root: Path, found: FoundImages) -> None:
-    """Raises UserError where a part of the path was forgotten: one class folder, or splits below the class folders."""
+    """Raises UserError where a part of the path is missing: one class folder, or splits below the class folders."""
     folders = found.folders
     no_split = bool(found.images) and found.images[0].split is None
     deeper = deeper_folders(root) if len(folders) == 1 or no_split else []
@@ -111,7 +111,7 @@ def require_classes(root: Path, found: FoundImages) -> None:
     if len(folders) == 1:
         what = f"{root} holds images of one class only, '{folders[0]}'; two or more are needed."
     elif deeper:
-        what = f"{root} holds no class folders but whole data sets, {', '.join(str(d) for d in deeper[:3])}."
+        what = f"{root} has no class folders; it holds whole data sets, {', '.join(str(d) for d in deeper[:3])}."
     else:
         return
     advice = f" Did you mean data.path={deeper[0]}?" if deeper else " Class folders lie directly below data.path or "
@@ -128,7 +128,7 @@ def content_hash(root: Path, files: Sequence[Path]) -> str:
 
 
 class _Finder:
-    """Collects images, and counts what it passes over."""
+    """Collects images, and counts what it ignores."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -139,7 +139,7 @@ class _Finder:
         self._empty: list[str] = []
 
     def add(self, folder: Path, split: str | None) -> int:
-        """Takes the images of a folder's class folders; how many they are."""
+        """Adds the images of a folder's class folders; returns how many there are."""
         before = len(self.images)
         for class_folder in sorted(folder.iterdir()):
             if not class_folder.is_dir():
@@ -159,14 +159,14 @@ class _Finder:
         return len(self.images) - before
 
     def note_beside(self, folders: Sequence[Path]) -> None:
-        """Notes folders that stand beside the splits and are not read."""
+        """Notes folders beside the splits that are not read."""
         counts = {folder.name: sum(1 for _ in self._images_below(folder)) for folder in folders}
         listed = ", ".join(f"{name}/ ({count:,} images)" for name, count in counts.items() if count)
         if listed:
             self.notes.append(f"Beside the split folders, not read: {listed}.")
 
     def last_notes(self) -> list[str]:
-        """What was passed over on the way."""
+        """What was ignored."""
         notes = []
         if self._empty:
             notes.append(f"Without images: {len(self._empty)} folders ({listed(self._empty, 5)}).")

@@ -1,4 +1,4 @@
-"""The Lightning data module that every source of images is: splits, loaders, probe sets, audit."""
+"""The Lightning data module that every image source subclasses: splits, loaders, probe sets, audit."""
 
 from __future__ import annotations
 
@@ -100,18 +100,18 @@ class FaceDataModule(LightningDataModule):
         return Splits(train, splits.val, splits.test, splits.class_names)
 
     def origin(self, ids: Int64[Tensor, " image"]) -> list[str]:
-        """Where a person finds each image again: a file name where there is one."""
+        """How a person finds each image: a file name where there is one."""
         return [f"row {i}" for i in ids.tolist()]
 
     @cached_property
     def audit_report(self) -> AuditReport:
-        """Blank, corrupted, duplicate and leaked images of all three splits, as read; looked for once."""
+        """Blank, corrupted, duplicate and leaked images of all three splits, as read; searched for once."""
         report = audit_splits(self.splits_as_read)
         report.table["origin"] = self.origin(torch.as_tensor(report.table["id"].to_numpy(dtype="int64", copy=True)))
         return report
 
     def interventions(self, seed: int = 0) -> Interventions | None:
-        """Faces of which one property is moved at a time; None where the source cannot draw such."""
+        """Faces with one property changed at a time; None where the source cannot draw them."""
         return None
 
     def probe(self, split: str = "train", limit: int | None = None, seed: int = 0) -> ImageSet:
@@ -138,14 +138,14 @@ class FaceDataModule(LightningDataModule):
         return images.subset(stratified_rows(images.labels, limit, seed))
 
     def evaluation_images(self, split: str) -> ImageSet:
-        """The images that a network is judged on: ``train``, ``val``, ``test``, or several joined by ``+``.
+        """The images that a network is evaluated on: ``train``, ``val``, ``test``, or several joined by ``+``.
 
         Validation and test stay whole where ``clean`` is set, so that figures are those of ``train.py``.
 
         Raises:
             UserError: an unknown split.
         """
-        return joined([getattr(self.splits, name) for name in _split_names(split, "images to judge on")])
+        return joined([getattr(self.splits, name) for name in _split_names(split, "images to evaluate on")])
 
     @property
     def fitted_splits(self) -> tuple[str, ...]:
@@ -157,7 +157,7 @@ class FaceDataModule(LightningDataModule):
         return self._learnt_from(self.fitted_splits)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the images, so that a mistake in the source shows before the first epoch."""
+        """Read the images, so that a fault in the source shows before the first epoch."""
         _ = self.splits
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -196,7 +196,7 @@ class FaceDataModule(LightningDataModule):
 
 
 class PairsDataModule(LightningDataModule):
-    """The images of a :class:`FaceDataModule` as ``(x, y)`` batches, which a LightningModule of one's own reads.
+    """The images of a :class:`FaceDataModule` as ``(x, y)`` batches, for a user's own LightningModule.
 
     Args:
         preprocess: uint8 images to the network's input.

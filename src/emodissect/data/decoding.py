@@ -32,8 +32,8 @@ ENDINGS = (
 """What Pillow reads, by the ending of the file's name."""
 
 _MODES = {1: "L", 3: "RGB"}
-_AT_A_TIME = 256  # files that are decoded before the first of them is taken: what threads are ahead stays small
-_DARK = 16  # of 255: no photo ends there, but 12 bits in the place of 16 do
+_AT_A_TIME = 256  # files that are decoded ahead of the consumer: keeps memory small
+_DARK = 16  # of 255: no photo's maximum is that low, but 12 bits stored as 16 are
 
 
 def read_images(
@@ -44,7 +44,7 @@ def read_images(
     value_range: float | None = None,
     skip_unreadable: bool = False,
     what: str = "Reading images",
-    advice: str = "Mend or remove them, or leave them out with data.skip_unreadable=true.",
+    advice: str = "Repair or remove them, or leave them out with data.skip_unreadable=true.",
 ) -> Iterator[UInt8[Tensor, "channel size size"] | None]:
     """Each file's image, in order; None for one that cannot be decoded, which is named at the end.
 
@@ -76,7 +76,7 @@ def read_images(
 def decoded_images(
     files: Sequence[Path], size: int, channels: int, fit: str = "crop", value_range: float | None = None
 ) -> Iterator[UInt8[Tensor, "channel size size"] | str]:
-    """Each file's image at ``size``, in order, or in a few words why it cannot be read; decoded ahead in threads."""
+    """Each file's image at ``size``, in order, or a few words on why it cannot be read; decoded ahead in threads."""
     read = partial(_read_or_fault, size=size, channels=channels, fit=fit, value_range=value_range)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
         ahead = threads.map(read, files[:_AT_A_TIME])
@@ -89,8 +89,8 @@ def decoded_images(
 def decode(path: Path, channels: int, value_range: float | None = None) -> UInt8[Tensor, "channel height width"]:
     """One file's pixels, grey or RGB, turned upright as its EXIF says; of several frames the first.
 
-    Pillow reads every format, because libpng, which torchvision uses, ends the process at a damaged PNG. The checksums
-    of a PNG are compared; other formats have none.
+    Pillow reads every format, because libpng, which torchvision uses, can end the process on a damaged PNG. The
+    checksums of a PNG are compared; other formats have none.
 
     Files of more than 8 bits a channel are scaled to 0..255 by the range of their type: 16-bit integers by 65,535,
     12-bit TIFFs by 4,095, floats in [0, 1] by 1.
@@ -136,7 +136,7 @@ def fitted(
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a regular file; anything else is refused before it is opened, since a pipe would wait for ever."""
+    """The bytes of a regular file; anything else is refused before it is opened, since a pipe would block forever."""
     try:
         kind = path.stat().st_mode
     except FileNotFoundError:
@@ -165,12 +165,12 @@ def _bits(opened: Image.Image, content: bytes) -> int:
 def _upright(opened: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(opened)
-    except Exception:  # EXIF that is broken says nothing about the pixels
+    except Exception:  # broken EXIF says nothing about the pixels
         return opened
 
 
 def _in_mode(opened: Image.Image, mode: str, white: float | None) -> Image.Image:
-    """The image as 8-bit grey or RGB; Pillow's own conversion cuts off what is above 255, or refuses."""
+    """The image as 8-bit grey or RGB; Pillow's own conversion clips values above 255, or refuses."""
     if opened.mode.startswith(("I", "F")) and white:
         values = np.asarray(opened, dtype=np.float64) * (255 / white)
         if not np.isfinite(values).all():
@@ -188,13 +188,13 @@ def _in_mode(opened: Image.Image, mode: str, white: float | None) -> Image.Image
 def _white(opened: Image.Image, bits: int) -> float:
     if opened.mode.startswith("I;16"):
         return 4095.0 if bits == 12 else 65535.0
-    if opened.format == "PPM":  # which Pillow brings to 16 bits
+    if opened.format == "PPM":  # which Pillow expands to 16 bits
         return 65535.0
     values = np.asarray(opened)
     if opened.mode == "F" and float(np.nanmin(values)) >= 0 and float(np.nanmax(values)) <= 1:
         return 1.0
     kind = "floats outside [0, 1]" if opened.mode == "F" else "32-bit integers"
-    raise ValueError(f"it holds {kind}, whose white is not known: give data.value_range=<largest value>")
+    raise ValueError(f"it holds {kind}, whose white value is unknown: give data.value_range=<largest value>")
 
 
 def _read_or_fault(path: Path, size: int, channels: int, fit: str, value_range: float | None) -> Tensor | str:

@@ -27,7 +27,7 @@ from emodissect.data.images import ImageSet, Splits
 
 log = logging.getLogger(__name__)
 
-# Which part is validation and which is test. The second is what Khaireddin & Chen 2021 published with.
+# Which part is validation and which is test. The second is what Khaireddin & Chen 2021 used.
 SPLIT_SCHEMES = {
     "standard": ("Training", "PublicTest", "PrivateTest"),
     "khaireddin2021": ("Training", "PrivateTest", "PublicTest"),
@@ -45,7 +45,7 @@ WHERE_TO_GET_IT = (
 
 
 class Fer2013(FaceDataModule):
-    """FER2013 from any of the forms it is distributed in; read once, then taken from the cache.
+    """FER2013 from any of the formats it is distributed in; read once, then taken from the cache.
 
     Image ids are row numbers of the CSV (of folders: the order split, class folder, path). The class order is always
     FER2013's. FER+ votes, where given, come as annotations ``votes`` (columns named as the classes) and
@@ -58,7 +58,7 @@ class Fer2013(FaceDataModule):
         labels: ``fer2013``, or ``ferplus_majority``: the class with most FER+ votes; images on which contempt,
             unknown or not-a-face has more votes than any class are left out of all splits.
         ferplus: ``fer2013new.csv`` of FER+, or None.
-        split_seed: of the halves that a folder without validation images is cut in.
+        split_seed: seed for halving the test images of a folder without validation images.
         class_names, size, channels: FER2013's own; given so that a configuration can refer to them.
         loading: what every :class:`FaceDataModule` takes.
 
@@ -84,7 +84,7 @@ class Fer2013(FaceDataModule):
         if tuple(class_names) != CLASS_NAMES:
             raise UserError(
                 f"data.class_names={list(class_names)}: FER2013's classes are {list(CLASS_NAMES)}, in this order. A "
-                "model with another order says so in model.class_order."
+                "model with another order sets model.class_order."
             )
         if (size, channels) != (SIDE, 1):
             raise UserError(
@@ -96,7 +96,7 @@ class Fer2013(FaceDataModule):
         if labels not in LABELS:
             raise UserError(f"data.labels={labels} is unknown. {nearest(labels, LABELS)}")
         self.path = self._opened(located(path, data_dir, "data.path", WHERE_TO_GET_IT))
-        more = "It is fer2013new.csv of github.com/microsoft/FERPlus; null goes on without it."
+        more = "It is fer2013new.csv of github.com/microsoft/FERPlus; data.ferplus=null continues without it."
         self.ferplus = None if ferplus is None else self._opened(located(ferplus, data_dir, "data.ferplus", more))
         self.split_scheme = splits
         self.labels = labels
@@ -161,7 +161,8 @@ class Fer2013(FaceDataModule):
             return stored.get("votes")
         if self.files:
             raise UserError(
-                f"data.ferplus: FER+ goes by the rows of fer2013.csv, and the folders of {self.path} do not keep them. "
+                f"data.ferplus: FER+ votes are matched by the rows of fer2013.csv, and the folders of {self.path} "
+                f"do not keep them. "
                 "Take fer2013.csv, or data.ferplus=null."
             )
         return torch.from_numpy(read_votes(self.ferplus, usage))
@@ -170,7 +171,8 @@ class Fer2013(FaceDataModule):
         missing = [name for label, name in enumerate(CLASS_NAMES) if not bool((labels == label).any())]
         if missing:
             raise UserError(
-                f"{self.path} holds no image of {', '.join(missing)}; the download may be cut short. For other classes "
+                f"{self.path} holds no image of {', '.join(missing)}; the download may be incomplete. For other "
+                f"classes "
                 "than FER2013's seven take data=image_folder."
             )
 
@@ -178,7 +180,7 @@ class Fer2013(FaceDataModule):
         sizes = tuple(int((usage == part).sum()) for part in range(3))
         empty = [name for name, size in zip(_USAGE, sizes, strict=True) if not size]
         if empty:
-            raise UserError(f"{self.path} holds no {' and no '.join(empty)} images; the download may be cut short.")
+            raise UserError(f"{self.path} holds no {' and no '.join(empty)} images; the download may be incomplete.")
         if sizes != _SIZES:
             log.warning("%s holds %s images; the whole of FER2013 holds %s.", self.path, sizes, _SIZES)
 
@@ -197,7 +199,7 @@ def _write(path: Path, split_seed: int, folder: Path) -> None:
     elif path.suffix.lower() == ".csv":
         rows = read_csv(path)
     else:
-        raise UserError(f"data.path={path}: the form is not known by its ending. {WHERE_TO_GET_IT}")
+        raise UserError(f"data.path={path}: the format is not recognised by its extension. {WHERE_TO_GET_IT}")
     save_tensors(_tensors(rows), folder / "images.safetensors")
     (folder / "about.json").write_text(json.dumps({"source": str(path), "note": note, "files": rows.files}))
 
@@ -207,7 +209,7 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     held, about = load_file(folder / "images.safetensors"), json.loads((folder / "about.json").read_text())
     count = len(held["images"])
     if any(len(held[name]) != count for name in ("labels", "usage")) or {"note", "files"} - set(about):
-        raise ValueError("other fields than were expected")
+        raise ValueError("unexpected fields")
     return held, about
 
 

@@ -1,4 +1,4 @@
-"""The forms that FER2013 is distributed in, read into one: Kaggle's CSVs, class folders, .npz."""
+"""The formats that FER2013 is distributed in, read into one: Kaggle's CSVs, class folders, .npz."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LARGEST = 2**32  # bytes that an .npz may unpack to
 
 @dataclass(frozen=True)
 class FerRows:
-    """FER2013 as it stood in a file.
+    """FER2013 as read from a file.
 
     Attributes:
         pixels: grey.
@@ -84,7 +84,8 @@ def read_csv(path: Path) -> FerRows:
 def read_npz(path: Path) -> FerRows:
     """An ``.npz`` with ``pixels`` (48 x 48 or flat), ``labels`` and ``usage``, and where given ``ferplus_votes``.
 
-    Labels and usage are numbers, or names. ``class_names``, ``usage_names`` and ``ferplus_names`` tell another order.
+    Labels and usage are numbers, or names. ``class_names``, ``usage_names`` and ``ferplus_names`` declare another
+    order.
 
     Raises:
         UserError: an array is missing, or has a shape or a value that does not fit.
@@ -113,9 +114,9 @@ def read_npz(path: Path) -> FerRows:
 
 
 def require_unpacked_size(path: Path, most: int = LARGEST) -> None:
-    """Raises ValueError for a zip archive that says it unpacks to more than ``most`` bytes.
+    """Raises ValueError for a zip archive that declares more than ``most`` unpacked bytes.
 
-    What a record says is the most that is unpacked of it: Python stops there.
+    The declared size is an upper bound: Python stops unpacking there.
     """
     if is_zip(path):
         with zipfile.ZipFile(path) as archive:
@@ -166,7 +167,7 @@ def read_folders(root: Path, split_seed: int) -> tuple[FerRows, str]:
             f"test/<class>/ are needed.{meant} A folder of classes alone is read by data=image_folder."
         )
     files = [image.path for image in found]
-    advice = "Mend or remove them, or download the set again."
+    advice = "Repair or remove them, or download the set again."
     read = [image for image in read_images(files, SIDE, 1, what="Reading FER2013", advice=advice) if image is not None]
     labels = np.array([_LABEL_OF[class_key(image.class_name)] for image in found], dtype=np.uint8)
     usage = np.array([("train", "val", "test").index(str(image.split)) for image in found], dtype=np.uint8)
@@ -217,11 +218,11 @@ def _in_pieces(path: Path) -> Iterator[pd.DataFrame]:
 def _parsed(texts: list[str]) -> UInt8[np.ndarray, "image 48 48"]:
     """Rows of 2,304 numbers each. Raises ValueError without saying where; the slow reader finds the place."""
     for text in texts:
-        # One separator between numbers, as Kaggle writes them, needs no look at each number.
+        # One separator between numbers, as Kaggle writes them, can be parsed without checking each number.
         if text.count(" ") != SIDE * SIDE - 1 and len(text.split()) != SIDE * SIDE:
             raise ValueError("pixel count")
     with warnings.catch_warnings():
-        warnings.simplefilter("error", DeprecationWarning)  # numpy's way to say that a text is no number
+        warnings.simplefilter("error", DeprecationWarning)  # numpy's way of saying that a text is not a number
         try:
             # 64 bits: a number too large for 32 would be cut to another one, a number too large for 64 is the largest
             values = np.fromstring(" ".join(texts), dtype=np.int64, sep=" ")
@@ -242,7 +243,9 @@ def _csv_fault(path: Path, columns: dict[str, str]) -> str:
             for row in rows:
                 wrong = _row_fault(row, len(header), places)
                 if wrong:
-                    return f"{path}, line {rows.line_num}: {wrong} Mend or remove the line, or download the file again."
+                    return (
+                        f"{path}, line {rows.line_num}: {wrong} Repair or remove the line, or download the file again."
+                    )
         except csv.Error as error:
             return f"{path}, line {rows.line_num}: {error}."
     return ""

@@ -22,13 +22,13 @@ OTHER_COLUMNS = {"contempt": 7, "unknown": 8, NOT_A_FACE: 9}
 
 
 def read_votes(path: Path, usage: UInt8[np.ndarray, " image"]) -> UInt8[np.ndarray, "image ten"]:
-    """The votes of ``fer2013new.csv``, whose rows stand in the order of ``fer2013.csv``.
+    """The votes of ``fer2013new.csv``, whose rows are in the order of ``fer2013.csv``.
 
     Args:
         usage: the split of each row of FER2013 (0 Training, 1 PublicTest, 2 PrivateTest); the file's must agree.
 
     Raises:
-        UserError: no such file, missing columns, another number of rows, votes that are no numbers, rows that do not
+        UserError: no such file, missing columns, another number of rows, votes that are not numbers, rows that do not
             belong to the images.
     """
     where = "It is at github.com/microsoft/FERPlus. data.ferplus=null continues without it."
@@ -46,8 +46,9 @@ def read_votes(path: Path, usage: UInt8[np.ndarray, " image"]) -> UInt8[np.ndarr
         )
     if len(table) != len(usage):
         raise UserError(
-            f"{path} holds votes on {len(table):,} images, the data set {len(usage):,}: FER+ goes by row, so both must "
-            f"be whole. {where}"
+            f"{path} holds votes on {len(table):,} images, the data set {len(usage):,}: FER+ votes are matched by "
+            f"row, so both must "
+            f"be complete. {where}"
         )
     votes = table[list(VOTED_ON)].apply(pd.to_numeric, errors="coerce")
     wrong = np.flatnonzero(~(votes.ge(0) & votes.le(255) & votes.mod(1).eq(0)).all(axis=1))
@@ -70,7 +71,7 @@ def vote_annotations(
 
     ``votes`` has the classes under their names (``classes``: by name, the column of ``VOTED_ON``); ``votes_other`` has
     those of ``contempt``, ``unknown`` and ``not a face`` that are no class. A row of the two together sums to 1 where
-    the classes are FER2013's (to 0 where nobody voted).
+    the classes are FER2013's (to 0 without any vote).
     """
     shares = votes.float() / votes.sum(dim=1, keepdim=True).clamp(min=1)
     others = {name: column for name, column in OTHER_COLUMNS.items() if column not in classes.values()}
@@ -86,7 +87,7 @@ def majority(
     """The class with most votes, and whether an image has one.
 
     A tie goes to the FER2013 label where it is among the tied, else to the first of FER2013's order. An image on which
-    contempt, unknown or not-a-face has more votes than every class (or on which nobody voted) has no such class.
+    contempt, unknown or not-a-face has more votes than every class (or that has no votes) has no such class.
     """
     classes = votes[:, list(CLASS_COLUMNS.values())].to(torch.int64)
     best = classes.amax(dim=1)

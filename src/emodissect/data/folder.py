@@ -1,4 +1,4 @@
-"""A user's own images, in one folder a class."""
+"""A user's own images, in one folder per class."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ImageFolder(ImageFiles):
         options: what every :class:`ImageFiles` takes.
 
     Raises:
-        UserError: no such folder, no images, one class only, a folder that is no class, an unknown option.
+        UserError: no such folder, no images, one class only, a folder that is not a class, an unknown option.
     """
 
     def __init__(

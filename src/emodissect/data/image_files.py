@@ -1,4 +1,4 @@
-"""Image files with a class each: decoded once, kept in the cache, split without taking groups apart."""
+"""Image files with a class each: decoded once, kept in the cache, split without separating groups."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DEFAULT_SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 class ImageFiles(FaceDataModule):
     """Image files of any size, decoded once to uint8 of one size and kept in the cache. A source names the files.
 
-    Splits that the source lacks are cut out of those it has, class by class in a seeded order, and a log line says so:
+    Splits that the source lacks are taken from those it has, class by class in a seeded order, and a log line says so:
     with classes alone all three; with train and test, val is half of test (or a share of train, `val_from`); with
     train and val, test is half of val; with train alone, all three are cut out of it. Image ids are places in the order
     of the files.
@@ -48,8 +48,8 @@ class ImageFiles(FaceDataModule):
         shares: of train, val and test where all three are cut out of one.
         split_seed: of that cutting.
         split_by: a regular expression on a file's name; files with the same match (its first group, where it has one)
-            are of one subject or sequence and stay on one side of every cut. None cuts file by file.
-        val_from: what a missing val is cut out of: ``test`` or ``train``.
+            are of one subject or sequence and stay together in every split. None splits file by file.
+        val_from: what a missing val is taken from: ``test`` or ``train``.
         skip_unreadable: leave files out that cannot be decoded; otherwise they are an error that names them.
         value_range: what is white in grey files of 16 or more bits; None takes the range of their type.
         in_memory_gib: images that take more than this stay on disk and are read batch by batch.
@@ -143,7 +143,7 @@ class ImageFiles(FaceDataModule):
         return Splits(train, val, test, self.class_names)
 
     def annotations(self) -> dict[str, Annotations]:
-        """What else is known of the files, one row a file; nothing where a source does not say otherwise."""
+        """Further annotations of the files, one row per file; none by default."""
         return {}
 
     def origin(self, ids: Tensor) -> list[str]:
@@ -212,12 +212,12 @@ class ImageFiles(FaceDataModule):
         return parts
 
     def _report_leaks(self, parts: Sequence[Tensor], groups: Sequence[str]) -> None:
-        """Warns of groups on several sides, which the source's own splits may have."""
+        """Warns of groups in several splits, which the source's own splits may have."""
         sides = [{groups[row] for row in part.tolist()} for part in parts]
         for one, other in ((0, 1), (0, 2), (1, 2)):
             if shared := sides[one] & sides[other]:
                 log.warning(
-                    "%d of %d groups of data.split_by=%s stand in both %s and %s, e.g. %s: near-equal images may be on "
+                    "%d of %d groups of data.split_by=%s are in both %s and %s, e.g. %s: near-equal images may be on "
                     "both sides. The splits are the source's own.",
                     *(len(shared), len(set(groups)), self.split_by, SPLITS[one], SPLITS[other], min(shared)),
                 )
@@ -235,12 +235,12 @@ def _read(folder: Path) -> tuple[StoredImages, Tensor]:
 
 
 def matched_classes(source: Path, given: Sequence[str], class_names: Sequence[str]) -> None:
-    """Raises UserError where an image's class is none of ``class_names``, or one of these stands there twice."""
+    """Raises UserError where an image's class is not in ``class_names``, or a name appears twice."""
     known = _label_of(class_names, source)
     for name in given:
         if class_key(name) not in known:
             raise UserError(
-                f"{source} has a class '{name}', which is none of data.class_names. {nearest(name, class_names)} "
+                f"{source} has a class '{name}', which is not in data.class_names. {nearest(name, class_names)} "
                 "data.class_names=null takes the classes' own names."
             )
 
@@ -248,7 +248,7 @@ def matched_classes(source: Path, given: Sequence[str], class_names: Sequence[st
 def _label_of(class_names: Sequence[str], source: Path) -> dict[str, int]:
     labels = {class_key(name): label for label, name in enumerate(class_names)}
     if len(labels) != len(class_names):
-        raise UserError(f"data.class_names={list(class_names)} of {source}: a name stands there twice.")
+        raise UserError(f"data.class_names={list(class_names)} of {source}: a name appears twice.")
     return labels
 
 

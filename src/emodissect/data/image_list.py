@@ -29,7 +29,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "label": ("label", "labels", "class", "class_name", "emotion", "expression", "target", "category", "y"),
     "split": ("split", "usage", "set", "subset", "partition", "fold"),
 }
-"""Names of columns, without regard to capitals, that are taken where no other is given."""
+"""Names of columns, regardless of case, that are used where no other is given."""
 
 LISTS = (".csv", ".tsv", ".txt", ".lst", ".list")
 FORMS = (
@@ -39,10 +39,10 @@ FORMS = (
 
 
 class ImageList(ImageFiles):
-    """Images whose paths and labels stand in a table.
+    """Images whose paths and labels are in a table.
 
     Args:
-        path: the list, a folder of one list a split, or an archive of them.
+        path: the list, a folder with one list per split, or an archive of them.
         cache_dir: the root of the content-keyed cache; archives are unpacked there.
         data_dir: where a relative ``path`` is looked for as well.
         images_dir: what the paths in the list are relative to; None is the list's own folder.
@@ -89,7 +89,7 @@ class ImageList(ImageFiles):
 def listed_classes(
     path: str, data_dir: str | None = None, cache_dir: str | None = None, label_column: str | None = None
 ) -> list[str]:
-    """The labels that a list itself names; ``${listed_classes:path,data_dir,cache_dir,label_column}`` in a YAML.
+    """The labels that the list itself uses; ``${listed_classes:path,data_dir,cache_dir,label_column}`` in a YAML.
 
     Raises:
         UserError: as :class:`ImageList`.
@@ -135,7 +135,7 @@ def read_list(file: Path, columns: Mapping[str, str | None], further: Sequence[s
 
 
 def _split_lines(lines: Iterable[str]) -> Iterator[list[str]]:
-    """Rows of texts without the blanks around them; empty lines are passed over."""
+    """Rows of texts, stripped; empty lines are ignored."""
     lines = iter(lines)
     first = next(lines, "")
     delimiter = next((mark for mark in ",;\t" if mark in first), None)
@@ -193,7 +193,7 @@ def _rows(root: Path, split: str | None, file: Path, table: pd.DataFrame, by_col
     if split is None and "split" in table.columns:
         unknown = sorted({name for name in table["split"] if name.lower() not in SPLIT_OF})
         if unknown:
-            raise UserError(f"{file}: '{unknown[0]}' is no split. {nearest(unknown[0], SPLIT_OF)}")
+            raise UserError(f"{file}: '{unknown[0]}' is not a split. {nearest(unknown[0], SPLIT_OF)}")
         splits = [SPLIT_OF[name.lower()] for name in table["split"]]
     return [
         FoundImage(part, label, root / name.replace("\\", "/"), group)

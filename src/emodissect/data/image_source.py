@@ -1,4 +1,4 @@
-"""Images as people have them (tensors, a Dataset, a DataLoader) as one ImageSet with ids."""
+"""Images in any common form (tensors, a Dataset, a DataLoader) as one ImageSet with ids."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def image_set(source: Any, labels: Any = None, *, as_given: bool = False, progre
             or a PIL image; or a ``DataLoader`` of such batches.
         labels: one class index per image; None takes the source's own, where it has them.
         as_given: keep floating-point images as they are, for a network; else they must be values in [0, 1], which
-            become uint8 (exactly, where they were made from 8-bit images).
+            become uint8 (exactly, where they come from 8-bit images).
         progress: show a bar.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Images in memory with their ids: the value that every later step starts from."""
+"""Images with their ids: the value that every later step starts from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from emodissect.data.stored_images import StoredImages
 log = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
-"""Through it worker processes hand over their batches, on Linux."""
+"""Where worker processes pass their batches, on Linux."""
 
 UNKNOWN_LABEL = -1
 """The label of an image whose class is not known."""
@@ -67,7 +67,7 @@ def rows_of(held: Int64[Tensor, " image"], wanted: Int64[Tensor, " wanted"]) -> 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one split, kept as uint8 (a network of one's own may be given floats).
+    """Images of one split, kept as uint8 (a user's own network may be given floats).
 
     Attributes:
         images: grey or RGB pixels, 0..255; or floats as a network takes them, which CLIP and reports cannot show. A
@@ -147,12 +147,12 @@ class Splits:
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        # folders and files name classes: what a terminal would take for a command ends here
+        # class names come from folders and files: control sequences are removed here
         object.__setattr__(self, "class_names", tuple(clean_name(str(name)) for name in self.class_names))
 
 
 class _Rows(Dataset[Batch]):
-    """Whole batches by index: no image is ever collated alone."""
+    """Whole batches by index: images are never collated one by one."""
 
     def __init__(self, image_set: ImageSet) -> None:
         self.image_set = image_set
@@ -174,7 +174,7 @@ class _Rows(Dataset[Batch]):
 
 
 class EpochShuffle(Sampler[int]):
-    """A random order by seed and epoch alone, so that a resumed training sees the order an unbroken one would.
+    """A random order by seed and epoch alone, so that a resumed training sees the same order as an uninterrupted one.
 
     Lightning sets the epoch; without it each pass takes the next.
     """
@@ -200,9 +200,9 @@ def _as_is(batch: Any) -> Any:
 
 
 def workers_that_fit(image_set: ImageSet, batch_size: int, wanted: int, where: Path = SHARED_MEMORY) -> int:
-    """The worker processes whose batches fit into shared memory; a warning where these are fewer than wanted.
+    """The worker processes whose batches fit into shared memory; a warning where these are fewer than requested.
 
-    A worker whose batch does not fit dies or hangs. Each holds two batches that wait and one that it makes.
+    A worker whose batch does not fit dies or hangs. Each holds two waiting batches and the one in progress.
     """
     if not wanted or not where.is_dir() or not len(image_set):
         return wanted

@@ -1,4 +1,4 @@
-"""The same faces with one property moved at a time: what a source of images that can draw offers."""
+"""The same faces with one property changed at a time, offered by image sources that can draw."""
 
 from __future__ import annotations
 

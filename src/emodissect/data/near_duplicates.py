@@ -1,4 +1,4 @@
-"""Images that are nearly equal: frames of one video, other compressions, brighter or smaller copies."""
+"""Nearly equal images: frames of one video, recompressed, brighter or smaller copies."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def near_pairs(
     thumbnails: Float32[np.ndarray, "image thumbnail"],
     compared: Bool[np.ndarray, " image"],
 ) -> Int64[np.ndarray, "pair 2"]:
-    """Pairs (earlier, later) whose hashes differ in at most 10 bits and whose thumbnails correlate by .97 or more.
+    """Pairs (earlier, later) whose hashes differ in at most 10 bits and whose thumbnails correlate at .97 or more.
 
-    Every pair is compared: the time grows with the square of the images. Mirrored and turned copies are not found.
+    Every pair is compared: time is quadratic in the number of images. Mirrored and rotated copies are not found.
 
     Args:
         hashes, thumbnails: of :func:`difference_hashes`.

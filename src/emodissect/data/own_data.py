@@ -1,4 +1,4 @@
-"""A LightningDataModule of one's own as the images of a run."""
+"""A user's own LightningDataModule as the images of a run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class OwnData(FaceDataModule):
         **loading: what every :class:`FaceDataModule` takes.
 
     Raises:
-        UserError: no LightningDataModule, a loader that it lacks, images that are not raw, or items without labels.
+        UserError: not a LightningDataModule, a missing loader, images that are not raw, or items without labels.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class OwnData(FaceDataModule):
         splits: list[ImageSet] = []
         for name, method in _LOADERS.items():
             given = self._read(name, method)
-            first = sum(len(split) for split in splits)  # ids tell the images of all splits apart
+            first = sum(len(split) for split in splits)  # ids are unique over all splits
             splits.append(replace(given, ids=given.ids.argsort().argsort() + first))
         train, val, test = splits
         return Splits(train, val, test, tuple(self.class_names))
@@ -62,7 +62,7 @@ class OwnData(FaceDataModule):
         owner = type(self.own).__name__
         try:
             loader = getattr(self.own, method)()
-        except Exception as error:  # whatever a module of others raises
+        except Exception as error:  # a user's module may raise anything
             raise UserError(f"{owner}.{method}() gives no {name} images: {error or type(error).__name__}.") from error
         loader = loader[0] if isinstance(loader, list | tuple) else loader
         images = image_set(getattr(loader, "dataset", loader))

@@ -1,4 +1,4 @@
-"""Random splits in which every class keeps its share, image by image or in whole groups."""
+"""Random stratified splits, image by image or in whole groups."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def stratified_parts(
 def grouped_parts(
     labels: Int64[Tensor, " image"], groups: Sequence[str], shares: Sequence[float], seed: int
 ) -> list[Int64[Tensor, " part"]]:
-    """Rows of each part, ascending: no group is taken apart, and every class comes near the given shares.
+    """Rows of each part, ascending: no group is divided, and every class comes close to the given shares.
 
-    Groups are placed from the largest to the smallest, equal ones in a seeded order, each into the part that lacks
+    Groups are assigned from the largest to the smallest, equal ones in a seeded order, each to the part that lacks
     most of the group's classes: with n images of class c in the group, t of it due to the part and h of it there, the
     part with the largest sum of n (t - h) / t over the classes.
 

@@ -1,4 +1,4 @@
-"""Published sets of faces in the layouts they are distributed in: RAF-DB, AffectNet, FER+ as folders."""
+"""Published face data sets in the layouts they are distributed in: RAF-DB, AffectNet, FER+ as folders."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FER_PLUS_FOLDERS = {"train": "FER2013Train", "val": "FER2013Valid", "test": "FE
 
 
 class PublishedSet(ImageFiles):
-    """A published set in the layout that it is distributed in; a subclass finds its images.
+    """A published data set in its distributed layout; a subclass finds its images.
 
     Args:
         path: the folder, or an archive of it.
@@ -158,7 +158,8 @@ def _of_classes(images: Sequence[FoundImage], class_names: Sequence[str]) -> lis
     wanted = {class_key(name) for name in class_names}
     kept = [image for image in images if class_key(image.class_name) in wanted]
     if len(kept) < len(images):
-        log.info("%d of %d images are of no class of data.class_names: left out.", len(images) - len(kept), len(images))
+        left_out = len(images) - len(kept)
+        log.info("%d of %d images have a class that is not in data.class_names: left out.", left_out, len(images))
     return kept
 
 

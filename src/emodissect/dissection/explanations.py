@@ -330,7 +330,7 @@ def _text(concepts: Sequence[int], weights: Sequence[float], names: Sequence[str
     if len(terms) == 1:
         return f"{MINUS if terms[0][1] < 0 else ''}{terms[0][0]}"
     text = " ".join(f"{MINUS if w < 0 else '+'} {abs(w):.2f} {name}" for name, w in terms)
-    return text.removeprefix("+ ")
+    return text.removeprefix("+ ").replace(f"{MINUS} ", MINUS, 1) if text.startswith(MINUS) else text.removeprefix("+ ")
 
 
 def _check_parameters(max_concepts: int, least_gain: float, penalty: float, candidates: int) -> None:

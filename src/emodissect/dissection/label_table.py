@@ -168,7 +168,7 @@ def _dead(table: pd.DataFrame, fault: _Fault) -> None:
     if "dead" not in table:
         table["dead"] = unknown
     elif not table["dead"].isin([True, False]).all():
-        raise fault("the column dead holds something else than true and false")
+        raise fault("the column dead holds values other than true and false")
     table["dead"] = table["dead"].astype(bool)
     named = table["concept"] != ""
     fault.at(table, ~table["dead"] & (unknown | ~named), lambda row: "a living neuron has no concept or no similarity")
@@ -194,7 +194,7 @@ def _lists(table: pd.DataFrame, name: str, fault: _Fault) -> None:
         good = np.isfinite(numbers) & whole if name == "top_ids" else np.isfinite(numbers) | unknown
     wrong = np.zeros(len(lists), dtype=bool)
     wrong[row_of[~good]] = True
-    fault.at(table, wrong, lambda row: f"{name} holds something else than {_what(name)}")
+    fault.at(table, wrong, lambda row: f"{name} holds values other than {_what(name)}")
     if name == "top_ids":
         twice = np.array([len(set(row)) < len(row) for row in lists])
         fault.at(table, twice, lambda row: "top_ids names an image twice")

@@ -211,7 +211,7 @@ class Dissection:
         tau, level = (float(about.get(name, known)) for name, known in (("tau", 0.0), ("level", REFERENCE_LEVEL)))
         found = cls.of_neurons(neurons, null, tau, level)
         if about.get("neurons", content := found.fingerprint()) != content:
-            log.warning("%s is not what was written with null.safetensors beside it: edited since, or damaged.", table)
+            log.warning("%s does not match the null.safetensors beside it: it was edited, or is damaged.", table)
         return found
 
 

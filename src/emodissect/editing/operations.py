@@ -301,7 +301,7 @@ def require_parameters(word: str) -> None:
 def require_factor(factor: float) -> None:
     """Raises UserError for a factor that is not finite and above 0."""
     if not (math.isfinite(factor) and factor > 0):
-        raise UserError(f"factor={factor:g} scales nothing sensibly: give a number above 0, or use edit=ablate for 0.")
+        raise UserError(f"factor={factor:g} must be above 0; to set neurons to zero use edit=ablate.")
 
 
 def _times(parameter: nn.Parameter, factor: Tensor) -> Change:

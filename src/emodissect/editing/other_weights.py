@@ -44,7 +44,7 @@ class OtherWeights(Operation):
         return [Change(state[name], _constant(value)) for name, value in given.items()]
 
     def on_output(self, output: Float[Tensor, "image neuron *position"], target: Target) -> Tensor:
-        raise TypeError("other weights are no change of the layer's output")
+        raise TypeError("replacing all weights is not a change of the layer's output")
 
     @property
     def is_identity(self) -> bool:
@@ -78,7 +78,7 @@ def change_of_neurons(given: Mapping[str, Tensor], network: nn.Module, layer: st
     own = network.state_dict()
     changed = {name for name, value in given.items() if not torch.equal(value, own[name].cpu())}
     if not changed:
-        raise UserError(f"{source} gives the very weights of this network: nothing was edited.")
+        raise UserError(f"{source} gives the same weights as this network: nothing was edited.")
     weight, bias = f"{layer}.weight", f"{layer}.bias"
     scale = row_scale(own[weight].cpu(), given[weight]) if changed <= {weight, bias} else None
     if scale is None:

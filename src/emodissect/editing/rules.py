@@ -53,7 +53,7 @@ class Rule(ABC):
             return self.operation(chosen, torch.full((len(chosen),), torch.nan))
         known = per_neuron(similarity)
         if len(known) != len(chosen):
-            raise UserError(f"{len(chosen)} neurons are selected from, and {len(known)} similarities are given.")
+            raise UserError(f"{len(chosen)} neurons can be selected, but {len(known)} similarities are given.")
         return self.operation(chosen, known)
 
     @abstractmethod
@@ -65,14 +65,14 @@ def mask(selected: ArrayLike | Tensor) -> Bool[Tensor, " neuron"]:
     """A boolean for each neuron from a tensor, an array, a pandas column or a list.
 
     Raises:
-        UserError: it holds something else than true and false.
+        UserError: it holds values other than true and false.
     """
     given = selected if isinstance(selected, Tensor) else np.asarray(selected)
     if given.dtype == object:  # pandas' nullable booleans
         given = given.astype(bool) if all(isinstance(value, bool) for value in given) else given
     if given.ndim != 1 or given.dtype not in (torch.bool, np.dtype(bool)):
         raise UserError(
-            f"A selection must be true or false for each neuron, and this is {given.dtype} of shape "
+            f"A selection must be true or false for each neuron, but this is {given.dtype} of shape "
             f"{tuple(given.shape)}. Compare it with a threshold first, e.g. similarity > 0."
         )
     return given.detach().cpu() if isinstance(given, Tensor) else torch.from_numpy(given.copy())

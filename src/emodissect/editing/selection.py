@@ -87,7 +87,7 @@ class Fdr(_FromLabels):
         require_number("selection.level", self.level)
         if not 0 < self.level <= 1:
             raise UserError(
-                f"selection.level={self.level:g} is no false discovery rate. Give one in (0, 1], e.g. 0.05."
+                f"selection.level={self.level:g} is not a false discovery rate; it must be in (0, 1], e.g. 0.05."
             )
 
     def __call__(self, neurons: pd.DataFrame, module: nn.Module) -> Bool[Tensor, " neuron"]:
@@ -189,7 +189,7 @@ class RandomNeurons(_WithoutLabels):
         if self.share is not None:
             require_number("selection.share", self.share)
         if self.share is not None and not 0 <= self.share <= 1:
-            raise UserError(f"selection.share={self.share:g} is no share of the layer. Give one in [0, 1].")
+            raise UserError(f"selection.share={self.share:g} is not a share of the layer; it must be in [0, 1].")
 
     @property
     def needs_images(self) -> bool:

@@ -58,7 +58,7 @@ def state_dicts(path: str | Path) -> dict[str, dict[str, Tensor]]:
     if not found:
         held = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
         raise UserError(
-            f"{path} holds no state dict (it holds: {held or 'nothing'}). Taken: a dict of tensors, or one under "
+            f"{path} holds no state dict (it holds: {held or 'nothing'}). Accepted: a dict of tensors, or one under "
             f"{', '.join(_CONTAINERS)}."
         )
     return {name: without_prefixes(state) for name, state in found.items()}
@@ -106,11 +106,11 @@ def read_checkpoint(path: Path) -> Any:
         what = "a folder" if path.is_dir() else "no file"
         raise UserError(f"ckpt_path={path} is {what}. Give a .ckpt, .pt, .pth or .safetensors file.")
     if path.stat().st_size == 0:
-        raise UserError(f"ckpt_path={path} is empty: its writing or copying was cut off. Copy it again.")
+        raise UserError(f"ckpt_path={path} is empty: writing or copying it was interrupted. Copy it again.")
     try:
         advice = advice_for(path)
     except OSError as error:
-        raise UserError(f"ckpt_path={path} may not be read: {error.strerror}.") from error
+        raise UserError(f"ckpt_path={path} cannot be read: {error.strerror}.") from error
     if advice is not None:
         raise UserError(f"{path} holds no torch weights. {advice}")
     if path.suffix == ".safetensors":
@@ -155,7 +155,7 @@ def _code(path: Path, error: Exception) -> UserError:
 
 def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(
-        f"{path} is no checkpoint, or is cut off or damaged ({reason(error, 160)}). Taken: "
+        f"{path} is not a checkpoint, or is truncated or damaged ({reason(error, 160)}). Accepted: "
         "torch files with a state dict, Lightning checkpoints, safetensors. "
         "If it was downloaded or copied, do that again."
     )

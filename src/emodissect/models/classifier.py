@@ -189,7 +189,7 @@ class Classifier(LightningModule):
             try:
                 with torch.inference_mode():
                     same = _same(before, self._run(self.inputs(images)))
-            except Exception:  # whatever a network of others raises
+            except Exception:  # a user's network may raise anything
                 same = False
         if not same:
             self.network.to(memory_format=torch.contiguous_format)
@@ -210,7 +210,7 @@ class Classifier(LightningModule):
                 return self._run(inputs)
         except UserError:
             raise
-        except Exception as error:  # whatever a network of others raises
+        except Exception as error:  # a user's network may raise anything
             channels, height, width = inputs.shape[1:]
             said = reason(error)
             if isinstance(error, TypeError) and "required positional argument" in said:
@@ -252,7 +252,7 @@ class Classifier(LightningModule):
         if distributions.shape != (len(ids), len(self.class_names)) or bool((distributions < 0).any()):
             raise UserError(
                 f"soft labels of shape {tuple(distributions.shape)} for {len(ids)} images and "
-                f"{len(self.class_names)} classes: one non-negative row an image is needed."
+                f"{len(self.class_names)} classes: one non-negative row per image is needed."
             )
         total = distributions.sum(dim=1, keepdim=True)
         if bool((total <= 0).any()):
@@ -311,13 +311,13 @@ class Classifier(LightningModule):
             try:
                 optimizer = self.make_optimizer(parameters)
             except (TypeError, ValueError) as error:
-                raise UserError(f"The optimizer cannot be made as configured (optimizer.*): {error}") from error
+                raise UserError(f"The optimizer cannot be created as configured (optimizer.*): {error}") from error
         if self.make_scheduler is None:
             return optimizer
         try:
             scheduler = schedule(self.make_scheduler, optimizer, self.trainer, self.monitor)
         except (TypeError, ValueError) as error:
-            raise UserError(f"The schedule cannot be made as configured (scheduler.*): {error}") from error
+            raise UserError(f"The schedule cannot be created as configured (scheduler.*): {error}") from error
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def setup(self, stage: str) -> None:

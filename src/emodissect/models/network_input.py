@@ -114,7 +114,7 @@ def _fails(network: nn.Module, inputs: Tensor) -> Exception | None:
         with evaluating(network), torch.inference_mode():
             forward_of(network)(inputs)
         return None
-    except Exception as error:  # whatever a network of others raises
+    except Exception as error:  # a user's network may raise anything
         return error
 
 
@@ -134,7 +134,7 @@ def _as_transformed(transform: Transform, some: Tensor) -> Callable[[Tensor], Te
     for name, way in ways.items():
         try:
             made[name], again = way(some), way(some)
-        except Exception as error:  # whatever a transform of others raises
+        except Exception as error:  # a user's transform may raise anything
             errors.append(f"{name}: {reason(error, 150)}")
             continue
         if not torch.equal(made[name], again):

@@ -134,6 +134,6 @@ def _by_channel(key: str, values: float | Sequence[float], channels: int) -> Flo
     numbers = [float(values)] if isinstance(values, int | float) else [float(value) for value in values]
     if len(numbers) not in (1, channels):
         raise UserError(
-            f"model.preprocess.{key} has {len(numbers)} values for {channels} channels: give one, or one a channel."
+            f"model.preprocess.{key} has {len(numbers)} values for {channels} channels: give one, or one per channel."
         )
     return torch.tensor(numbers * (channels // len(numbers))).reshape(channels, 1, 1)

@@ -42,13 +42,17 @@ def schedule(
     if is_open("total_steps") and not (given.get("epochs") and given.get("steps_per_epoch")):
         steps = trainer.estimated_stepping_batches
         if math.isinf(steps) or steps < 1:
-            raise UserError("scheduler=one_cycle needs to know the end: set trainer.max_epochs or trainer.max_steps.")
+            raise UserError(
+                "scheduler=one_cycle needs the length of the training: set trainer.max_epochs or trainer.max_steps."
+            )
         # OneCycleLR divides by its phases: a run of a few steps (debug=fdr) walks the beginning of a longer cycle.
         rising = given.get("pct_start", 0.3)
         filled["total_steps"] = max(int(steps), math.ceil(2 / min(rising, 1 - rising)))
     if is_open("T_max"):
         if trainer.max_epochs is None or trainer.max_epochs < 1:
-            raise UserError("scheduler=cosine needs to know the end: set trainer.max_epochs or scheduler.T_max.")
+            raise UserError(
+                "scheduler=cosine needs the length of the training: set trainer.max_epochs or scheduler.T_max."
+            )
         filled["T_max"] = trainer.max_epochs
     made = scheduler(optimizer, **filled)
     entry: dict[str, Any] = {"scheduler": made, "interval": "step" if isinstance(made, OneCycleLR) else "epoch"}

@@ -33,7 +33,7 @@ def torchvision_model(name: str, num_classes: int, pretrained: bool = False, cha
     """
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise UserError(f"model.name={name} is no torchvision classifier. {nearest(name, known)}")
+        raise UserError(f"model.name={name} is not a torchvision classifier. {nearest(name, known)}")
     # Side outputs change what a forward pass returns; no other model has them.
     extra = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
     if pretrained:
@@ -73,7 +73,7 @@ def timm_model(
 
     known = timm.list_models()
     if ":" not in name and name.split(".")[0] not in known:
-        raise UserError(f"model.name={name} is no timm model. {nearest(name.split('.')[0], known)}")
+        raise UserError(f"model.name={name} is not a timm model. {nearest(name.split('.')[0], known)}")
 
     def make() -> nn.Module:
         return timm.create_model(
@@ -165,7 +165,7 @@ def _of_the_user(function: Any) -> bool:
 def _described(found: Any) -> str:
     if callable(found) and hasattr(found, "__qualname__"):
         return f"the function {found.__module__}.{found.__qualname__}, which does not declare to return a network"
-    return f"a {type(found).__name__}, which makes no network"
+    return f"a {type(found).__name__}, which does not return a network"
 
 
 def replace_head(network: nn.Module, num_classes: int) -> None:
@@ -230,7 +230,7 @@ def _found(target: str) -> Any:
         sys.modules.setdefault(path.stem, module)
         try:
             spec.loader.exec_module(module)
-        except Exception as error:  # whatever the user's file does
+        except Exception as error:  # a user's file may raise anything
             frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
             where = f" in line {frames[-1]}" if frames else ""
             beside = f" Modules beside it are found with PYTHONPATH={path.absolute().parent}."

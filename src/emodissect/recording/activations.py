@@ -30,7 +30,7 @@ class LayerActivations:
         layer: module path in the network.
         ids: the images, ascending.
         top_ids: each neuron's most activating images, best first; equal activations by the tickets of their ids (see
-            :func:`emodissect.core.ranking.tickets`). The rank axis has the length of the top_k asked for, or
+            :func:`emodissect.core.ranking.tickets`). The rank axis has the length of the requested top_k, or
             the number of images where that is smaller.
         top_values: their activations.
         mean, std, minimum, maximum: over all images; std divides by the number of images.
@@ -115,11 +115,11 @@ class LayerActivations:
         """The activations of both sets of images together, which may share none.
 
         Args:
-            top_k: ranks to keep. By default as many as both can vouch for, a part that holds fewer ranks than
-                images vouching for no more than it holds.
+            top_k: ranks to keep. By default as many as both know exactly; a part that holds fewer ranks than
+                images knows no more than it holds.
 
         Raises:
-            ValueError: another layer or number of neurons, shared images, or more ranks than can be vouched for.
+            ValueError: another layer or number of neurons, shared images, or more ranks than are known exactly.
         """
         if (self.layer, self.neurons) != (other.layer, other.neurons):
             raise ValueError(f"{self.layer} ({self.neurons}) and {other.layer} ({other.neurons}) are different layers")
@@ -176,7 +176,7 @@ class LayerActivations:
 
 
 def _linked(source: Path | None, target: Path) -> bool:
-    """Whether ``target`` now is another name of the finished file ``source``, so that nothing had to be copied."""
+    """Whether ``target`` is now a hard link to the finished file ``source``, so that nothing had to be copied."""
     if source is None:
         return False
     try:

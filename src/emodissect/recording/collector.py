@@ -46,7 +46,7 @@ class ActivationCollector:
     activations = collector.result()["lin2"]
     ```
 
-    Rows are placed by image id, so the order of batches does not matter; an id met again is ignored. Without
+    Rows are placed by image id, so the order of batches does not matter; an id seen again is ignored. Without
     ``keep_values`` the image x neuron matrix never exists: memory is top_k x neurons and one batch. Within
     torch.distributed each process records its share and :meth:`result` gives all of them the same whole; images that
     a sampler repeats to fill the last batches count once.
@@ -56,7 +56,7 @@ class ActivationCollector:
         pool: ``avg``, ``max``, ``class_token`` or ``token_mean``.
         top_k: images to keep for each neuron.
         keep_values: also keep every activation, in memory, or in ``store_dir`` where given.
-        store_dir: a folder for memory-mapped files, one a layer; on a file system that all processes share.
+        store_dir: a folder for memory-mapped files, one per layer; on a file system that all processes share.
         images: how many images are to come, where known: then the disk space for all is checked before the first.
         channels_last: see :func:`emodissect.recording.record`.
     """
@@ -84,8 +84,8 @@ class ActivationCollector:
         self._state: dict[str, _Layer] = {}
         self._ids: list[Tensor] = []
         self._seen: set[int] = set()
-        # With several processes the latest batch waits: only there can a sampler's repeats stand, and which of them
-        # another process has is known at the end.
+        # With several processes the latest batch waits: only it can hold a sampler's repeats, and which of them
+        # another process has is known only at the end.
         self._latest: tuple[Tensor, dict[str, Tensor]] | None = None
         self._result: dict[str, LayerActivations] | None = None
 
@@ -125,7 +125,7 @@ class ActivationCollector:
                 state.store.discard()
 
     def update(self, ids: Int64[Tensor, " image"] | Sequence[int]) -> None:
-        """Take in the latest forward pass, of the images with these ids.
+        """Add the latest forward pass, of the images with these ids.
 
         Raises:
             UserError: another number of ids than images, or activations that are not finite (layer and images named).
@@ -195,7 +195,7 @@ class ActivationCollector:
         return ActivationStore(self.store_dir / f"{layer}{part}.npy", neurons, images)
 
     def _settle_latest(self) -> None:
-        """Of the batch that waits take what no other process has; forget a share that others have entirely."""
+        """Keep of the waiting batch what no other process has; drop a share that others have entirely."""
         latest, batch = self._latest or (_NO_IDS, {})
         rows, counts = own_share(gathered((torch.cat([*self._ids, _NO_IDS]), latest)), dist.get_rank())
         if not counts:

@@ -1,4 +1,4 @@
-"""Joining what several processes have recorded."""
+"""Joining what several processes recorded."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def gathered(value: T) -> list[T]:
 
 
 def own_share(shares: Sequence[tuple[Tensor, Tensor]], rank: int) -> tuple[Int64[Tensor, " row"], bool]:
-    """What of this process's images no other process answers for.
+    """Which of this process's images no other process counts.
 
-    A distributed sampler repeats a few images to give all processes equally many; they stand in the last batch. So of
+    A distributed sampler repeats a few images to give all processes equally many; they are in the last batch. So of
     the ids in last batches those count that are in no other process's earlier batches and in no lower rank's last
     batch. A process whose earlier images are all in lower ranks' earlier batches does not count (every process saw
     everything).

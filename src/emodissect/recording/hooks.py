@@ -45,7 +45,7 @@ class Recording(Mapping[str, Tensor]):
         if layer not in self.layers:
             raise UserError(f"Layer {layer!r} is not recorded. {nearest(layer, self.layers)}")
         if layer not in self._values:
-            raise UserError(f"Layer {layer!r} has given no output yet: run a forward pass of the network first.")
+            raise UserError(f"Layer {layer!r} has produced no output yet: run a forward pass of the network first.")
         return self._values[layer]
 
     def __iter__(self) -> Iterator[str]:
@@ -61,7 +61,7 @@ class Recording(Mapping[str, Tensor]):
         self._images = None
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the whole network: a new pass, of so many images."""
+        """Forward pre-hook of the whole network: a new pass, of this many images."""
         self.clear()
         images = first_tensor([*args, *kwargs.values()])
         self._images = len(images) if images is not None and images.ndim else None
@@ -116,7 +116,7 @@ def record(
     """Within the block, ``recorded[layer]`` holds the pooled output of the latest forward pass of ``network``.
 
     Outputs are taken at the module's own output, after hooks that were there before, and pooled inside the hook, so
-    an in-place operation that follows does not change them. A tuple, list or mapping counts by its first tensor. A
+    an in-place operation that follows does not change them. Of a tuple, list or mapping the first tensor is taken. A
     module called several times in one pass (a shared ReLU) keeps its last call and is reported once. Train or eval
     mode, gradients and the output of the network are not touched; values carry no gradient. A compiled network runs
     uncompiled within the block, since compiled code skips hooks. Hooks are gone afterwards, also after an exception.

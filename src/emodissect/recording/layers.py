@@ -52,7 +52,7 @@ def conv_and_linear(network: nn.Module) -> list[str]:
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel and ``torch.compile``'s wrapper, whose paths users know.
+    """The network inside DistributedDataParallel's and ``torch.compile``'s wrappers, whose paths users know.
 
     Raises:
         UserError: a ``nn.DataParallel``, whose replicas would overwrite each other's activations.

@@ -26,7 +26,7 @@ def check_pool(pool: str, channels_last: ChannelsLast) -> None:
     """Raises UserError unless both are known words."""
     if pool not in POOLS:
         raise UserError(
-            f"layer.pool={pool!r} is no way of pooling (avg: the mean over positions). {nearest(pool, POOLS)}"
+            f"layer.pool={pool!r} is not a pooling method (avg: the mean over positions). {nearest(pool, POOLS)}"
         )
     if channels_last not in ("auto", True, False):
         raise UserError(f"layer.channels_last={channels_last!r}: it is auto, true or false.")
@@ -52,8 +52,8 @@ def neuron_axis(
     ``channels_last`` says. Three axes: -1 (image token neuron), or 1 for a 1-D convolution. For four and three axes,
     ``auto`` compares both axes with the number of neurons that the module declares (out_channels, out_features,
     num_features, num_channels, embed_dim, normalized_shape); a module that declares none (an activation, a block) is
-    judged by the modules inside it, last first, then by those defined before it, nearest first. The first count that
-    fits one axis and not the other decides. Where a count fits both, a Linear or LayerNorm means the last axis and
+    inferred from the modules inside it, last first, then by those defined before it, nearest first. The first count
+    that fits one axis and not the other decides. Where a count fits both, a Linear or LayerNorm means the last axis and
     anything else axis 1; where nothing fits, four axes mean 1 and three mean -1.
 
     The order of axes is meant, not torch's memory format: a tensor in ``torch.channels_last`` keeps its axes.
@@ -72,7 +72,7 @@ def neuron_axis(
 
 
 def prefix_tokens(network: nn.Module) -> int:
-    """How many tokens stand before the patches: timm's ``num_prefix_tokens``, else 1 where there is a class token."""
+    """How many tokens come before the patches: timm's ``num_prefix_tokens``, else 1 where there is a class token."""
     for module in network.modules():
         if isinstance(count := getattr(module, "num_prefix_tokens", None), int):
             return count
@@ -89,11 +89,11 @@ def pooled(output: Tensor, axis: Literal[1, -1], pool: str, prefix: int = 0) -> 
     | class_token | mean over positions             | the first token                                   | as is |
     | token_mean  | mean over positions             | mean over the tokens behind the first ``prefix``  | as is |
 
-    Half precision is averaged in float32. A 1-D output (one number an image) is one neuron.
+    Half precision is averaged in float32. A 1-D output (one number per image) is one neuron.
 
     Args:
         axis: where its neurons are; see :func:`neuron_axis`.
-        prefix: how many tokens are no patches; see :func:`prefix_tokens`.
+        prefix: how many tokens are not patches; see :func:`prefix_tokens`.
 
     Raises:
         UserError: an output with no image axis, with more than four axes, or not of floating-point numbers.

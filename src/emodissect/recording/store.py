@@ -24,8 +24,8 @@ class ActivationStore:
     """A ``.npy`` file of float32 activations (image, neuron), rows by ascending image id.
 
     Batches are appended in the order they come, under a temporary name; :meth:`finish` puts the rows in order of id,
-    block by block, and renames the file, so that a file of the final name is always whole. Images that came in order
-    are not moved.
+    block by block, and renames the file, so that a file with the final name is always complete. Images that came in
+    order are not moved.
 
     Args:
         path: the final file; its folder is made.
@@ -46,7 +46,7 @@ class ActivationStore:
         self._header(0)
 
     def append(self, ids: Int64[Tensor, " image"], values: Float[Tensor, "image neuron"]) -> None:
-        """Write the rows of some images, of which none came before."""
+        """Write the rows of some images, none of which came before."""
         check_space(self.path.parent, 4 * values.numel())
         self._file.write(np.ascontiguousarray(values.to("cpu", torch.float32).numpy()).data)
         self._ids.append(ids.cpu())
@@ -76,9 +76,9 @@ class ActivationStore:
 
 @contextmanager
 def scratch_dir(root: Path, name: str, owner: bool = True) -> Iterator[Path]:
-    """A folder for the stores of one recording, gone when the block ends; what outlives it is linked elsewhere by then.
+    """A folder for the stores of one recording, removed when the block ends; results are linked elsewhere by then.
 
-    A lock says that the recording is alive: folders whose process was killed are removed by the next recording.
+    A lock marks the recording as alive: folders of killed processes are removed by the next recording.
 
     Args:
         owner: False for further processes of the same recording, which leave making and removing to the first.

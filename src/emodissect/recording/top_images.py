@@ -18,7 +18,7 @@ class TopImages:
     """Each neuron's ``k`` largest activations and the ids of their images; the image x neuron matrix never exists.
 
     Exact, and independent of the order and size of batches: images are ranked by activation, descending, and among
-    equal activations by the :func:`~emodissect.core.ranking.tickets` of their ids; an id met again counts once, with
+    equal activations by the :func:`~emodissect.core.ranking.tickets` of their ids; an id seen again counts once, with
     its largest activation. From a batch only what beats a neuron's k-th image so far is kept; the survivors wait in a
     buffer that is merged when it is full. State: (k + buffer) x neurons integers of 8 bytes.
 
@@ -28,7 +28,7 @@ class TopImages:
 
     def __init__(self, k: int, buffer: int | None = None) -> None:
         if k < 1:
-            raise UserError(f"top_k={k}: at least one image is kept. Give 1 or more; the study took 100.")
+            raise UserError(f"top_k={k}: at least one image is kept. Give 1 or more; the published study used 100.")
         self.k = k
         self.buffer = buffer or max(k, 256)
         # A row of keys per neuron: the best so far in [0, k), in no order, and waiting ones in [k, k + buffer).
@@ -65,7 +65,7 @@ class TopImages:
                 self._offer(values[start : start + self.buffer], drawn[start : start + self.buffer])
 
     def merge(self, other: TopImages) -> None:
-        """Take in what another of the same k has kept, e.g. on another process."""
+        """Merge what another of the same k has kept, e.g. on another process."""
         if other.k != self.k:
             raise ValueError(f"the top {other.k} cannot be merged into the top {self.k}")
         with torch.inference_mode(False), torch.no_grad():
@@ -148,7 +148,7 @@ def _repeats(keys: Int64[Tensor, "neuron slot"]) -> Tensor:
     """Which neurons hold an image twice."""
     if keys.device.type == "cpu":
         low = np.sort((keys & MOST).numpy().astype(np.uint32), axis=1)
-        # An empty slot has the complement 0, as has the largest ticket: empty slots are told by the key.
+        # An empty slot has the complement 0, as has the largest ticket: empty slots are recognised by the key.
         empty = (keys == _EMPTY).sum(1).numpy()
         same = (low[:, 1:] == low[:, :-1]).sum(1)
         return torch.from_numpy(same > np.maximum(empty - 1, 0))

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from emodissect.core.number_format import DASH, points
+from emodissect.report import claims
 from emodissect.report.columns import EFFECTS, GROUPS, LADDER
 from emodissect.report.figures import style
 from emodissect.report.page import Extra
@@ -20,7 +21,7 @@ from emodissect.studies.label_effects import label_effects
 
 _FITTED = {"val": "validation", "train": "training", "test": "test", "": DASH}
 
-_TITLE = "Beside cheap alternatives"
+_TITLE = "Cheap alternatives"
 
 
 def ladder_section(ladder: pd.DataFrame, delta: float) -> list[Extra]:
@@ -33,23 +34,23 @@ def ladder_section(ladder: pd.DataFrame, delta: float) -> list[Extra]:
     known = ladder[ladder["delta"].notna()] if len(ladder) else ladder
     if not len(known):
         return []
-    caption = (
-        "Change of accuracy on test in points, with 95 % intervals, of the chosen edit (line) and of alternatives that "
-        "look at no neuron's label. Each was fitted on the images that the edit was chosen on, or on training images, "
-        "and compared on the same test images by the same tests. What was fitted on test (open) is a bound, no result."
-    )
-    return [Extra(_TITLE, caption, frame=readable(ladder), figure=ladder_figure(known, delta), columns=LADDER)]
+    drawn = known[known["fitted_on"] != "test"]  # a bound fitted on test would squeeze the others together
+    figure = ladder_figure(drawn, delta) if len(drawn) else None
+    return [Extra(_TITLE, claims.ladder_text(ladder), frame=readable(ladder), figure=figure, columns=LADDER)]
 
 
 def readable(ladder: pd.DataFrame) -> pd.DataFrame:
-    """The ladder as people read it."""
-    settled = [row["settled"] or row["note"] or DASH for row in ladder.to_dict("records")]
-    return ladder.assign(alternative=ladder["words"], fitted_on=ladder["fitted_on"].map(_FITTED), settled=settled)
+    """The ladder as people read it, without the alternatives that this network does not have."""
+    known = ladder[ladder["delta"].notna()]
+    fitted, settled = known["fitted_on"].map(_FITTED), known["settled"].replace("", DASH)
+    return known.assign(alternative=known["words"], fitted_on=fitted, settled=settled)
 
 
 def ladder_table(ladder: pd.DataFrame) -> Table:
     """The ladder for the terminal."""
-    return frame_table(readable(ladder), "Cheap alternatives, on test", LADDER)
+    table = frame_table(readable(ladder), "Cheap alternatives, on test", LADDER)
+    table.caption = " ".join(filter(None, [claims.ladder_notes(ladder), str(table.caption or "")])) or None
+    return table
 
 
 def group_section(study: EditStudy, class_names: Sequence[str]) -> list[Extra]:
@@ -58,7 +59,7 @@ def group_section(study: EditStudy, class_names: Sequence[str]) -> list[Extra]:
         return []
     caption = (
         f"Accuracy on test by class and by whether “{study.groups}” is present, of the unedited network and of the "
-        "edited one. The worst group is the least of a column."
+        "edited one. The worst group is the lowest value of a column."
     )
     return [Extra("Accuracy by group", caption, frame=readable_groups(study, class_names), columns=GROUPS)]
 
@@ -80,8 +81,8 @@ def effects_section(study: EditStudy) -> list[Extra]:
     if not len(study.neuron_effects):
         return []
     caption = (
-        f"Rank correlation, over the living neurons of {study.edit.layer}, of what a label is worth with the neuron's "
-        "effect on the mean correct-class margin when it is scaled up (signed), and with the size of that effect. "
+        f"Rank correlation, over the living neurons of {study.edit.layer}, between measures of a label's quality and "
+        "the neuron's effect on the mean correct-class margin when it is scaled up (signed), or its size. "
         "Effects are estimated from random edits on the images that the edit was chosen on."
     )
     return [Extra("Are interpretable neurons the useful ones?", caption, frame=_effects(study), columns=EFFECTS)]
@@ -126,16 +127,12 @@ def ladder_figure(ladder: pd.DataFrame, delta: float) -> Figure:
         spread = np.abs(np.stack([deltas - reach[:, 0], reach[:, 1] - deltas]))
         axes.axvline(0, color=style.LINE, linewidth=1)
         axes.axvline(100 * delta, color=style.ORANGE, label="the edit")
-        on_test = (ladder["fitted_on"] == "test").to_numpy()
-        for some, colour, face in ((~on_test, style.BLUE, style.BLUE), (on_test, style.GREY, "none")):
-            if some.any():
-                look: dict[str, Any] = {"color": colour, "markerfacecolor": face, "markersize": 4.5, "linewidth": 1.2}
-                axes.errorbar(deltas[some], place[some], xerr=spread[:, some], fmt="o", **look)
+        axes.errorbar(deltas, place, xerr=spread, fmt="o", color=style.BLUE, markersize=4.5, linewidth=1.2)
         names = [
             f"{row['words']} ({_FITTED[row['fitted_on']]})" if row["fitted_on"] else str(row["words"])
             for row in ladder.to_dict("records")
         ]
         axes.set_yticks(place, names)
-        axes.set_xlabel("change of accuracy on test, points")
+        axes.set_xlabel("change of accuracy on test (points)")
         axes.legend(loc="best")
     return figure

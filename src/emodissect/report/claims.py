@@ -17,6 +17,9 @@ SPLITS = {"val": "validation", "test": "test", "train": "training"}
 MOST_NAMED = 3
 """Equals that are named; of more, the first and how many."""
 
+EXAMPLES = {"tau": "tau=[0,0.5,1]", "level": "level=[0.01,0.05,0.1]", "factor": "factor=[1.25,1.5,2]"}
+"""For each setting a grid of it."""
+
 CONTROLS = {
     "random": "as many living neurons, drawn at random whatever their labels",
     "shuffled": "the whole study repeated with shuffled labels; its choice may have another size",
@@ -79,6 +82,29 @@ def distinct_edits(grid: pd.DataFrame) -> int:
     return len(acting.groupby(["layer", "edit_id"])) if "edit_id" in grid else len(acting)
 
 
+def shared_words(grid: pd.DataFrame, names: Iterable[str]) -> dict[str, str]:
+    """Those columns of words that have one value in all cells of a grid, which a table need not repeat.
+
+    Example:
+        >>> shared_words(pd.DataFrame({"rule": ["scale", "scale"], "tau": [0, 1]}), ["rule", "tau"])
+        {'rule': 'scale'}
+    """
+    found = {}
+    for name in names:
+        values: Any = grid[name].unique() if name in grid else []
+        if len(values) == 1 and isinstance(values[0], str):
+            found[name] = values[0]
+    return found
+
+
+def shared_words_text(shared: Mapping[str, str], cells: int) -> str:
+    """``In all 12 cells: selection tau, rule scale.``; nothing where the cells share no words."""
+    if not shared:
+        return ""
+    where = "This cell" if cells == 1 else f"All {cells} cells"
+    return f"{where}: {', '.join(f'{name} {value}' for name, value in shared.items())}."
+
+
 def grid_text(grid: pd.DataFrame, where: str, alpha: float) -> str:
     """What a grid of several cells shows: how many edits, how many beyond chance, and whether any gains.
 
@@ -121,14 +147,15 @@ def one_cell_text(cell: pd.Series, where: str, band: float | None) -> str:
         band: half-width of the band that chance flips give, a fraction.
     """
     neurons = f"{words.count(int(cell['selected']), 'neuron')} of {cell['layer']} at {setting(cell)}"
-    more = "A list of values, such as 'tau=[0,0.5,1]', makes a grid."
+    example = next((EXAMPLES[name] for name in settings_in(cell.to_frame().T) if name in EXAMPLES), "")
+    more = f"A list of values, such as '{example}', makes a grid." if example else ""
     if bool(changes_nothing(cell.to_frame().T).iloc[0]):
-        return f"One edit was tried on {where}: {neurons}; it changes no prediction. {more}"
+        return f"One edit was tried on {where}: {neurons}; it changes no prediction. {more}".rstrip()
     band_text = f"; chance flips alone give about ±{100 * band:.2f}" if band else ""
     return (
         f"One edit was tried on {where}: {neurons} change accuracy by {words.points(cell['delta'])} points "
         f"({words.p_sentence(cell['p_value'])}{band_text}). {more}"
-    )
+    ).rstrip()
 
 
 def cells_text(cells: pd.DataFrame, band: float | None) -> str:
@@ -232,6 +259,44 @@ def controls_text(table: pd.DataFrame, delta: float, where: str) -> str:
     return text
 
 
+def ladder_text(ladder: pd.DataFrame) -> str:
+    """What cheap alternatives give beside the edit: the best of them, the ceiling, and what this network lacks.
+
+    Args:
+        ladder: as :func:`emodissect.studies.baselines.climb` gives it.
+    """
+    text = (
+        "Change of accuracy on test in points, with 95 % intervals, of the chosen edit (line) and of alternatives that "
+        "do not use the labels, by the same tests on the same images."
+    )
+    honest = ladder[(ladder["fitted_on"] != "test") & ladder["delta"].notna()]
+    if honest["fitted_on"].isin(["val", "train"]).any():
+        text += " What is fitted was fitted on the images that the edit was chosen on, or on training images."
+    if len(honest):
+        best = equals(honest, "delta")
+        first = best.iloc[0]
+        p = f" ({words.p_sentence(first['p_value'])})" if len(best) == 1 else " each"
+        text += f" Largest change: {named(best, _alternative)}, {words.points(first['delta'])}{p}."
+    return " ".join(filter(None, [text, ladder_notes(ladder)]))
+
+
+def ladder_notes(ladder: pd.DataFrame) -> str:
+    """What the table of alternatives does not show: that a ceiling is not a result, and what is not available."""
+    notes = [
+        f"{words.sentence(str(row['words']).partition(':')[0]).removesuffix('.')} was fitted on the test images: "
+        f"{words.points(row['delta'])} points are a bound, not a result."
+        for row in ladder[ladder["fitted_on"] == "test"].dropna(subset=["delta"]).to_dict("records")
+    ]
+    lacking = ladder[ladder["delta"].isna()]
+    notes += [f"Not available: {row['words']} ({row['note']})." for row in lacking.to_dict("records")]
+    return " ".join(notes)
+
+
+def _alternative(row: pd.Series) -> str:
+    on = SPLITS.get(str(row["fitted_on"]))
+    return f"{row['words']} fitted on {on} images" if on else str(row["words"])
+
+
 def layers_text(layers: pd.DataFrame, level: float) -> str:
     """What the layer table shows: where labels fit best, and where most neurons are labelled beyond chance."""
 
@@ -268,6 +333,9 @@ def shares_text(shares: pd.DataFrame, layer: str) -> str:
     counted = next((name for name in ("neurons", "count") if name in shares), None)
     neurons = int(shares[counted].sum()) if counted else 0
     of = f"{words.count(neurons, 'neuron')} whose label fits" if neurons else "neurons whose label fits"
+    if neurons == 1:
+        only = equals(shares, "share")["concept"].iloc[0]
+        return f"{layer}: one neuron has a label that fits at least half of its top images, “{only}”."
     best = equals(shares, "share")
     each = " each" if len(best) > 1 else ""
     labels = named(best, lambda row: f"“{row['concept']}”")
@@ -363,7 +431,7 @@ def ablation_text(frame: pd.DataFrame, layer: str, alpha: float) -> str:
     if float(largest["drop"].iloc[0]) <= 0:
         return f"{text} No class loses recall."
     most = "The largest" if len(largest) == 1 else f"The first of {len(largest)} equal largest"
-    return f"{text} {most}, which chance explains: {_fall(largest.iloc[0].to_dict())}."
+    return f"{text} {most}, within chance: {_fall(largest.iloc[0].to_dict())}."
 
 
 def ablation_headline(frame: pd.DataFrame, layer: str, alpha: float) -> str:
@@ -371,7 +439,10 @@ def ablation_headline(frame: pd.DataFrame, layer: str, alpha: float) -> str:
     known = frame.dropna(subset=["drop", "p_value"])
     beyond = known[known["p_value"] < alpha].sort_values("drop", ascending=False)
     if beyond.empty:
-        return f"{layer}: without the neurons of one concept, no class loses more than without as many random neurons."
+        return (
+            f"{layer}: removing the neurons of a single concept costs no class significantly more recall than removing "
+            "as many random neurons."
+        )
     first = beyond.iloc[0].to_dict()
     more = f" {len(beyond)} of {len(known)} losses go beyond random neurons." if len(beyond) > 1 else ""
     return f"{layer}: {_fall(first)}.{more}"
@@ -404,10 +475,10 @@ def recognised_text(confusion: np.ndarray, class_names: Sequence[str]) -> str:
     if best["recall"].iloc[0] == worst["recall"].iloc[0]:
         return f"{text}Every class has the same recall, {words.percent(best['recall'].iloc[0], 0)}."
 
-    def told(rows: pd.DataFrame) -> str:
+    def listed_with_recall(rows: pd.DataFrame) -> str:
         return f"{named(rows, lambda row: str(row['class']))} ({words.percent(rows['recall'].iloc[0], 0)})"
 
-    return f"{text}Best: {told(best)}; hardest: {told(worst)}."
+    return f"{text}Best class: {listed_with_recall(best)}; hardest: {listed_with_recall(worst)}."
 
 
 def confused_text(confusion: np.ndarray, class_names: Sequence[str]) -> str:
@@ -427,7 +498,7 @@ def confused_text(confusion: np.ndarray, class_names: Sequence[str]) -> str:
     )
 
     def pair(row: pd.Series) -> str:
-        return f"{row['true']} for {row['taken']}"
+        return f"{row['true']} taken for {row['taken']}"
 
     most, likeliest = equals(table, "images"), equals(table, "share")
     share = f" ({words.percent(most['share'].iloc[0], 0)} of them)" if len(most) == 1 else " each"
@@ -459,6 +530,6 @@ def majority_text(confusion: np.ndarray, class_names: Sequence[str]) -> str:
         return ""
     commonest = listed(str(class_names[int(i)]) for i in np.flatnonzero(of_class == of_class.max()))
     return (
-        f"The network is at majority-class level: always naming the commonest class ({commonest}) is right for "
+        f"The network is not above majority-class level: always naming the commonest class ({commonest}) is right for "
         f"{words.percent(share)}."
     )

@@ -92,7 +92,7 @@ NEURONS = (
     Column("explanation", "explanation", "long", "a sum of concepts that predicts the activation", rank=None),
     Column("explanation_pearson", "explanation r", 2, "of predicted and true activations, held-out images", rank=None),
     Column("relevance_concept", "used for", help="the label by relevance to the predicted class", rank=None),
-    Column("drives", "moves", help="the class whose logit it moves most; − where it lowers it", rank=None),
+    Column("drives", "moves logit of", help="the class whose logit it moves most; − where it lowers it", rank=None),
     Column("effect", "by", 3, "change of that logit per standard deviation of the neuron", rank=None),
     Column("edit", "edit", help="what the chosen edit does to it", rank=4),
     Column("similarity", "similarity", 2, "to that concept"),
@@ -121,7 +121,7 @@ NEURONS = (
     Column(
         "alike", "group", "id", "neurons of its layer with nearly the same concept profile (cosine 0.95)", rank=None
     ),
-    Column("top_ids", "top images", "list", "ids, the image that excites it most first", rank=None, on_page=False),
+    Column("top_ids", "top images", "list", "ids of its top images, strongest first", rank=None, on_page=False),
     Column("top_values", "activations", "list", "on these images", rank=None, on_page=False),
     Column("runners_up", "next labels", "list", "the concepts that come next", rank=None, on_page=False),
     Column("runners_up_similarity", "their similarity", "list", "to those concepts", rank=None, on_page=False),
@@ -133,16 +133,17 @@ LAYERS = (
     Column("neurons", "neurons", "count", "of the layer"),
     Column("dead", "dead", "count", "the same output for every image", rank=5),
     Column("interpretable", "interpretable", "count", "similarity above tau, as in the study", short="sim > tau"),
-    Column("not_interpretable", "not", "count", "the other live neurons", rank=None),
+    Column("not_interpretable", "others", "count", "the other live neurons", rank=None),
     Column("proportion", "proportion", "percent", "interpretable, of the live neurons", short="share"),
     Column("proportion_null", "of random sets", "percent", "interpretable among random image sets", short="by chance"),
     Column("significant", "beyond chance", "count", "neurons with q below the level", short="q < level", rank=2),
     Column("accuracy", "neuron accuracy", "percent", "share of a neuron's top images whose class its label stands for",
            short="accuracy"),
-    Column("accuracy_interpretable", "of interpretable", "percent", "the same, of the interpretable neurons",
+    Column("accuracy_interpretable", "accuracy of interpretable", "percent", "the same, of the interpretable neurons",
            short="of sim > tau", rank=4),
-    Column("accuracy_others", "of the others", "percent", "the same, of the others", short="of others", rank=3),
-    Column("accuracy_chance", "by chance", "percent", "the same, for images drawn at random", short="chance", rank=1),
+    Column("accuracy_others", "accuracy of others", "percent", "the same, of the others", short="of others", rank=3),
+    Column("accuracy_chance", "accuracy by chance", "percent", "the same, for images drawn at random", short="chance",
+           rank=1),
     Column("mean_z", "mean z", 2, "mean distance from random image sets, in their standard deviations", rank=None,
            on_page=False),
 )  # fmt: skip
@@ -190,8 +191,8 @@ CONTROLS = (
     Column("about", "what it is", "long"),
     Column("draws", "draws", "count"),
     Column("median", "median (points)", "points"),
-    Column("low", "2.5 %", "points"),
-    Column("high", "97.5 %", "points"),
+    Column("low", "2.5\xa0%", "points"),
+    Column("high", "97.5\xa0%", "points"),
     Column("reached", "as good as the edit", "count"),
 )
 """What other edits give on the same images."""
@@ -216,7 +217,7 @@ LADDER = (
     Column("metric_p_value", "p, metric", "p", "from exchanging an image's two predictions at random"),
     Column("accuracy_after", "accuracy", "percent", rank=2),
     Column("nll_after", "NLL", 3, "negative log-likelihood", rank=3),
-    Column("settled", "settled on", rank=4),
+    Column("settled", "setting found", rank=4),
 )
 """Cheap alternatives to an edit."""
 
@@ -263,8 +264,8 @@ JOBS = (
     Column("rule", "rule", rank=None),
     Column("tau", "τ", "setting", short="tau"),
     Column("factor", "factor", "setting"),
-    Column("delta_val", "change on validation", "points", short="on val"),
-    Column("delta", "change on test", "points", short="on test", rank=1),
+    Column("delta_val", "change on validation (points)", "points", short="on val"),
+    Column("delta", "change on test (points)", "points", short="on test", rank=1),
     Column("delta_low", "from", "points", "95 % interval, compatible with exact McNemar", rank=None),
     Column("delta_high", "to", "points", "95 % interval, compatible with exact McNemar", rank=None),
     Column("p_value", "p", "p", "exact McNemar, on test", rank=2),
@@ -414,7 +415,7 @@ RELEVANCE_NEURONS = (
     Column("neuron", "neuron", "id"),
     Column("concept", "fires for", help="the label by activation"),
     Column("relevance_concept", "used for", help="the label by relevance to the predicted class"),
-    Column("drives", "moves", help="the class whose logit it moves most; − where it lowers it"),
+    Column("drives", "moves logit of", help="the class whose logit it moves most; − where it lowers it"),
     Column("effect", "by", 3, "change of that logit per standard deviation of the neuron"),
 )
 """What single neurons do."""

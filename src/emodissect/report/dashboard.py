@@ -64,7 +64,7 @@ def parts(layers: Sequence[str] = LAYERS) -> tuple[Part, ...]:
                 Panel("scatter", "τ, factor and the change on test", ("edit/tau", "edit/factor", "edit/delta")),
                 Panel(
                     "scatter",
-                    "What validation promised, what test gave",
+                    "Change on validation and on test",
                     ("edit/val/delta", "edit/delta", "edit/p_value"),
                 ),
                 Panel("table", "Grid: every cell on validation", ("edit/grid",)),
@@ -273,6 +273,6 @@ def _save(made: Any) -> None:
         made.save()
     except Exception as error:
         raise UserError(
-            f"W&B did not take the workspace ({error}). Is the project '{made.entity}/{made.project}' there, and are "
+            f"W&B rejected the workspace ({error}). Is the project '{made.entity}/{made.project}' there, and are "
             "you logged in? --dry-run prints what would be sent."
         ) from error

@@ -86,14 +86,15 @@ class DissectionPage(Page):
 
     @property
     def ordered_layers(self) -> list[str]:
-        """The main layer first, then the others as the network has them."""
+        """The main layer first, then those with most neurons labelled beyond chance, of equal ones the deepest."""
         names = [str(name) for name in self.layers["layer"]]
         if not names:
             return []
         main = self.main_layer
         if main not in names:
             main = names[int(np.nan_to_num(self._significant(), nan=0).argmax())]
-        return [main, *(name for name in names if name != main)]
+        count = dict(zip(names, np.nan_to_num(self._significant(), nan=0), strict=True))
+        return [main, *sorted((name for name in reversed(names) if name != main), key=lambda name: -count[name])]
 
     def summary(self) -> str:
         live = int(self.neurons["dead"].eq(False).sum())
@@ -125,7 +126,9 @@ class DissectionPage(Page):
             Fact(
                 f"{int(live['interpretable'].sum()):,}",
                 "interpretable" if self.tau is None else f"interpretable, similarity > {words.plain(self.tau)}",
-                f"of random sets {words.percent(self._null_share(), 0)}" if self._null_share() is not None else "",
+                f"{words.percent(self._null_share(), 0)} of random image sets"
+                if self._null_share() is not None
+                else "",
             ),
             Fact(
                 f"{beyond:,}",
@@ -163,7 +166,7 @@ class DissectionPage(Page):
         if null is not None and null > 0.5:
             caption += (
                 f" At this cutoff {words.percent(null, 0)} of random image sets would count as interpretable too: "
-                "the proportion says little, the last column says more."
+                "the proportion is uninformative; compare neuron accuracy with chance instead."
             )
         parts = [
             page.table(layers, columns.LAYERS, [name == self.ordered_layers[0] for name in layers["layer"]], caption)
@@ -173,8 +176,8 @@ class DissectionPage(Page):
             parts.append(
                 content.figure(
                     drawing,
-                    "A layer tells something where its blue bar stands clearly to the right of the orange mark, "
-                    "which random image sets reach.",
+                    "A layer's proportion is informative where its blue bar ends clearly to the right of the orange "
+                    "mark, the proportion among random image sets.",
                 )
             )
         if self.published is not None:
@@ -267,9 +270,9 @@ class DissectionPage(Page):
         )
         content.payload.update(payload | {"level": self.level})
         strongest = self.neurons.sort_values("z" if "z" in self.neurons else "similarity", ascending=False)[:50]
-        text = "Each neuron with the images that excite it most"
+        text = "Each neuron with the images that activate it most"
         text += (
-            ", the class of each image and, in orange, what the classifier took it for where it was wrong. "
+            ", the class of each image and, in orange, the wrong prediction where there was one. "
             if predicted
             else " and the class of each image. "
         )

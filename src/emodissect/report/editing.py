@@ -200,9 +200,12 @@ class EditPage(Page):
                 )
                 heat_map = figures.nll_heatmap(cells, f"{name}: negative log-likelihood", worst_nll)
                 drawings.append(content.figure(heat_map, caption))
-        shown = columns.after(columns.GRID, "rule", columns.settings(self.grid, settings_in(self.grid)))
+        settings = settings_in(self.grid)
+        shared = claims.shared_words(self.grid, ["selection", "rule", *settings])
+        shown = columns.after(columns.GRID, "rule", columns.settings(self.grid, settings))
         marked = list(self.grid["chosen"]) if "chosen" in self.grid else None
-        table = page.table(self.grid.dropna(axis=1, how="all"), shown, marked, limit=1000)
+        differing = self.grid.dropna(axis=1, how="all").drop(columns=list(shared))
+        table = page.table(differing, shown, marked, claims.shared_words_text(shared, tried), limit=1000)
         title = f"The grid as a table, {words.count(tried, 'row')}"
         return page.block(text, drawings, folded=Folded(title, parts=[table], is_open=tried <= 12))
 
@@ -213,11 +216,11 @@ class EditPage(Page):
     def _controls(self, content: Content) -> Markup:
         assert self.controls is not None
         delta, controls = float(self.comparison["delta"]), claims.shown_controls(self.controls)
-        text = "What other edits give on the same images."
+        text = "Other edits, on the same images."
         if len(controls) < len(self.controls):
             text += (
-                " A grid of one cell leaves shuffled labels nothing to choose: they are the random neurons' very "
-                "draws, and are shown once."
+                " With one cell in the grid, shuffling the labels gives the same draws as random neurons; they are "
+                "shown once."
             )
         table = claims.controls_table(controls, delta, figures.editing.CONTROL_NAMES)
         drawing = figures.control_distribution(controls, delta)

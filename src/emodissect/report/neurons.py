@@ -46,7 +46,7 @@ def saliency_tiles(
         tiles.append(content.image(image_id, class_names[truth], note, heat))
     text = (
         "Gradient saliency: where a small change of a pixel would change the score of the predicted class most. "
-        "If the shade lies beside the face, the classifier uses something else than the expression."
+        "If the shade lies beside the face, the classifier uses something other than the expression."
     )
     return render("tiles.html.j2", text=text, tiles=tiles)
 

@@ -49,6 +49,7 @@ class Extra:
 
     Attributes:
         columns: of the frame's table; None shows all, as they are called.
+        short: the title in the list of sections; by default the title.
     """
 
     title: str
@@ -56,6 +57,7 @@ class Extra:
     frame: pd.DataFrame | None = None
     figure: Figure | None = None
     columns: Sequence[Column] | None = None
+    short: str = ""
 
 
 @dataclass
@@ -70,7 +72,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Folded:
-    """A part of a section that stands behind a click."""
+    """A part of a section that opens on a click."""
 
     title: str
     figures: Sequence[Markup] = ()
@@ -112,10 +114,10 @@ def table(
     Args:
         frame: one row a row.
         columns: those shown; ones that the frame lacks are left out.
-        marked: rows that stand out.
+        marked: highlighted rows.
         caption: what to conclude.
         limit: rows shown at most.
-        links: where the first cell of each row leads, as an address beside the page; empty leads nowhere.
+        links: an address for the first cell of each row, relative to the page; empty for no link.
     """
     chosen = on_page(columns, frame)
     records = frame.to_dict("records")
@@ -147,7 +149,7 @@ def extra_sections(content: Content, extras: Sequence[Extra]) -> list[Section]:
         if extra.frame is not None:
             columns = plain(extra.frame) if extra.columns is None else extra.columns
             parts.append(table(extra.frame.rename(columns=str), columns, None, "" if parts else extra.caption, 200))
-        sections.append(Section(f"extra-{at}", extra.title, block(parts=parts)))
+        sections.append(Section(f"extra-{at}", extra.title, block(parts=parts), extra.short))
     return sections
 
 

@@ -117,7 +117,7 @@ class SweepPage(Page):
         """Says so where every job's edit loses on the images that jobs are ranked by."""
         if self.value != "delta_val" or not (self.done["delta_val"].dropna() < 0).all():
             return ""
-        return "Every edit loses accuracy there: leaving the network alone is better than any of them. "
+        return "On validation every edit loses accuracy: leaving the network alone is better than any of them. "
 
     def facts(self) -> list[Fact]:
         facts = [
@@ -219,7 +219,7 @@ class SweepPage(Page):
         )
         if "p_value" in rows:
             sure = int((rows["p_value"] < 0.05).sum())
-            caption += f" p < .05 in {sure} of them; {words.expected(len(rows))} would be by chance alone."
+            caption += f" p < .05 in {sure} of them; expected by chance: {words.expected(len(rows))}."
         return content.figure(figures.deltas(shown, [self.name(row) for _, row in shown.iterrows()]), caption)
 
     def _over_seeds(self, content: Content) -> Markup:
@@ -233,7 +233,7 @@ class SweepPage(Page):
             sure = int((changes["p_value"] < 0.05).sum())
             caption = (
                 f"Mean change on test over seeds with its 95 % interval (Student's t). It excludes 0 for {sure} of "
-                f"{words.count(len(changes), 'setting')}; {words.expected(len(changes))} would be by chance alone."
+                f"{words.count(len(changes), 'setting')}; expected by chance: {words.expected(len(changes))}."
             )
             parts.append(content.figure(figures.deltas(rows, told), caption))
         shown = [*(Column(name, name) for name in settings), *columns.SEEDS]

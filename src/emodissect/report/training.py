@@ -152,5 +152,5 @@ class TrainPage(Page):
         text = "The wrong answers of highest probability: true class, and the answer with its probability."
         if shaded := sum(image_id in self.saliency for image_id in rows):
             of = "" if shaded == len(rows) else f", in {words.count(shaded, 'image')}"
-            text += f" The orange shade shows the pixels that the answer hangs on most{of}."
+            text += f" The orange shade shows the pixels that the answer depends on most{of}."
         return page.render("tiles.html.j2", text=text, tiles=tiles)

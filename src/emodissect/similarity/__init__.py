@@ -1,4 +1,4 @@
-"""How alike neurons and concepts are: six pure measures, their callable shells, and the null behind a label."""
+"""Similarity of neurons and concepts: six pure functions, the classes that call them, and the null behind a label."""
 
 from collections.abc import Mapping
 

@@ -45,7 +45,8 @@ def soft_wpmi(
         S_mc = L_mc - lam (logsumexp_m L_mc - log M)
 
     The score is relative to the layer: with lam = 1 no score exceeds log M. Fewer images than top_k: all of them, the
-    p_i spread over the shorter list. Ties: by the tickets of ``ids``, or of the rows, see ``top_rows``. A constant
+    p_i spread over the shorter list. Ties are ordered by the tickets of ``ids``, or of the rows, see ``top_rows``. A
+    constant
     neuron orders no images: it is left out of the sum and of M, and its own row is "as likely as the layer on average",
     S = 0 at lam = 1. (The reference lets ``torch.topk`` pick its images; see ``soft_wpmi_from_top``.)
 

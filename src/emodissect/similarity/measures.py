@@ -1,4 +1,4 @@
-"""The similarities as values that a configuration names: parameters now, tensors or a recorded layer later."""
+"""Similarities as objects that a config names: parameters at construction, tensors or a recorded layer at the call."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Similarity(ABC):
     ) -> Float[Tensor, "draw neuron"]:
         """Each neuron's best similarity over the concepts under the null; the same seed gives the same draws again.
 
-        ``progress`` are the words beside a bar; none without.
+        ``progress`` is the label of a progress bar; None shows no bar.
         """
 
 

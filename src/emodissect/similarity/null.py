@@ -26,9 +26,9 @@ def best_similarity_null(
 
     Similarities from top images (``soft_wpmi``, ``wpmi``): each draw is an ordered set of top_k images drawn without
     replacement, put in the neuron's place among the layer's others, so that it is scored exactly as the neuron is.
-    Similarities from all values: each draw pairs activations and images anew, the same permutation for all neurons.
-    ``progress``: words beside a bar with the time left; no bar without. Memory: the result and blocks of tens of MiB;
-    the cosines also take a copy of the scores.
+    Similarities from all values: each draw re-pairs activations and images, the same permutation for all neurons.
+    ``progress``: the label of a bar with the time left; None shows no bar. Memory: the result and blocks of tens of
+    MiB; the cosines also take a copy of the scores.
     """
     _enough(draws)
     return measure.null_best(scores, layer, draws, seed, progress)
@@ -42,8 +42,8 @@ def permutation_p(best: Float[Tensor, " neuron"], null: Float[Tensor, "draw neur
 def reached(best: Float[Tensor, " neuron"], null: Float[Tensor, "draw neuron"]) -> Int64[Tensor, " neuron"]:
     """How many draws are at least as good.
 
-    A draw that falls short of ``best`` by rounding alone has reached it: where few values are possible (a neuron that
-    one image activates, scores of 0 and 1) a tie that the order of summation tears apart would look like a finding.
+    A draw that is below ``best`` only by rounding counts as equal: where few values are possible (a neuron that
+    one image activates, scores of 0 and 1) a tie that the order of summation breaks would look like a finding.
     Differences within what float32 sums lose count as none, but never more than a hundredth of the null's spread.
     """
     largest = null.abs().amax(0)

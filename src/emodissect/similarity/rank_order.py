@@ -36,7 +36,8 @@ def rank_reorder(
     baseline_m is the same error under random orders: the mean over five permutations, the same for all neurons, drawn
     from ``generator`` (None: seed 0), so the answer depends on neither block size nor the order of neurons. Where all
     n activations are equal no order is better than another and the ratio is 1. A mean score below 1e-6 counts as
-    1e-6, which makes the concept score very low, as an absent one should. Ties of activations and of scores: by the
+    1e-6, which makes the concept score very low, as an absent one should. Ties of activations and of scores are
+    ordered by the
     tickets of ``ids``, or of the rows, see ``top_rows``; a tied score then says nothing about the activation.
 
     Shapes: ``[image concept]``, ``[image neuron]`` -> ``[neuron concept]``. Extra memory: 64 N scores and the top rows.
@@ -47,7 +48,10 @@ def rank_reorder(
     images, neurons = activations.shape
     concepts = concept_scores.shape[1]
     if len(concept_scores) != images or not images:
-        raise UserError(f"Concept scores of {len(concept_scores)} images, activations of {images}: both must be equal.")
+        raise UserError(
+            f"Concept scores of {len(concept_scores)} images, activations of {images}: both must be "
+            f"of the same number of images."
+        )
     if not 0 < top_fraction <= 1 or p <= 0:
         raise UserError(f"top_fraction={top_fraction} must be in (0, 1] and p={p} above 0; the reference: 0.05 and 3.")
     if not concept_scores.isfinite().all():

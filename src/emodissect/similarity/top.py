@@ -9,9 +9,9 @@ from torch import Tensor
 from emodissect.core import ranking
 from emodissect.core.errors import UserError
 
-_GROUP = 8  # images a group: N/8 maxima and 8k members a neuron are looked at instead of N
+_GROUP = 8  # images per group: N/8 maxima and 8k members per neuron are read instead of N
 _BLOCK = 128  # neurons ranked at a time
-_COLUMNS = 256  # constant neurons looked at in full at a time
+_COLUMNS = 256  # constant neurons checked in full at a time
 
 
 def top_rows(
@@ -32,7 +32,7 @@ def top_rows(
     ``[rank neuron]``. Extra memory: 128 · N · 8/7 floats and 128 · 8k keys, whatever the number of neurons.
 
     Raises:
-        UserError: an activation is NaN or +infinite, which would be no top image or all of them; an id is below 0 or
+        UserError: an activation is NaN or +infinite, which would never be a top image, or always; an id is below 0 or
             has more than 32 bits.
 
     Example:
@@ -45,7 +45,7 @@ def top_rows(
     found = torch.empty(k, neurons, dtype=torch.int64, device=activations.device)
     buffer = activations.new_empty(
         images * min(_BLOCK, neurons)
-    )  # one for all blocks: fresh pages cost as much as data
+    )  # one buffer for all blocks: fresh pages cost as much as data
     for start in range(0, neurons, _BLOCK):
         columns = activations[:, start : start + _BLOCK]
         levels = [torch.index_select(columns, 0, order, out=buffer[: columns.numel()].view(columns.shape))]
@@ -95,7 +95,7 @@ def alike(ordered: Int64[Tensor, " neuron"]) -> dict[int, Int64[Tensor, " member
 def filled(
     sets: Int64[Tensor, "rank draw"], ordered: int, order: Int64[Tensor, " image"]
 ) -> Int64[Tensor, "rank draw"]:
-    """Random images in the places that a neuron orders itself; after them, as there, the images of lowest ticket.
+    """Random images in the ranks that a neuron orders itself; then the images of lowest ticket, as for the neuron.
 
     Args:
         sets: different rows in each column.
@@ -130,7 +130,7 @@ def _best(
 ) -> Int64[Tensor, "neuron kept"]:
     """The ranking keys of the k candidate rows with the largest values, of equal ones the earlier, in no order.
 
-    A row is its own ticket. Rows beyond the last, which a short group has, are no candidates.
+    A row is its own ticket. Rows beyond the last, which a short group has, are not candidates.
     """
     beyond = rows >= len(values)
     rows = rows.clamp(max=len(values) - 1)
@@ -144,7 +144,7 @@ def _best(
 def constant_neurons(activations: Float[Tensor, "image neuron"]) -> Bool[Tensor, " neuron"]:
     """Neurons with one and the same activation on every image: they order no images.
 
-    Only neurons that are constant over the first 64 images are looked at in full.
+    Only neurons that are constant over the first 64 images are checked in full.
     """
     constant = (activations[:64] == activations[0]).all(0)
     suspects = constant.nonzero()[:, 0]

@@ -60,9 +60,9 @@ class _FromTop(Similarity):
     def null_best(self, concept_scores: Tensor, layer: Layer, draws: int, seed: int, progress: str = "") -> Tensor:
         """Of random image sets, each put in the place of each neuron among the layer's others.
 
-        With the neuron itself left in the layer's average, a set would be measured against what the neuron is not: a
-        concept that one neuron stands for would be out of every set's reach, and any other concept within it. A neuron
-        that is above its minimum on fewer than top_k images has sets that are filled up as its own is.
+        With the neuron itself left in the layer's average, a set would be compared with what the neuron is not: a
+        concept that only this neuron detects would be out of every set's reach, and any other concept within it. A
+        neuron that is above its minimum on fewer than top_k images has sets that are filled up as its own is.
         """
         require_aligned(concept_scores, len(layer.ids))
         rows = self._rows(layer)
@@ -90,8 +90,10 @@ class _FromTop(Similarity):
     ) -> Float[Tensor, "member draw"]:
         """max_c L_rc - lam (log(sum_(j != m) exp L_jc + exp L_rc) - log M), for every member m and draw r.
 
-        A neuron with less than a hundredth of a concept's sum hardly changes it by going: it is given the sum less a
-        hundredth, which makes the null larger by at most lam / 100. So only few neurons a concept need their own sum.
+        A neuron with less than a hundredth of a concept's sum hardly changes it when left out: it is given the sum
+        less a
+        hundredth, which makes the null larger by at most lam / 100. So only a few neurons per concept need their own
+        sum.
 
         Args:
             own: L of the layer's live neurons.
@@ -116,7 +118,7 @@ class _FromTop(Similarity):
             ours = own[:, concept].double()
             weighty = (share[:, concept] > _WEIGHTY).nonzero()[:, 0]
             others = total[concept] + torch.log1p(-(ours[members[weighty]] - total[concept]).exp())
-            first = int(ours.argmax())  # what is left beside a share near 1 is summed, not subtracted
+            first = int(ours.argmax())  # the remainder of a share near 1 is summed, not subtracted
             others[members[weighty] == first] = torch.cat([ours[:first], ours[first + 1 :]]).logsumexp(0)
             best[weighty] = torch.maximum(best[weighty], placed(others[:, None], drawn[:, concept].double()))
         return best

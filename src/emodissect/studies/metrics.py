@@ -64,7 +64,8 @@ def groups_of(images: ImageSet, concept: str) -> Int64[Tensor, " image"]:
     }
     if concept not in known:
         raise UserError(
-            f"study.groups={concept} is no annotation of these images. {nearest(concept, known)} Drawn faces carry the "
+            f"study.groups={concept} is not an annotation of these images. {nearest(concept, known)} Drawn faces "
+            f"carry the "
             "presence of each concept (data=sketches), and of a planted mark (data.spurious=glasses)."
         )
     kind, place = known[concept]

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
+from emodissect.core.number_format import p_sentence
 from emodissect.core.tensor_files import save_tensors
 from emodissect.editing.edit import Edit
 from emodissect.editing.operations import Operation, Scaling
@@ -129,17 +130,17 @@ class EditStudy:
         sentence = self._beside_alternatives(self._sentence()) + self._of_one_scale() + self._of_metric()
         if not self.optimistic:
             return sentence
-        chosen = f"Optimistic, because it was chosen on the very {self.tested_on} images"
+        chosen = f"Optimistic, because it was chosen on the same {self.tested_on} images"
         return f"{chosen}: {sentence[0].lower()}{sentence[1:]}"
 
     def _sentence(self) -> str:
         test, alpha = self.test, self.alpha
-        chance = f"within what random neurons of the same number give, {_p(self.p_random)}"
+        chance = f"within what random neurons of the same number give, {p_sentence(self.p_random)}"
         if self.edit.operation.is_identity:
             return self._nothing()
         images = "image" if test.gained == 1 else "images"
         flips = f"{test.gained} {images} newly correct, {test.lost} newly wrong"
-        figures = f"{100 * test.delta:+.2f} points on {self.tested_on} ({flips}, {_p(test.p_value)})"
+        figures = f"{100 * test.delta:+.2f} points on {self.tested_on} ({flips}, {p_sentence(test.p_value)})"
         if test.delta < 0:
             word = "Loss" if test.p_value < alpha else "No gain"
             return f"{word}: {figures}."
@@ -147,7 +148,7 @@ class EditStudy:
             return f"No gain: {figures}."
         if not self.edit.operation.of_neurons:
             word = "Better than the unedited network" if test.p_value < alpha else "No gain beyond chance"
-            return f"{word}: {figures}; this is no change of neurons of one layer, so it has no controls."
+            return f"{word}: {figures}; this edit does not act on the neurons of one layer, so it has no controls."
         if math.isnan(self.p_random):
             return f"No claim, because no controls were drawn: {figures}."
         beyond_random, beyond_shuffled = self.p_random < alpha, not self.p_shuffled >= alpha
@@ -155,15 +156,18 @@ class EditStudy:
             tail = (
                 chance
                 if not beyond_random
-                else f"which chance explains, though random neurons give less, {_p(self.p_random)}"
+                else f"which chance explains, though random neurons give less, {p_sentence(self.p_random)}"
             )
             return f"No gain beyond chance: {figures}, {tail}."
         if not beyond_random:
             return f"Gain {chance}: {figures}, so the choice of neurons does not explain it."
         if not beyond_shuffled:
-            return f"Gain within what the same study with shuffled labels gives, {_p(self.p_shuffled)}: {figures}."
-        shuffled = "" if math.isnan(self.p_shuffled) else f" and shuffled labels ({_p(self.p_shuffled)})"
-        return f"Gain: {figures}, more than random neurons of the same number ({_p(self.p_random)}){shuffled} give."
+            return (
+                f"Gain within what the same study with shuffled labels gives, {p_sentence(self.p_shuffled)}: {figures}."
+            )
+        shuffled = "" if math.isnan(self.p_shuffled) else f" and shuffled labels ({p_sentence(self.p_shuffled)})"
+        random = f"random neurons of the same number ({p_sentence(self.p_random)})"
+        return f"Gain: {figures}, more than {random}{shuffled} give."
 
     def _beside_alternatives(self, sentence: str) -> str:
         """The sentence with what the best cheap alternative gives."""
@@ -172,7 +176,8 @@ class EditStudy:
             return sentence
         gives = f"{best['words']} gives ({100 * best['delta']:+.2f})"
         if not sentence.startswith("Gain"):
-            return f"{sentence} {best['words'].capitalize()} gives {100 * best['delta']:+.2f} ({_p(best['p_value'])})."
+            figure = f"{100 * best['delta']:+.2f} ({p_sentence(best['p_value'])})"
+            return f"{sentence} {best['words'].capitalize()} gives {figure}."
         if best["delta"] > self.test.delta:
             return f"{sentence.removesuffix('.')}; less than {gives}."
         word = "as much as" if best["delta"] == self.test.delta else "more than"
@@ -185,14 +190,14 @@ class EditStudy:
             return ""
         word = METRIC_WORDS[of["metric"]]
         if of["metric"] == "nll":
-            change = f" {word}: {-of['before']:.4f} before, {-of['after']:.4f} after ({_p(of['p_value'])})."
+            change = f" {word}: {-of['before']:.4f} before, {-of['after']:.4f} after ({p_sentence(of['p_value'])})."
             return change if not self.claims_metric else f"{change[:-1]}: better."
         sentence = (
             f" {word}: {100 * of['before']:.1f} % before, {100 * of['after']:.1f} % after "
-            f"({100 * of['delta']:+.2f} points, {_p(of['p_value'])})"
+            f"({100 * of['delta']:+.2f} points, {p_sentence(of['p_value'])})"
         )
         if not math.isnan(of["p_random"]):
-            sentence += f"; against random neurons of the same number {_p(of['p_random'])}"
+            sentence += f"; against random neurons of the same number {p_sentence(of['p_random'])}"
         best = best_alternative(self.ladder, "metric_delta")
         if best is not None:
             sentence += f"; the best cheap alternative, {best['words']}, gives {100 * best['metric_delta']:+.2f}"
@@ -208,7 +213,7 @@ class EditStudy:
     def _nothing(self) -> str:
         """Of an edit that leaves every neuron as it is."""
         if len(self.grid) > 1:
-            return "No edit of the grid was better than the unedited network, so nothing is changed."
+            return "No edit of the grid was better than the unedited network, so nothing was changed."
         chosen, all_of_them = int(self.selected.sum()), len(self.selected)
         why = "the selection chose no neuron" if not chosen else self._neutral()
         return f"The edit changes nothing: {why} ({chosen} of {all_of_them} neurons of {self.edit.layer} chosen)."
@@ -282,11 +287,3 @@ def _read_table(path: Path) -> pd.DataFrame:
         return pd.read_csv(path, float_precision="round_trip")
     except pd.errors.EmptyDataError:  # it was not asked for
         return pd.DataFrame()
-
-
-def _p(value: float) -> str:
-    """p as it is printed: `p = .41`, `p < .001`."""
-    if value < 0.001:
-        return "p < .001"
-    digits = 2 if value >= 0.095 else 3
-    return "p = 1" if round(value, digits) >= 1 else f"p = {value:.{digits}f}".replace("0.", ".")

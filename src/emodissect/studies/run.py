@@ -55,10 +55,10 @@ class _MadeWhenAsked(dict[str, EditedLogits]):
 def warn_of_few_draws(alpha: float, controls: int) -> None:
     """Says so where no p-value could come below alpha, or not with one draw as good as the edit."""
     if 2 / (1 + controls) >= alpha:
-        best = "none" if 1 / (1 + controls) >= alpha else "only an edit that no draw equals"
+        best = "no edit" if 1 / (1 + controls) >= alpha else "only an edit that no draw equals"
         log.warning(
-            "study.controls=%d draws give p < %g to %s. Give %d or more to claim a gain.",
-            *(controls, alpha, best, math.ceil(5 / alpha) - 1),
+            "With study.controls=%d draws, %s can reach p < %g. Give %d or more to claim a gain.",
+            *(controls, best, alpha, math.ceil(5 / alpha) - 1),
         )
 
 
@@ -67,7 +67,8 @@ def check_apart(val: ImageSet, test: ImageSet) -> None:
     shared = int(torch.isin(val.ids, test.ids).sum())
     if shared:
         raise UserError(
-            f"{shared:,} of the {len(val):,} images that the edit is chosen on are among those it is judged on, so its "
+            f"{shared:,} of the {len(val):,} images that the edit is chosen on are among those it is evaluated "
+            f"on, so its "
             "figure would be optimistic. Give study.selection_split and study.test_split splits that share none, or "
             "study.select_on_test=true to repeat the published mistake."
         )
@@ -156,7 +157,7 @@ def run_study(
             groups_of(images, groups)
     for name, images in (("validation", val), ("test", test)):
         if not len(images):
-            raise UserError(f"The {name} set holds no images, so no edit can be judged.")
+            raise UserError(f"The {name} set holds no images, so no edit can be evaluated.")
     optimistic = select_on_test
     if not optimistic:
         check_apart(val, test)
@@ -164,7 +165,9 @@ def run_study(
     check_grid(inference.network, layers, neurons, selections, rules)
     cells = len(layers) * len(selections) * len(rules)
     if optimistic:
-        log.warning("select_on_test=true: the edit is chosen on the images it is judged on; its figure is optimistic.")
+        log.warning(
+            "select_on_test=true: the edit is chosen on the images it is evaluated on; its figure is optimistic."
+        )
 
     # Layers share the memory; a layer's test outputs are made only when a chosen edit is in it.
     room = memory_limit // (2 * len(layers))

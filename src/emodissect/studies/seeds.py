@@ -166,7 +166,7 @@ def _summary(values: ArrayLike, within: float, tested: bool) -> dict[str, float]
     seeds, mean, sd = len(sample), float(sample.mean()), float(sample.std(ddof=1))
     error = max(sd, within) / np.sqrt(seeds)
     half, p_value = float("nan"), float("nan")
-    if error > 1e-12:  # what is left of a difference of equal numbers
+    if error > 1e-12:  # rounding leaves about this much of a difference of equal numbers
         half = float(t.ppf(0.975, seeds - 1) * error)
         p_value = float(2 * t.sf(abs(mean) / error, seeds - 1))
     return {

@@ -381,7 +381,10 @@ def require_resumable(path: Path, max_epochs: int | None) -> None:
             "resume=false starts a new training from its weights."
         ) from error
     if max_epochs is not None and 0 <= max_epochs <= done:
-        raise UserError(f"{path} has {done} epochs behind it, and trainer.max_epochs={max_epochs}: give a larger one.")
+        raise UserError(
+            f"{path} has already been trained for {done} epochs, and trainer.max_epochs={max_epochs}: "
+            f"give a larger one."
+        )
     if ends and (max_epochs is None or max_epochs == -1 or max_epochs > min(ends)):
         raise UserError(
             f"the schedule in {path} is laid out for {min(ends)} epochs, and trainer.max_epochs={max_epochs}. Go on to "

@@ -69,12 +69,14 @@ class ExplanationTables:
                 "of the label, the best single concept, and one constant concept for the layer.",
                 frame=self.layers,
                 columns=columns.EXPLAINED_LAYERS,
+                short="Predictions",
             ),
             Extra(
                 "The best predicted neurons",
                 "Weights are standard deviations of the activation per standard deviation of the concept's score.",
                 frame=best,
                 columns=columns.EXPLAINED_NEURONS,
+                short="Best predicted",
             ),
         ]
 

@@ -61,7 +61,7 @@ def given_labels(
     described = {"path": str(folder), "content": dissection.fingerprint(), "weights": found_in}
     warning = ""
     if found_in is None:
-        log.info("labels_dir=%s has no manifest.json beside it: whose labels they are is not known.", folder)
+        log.info("labels_dir=%s has no manifest.json beside it: which network they belong to is unknown.", folder)
     elif found_in != weights:
         warning = (
             f"The labels are of another network: labels_dir={folder} was found in weights {found_in[:12]}, and this "

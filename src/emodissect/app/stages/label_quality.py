@@ -80,7 +80,7 @@ class Quality:
                 f"quality.alphas={self.alphas}: shares of the images in (0, 1], the first is the usual 0.005."
             )
         if self.run.cfg.quality.another_clip is not None and not self._of_clip:
-            raise UserError("quality.another_clip needs scorer=clip: other scorers look at no CLIP.")
+            raise UserError("quality.another_clip needs scorer=clip: other scorers do not use a CLIP.")
         self.explainers  # noqa: B018
         for scorer in self.other_scorers.values():
             scorer.check(self.plan.probe, self.plan.concepts, self.run.data.splits.class_names)

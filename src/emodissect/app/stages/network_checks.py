@@ -44,7 +44,7 @@ def check_answers(classifier: Classifier, run: Session) -> None:
         wrong, kind = unsteady(classifier, images), probabilities_in(classifier(images))
     if wrong is not None and ("NaN" in wrong or run.cfg.task_name == "edit"):
         raise UserError(
-            f"{name} cannot be evaluated: {wrong}. Results would not hold: check the network and its weights."
+            f"{name} cannot be evaluated: {wrong}. Results would be meaningless: check the network and its weights."
         )
     if wrong is not None:
         log.warning("%s: %s. Its figures change from run to run, or with data.eval_batch_size.", name, wrong)
@@ -66,7 +66,7 @@ def report_class_order(classifier: Classifier, run: Session) -> None:
     better = better_order(found.logits, found.labels, classifier.class_names, classifier.hparams["class_order"])
     if better is not None:
         log.warning(
-            "The outputs seem to stand for other classes: on %d validation images the accuracy is %s in the given "
+            "The outputs seem to be in another class order: on %d validation images the accuracy is %s in the given "
             "order and %s in another. If the network was trained on that order, set 'model.class_order=[%s]'.",
             *(len(val), percent(better.accuracy, 1), percent(better.best, 1), ", ".join(better.class_order)),
         )

@@ -39,14 +39,14 @@ class About(NamedTuple):
 ABOUT = {
     "recovery": About(
         "Recovery of the truth",
-        "Is the truth found?",
+        "Do labels find the true concept?",
         "the share of neurons whose label is their true concept, by similarity, from the scorer, and as a ceiling the "
         "best that any similarity does from the true presences.",
         columns.RECOVERY,
     ),
     "planted": About(
         "Planted neurons by kind",
-        "What is made of neurons that stand for nothing?",
+        "What happens to neurons without a concept?",
         "Neurons built to detect one concept, either of two, or none. “Labelled” is the share whose label is beyond "
         "random image sets: of noise neurons the level itself is what one expects.",
         columns.PLANTED,
@@ -75,7 +75,7 @@ ABOUT = {
     ),
     "sanity": About(
         "Sanity tests of the metrics",
-        "Can the metrics tell?",
+        "Can the metrics detect bad labels?",
         "Half of the positives removed, or doubled at random: a metric that does not fall cannot tell good labels from "
         "bad ones on this data.",
         columns.SANITY,

@@ -61,22 +61,25 @@ class RelevanceTables:
                 "What the neurons do",
                 "Relevance is gradient x activation of the predicted class: the part of its logit that a neuron gives. "
                 "The same similarity labels neurons from activations and from relevance; where the labels differ, a "
-                "neuron fires for one thing and is used for another.",
+                "neuron is active for one concept and used for another.",
                 frame=self.layers,
                 columns=columns.RELEVANCE_LAYERS,
+                short="Relevance",
             ),
             Extra(
                 "The neurons that move a class most",
-                "The change of a class's logit per standard deviation of the neuron, to first order. Shown are those "
-                "whose labels differ, with their top images by activation, and by relevance.",
+                "The change of a class's logit per standard deviation of the neuron, to first order. The images are "
+                "those of highest activation (left) and relevance (right), of the first neurons whose two labels "
+                "differ.",
                 frame=strongest,
                 figure=self._pictured(strongest[strongest["same_label"].eq(False)][:_PICTURED]),
                 columns=columns.RELEVANCE_NEURONS,
+                short="Strongest effects",
             ),
         ]
 
     def _pictured(self, neurons: pd.DataFrame) -> Figure | None:
-        """Top images by activation and by relevance; None without a neuron, or where the images are no pixels."""
+        """Top images by activation and by relevance; None without a neuron, or where the images are not pixels."""
         if neurons.empty or self.probe.images.dtype != torch.uint8:
             return None
 

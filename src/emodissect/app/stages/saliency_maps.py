@@ -48,7 +48,7 @@ def chosen_ids(images: ImageSet, settings: DictConfig) -> list[int]:
     named = [int(i) for i in settings.ids or ()]
     if unknown := sorted(set(named) - set(images.ids.tolist())):
         raise UserError(
-            f"saliency.ids names images that are not there: {', '.join(map(str, unknown[:5]))}. "
+            f"saliency.ids names images that do not exist: {', '.join(map(str, unknown[:5]))}. "
             f"The ids run from {int(images.ids.min())} to {int(images.ids.max())}."
         )
     return named
@@ -103,7 +103,7 @@ def audit_extras(data: FaceDataModule, outputs: Predictions | None) -> list[Extr
     if outputs is not None and len(frame := leaked_accuracy(data, outputs)):
         where = " and ".join(data.fitted_splits)
         caption = (
-            f"Test images whose exact pixels also stand in {where} say little about new faces: the figure without them "
+            f"Test images whose exact pixels are also in {where} say little about new faces: the figure without them "
             "is the honest one."
         )
         if data.clean:

@@ -1,4 +1,4 @@
-"""An edit study in words: the terminal's tables, the figures one sorts by, what the page says of the judging."""
+"""An edit study in words: tables for the terminal, the figures to sort runs by, and the page's checks."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def readable_study(study: EditStudy, null: pd.DataFrame | None) -> dict[str, Any
 
 
 def _p_shuffled(study: EditStudy) -> str:
-    return "the same draws" if same_draws(study.controls) else p_value(study.p_shuffled)
+    return "the same draws as random" if same_draws(study.controls) else p_value(study.p_shuffled)
 
 
 def ablation_table(ablation: ConceptAblation, layer: str, alpha: float) -> Any:
@@ -87,19 +87,19 @@ def ablation_table(ablation: ConceptAblation, layer: str, alpha: float) -> Any:
 def _detectable(study: EditStudy) -> str:
     if math.isnan(study.detectable_delta):
         flips = study.test.gained + study.test.lost
-        return f"none: {count(flips, 'flip')} are too few for a power of .8"
+        return f"none: {count(flips, 'flip')} are too few for 80 % power"
     return f"{100 * study.detectable_delta:.2f} points"
 
 
 def study_checks(study: EditStudy, null: pd.DataFrame | None) -> dict[str, str]:
-    """How the edit was judged, and how sure that is, for the page."""
+    """How the edit was compared, and how certain that is, for the page."""
     where = (
         f"the {study.tested_on} images (optimistic)"
         if study.optimistic
         else f"validation; {study.tested_on} was read once, for this edit"
     )
     way = (
-        f"only what lies behind {study.edit.layer} was run again; {study.kept_bytes / 1e6:,.0f} MB of outputs kept"
+        f"only the part behind {study.edit.layer} was run again, on {study.kept_bytes / 1e6:,.0f} MB of kept outputs"
         if study.is_cut
         else f"every edit was evaluated in full: {study.cut_reason}"
     )
@@ -109,9 +109,9 @@ def study_checks(study: EditStudy, null: pd.DataFrame | None) -> dict[str, str]:
         "p against random neurons of the same number": p_value(study.p_random),
         "p against the same study with shuffled labels": _p_shuffled(study),
         "minimum detectable change (power 80 %)": _detectable(study),
-        "best of as many random edits, had it been chosen on test": f"{points(study.optimism)} points on average",
-        "the grid": way,
-        "the grid against the actual edited weights": f"{same}; logits differ by {study.logit_difference:.1e} at most",
+        "best of as many random edits, if chosen on test": f"{points(study.optimism)} points on average",
+        "how the grid was evaluated": way,
+        "check against the actual edited weights": f"{same}; logits differ by at most {study.logit_difference:.1e}",
     }
     if null is not None:
         checks["studies with uninformative labels"] = null_rate(null)

@@ -26,7 +26,7 @@ class Appearance(NamedTuple):
         blur: standard deviation in pixels.
         noise: standard deviation in grey levels.
         occlusion: 0 none, 1 a hand at the chin, 2 a bar over a corner, 3 hair over one brow.
-        texture: seed of what is left: noise, stubble, tear drops.
+        texture: seed of the rest: noise, stubble, tear drops.
     """
 
     yaw: float = 0.0

@@ -43,9 +43,9 @@ class Spurious:
 
     def __post_init__(self) -> None:
         if self.mark not in MARKS:
-            raise UserError(f"data.spurious={self.mark} is no mark that can be planted. {nearest(self.mark, MARKS)}")
+            raise UserError(f"data.spurious={self.mark} is not a mark that can be planted. {nearest(self.mark, MARKS)}")
         if self.of not in CLASS_NAMES:
-            raise UserError(f"data.spurious_class={self.of} is no class. {nearest(self.of, CLASS_NAMES)}")
+            raise UserError(f"data.spurious_class={self.of} is not a class. {nearest(self.of, CLASS_NAMES)}")
         if isinstance(self.strength, bool) or not 0 <= self.strength <= 1:
             raise UserError(f"data.spurious_strength={self.strength}: a number from 0 to 1 is accepted.")
 

@@ -17,7 +17,7 @@ def for_measure(layer: LayerActivations, measure: Similarity) -> LayerActivation
     Raises UserError where not all of its values are kept.
     """
     if layer.values is None:
-        raise UserError(f"Layer '{layer.layer}' kept only its top images; judging labels needs every activation.")
+        raise UserError(f"Layer '{layer.layer}' kept only its top images; evaluating labels needs every activation.")
     wanted = getattr(measure, "top_k", None) or 0
     if len(layer.top_ids) < min(wanted, len(layer.ids)):
         return LayerActivations.of(layer.layer, layer.ids, torch.as_tensor(layer.values), wanted)

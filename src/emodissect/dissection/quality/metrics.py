@@ -149,7 +149,7 @@ def of_labels(
 def top_fraction(activations: Float[Tensor, "image neuron"], alpha: float) -> Bool[Tensor, "image neuron"]:
     """B: the ceil(alpha · N) most activating images of each neuron; ties as in ``top_rows``."""
     if not 0 < alpha <= 1:
-        raise UserError(f"alpha={alpha}: a share of the images in (0, 1]; today's papers take 0.005.")
+        raise UserError(f"alpha={alpha}: a share of the images in (0, 1]; recent papers use 0.005.")
     marked = torch.zeros(activations.shape, dtype=torch.bool, device=activations.device)
     return marked.scatter_(0, top_rows(activations, max(1, ceil(alpha * len(activations) - 1e-9))), True)
 

@@ -91,7 +91,7 @@ class EditedLogits:
             bad = int((~self.before.logits.isfinite()).any(1).sum())
             raise UserError(
                 f"The unedited network gives NaN or infinite logits for {bad:,} of {len(self.images):,} images, so no "
-                "edit of it can be judged. Its weights or its preprocessing are at fault."
+                "edit of it can be evaluated. Check its weights and its preprocessing."
             )
 
     def _evaluate_unedited(self) -> None:
@@ -105,11 +105,11 @@ class EditedLogits:
             except CannotTrace as error:
                 self.reason = str(error)
                 log.warning(
-                    "%s cannot be cut behind '%s': %s. Every edit is a full evaluation.",
+                    "%s cannot be cut behind '%s': %s. Every edit is evaluated in full.",
                     *(type(network).__name__, self.layer, error),
                 )
         else:
-            self.reason = "a full evaluation was asked for"
+            self.reason = "a full evaluation was requested"
         if self._parts is None:
             self.before = self._full(None)
             return

@@ -150,7 +150,7 @@ def prepare_user_folders() -> None:
     except (KeyError, OSError, ImportError):
         os.environ["LOGNAME"] = f"uid-{os.getuid()}"
         log.warning(
-            "This user has no name here, and W&B needs one: %s is used. Set LOGNAME to choose another.",
+            "The current user has no login name, and W&B needs one: %s is used. Set LOGNAME to choose another.",
             os.environ["LOGNAME"],
         )
     home = Path(os.path.expanduser("~"))

@@ -184,6 +184,11 @@ function step() {
   state.shown = Math.min(state.shown + perStep, state.rows.length);
   $("cards").append(some);
 }
+/* A printed page has the cards that are drawn so far, and says how many that is. */
+addEventListener("beforeprint", () => {
+  const drawn = state.cards || state.only !== null ? state.shown : Math.min(perPage, state.rows.length - state.page * perPage);
+  $("printed").textContent = drawn < state.rows.length ? "Printed: " + drawn.toLocaleString("en") + " of " + state.rows.length.toLocaleString("en") + ", in this order." : "";
+});
 const copy = id => $(id).content.firstElementChild.cloneNode(true);
 function picture(tile, heat) {
   const box = make("i", "im"), image = make("img");
@@ -237,7 +242,7 @@ function card(i) {
     cell.onclick = () => larger(tile, heat && heat[rank], keyOf(i) + ", image " + (rank + 1) + "; " + said);
     part("five").append(cell);
   });
-  if (all.runners[i].length) part("also").textContent = "then " + all.runners[i].map((c, k) => data.names.concept[c] + " " + fixed(2)(all.runnersSimilarity[i][k])).join(", ");
+  if (all.runners[i].length) part("also").textContent = "next: " + all.runners[i].map((c, k) => data.names.concept[c] + " " + fixed(2)(all.runnersSimilarity[i][k])).join(", ");
   const further = part("further");
   if (!profile && !data.byClass && !data.effects) further.remove();
   else further.ontoggle = () => { if (further.open && !part("answers").childElementCount) answers(i, part("answers")); };

@@ -47,7 +47,8 @@ def image_rows(rows: Sequence[ImageRow]) -> Figure:
                 axes.axis("off")
             for line, row in zip(grid, rows, strict=False):
                 word, images = (row.fires_for, row.active) if side == "fires for" else (row.used_for, row.relevant)
-                line[0].set_title(f"{row.neuron} {side} {word}", fontsize=8, loc="left")
+                title = f"{row.neuron} {side} {word}" if word else f"{row.neuron}: no label by relevance"
+                line[0].set_title(title, fontsize=8, loc="left").set_in_layout(False)  # else it widens its column
                 for axes, image in zip(line, images, strict=False):
                     axes.imshow(np.moveaxis(image, 0, -1).squeeze(), cmap="gray", vmin=0, vmax=255)
     return figure

@@ -234,7 +234,9 @@ def concept_ablation(
         neurons: how many neurons each concept has.
     """
     handle = Line2D([], [], marker="o", linestyle="", color=INK, markersize=4)
-    legend = None if beyond is None else (handle, "beyond random neurons of the same number")
+    legend = (
+        None if beyond is None or not beyond.to_numpy().any() else (handle, "beyond random neurons of the same number")
+    )
     return _concepts_by_class(drops, -100 * drops.to_numpy(dtype=float), 1, beyond, legend, neurons, title)
 
 

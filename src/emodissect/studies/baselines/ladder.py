@@ -85,9 +85,9 @@ def ceiling(
     """
     began = time.perf_counter()
     operation, _ = learn_scale(test, strengths=[_NO_PULL], iterations=_CEILING_ITERATIONS)
-    row = {"name": "ceiling", "words": "the ceiling: a scale and shift per neuron fitted on test", "fitted_on": "test"}
+    row = {"name": "ceiling", "words": "the ceiling: a scale and shift per neuron", "fitted_on": "test"}
     found = compared(test.logits([operation])[0], before, edited, change)
-    note = "no result: fitted on the images that it is compared on"
+    note = "not a result: fitted on the images that it is compared on"
     return row | {"settled": "", "note": note} | found | {"seconds": time.perf_counter() - began}
 
 
