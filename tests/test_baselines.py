@@ -108,7 +108,7 @@ def test_what_the_head_is_given(layer: str) -> None:
 def test_a_temperature_that_was_lost_is_found_again() -> None:
     on = kept()
     torch.manual_seed(0)
-    on.before = replace(on.before, labels=torch.distributions.Categorical(logits=on.before.logits / 3).sample())
+    on.before = on.before._replace(labels=torch.distributions.Categorical(logits=on.before.logits / 3).sample())
     predictor, settled = TemperatureAndBiases().fit(on)
     assert float(settled.removeprefix("T = ")) == pytest.approx(3, rel=0.2)
     assert cross_entropy(predictor(on), on.before.labels) < cross_entropy(on.before.logits, on.before.labels)
@@ -130,7 +130,7 @@ def test_a_learned_scale_lowers_noise_and_is_better_on_other_images() -> None:
 
 def test_labels_that_say_nothing_teach_next_to_nothing() -> None:
     on = kept()
-    on.before = replace(on.before, labels=on.before.labels[torch.randperm(len(VAL))])
+    on.before = on.before._replace(labels=on.before.labels[torch.randperm(len(VAL))])
     # Probabilities that are right on average, so that only chance is left to be learned.
     with torch.no_grad():
         on.inference.network.out.weight.zero_()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -85,7 +83,7 @@ def test_error_separation_is_the_area_under_the_roc(layer: str) -> None:
 
 def test_errors_are_needed() -> None:
     on = kept()
-    on.before = replace(on.before, labels=on.before.predicted)
+    on.before = on.before._replace(labels=on.before.predicted)
     with pytest.raises(UserError, match="of 300 images the network gets 300 right"):
         error_separation(on)
 

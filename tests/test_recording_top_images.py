@@ -8,19 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references_similarity import ticket
 
 from emodissect.core.errors import UserError
 from emodissect.core.ranking import ids_of, tickets
 from emodissect.recording import Moments, TopImages
-
-
-def ticket(image: int) -> int:
-    """MurmurHash3's last step, in plain integers."""
-    mixed = image ^ (image >> 16)
-    mixed = mixed * 0x85EBCA6B % 2**32
-    mixed ^= mixed >> 13
-    mixed = mixed * 0xC2B2AE35 % 2**32
-    return mixed ^ (mixed >> 16)
 
 
 def by_full_sort(values: torch.Tensor, ids: torch.Tensor, k: int) -> tuple[list[list[float]], list[list[int]]]:
