@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from report_samples import CLASSES, about, dissection, edit, faces, grid, guesses, neurons
 
@@ -296,6 +297,10 @@ def test_ablation_and_extra_sections() -> None:
     assert text.count("Change of each class's recall in points when the neurons of one concept are set to zero.") == 2
     assert "lin2: 1 of 6 falls of recall go beyond as many random neurons" in text
     assert "Without them 0.6 points less." in text
+    long = Extra("Truth", "So many.", pd.DataFrame({"row": range(30)}), Figure((3, 2)), short="True")
+    html = edit(False, extras=[long, replace(long, frame=long.frame[:3]), replace(long, figure=None)]).html()
+    assert html.count("<summary>As a table, 30 rows</summary>") == 1  # beside a figure, and only a long one
+    assert html.count('">True</a>') == 3
 
 
 def test_how_an_edit_was_judged_and_what_is_odd_with_its_labels() -> None:

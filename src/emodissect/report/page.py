@@ -33,6 +33,10 @@ _TILE = re.compile(r"tile:(\d+)(?=\")")
 """The address of an image until the page is packed."""
 
 
+LONG_TABLE = 24
+"""Rows above which the table beside a figure opens on a click."""
+
+
 @dataclass(frozen=True)
 class Fact:
     """One of the figures at the top: a number, what it is, and how to take it."""
@@ -143,13 +147,17 @@ def extra_sections(content: Content, extras: Sequence[Extra]) -> list[Section]:
     """The further sections that a caller adds."""
     sections = []
     for at, extra in enumerate(extras):
-        parts = []
+        parts, folded = [], None
         if extra.figure is not None:
             parts.append(content.figure(extra.figure, extra.caption))
         if extra.frame is not None:
             columns = plain(extra.frame) if extra.columns is None else extra.columns
-            parts.append(table(extra.frame.rename(columns=str), columns, None, "" if parts else extra.caption, 200))
-        sections.append(Section(f"extra-{at}", extra.title, block(parts=parts), extra.short))
+            drawn = table(extra.frame.rename(columns=str), columns, None, "" if parts else extra.caption, 200)
+            if parts and len(extra.frame) > LONG_TABLE:
+                folded = Folded(f"As a table, {words.count(len(extra.frame), 'row')}", parts=[drawn])
+            else:
+                parts.append(drawn)
+        sections.append(Section(f"extra-{at}", extra.title, block(parts=parts, folded=folded), extra.short))
     return sections
 
 

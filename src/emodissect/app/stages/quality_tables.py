@@ -28,12 +28,13 @@ MEANS = (
 
 
 class About(NamedTuple):
-    """What a table is called on the terminal and in the report, what to read in it, and its columns."""
+    """What a table is called on the terminal, in the report and in its list of sections; its caption and columns."""
 
     on_terminal: str
     title: str
     caption: str
     shown: Sequence[columns.Column]
+    short: str
 
 
 ABOUT = {
@@ -43,21 +44,24 @@ ABOUT = {
         "the share of neurons whose label is their true concept, by similarity, from the scorer, and as a ceiling the "
         "best that any similarity does from the true presences.",
         columns.RECOVERY,
+        "Truth",
     ),
     "planted": About(
         "Planted neurons by kind",
         "What happens to neurons without a concept?",
         "Neurons built to detect one concept, either of two, or none. “Labelled” is the share whose label is beyond "
-        "random image sets: of noise neurons the level itself is what one expects.",
+        "random image sets: of noise neurons that share is expected to be the level.",
         columns.PLANTED,
+        "Planted",
     ),
     "coverage": About(
         "Label sets that hold the truth of planted neurons",
         "Do label sets hold the truth?",
         "The smallest set of words that holds a neuron's label in so many of the resamples of the images, against what "
-        "planted neurons were built from. Resampling knows what other images could change, not what the scorer gets "
-        "wrong of every image.",
+        "planted neurons were built from. Resampling shows what other images could change, not what the scorer gets "
+        "wrong on every image.",
         columns.COVERAGE,
+        "Label sets",
     ),
     "explanations": About(
         "Activations of held-out images, predicted from words",
@@ -65,6 +69,7 @@ ABOUT = {
         "Each explanation is fitted on half of the images and predicts the activations of the other half: the mean "
         "correlation over the neurons with its 95 % interval. “constant” is one word for all.",
         columns.EXPLANATIONS,
+        "Predictions",
     ),
     "stability": About(
         "Labels that survive a change",
@@ -72,6 +77,7 @@ ABOUT = {
         "The share of neurons that keep their label when what should not matter is changed, against what two "
         "labellings with the same concept shares would agree on by chance.",
         columns.STABILITY,
+        "Stability",
     ),
     "sanity": About(
         "Sanity tests of the metrics",
@@ -79,6 +85,7 @@ ABOUT = {
         "Half of the positives removed, or doubled at random: a metric that does not fall cannot tell good labels from "
         "bad ones on this data.",
         columns.SANITY,
+        "Sanity tests",
     ),
 }
 """The frames that are shown, in their order."""
@@ -152,7 +159,7 @@ class QualityTables:
         tables += [(getattr(self, name), about.on_terminal, about.shown) for name, about in ABOUT.items()]
         for frame, title, shown in tables:
             if len(frame):
-                run.console.print(frame_table(frame, title, shown, rows=100))
+                run.console.print(frame_table(frame, title, shown))
 
     def extras(self) -> list[Extra]:
         """Sections of the report."""
@@ -160,12 +167,12 @@ class QualityTables:
             "Labels chosen on half of the images, scored on the other half: the share of neurons whose label "
             f"correlates with them there (q < {self.level:g}), and the mean of each score over the neurons."
         )
-        found = [Extra("Do the labels hold?", caption, frame=self.layers, columns=columns.HELD_OUT)]
+        found = [Extra("Do the labels hold?", caption, frame=self.layers, columns=columns.HELD_OUT, short="Held out")]
         for name, about in ABOUT.items():
             if len(frame := getattr(self, name)):
                 bars, before = (self._bars(), f"{self._shown_layer}: ") if name == "recovery" else (None, "")
                 text = f"{before}{about.caption}"
-                found.append(Extra(about.title, text, frame=frame, figure=bars, columns=about.shown))
+                found.append(Extra(about.title, text, frame=frame, figure=bars, columns=about.shown, short=about.short))
         return found
 
     @property
