@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,10 @@ def test_every_entry_says_what_it_is(group: str, name: str) -> None:
     assert said, "the first line says what the entry is"
     if group == "experiment":
         assert ".py experiment=" in said[0], "an experiment starts with its command"
+    if group in ("model", "optimizer", "scheduler", "augment"):
+        for before, line in pairwise(lines):
+            is_said = any(text.lstrip().startswith("#") for text in (before, line))
+            assert is_said or line.lstrip().startswith("_target_:"), f"no comment on {line}"
 
 
 def test_layer_entries_name_layers_of_the_study(tmp_path: Path) -> None:

@@ -23,9 +23,12 @@ def percent(fraction: Any, digits: int = 1) -> str:
 
 def points(delta: Any, digits: int = 2) -> str:
     """``-0.0021`` -> ``−0.21``; a difference of fractions in percentage points."""
-    if missing(delta):
-        return DASH
-    text = f"{100 * float(delta):+.{digits}f}"
+    return DASH if missing(delta) else signed(100 * float(delta), digits)
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """``+0.21``, ``−0.21``; no sign at what is rounded to 0."""
+    text = f"{value:+.{digits}f}"
     return (text[1:] if float(text) == 0 else text).replace("-", MINUS)
 
 

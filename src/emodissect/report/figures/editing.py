@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
+from emodissect.core.number_format import plain, points, signed
 from emodissect.report.figures.style import (
     BLUE,
     GREY,
@@ -127,7 +128,7 @@ def control_distribution(controls: pd.DataFrame, delta: float) -> Figure:
                 axes.plot(values, [row] * values.size, "D", color=GREY, markersize=5)
         axes.axvline(0, color=MUTED, linewidth=0.7)
         axes.axvline(100 * delta, color=BLUE if delta >= 0 else ORANGE, linewidth=2)
-        axes.annotate(f"chosen edit {_points(100 * delta)}", (100 * delta, 1.0), (0, 3), ha="center", va="bottom",
+        axes.annotate(f"chosen edit {points(delta)}", (100 * delta, 1.0), (0, 3), ha="center", va="bottom",
                       xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=9, weight="bold",
                       color=BLUE if delta >= 0 else ORANGE)  # fmt: skip
         axes.set_yticks(range(len(kinds)), [CONTROL_NAMES.get(kind, kind.replace("_", " ")) for kind in kinds])
@@ -156,7 +157,7 @@ def confusion_change(before: ArrayLike, after: ArrayLike, class_names: Sequence[
         signed_cells(right, difference, max(float(np.abs(difference).max(initial=0)), 1.0))
         for row, column in np.ndindex(*difference.shape):
             if difference[row, column]:
-                right.text(column + 0.5, row + 0.52, f"{difference[row, column]:+.0f}".replace("-", "−"),
+                right.text(column + 0.5, row + 0.52, signed(difference[row, column], 0),
                            ha="center", va="center", fontsize=8)  # fmt: skip
         cell_ticks(right, list(class_names), list(class_names), rotation=45)
         right.set_title("change (images)")
@@ -210,7 +211,7 @@ def recall_bars(recalls: dict[str, ArrayLike], class_names: Sequence[str], count
             for row in range(len(names)):
                 change = last[row] - first[row]
                 if np.isfinite(change):
-                    axes.annotate(_points(change, 1), (max(first[row], last[row]), row), (4, 0), va="center",
+                    axes.annotate(signed(change, 1), (max(first[row], last[row]), row), (4, 0), va="center",
                                   textcoords="offset points", fontsize=9)  # fmt: skip
             figure.legend(loc="outside upper right", ncols=len(series))
         axes.set_yticks(rows, names)
@@ -264,7 +265,7 @@ def _concepts_by_class(
         signed_cells(axes, values, float(known.max()) if known.size and known.max() > 0 else 1.0)
         for row, column in np.ndindex(*values.shape):
             if np.isfinite(values[row, column]):
-                text = _points(float(values[row, column]), digits)
+                text = signed(float(values[row, column]), digits)
                 axes.text(column + 0.46, row + 0.52, text, ha="center", va="center", fontsize=8.5)
             if beyond is not None and bool(beyond.iloc[row, column]):
                 axes.plot(column + 0.91, row + 0.24, "o", markersize=3.6, color=INK)
@@ -302,7 +303,7 @@ def _by_axes(
     signed_cells(axes, better * table, full)
     for (row, column), cell in cells.items():
         if np.isfinite(table[row, column]):
-            axes.text(column + 0.46, row + 0.52, _points(table[row, column], digits), ha="center", va="center",
+            axes.text(column + 0.46, row + 0.52, signed(table[row, column], digits), ha="center", va="center",
                       fontsize=9)  # fmt: skip
         if bool(cell.get("chosen", False)):
             axes.add_patch(Rectangle((column + 0.03, row + 0.03), 0.94, 0.94, fill=False, edgecolor=INK, linewidth=1.8,
@@ -351,11 +352,6 @@ def _number(row: pd.Series | None, name: str) -> float:
     return float(row[name])
 
 
-def _points(value: float, digits: int = 2) -> str:
-    text = f"{value:+.{digits}f}"
-    return (text[1:] if float(text) == 0 else text).replace("-", "−")
-
-
 def _steps(grid: pd.DataFrame, name: str | None) -> list[Any]:
     """The values of an axis in their order; one step where the grid has no such axis."""
     return (sorted(grid[name].dropna().unique()) if name is not None else []) or [float("nan")]
@@ -364,4 +360,4 @@ def _steps(grid: pd.DataFrame, name: str | None) -> list[Any]:
 def _plain(value: float | str) -> str:
     if isinstance(value, str):
         return value
-    return "" if np.isnan(value) else f"{value:g}".replace("-", "−")
+    return "" if np.isnan(value) else plain(value)
