@@ -254,3 +254,33 @@ def test_held_signals_are_answered_at_the_end() -> None:
 )
 def test_a_group_is_there_where_the_trainer_makes_one(trainer: dict[str, object], several: bool) -> None:
     assert several_processes(OmegaConf.create(trainer)) is several
+
+
+COMMAND = """
+import atexit, gc, sys, threading
+from emodissect.app.process import OwnProcess
+
+process = OwnProcess()
+print(gc.isenabled())
+cycles = []
+cycles.append(cycles)
+process.imported()
+print(gc.isenabled(), gc.get_freeze_count() > 0)
+frozen = gc.get_freeze_count()
+process.imported()
+print(gc.get_freeze_count() == frozen)
+atexit.register(print, "handler")
+threading.Timer(0.1, print, ["thread"]).start()
+if "fail" in sys.argv:
+    sys.exit(3)
+process.end()
+"""
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 0), (["fail"], 3)])
+def test_a_command_collects_no_garbage_of_its_imports_and_ends_with_all_said_and_done(
+    words: list[str], code: int
+) -> None:
+    done = subprocess.run([sys.executable, "-c", COMMAND, *words], capture_output=True, text=True)
+    assert done.stdout.split("\n") == ["False", "True True", "True", "thread", "handler", ""]
+    assert (done.returncode, done.stderr) == (code, "")

@@ -26,6 +26,7 @@ from emodissect.app.arguments import prepared, split_flags
 from emodissect.app.config_keys import misspelt_key
 from emodissect.app.ending import RESUMES, cut_off, exit_on_signals, leave_gone_directory
 from emodissect.app.manifest import program, write_json
+from emodissect.app.process import OwnProcess
 from emodissect.app.run_names import in_multirun, job_folder, report_length, run_name, sweep_name
 from emodissect.app.streams import keep_streams_open
 from emodissect.app.user_paths import expand_user, settle_paths
@@ -96,14 +97,18 @@ def _listed_classes(*given: Any) -> list[str]:
 
 
 def start(verb: str) -> None:
-    """Runs a verb as a Hydra application with the words of ``sys.argv``."""
+    """Runs a verb as a Hydra application with the words of ``sys.argv``, and ends the process."""
+    process = OwnProcess()
     conf = config_groups()
 
     @hydra.main(version_base="1.3", config_path=str(conf), config_name=verb)
     def main(cfg: DictConfig) -> float | None:
-        return run(get_object(VERBS[verb]), cfg)
+        task = get_object(VERBS[verb])
+        process.imported()
+        return run(task, cfg)
 
     launch(main, conf, verb)
+    process.end()
 
 
 def launch(main: Callable[[], Any], conf: Path, verb: str) -> None:
