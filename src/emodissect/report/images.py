@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -73,7 +76,8 @@ class ImagePool:
             sampled = sum(len(_webp(square, quality)) for square in some)
             if not last and len(squares) > SAMPLE and sampled / len(some) * len(squares) > 0.98 * self.budget:
                 continue
-            found = [_webp(square, quality) for square in squares]
+            with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as threads:  # the encoder lets others run beside it
+                found = list(threads.map(_webp, squares, repeat(quality)))
             if last or sum(map(len, found)) <= self.budget:
                 return found
         raise AssertionError("the last quality is always taken")

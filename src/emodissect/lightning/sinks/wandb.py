@@ -213,7 +213,9 @@ class WandbSink(Sink):
         shown = frame.map(
             lambda cell: wandb.Image(cell.pixels, caption=cell.caption) if type(cell) is Picture else cell
         )
-        self._log({name: wandb.Table(dataframe=shown)}, step)
+        # not dataframe=, which looks every cell up by its column's name: two thirds of the time of a table
+        rows: list[Any] = list(zip(*(shown[column].values for column in shown), strict=True))
+        self._log({name: wandb.Table(columns=[str(column) for column in shown], data=rows)}, step)
 
     def image(self, name: str, path: Path, step: int | None = None) -> None:
         import wandb

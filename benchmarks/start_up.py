@@ -1,0 +1,93 @@
+"""What a command costs beside its work: Lightning's own import, edit.py cold and cached, jobs of a sweep.
+
+    python benchmarks/start_up.py                            # the embedded data; six minutes on two idle cores
+    python benchmarks/start_up.py data.train=600 data.val=300 data.test=300 trainer.max_epochs=1    # a quick look
+
+Every line is a process of its own in a cache of its own, W&B offline: wall time, and processor time (user and system,
+of its children too), which other work on the machine disturbs least. Jobs of a sweep: the median of what their
+summaries state (wall), and what each adds to the sweep's processor time. A new job has its labels in the cache and
+its edit not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = "conv4b,lin1,lin2"
+GRID = [f"layer={LAYERS}", "tau=-0.5,0,0.5", "factor=1.25,1.5,2"]
+ALIKE = 3
+"""Repetitions of the short commands; their median counts."""
+
+
+class Seconds(NamedTuple):
+    """Of a process."""
+
+    wall: float
+    processor: float
+
+
+def measured(command: list[str], folder: Path) -> Seconds:
+    """Runs a command with a cache in the folder; ends the benchmark where it fails."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    surroundings = os.environ | {"EMODISSECT_CACHE": str(folder / "cache"), "WANDB_MODE": "offline"}
+    done = subprocess.run(command, cwd=ROOT, env=surroundings, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    return Seconds(
+        time.perf_counter() - began,
+        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+    )
+
+
+def median(several: list[Seconds]) -> Seconds:
+    return Seconds(*(statistics.median(clock) for clock in zip(*several, strict=True)))
+
+
+def show(what: str, seconds: Seconds) -> None:
+    print(f"{what:<36} {seconds.wall:7.1f} s wall {seconds.processor:7.2f} s of processor time", flush=True)
+
+
+def job_seconds(sweep: Path) -> float:
+    """The median of the jobs' wall times but the first's, which waits for the imports."""
+    jobs = [json.loads((sweep / str(job) / "summary.json").read_text())["seconds"] for job in range(1, 27)]
+    return statistics.median(jobs)
+
+
+def main(words: list[str], folder: Path) -> None:
+    def run(verb: str, name: str, *further: str) -> Seconds:
+        place = f"hydra.sweep.dir={folder / name}" if "-m" in further else f"hydra.run.dir={folder / name}"
+        return measured([sys.executable, f"{verb}.py", *further, place, *words], folder)
+
+    threads = os.environ.get("OMP_NUM_THREADS", "as many as cores")
+    print(f"{os.cpu_count()} cores, threads: {threads}, load {os.getloadavg()[0]:.1f} when it began")
+    lightning = [measured([sys.executable, "-c", "import lightning.pytorch"], folder) for _ in range(ALIKE)]
+    show("import lightning.pytorch", median(lightning))
+    show("edit.py, cold", run("edit", "cold"))
+    cached = median([run("edit", f"cached-{again}") for again in range(ALIKE)])
+    show("edit.py, cached", cached)
+    limit = 1.3 * median(lightning).wall + 2
+    print(f"{'':<36} {limit:7.1f} s are 1.3 times Lightning's import and 2 s")
+    show("dissect.py, the sweep's layers", run("dissect", "labels", f"layer=[{LAYERS}]"))
+    one = run("edit", "one", "-m", "layer=lin2")
+    show("a sweep of one cached job", one)
+    for what in ("new edits", "cached"):
+        whole = run("edit", f"sweep of {what}", "-m", *GRID)
+        show(f"27 jobs, {what}", whole)
+        job = Seconds(job_seconds(folder / f"sweep of {what}"), (whole.processor - one.processor) / 26)
+        show(f"a job of them, {what}", job)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary:
+        main(sys.argv[1:], Path(temporary))
