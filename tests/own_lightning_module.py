@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class LitNet(LightningModule):
-    """(x, y) batches, its own optimizer, its own names of figures; its head is told apart by a bias that it sets."""
+    """(x, y) batches, its own optimizer, its own names of figures; its head is recognised by a bias that it sets."""
 
     def __init__(self, num_classes: int = 7, lr: float = 0.05) -> None:
         super().__init__()

@@ -82,7 +82,7 @@ def test_a_failed_entry_leaves_nothing(cache: Cache) -> None:
     assert [p.name for p in (cache.root / "things").iterdir() if p.is_dir()] == []
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"paths\.cache_dir"):
         Cache(tmp_path / "file" / "cache").entry("things", {}, _write("x"))
@@ -95,10 +95,10 @@ def test_an_entry_made_anew_replaces_the_old_one_only_when_it_is_whole(cache: Ca
         raise RuntimeError("cut off")
 
     with pytest.raises(RuntimeError, match="cut off"):
-        cache.entry("things", {"x": 1}, fail, anew=True)
+        cache.entry("things", {"x": 1}, fail, recompute=True)
     assert (folder / "a.txt").read_text() == "old"
     assert cache.holds("things", {"x": 1})
-    newer = cache.entry("things", {"x": 1}, _write("new"), anew=True)
+    newer = cache.entry("things", {"x": 1}, _write("new"), recompute=True)
     assert (newer / "a.txt").read_text() == "new"
     assert cache.path("things", {"x": 1}) == cache.entry("things", {"x": 1}, _write("other")) == newer
 
@@ -107,13 +107,13 @@ def test_who_reads_an_entry_keeps_it_while_others_replace_it(tmp_path: Path) -> 
     reader, writer = Cache(tmp_path), Cache(tmp_path)
     old = reader.entry("things", {"x": 1}, _write("old"))
     for number in range(3):
-        new = writer.entry("things", {"x": 1}, _write(f"new {number}"), anew=True)
+        new = writer.entry("things", {"x": 1}, _write(f"new {number}"), recompute=True)
     assert (old / "a.txt").read_text() == "old"
     assert (new / "a.txt").read_text() == "new 2"
     del reader
-    new = Cache(tmp_path).entry("things", {"x": 1}, _write("last"), anew=True)
+    new = Cache(tmp_path).entry("things", {"x": 1}, _write("last"), recompute=True)
     del writer
-    last = Cache(tmp_path).entry("things", {"x": 1}, _write("last"), anew=True)
+    last = Cache(tmp_path).entry("things", {"x": 1}, _write("last"), recompute=True)
     assert [path for path in (tmp_path / "things").iterdir() if path.is_dir()] == [last]
     assert not list((tmp_path / ".readers").iterdir())
 
@@ -217,7 +217,7 @@ def test_files_of_an_entry_carry_the_umasks_mode(cache: Cache) -> None:
     assert [oct(mode) for mode in modes] == ["0o750", "0o640", "0o640"]
 
 
-def test_a_full_disk_is_told_whatever_a_library_raises(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_whatever_a_library_raises(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(folder: Path) -> None:
         raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
 
@@ -257,7 +257,7 @@ def _use(root: str, number: int) -> None:
 
     cache = Cache(root)
     for _ in range(15):
-        folder = cache.entry("things", {"x": 1}, write, anew=number % 2 == 0)
+        folder = cache.entry("things", {"x": 1}, write, recompute=number % 2 == 0)
         assert (folder / "a.txt").read_text() == (folder / "b.txt").read_text()
 
 

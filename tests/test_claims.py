@@ -99,7 +99,7 @@ def test_splits_are_called_by_their_names() -> None:
     assert "on test" not in text
 
 
-def test_most_neurons_and_the_largest_share_are_told_apart() -> None:
+def test_most_neurons_and_the_largest_share_are_reported_apart() -> None:
     rows = [layer_row(neurons(name, size, faces())) for name, size in (("conv3b", 32), ("lin2", 64), ("lin3", 7))]
     layers = pd.DataFrame(rows).assign(significant=[14, 16, 0], accuracy=[0.5, 0.6, 0.4])
     text = claims.layers_text(layers, 0.05)
@@ -162,8 +162,8 @@ def test_controls_are_called_what_they_are() -> None:
     controls = pd.DataFrame({"control": kinds, "draw": 0, "delta_test": deltas})
     text = said(edit(False, controls=controls).html())
     assert "without using the labels" not in text
-    for told in ("its choice may have another size", "it reads the labels, and has another size", "so another size"):
-        assert told in text
+    for message in ("its choice may have another size", "it reads the labels, and has another size", "so another size"):
+        assert message in text
     assert "0 of 4 draws of random neurons do as well or better; 2 of 4 draws of shuffled labels do" in text
 
 

@@ -329,7 +329,9 @@ def test_a_split_of_one_image_is_scored(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_an_optimizer_or_schedule_that_refuses_is_told(tmp_path: Path, arguments: dict[str, Any], told: str) -> None:
+def test_an_optimizer_or_schedule_that_refuses_is_reported(
+    tmp_path: Path, arguments: dict[str, Any], told: str
+) -> None:
     with pytest.raises(UserError, match=told):
         trainer(tmp_path).fit(small(**arguments), image_loader(faces(), 8))
 

@@ -62,16 +62,16 @@ def test_null_stands_for_no_group(conf: Path) -> None:
 def test_help_and_tab_completion_do_not_wait_for_torch() -> None:
     slow = "{'torch', 'lightning', 'pandas', 'wandb'}"
     code = f"import sys, emodissect.app.cli; print(sorted({slow} & set(sys.modules)))"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "[]"
+    message = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert message.stdout.strip() == "[]"
 
 
 def test_a_class_that_refuses_its_arguments_speaks_for_itself() -> None:
     with pytest.raises(InstantiationException) as caught:
         instantiate(OmegaConf.create({"trainer": {"_target_": "lightning.Trainer", "precision": 33}}).trainer)
-    told = user_error_message(caught.value)
-    assert told is not None
-    assert told.startswith(
+    message = user_error_message(caught.value)
+    assert message is not None
+    assert message.startswith(
         "trainer = lightning.pytorch.trainer.trainer.Trainer cannot be made as configured: Precision 33"
     )
 
@@ -79,12 +79,14 @@ def test_a_class_that_refuses_its_arguments_speaks_for_itself() -> None:
 def test_a_logger_without_its_package_names_the_extra() -> None:
     refused = InstantiationException("Error in call to target 'lightning.X':\nfull_key: logger.tensorboard")
     refused.__cause__ = ModuleNotFoundError("Neither `tensorboard` nor `tensorboardX` is available.")
-    told = user_error_message(refused)
-    assert told is not None
-    assert told.startswith("logger.tensorboard = lightning.X needs the package tensorboard. Install the extra: uv sync")
+    message = user_error_message(refused)
+    assert message is not None
+    assert message.startswith(
+        "logger.tensorboard = lightning.X needs the package tensorboard. Install the extra: uv sync"
+    )
 
 
-def test_lightnings_own_complaints_are_told_without_a_trace() -> None:
+def test_lightnings_own_complaints_are_reported_without_a_trace() -> None:
     assert user_error_message(MisconfigurationException("no such monitor")) == "no such monitor"
 
 
@@ -106,12 +108,14 @@ def test_nearest_names_the_likely_word_and_cuts_long_lists() -> None:
 
 def test_what_hydra_cannot_find_is_answered_with_the_nearest_or_the_extra() -> None:
     absent = HydraException("In 'hydra/launcher/slurm': Could not load 'hydra/launcher/submitit_slurm'.")
-    told = composing_mistake(absent, CONF, "edit")
-    assert told.startswith("hydra/launcher=submitit_slurm is not installed. It needs the package hydra-submitit-launch")
-    assert "pip install 'emodissect[submitit]'" in told
+    message = composing_mistake(absent, CONF, "edit")
+    assert message.startswith(
+        "hydra/launcher=submitit_slurm is not installed. It needs the package hydra-submitit-launch"
+    )
+    assert "pip install 'emodissect[submitit]'" in message
     misspelt = HydraException("Could not find 'data/fer213'\n\nAvailable options in 'data':\n\tfer2013\n\tsketches")
-    told = composing_mistake(misspelt, CONF, "edit")
-    assert told == "data has no entry 'fer213'. Did you mean 'fer2013'? Known: fer2013, sketches."
+    message = composing_mistake(misspelt, CONF, "edit")
+    assert message == "data has no entry 'fer213'. Did you mean 'fer2013'? Known: fer2013, sketches."
     assert composing_mistake(HydraException("no such entry\nConfig search path:\n x"), CONF, "edit") == "no such entry"
 
 
@@ -122,7 +126,7 @@ def test_what_hydra_cannot_find_is_answered_with_the_nearest_or_the_extra() -> N
 def test_a_job_that_fails_is_a_row_and_the_worst_for_the_sweeper(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sweeper: dict[str, str], worst: float
 ) -> None:
-    told = OmegaConf.create(
+    message = OmegaConf.create(
         {
             "mode": "MULTIRUN",
             "sweeper": sweeper,
@@ -131,9 +135,9 @@ def test_a_job_that_fails_is_a_row_and_the_worst_for_the_sweeper(
             "overrides": {"task": ["tau=1", "tags=[a b]"]},
         }
     )
-    told.mode = RunMode.MULTIRUN
+    message.mode = RunMode.MULTIRUN
     monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
-    monkeypatch.setattr(HydraConfig, "get", lambda: told)
+    monkeypatch.setattr(HydraConfig, "get", lambda: message)
     (tmp_path / "summary.json").write_text("{}")  # of an earlier run in the same folder
 
     def fails(_: DictConfig) -> dict[str, float]:
@@ -195,7 +199,7 @@ def test_another_exit_passes_through() -> None:
 @pytest.mark.parametrize(
     "words", [["hydra.run.dir=/proc/nowhere"], ["paths.log_dir=/proc/nowhere"], ["-m", "paths.log_dir=/proc/nowhere"]]
 )
-def test_a_run_folder_that_cannot_be_made_is_told_without_a_trace(words: list[str]) -> None:
+def test_a_run_folder_that_cannot_be_made_is_reported_without_a_trace(words: list[str]) -> None:
     script = Path(__file__).parents[1] / "train.py"
     ran = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, check=False)
     assert ran.returncode == 1
@@ -203,7 +207,7 @@ def test_a_run_folder_that_cannot_be_made_is_told_without_a_trace(words: list[st
     assert "Traceback" not in ran.stderr
 
 
-def test_flags_that_exclude_each_other_are_told_without_a_trace() -> None:
+def test_flags_that_exclude_each_other_are_reported_without_a_trace() -> None:
     script = Path(__file__).parents[1] / "edit.py"
     ran = subprocess.run(
         [sys.executable, str(script), "-m", "--cfg", "job"], capture_output=True, text=True, check=False

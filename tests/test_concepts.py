@@ -62,9 +62,9 @@ def test_classes_match_in_any_spelling(spelling: str) -> None:
     assert concept_set({"Frown": [spelling]}).class_mask(("happy", "Angry")).tolist() == [[False, True]]
 
 
-def test_unknown_class_is_told_with_the_nearest() -> None:
+def test_unknown_class_is_reported_with_the_nearest() -> None:
     concepts = concept_set({"Smile": ["hapy"]}, origin="mine.txt")
-    with pytest.raises(UserError, match=r"'Smile' of mine.txt stands for the class 'hapy'.*Did you mean 'Happy'"):
+    with pytest.raises(UserError, match=r"'Smile' of mine.txt has the class 'hapy'.*Did you mean 'Happy'"):
         concepts.class_mask(FER2013)
 
 
@@ -93,7 +93,7 @@ def test_what_is_taken_off_is_reported(tmp_path: Path, caplog: pytest.LogCapture
     (tmp_path / "mine.txt").write_text("# my words\n1) Smile\n2) Frown  # of anger\n")
     with caplog.at_level(logging.INFO):
         assert read_concepts(tmp_path / "mine.txt").names == ("Smile", "Frown")
-    assert "2 comments left out, 2 numbers taken off" in caplog.text
+    assert "2 comments left out, 2 numbers removed" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from emodissect.core.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({"seed": "abc"}, "seed=abc is not accepted; it must be an integer >= 0 and <= 4294967295."),
         ({"seed": 1.5}, "seed=1.5 is not accepted; it must be an integer"),
@@ -54,10 +54,10 @@ from emodissect.core.errors import UserError
         ({"study": {"baselines": "head"}}, "it must be a list, e.g. [first,second] or null."),
     ],
 )
-def test_a_value_that_is_none_is_told_with_what_may_be(given: dict[str, object], told: str) -> None:
+def test_a_value_that_is_none_is_reported_with_what_may_be(given: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as caught:
         check_values(OmegaConf.create(given))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_values_that_may_be_pass() -> None:

@@ -59,7 +59,7 @@ def test_each_verb_has_its_section() -> None:
     assert sweep.metrics == ("sweep/grid_layer4.1",)
 
 
-def test_without_the_library_the_user_is_told_the_extra(
+def test_without_the_library_the_user_is_reported_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     really = builtins.__import__

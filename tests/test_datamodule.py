@@ -157,7 +157,7 @@ def test_clean_leaves_faults_out_of_training_and_probe_sets_only(make):
     ("options", "message"),
     [({"batch_size": 0}, "data.batch_size=0"), ({"fit_on": "trian"}, "Did you mean 'train'")],
 )
-def test_wrong_options_are_told(make, options, message):
+def test_wrong_options_are_reported(make, options, message):
     with pytest.raises(UserError, match=message):
         make(**options)
 
@@ -166,7 +166,7 @@ def test_wrong_options_are_told(make, options, message):
     ("split", "limit", "message"),
     [("vla", None, "Did you mean 'val'"), ("train+train", None, "named twice"), ("train", 0, "at least one image")],
 )
-def test_wrong_probe_is_told(make, split, limit, message):
+def test_wrong_probe_is_reported(make, split, limit, message):
     with pytest.raises(UserError, match=message):
         make().probe(split, limit)
 

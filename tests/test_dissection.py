@@ -180,7 +180,7 @@ def test_a_dissection_is_read_back_as_it_was(world: World, tmp_path: Path) -> No
     assert (tmp_path / "neurons.csv").read_text().splitlines()[1].startswith("a.b,0,smile")
 
 
-def test_labels_that_are_not_there_are_told(tmp_path: Path, world: World) -> None:
+def test_labels_that_are_not_there_are_reported(tmp_path: Path, world: World) -> None:
     with pytest.raises(UserError, match=r"neurons\.parquet"):
         Dissection.load(tmp_path)
     found = label_neurons({"lin": world.layer}, world.scores, Pearson(), world.probe, CONCEPTS, CLASSES)

@@ -1,4 +1,4 @@
-"""FER2013 in each of its forms gives the same images; wrong files are told by line; FER+ votes; the real set."""
+"""FER2013 in each of its forms gives the same images; faults are reported by line; FER+ votes; the real set."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_second_read_takes_the_cache_and_a_changed_file_does_not(make, small, tm
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (
             lambda line: re.sub(r",\d+ ", ",", line, count=1),
@@ -200,11 +200,11 @@ def test_second_read_takes_the_cache_and_a_changed_file_does_not(make, small, tm
         (lambda line: line[:3000], "line 7: the row has 2 columns, the header 3"),
     ],
 )
-def test_corrupt_row_is_told_by_file_line_and_fault(make, small, tmp_path, change, told):
+def test_corrupt_row_is_reported_by_file_line_and_fault(make, small, tmp_path, change, message):
     lines = small.lines()
     lines[5] = change(lines[5])
     (tmp_path / "fer.csv").write_text("\n".join(["emotion,pixels,Usage", *lines]))
-    with pytest.raises(UserError, match=rf"fer\.csv, {told}"):
+    with pytest.raises(UserError, match=rf"fer\.csv, {message}"):
         _ = make(tmp_path / "fer.csv").splits
     assert not [found for found in (tmp_path / "cache").rglob("*") if found.is_file() and found.suffix != ".lock"]
 
@@ -219,7 +219,7 @@ def test_pixels_that_are_right_in_number_over_two_rows_are_still_wrong(make, sma
 
 
 def test_missing_file_says_where_to_get_it_and_what_is_taken(make, tmp_path):
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as message:
         make(tmp_path / "nothing.csv", data_dir=tmp_path)
     for word in (
         "nothing.csv",
@@ -229,7 +229,7 @@ def test_missing_file_says_where_to_get_it_and_what_is_taken(make, tmp_path):
         "train/<class>/",
         ".npz",
     ):
-        assert word in str(told.value)
+        assert word in str(message.value)
 
 
 def test_csv_without_rows_and_without_letters(make, tmp_path):
@@ -248,7 +248,7 @@ def test_contest_csv_without_usage_is_recognised(make, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arrays", "told"),
+    ("arrays", "message"),
     [
         ({"labels": None}, "lacks labels"),
         ({"pixels": np.zeros((28, 48, 40), np.uint8)}, r"pixels is uint8 \(28, 48, 40\)"),
@@ -265,10 +265,10 @@ def test_contest_csv_without_usage_is_recognised(make, tmp_path):
         ({"ferplus_votes": np.ones((28, 9), np.uint8)}, r"ferplus_votes is uint8 \(28, 9\)"),
     ],
 )
-def test_wrong_npz(make, small, tmp_path, arrays, told):
+def test_wrong_npz(make, small, tmp_path, arrays, message):
     whole = {"pixels": small.pixels, "labels": small.labels, "usage": small.usage} | arrays
     np.savez(tmp_path / "w.npz", **{name: array for name, array in whole.items() if array is not None})
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         _ = make(tmp_path / "w.npz").splits
 
 
@@ -282,7 +282,7 @@ def test_broken_npz_and_unknown_ending(make, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"splits": "standart"}, "Did you mean 'standard'"),
         ({"labels": "majority"}, "Did you mean 'ferplus_majority'"),
@@ -291,8 +291,8 @@ def test_broken_npz_and_unknown_ending(make, tmp_path):
         ({"ferplus": "nowhere.csv"}, "github.com/microsoft/FERPlus"),
     ],
 )
-def test_wrong_options(make, small, tmp_path, options, told):
-    with pytest.raises(UserError, match=told):
+def test_wrong_options(make, small, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
         make(small.npz(tmp_path / "a.npz"), **options)
 
 
@@ -392,7 +392,7 @@ def test_ferplus_majority_labels_keep_the_ids(make, small, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda text: text.replace("contempt", "scorn"), "lacks the FER. columns contempt"),
         (lambda text: "\n".join(text.splitlines()[:-1]), "votes on 27 images, the data set 28"),
@@ -402,10 +402,10 @@ def test_ferplus_majority_labels_keep_the_ids(make, small, tmp_path):
         (lambda text: text.replace("Training", "PublicTest", 1), "line 2: its Usage differs from row 0"),
     ],
 )
-def test_wrong_ferplus_file(make, small, tmp_path, change, told):
+def test_wrong_ferplus_file(make, small, tmp_path, change, message):
     path = small.ferplus(tmp_path / "fer2013new.csv")
     path.write_text(change(path.read_text()))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         _ = make(small.npz(tmp_path / "a.npz"), ferplus=path).splits
 
 

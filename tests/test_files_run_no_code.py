@@ -87,7 +87,7 @@ def test_a_shared_cache_whose_checkpoint_would_run_a_command_is_refused(
         torch.save(torch.load(path.with_name("metrics.pt")), folder / "metrics.pt")
         torch.save(held, folder / "classifier.ckpt")
 
-    Cache(home).entry("training", json.loads((path.parent / "entry.json").read_text())["key"], forge, anew=True)
+    Cache(home).entry("training", json.loads((path.parent / "entry.json").read_text())["key"], forge, recompute=True)
     with pytest.raises(UserError, match=r"is refused: for model\.width"):
         verb(*words)
     assert not (tmp_path / "marker").exists()

@@ -61,7 +61,7 @@ def test_grey_is_the_luma_of_itu_r_601(make, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("layout", "sizes", "told"),
+    ("layout", "sizes", "message"),
     [
         ({"a": 20, "b": 10}, [24, 3, 3], "no train and no val and no test: all images were split"),
         ({"train/a": 20, "train/b": 10}, [24, 3, 3], "no val and no test: all images were split"),
@@ -69,13 +69,13 @@ def test_grey_is_the_luma_of_itu_r_601(make, tmp_path):
         ({"train/a": 4, "valid/a": 6, "valid/b": 4}, [4, 5, 5], "no test: its val images were halved"),
     ],
 )
-def test_missing_splits_are_cut_out_stratified_seeded_and_said(make, tmp_path, caplog, layout, sizes, told):
+def test_missing_splits_are_cut_out_stratified_seeded_and_said(make, tmp_path, caplog, layout, sizes, message):
     caplog.set_level(logging.INFO)
     root = draw(tmp_path / "own", layout)
     splits = make(root).splits
     parts = (splits.train, splits.val, splits.test)
     assert [len(part) for part in parts] == sizes
-    assert told in caplog.text
+    assert message in caplog.text
     assert "seed 0" in caplog.text
     ids = torch.cat([part.ids for part in parts])
     assert sorted(ids.tolist()) == list(range(sum(sizes)))
@@ -153,12 +153,12 @@ def test_unreadable_files_are_all_named_or_left_out(make, tmp_path, caplog):
     root = draw(tmp_path / "own", {"train/a": 3, "train/b": 1, "val/a": 1, "test/a": 1})
     (root / "train" / "a" / "01.png").write_bytes(b"no image")
     (root / "test" / "a" / "zz.jpg").write_bytes(b"")
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as message:
         _ = make(root).splits
-    assert "2 of 7 image files cannot be read" in str(told.value)
-    assert "01.png" in str(told.value)
-    assert "zz.jpg" in str(told.value)
-    assert "data.skip_unreadable=true" in str(told.value)
+    assert "2 of 7 image files cannot be read" in str(message.value)
+    assert "01.png" in str(message.value)
+    assert "zz.jpg" in str(message.value)
+    assert "data.skip_unreadable=true" in str(message.value)
     assert not list((tmp_path / "cache").rglob("images.npy"))
     splits = make(root, skip_unreadable=True).splits
     assert splits.train.ids.tolist() == [0, 2, 3]
@@ -188,7 +188,7 @@ def test_other_files_are_passed_over(make, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"channels": 2}, "data.channels=2"),
         ({"size": 0}, "data.size=0"),
@@ -196,9 +196,9 @@ def test_other_files_are_passed_over(make, tmp_path):
         ({"shares": {"train": 1.0, "val": 0.0, "test": 0.5}}, "data.shares"),
     ],
 )
-def test_wrong_options(make, tmp_path, options, told):
+def test_wrong_options(make, tmp_path, options, message):
     root = draw(tmp_path / "own", {"train/a": 1, "train/b": 1, "val/a": 1, "test/a": 1})
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         make(root, **options)
 
 
@@ -245,11 +245,11 @@ def test_what_is_no_readable_file_is_named_and_skipped(make, tmp_path, caplog):
     (root / "train" / "a" / "dangling.png").symlink_to(tmp_path / "nowhere.png")
     os.mkfifo(root / "train" / "a" / "pipe.png")
     (root / "train" / "a" / "folder.png").mkdir()  # holds no image: nothing is lost
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as message:
         _ = make(root).splits
-    assert "2 of 10 image files cannot be read" in str(told.value)
-    assert "dangling.png (a link to a file that does not exist)" in str(told.value)
-    assert "pipe.png (a pipe, socket or device, not a file)" in str(told.value)
+    assert "2 of 10 image files cannot be read" in str(message.value)
+    assert "dangling.png (a link to a file that does not exist)" in str(message.value)
+    assert "pipe.png (a pipe, socket or device, not a file)" in str(message.value)
     for _ in range(2):  # read, then from the cache
         caplog.clear()
         assert len(make(root, skip_unreadable=True).splits.train) == 6

@@ -66,7 +66,7 @@ def test_a_table_of_scales(tmp_path: Path) -> None:
         operation_in(tmp_path / "words.csv", network(), "lin")
 
 
-def test_what_cannot_be_an_edit_is_told(tmp_path: Path) -> None:
+def test_what_cannot_be_an_edit_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"edit.path=.*none.pt does not exist"):
         FromCheckpoint(str(tmp_path / "none.pt"))
     with pytest.raises(UserError, match="same weights as this network"):

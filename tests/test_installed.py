@@ -66,9 +66,9 @@ def test_the_command_says_what_it_can_do(
         ended = 0
     except SystemExit as end:
         ended = int(end.code or 0)
-    told = capsys.readouterr()
+    message = capsys.readouterr()
     assert ended == code
-    assert said in told.out + told.err
+    assert said in message.out + message.err
 
 
 @pytest.mark.parametrize("words", [["edit", "tau=1"], ["--config-name=edit", "tau=1"]])

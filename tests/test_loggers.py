@@ -42,7 +42,7 @@ def test_the_environment_decides_over_auto(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.usefixtures("logged_out")
-def test_online_without_login_is_told_how_to_log_in() -> None:
+def test_online_without_login_is_reported_how_to_log_in() -> None:
     with pytest.raises(UserError, match="wandb login"):
         wandb_mode("online")
     with pytest.raises(UserError, match="Did you mean 'offline'"):
@@ -51,16 +51,20 @@ def test_online_without_login_is_told_how_to_log_in() -> None:
 
 @pytest.mark.usefixtures("logged_out")
 @pytest.mark.parametrize(
-    ("told", "said"), [("online", "not logged in"), ("run", "not logged in"), ("onlien", "unknown")]
+    ("message", "said"), [("online", "not logged in"), ("run", "not logged in"), ("onlien", "unknown")]
 )
-def test_the_environment_never_makes_wandb_ask_for_a_key(told: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", told)
-    with pytest.raises(UserError, match=f"WANDB_MODE={told}.*{said}"):
+def test_the_environment_never_makes_wandb_ask_for_a_key(
+    message: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", message)
+    with pytest.raises(UserError, match=f"WANDB_MODE={message}.*{said}"):
         wandb_mode("auto")
     assert wandb_mode("offline") == "offline"
 
 
-def test_a_server_that_cannot_be_reached_is_told_with_a_way_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_cannot_be_reached_is_reported_with_a_way_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(**_: object) -> None:
         raise wandb.errors.CommError("Run initialization has timed out")
 

@@ -175,7 +175,7 @@ def test_further_arguments_of_the_forward_pass(tmp_path: Path, images: Tensor) -
     torch.testing.assert_close(classifier(images), network.fc(images.flatten(1).float() / 255) * 2 + 1)  # type: ignore[operator]
 
 
-def test_probabilities_are_told_from_logits() -> None:
+def test_probabilities_are_reported_from_logits() -> None:
     logits = torch.randn(16, 7, generator=torch.Generator().manual_seed(0))
     assert probabilities_in(logits) is None
     assert probabilities_in(logits.relu()) is None

@@ -100,7 +100,7 @@ def test_a_container_by_its_path_and_wrapped_networks() -> None:
         (["conv", "nowhere"], "layer='nowhere'"),
     ],
 )
-def test_an_unknown_layer_is_told_with_the_nearest(spec: str | list[str], words: str) -> None:
+def test_an_unknown_layer_is_reported_with_the_nearest(spec: str | list[str], words: str) -> None:
     with pytest.raises(UserError) as told:
         resolve_layers(Tiny(), spec)
     assert words in str(told.value)

@@ -101,10 +101,10 @@ def test_not_finite_activations_name_layer_and_images() -> None:
     pixels[1, 0, 0, 0] = torch.nan
     pixels[3, 0, 3, 3] = torch.inf
     collector = ActivationCollector("all")
-    told = "Layer '0' gives NaN or infinite activations in 3 of 3 neurons, for image ids 71, 73. "
+    message = "Layer '0' gives NaN or infinite activations in 3 of 3 neurons, for image ids 71, 73. "
     with torch.no_grad(), collector.on(layers):
         layers(pixels)
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             collector.update([70, 71, 72, 73])
     assert not any(m._forward_hooks for m in layers.modules())
 

@@ -1,4 +1,4 @@
-"""What the verbs take from the cache is what they would have made now: every change that matters makes it anew."""
+"""What the verbs take from the cache is what they would have made now: every change that matters makes it recompute."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_entries_of_another_form_count_as_absent(verb: Verb, home: Path, caplog:
     for kind in (*kinds, "training"):
         for seal in list((home / kind).glob("*/entry.json")):
             key = json.loads(seal.read_text())["key"]
-            Cache(home).entry(kind, key, lambda folder: (folder / "other.txt").write_text("x") and None, anew=True)
+            Cache(home).entry(kind, key, lambda folder: (folder / "other.txt").write_text("x") and None, recompute=True)
     _, again = verb(*words)
     assert {kind for kind in (*kinds, "training") if f"/{kind}/" in caplog.text} == {*kinds, "training"}
     assert {name: again[name] for name in ("layer", "selected", "delta", "p_value")} == {

@@ -149,7 +149,7 @@ def test_what_annotations_cannot_tell(tmp_path: Path) -> None:
         AnnotationScorer("votes").score(_images(3), CONCEPTS, CLASSES)
     with pytest.raises(UserError, match=r"1 of 1 in plain have none: 'Hat'"):
         AnnotationScorer("labels").score(_images(3), concept_set(["Hat"], "plain"), CLASSES)
-    with pytest.raises(UserError, match="stands for the class 'joyful'"):
+    with pytest.raises(UserError, match="has the class 'joyful'"):
         AnnotationScorer("labels").score(_images(3), concept_set({"Smile": "joyful"}), CLASSES)
 
 

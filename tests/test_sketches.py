@@ -279,7 +279,7 @@ def test_validation_images_do_not_change_with_the_size_of_training(tmp_path) -> 
         ({"difficulty": {"intensity": [2.2]}}, r"data\.difficulty\.intensity=\[2\.2\]: give two numbers above 0"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_drawn(tmp_path, given: dict, message: str) -> None:
+def test_mistakes_are_reported_before_anything_is_drawn(tmp_path, given: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Sketches(cache_dir=tmp_path, **given)
 

@@ -31,7 +31,7 @@ def test_sentences_join_the_emotion_and_several_concepts() -> None:
 
 
 @pytest.mark.parametrize("label", range(7))
-def test_only_what_is_present_is_told_and_no_other_emotion(label: int) -> None:
+def test_only_what_is_present_is_reported_and_no_other_emotion(label: int) -> None:
     present = ("Closed Eyes", "Compressed Lips")
     absent = {phrase for name in CONCEPTS if name not in present for phrase in PHRASES[name]}
     others = {
@@ -43,12 +43,12 @@ def test_only_what_is_present_is_told_and_no_other_emotion(label: int) -> None:
         assert not others & set(text.lower().replace(",", "").split()), text
 
 
-def test_a_face_without_any_concept_is_told_by_its_emotion() -> None:
+def test_a_face_without_any_concept_is_reported_by_its_emotion() -> None:
     words = {word for group in EMOTION_WORDS["Sad"] for word in group}
     assert all(any(word in text.lower() for word in words) for text in written((), 4, 100))
 
 
-def test_rare_concepts_are_told_more_often_than_common_ones() -> None:
+def test_rare_concepts_are_reported_more_often_than_common_ones() -> None:
     rows = np.stack([face("Smile", "Tearful Eyes")] * 100 + [face("Smile")] * 900)
     found = captions(rows, [3] * 1000, np.random.default_rng(0), bare=1.0)[:100]
     counted = [sum(text.lower() == name for text in found) for name in ("tearful eyes", "smile")]

@@ -80,7 +80,7 @@ def test_glasses_are_drawn_or_surely_absent() -> None:
         ({"spurious": "glasses", "spurious_strength": 95}, r"spurious_strength=95: a number from 0 to 1"),
     ],
 )
-def test_mistakes_are_told(arguments: dict[str, object], said: str, tmp_path: Path) -> None:
+def test_mistakes_are_reported(arguments: dict[str, object], said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
         Sketches(cache_dir=tmp_path, **arguments)  # type: ignore[arg-type]
 

@@ -301,7 +301,7 @@ def test_an_edit_that_overflows_never_wins_and_alone_is_an_error() -> None:
             study(selections=[AllNeurons()], rules=rules[:1], metric=metric, controls=3)
 
 
-def test_a_network_that_gives_nan_is_told() -> None:
+def test_a_network_that_gives_nan_is_reported() -> None:
     net = network()
     with torch.no_grad():
         net.lin.weight[0, 0] = torch.nan

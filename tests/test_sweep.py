@@ -141,15 +141,15 @@ def test_jobs_that_differ_in_their_seed_are_one_cell() -> None:
 def test_the_command_line_of_a_wandb_agent_composes(path: Path, tmp_path: Path) -> None:
     sweep = yaml.safe_load(path.read_text())
     values = {
-        name: {"value": told["values"][0] if "values" in told else told["min"]}
-        for name, told in sweep["parameters"].items()
+        name: {"value": message["values"][0] if "values" in message else message["min"]}
+        for name, message in sweep["parameters"].items()
     }
     words = create_sweep_command_args({"args": values})["args_no_hyphens"]
     assert sweep["command"] == ["${env}", "${interpreter}", "${program}", "${args_no_hyphens}"]
     cfg = composed(Path(sweep["program"]).stem, *words, run_dir=tmp_path)
-    for name, told in values.items():
+    for name, message in values.items():
         if name != "layer":  # a group
-            assert OmegaConf.select(cfg, name) == told["value"], name
+            assert OmegaConf.select(cfg, name) == message["value"], name
     assert sweep["metric"]["goal"] == "maximize"
 
 
@@ -167,11 +167,11 @@ def test_dissections_are_ranked_by_how_well_their_labels_fit_beside_chance() -> 
     jobs = pd.DataFrame({"job": ["0", "1"], "similarity": ["pearson", "wpmi"], "neuron_accuracy": [0.3, 0.2]})
     jobs = jobs.assign(**{"data.train": 1500})
     page = SweepPage(jobs, "neuron_accuracy", swept=["similarity"])
-    told = page.summary()
+    message = page.summary()
     assert ">similarity<" in page.html()
     assert "data.train" not in page.html()  # the same in every job
-    assert told.startswith("2 jobs, all finished. Best by neuron accuracy: pearson (30.0 %).")
-    assert told.endswith("beside it stands what chance gives, which differs from job to job.")
+    assert message.startswith("2 jobs, all finished. Best by neuron accuracy: pearson (30.0 %).")
+    assert message.endswith("compare it with its chance level, which differs from job to job.")
 
 
 def test_a_single_cell_is_no_heat_map() -> None:

@@ -183,7 +183,9 @@ PLAIN = ("saliency.maps=0", "saliency.images=0")
 
 
 @pytest.mark.slow
-def test_labels_of_another_network_or_of_other_images_are_told(verb: Verb, caplog: pytest.LogCaptureFixture) -> None:
+def test_labels_of_another_network_or_of_other_images_are_reported(
+    verb: Verb, caplog: pytest.LogCaptureFixture
+) -> None:
     labels, _ = verb("dissect")
     with pytest.raises(UserError, match="holds 205 neurons of layer 'lin2', and this network has 410"):
         verb("edit", *PLAIN, f"labels_dir={labels}", "model.width=0.1")
@@ -403,7 +405,7 @@ def test_the_audit_is_a_file_and_a_section(verb: Verb) -> None:
         ),
     ],
 )
-def test_mistakes_are_told_before_anything_is_trained(
+def test_mistakes_are_reported_before_anything_is_trained(
     verb: Verb, name: str, overrides: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_training(*_: object, **__: object) -> None:
@@ -616,11 +618,11 @@ def test_resume_goes_on_with_a_training_and_starting_from_its_weights_does_not(v
     histories = [last_of(folder)["callbacks"]["EpochHistory"]["epochs"] for folder in (whole, resumed)]
     assert histories[0] == histories[1]  # the curves of all four epochs
     assert list(histories[0]) == [0, 1, 2, 3]
-    anew, _ = verb("train", *words, "trainer.max_epochs=4", last)
-    assert last_of(anew)["epoch"] == 3
-    assert last_of(anew)["global_step"] == 16
+    recompute, _ = verb("train", *words, "trainer.max_epochs=4", last)
+    assert last_of(recompute)["epoch"] == 3
+    assert last_of(recompute)["global_step"] == 16
     assert not torch.equal(
-        last_of(anew)["state_dict"]["network.lin3.weight"], last_of(whole)["state_dict"]["network.lin3.weight"]
+        last_of(recompute)["state_dict"]["network.lin3.weight"], last_of(whole)["state_dict"]["network.lin3.weight"]
     )
     with pytest.raises(UserError, match=r"already been trained for 2 epochs, and trainer\.max_epochs=2"):
         verb("train", *words, "trainer.max_epochs=2", "resume=true", last)
@@ -717,7 +719,7 @@ def test_the_interval_is_that_of_the_images_that_were_tested(verb: Verb) -> None
         ["+training.monitor=val/nll2", "scheduler=plateau"],
     ],
 )
-def test_a_figure_that_nobody_logs_is_told_before_the_first_epoch(words: list[str], verb: Verb) -> None:
+def test_a_figure_that_nobody_logs_is_reported_before_the_first_epoch(words: list[str], verb: Verb) -> None:
     with pytest.raises(UserError, match=r"follows monitor=val/nll2, which no epoch logs\. Did you mean 'val/nll'"):
         verb("train", *words, "seed=11")
 
@@ -736,7 +738,7 @@ def test_few_validated_batches_have_no_interval(verb: Verb, capsys: pytest.Captu
     assert "training accuracy, last epoch" in said
 
 
-def test_a_missing_accelerator_is_told_with_what_runs_everywhere(verb: Verb) -> None:
+def test_a_missing_accelerator_is_reported_with_what_runs_everywhere(verb: Verb) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(UserError, match=r"trainer\.accelerator=gpu, trainer\.devices=1\. trainer=cpu runs everywhere"):

@@ -45,8 +45,8 @@ def test_the_config_tree_leaves_out_what_tells_nothing(tmp_path: Path) -> None:
     assert str(tmp_path) not in shown
     assert "null" not in shown.replace("null_draws", "").replace("null_studies", "")
     assert "soft_labels" not in shown
-    for told in ("tags: [first]", "factor: 1.5", "model: VGG(", "callbacks: best, last", "train=7000"):
-        assert told in shown
+    for message in ("tags: [first]", "factor: 1.5", "model: VGG(", "callbacks: best, last", "train=7000"):
+        assert message in shown
 
 
 def test_bars_say_nothing_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:

@@ -116,7 +116,7 @@ def test_config_and_missing_vocabulary(tmp_path: Path) -> None:
 
 
 def test_zero_shot_classes_of_held_out_faces(held_out: ImageSet, tmp_path: Path) -> None:
-    """Within ten points of a supervised classifier (about 85 % on these faces), told nothing but the classes' names."""
+    """Within ten points of supervised training (about 85 % on these faces), given nothing but the classes' names."""
     scorer = ClipScorer(TinyClip(), device="cpu", progress=False)
     scores = scorer.score(held_out, concept_set(CLASS_NAMES), CLASS_NAMES, Cache(tmp_path))
     accuracy = float((scores.values.argmax(dim=1) == held_out.labels).float().mean())

@@ -68,7 +68,7 @@ def test_a_sweep_over_paths_is_quoted_piece_by_piece() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "told"),
+    ("typed", "message"),
     [
         (
             "tau=[0,1",
@@ -79,10 +79,10 @@ def test_a_sweep_over_paths_is_quoted_piece_by_piece() -> None:
         ("tau", "'tau' is not an override: write tau=<value>"),
     ],
 )
-def test_a_value_that_is_cut_off_is_an_error_with_the_quoted_form(typed: str, told: str) -> None:
+def test_a_value_that_is_cut_off_is_an_error_with_the_quoted_form(typed: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         in_grammar(typed)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_group_needs_no_plus(typed: list[str], ready: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "message"),
     [
         ("trainer.max_epoch=3", "There is no key 'trainer.max_epoch'. Did you mean 'max_epochs'?"),
         ("data.trian=5", "There is no key 'data.trian'. Did you mean 'train'?"),
@@ -113,14 +113,14 @@ def test_a_group_needs_no_plus(typed: list[str], ready: list[str]) -> None:
         ("hydra/launcher=proceses", "hydra/launcher has no entry 'proceses'. Did you mean 'processes'?"),
     ],
 )
-def test_a_misspelt_key_is_answered_with_the_nearest(word: str, told: str) -> None:
+def test_a_misspelt_key_is_answered_with_the_nearest(word: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         compose("edit", [word])
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "message"),
     [
         (
             "+trainer.max_epoch=3",
@@ -135,10 +135,10 @@ def test_a_misspelt_key_is_answered_with_the_nearest(word: str, told: str) -> No
         ("+callbacks.best.mod=max", "callbacks.best.mod: lightning.pytorch.callbacks.ModelCheckpoint has no such"),
     ],
 )
-def test_an_added_key_that_nothing_reads_is_refused(word: str, told: str) -> None:
+def test_an_added_key_that_nothing_reads_is_refused(word: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         check_keys(compose("edit", [word]))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -179,9 +179,9 @@ def test_home_and_numbers_are_paths_wherever_they_come_from() -> None:
 def test_paths_are_relative_to_where_the_command_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "faces").mkdir()
     (tmp_path / "net.py").touch()
-    told = OmegaConf.create({"job": {"chdir": True}, "runtime": {"cwd": str(tmp_path)}})
+    message = OmegaConf.create({"job": {"chdir": True}, "runtime": {"cwd": str(tmp_path)}})
     monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
-    monkeypatch.setattr(HydraConfig, "get", lambda: told)
+    monkeypatch.setattr(HydraConfig, "get", lambda: message)
     cfg = OmegaConf.create(
         {"data": {"path": "faces"}, "ckpt_path": "absent.pt", "target": "net.py:Net", "split": "faces"}
     )

@@ -107,7 +107,7 @@ def test_a_network_with_a_prefix_of_its_own(outer: str, tmp_path: Path) -> None:
     assert_loaded(network, source.state_dict())
 
 
-def test_another_width_is_told_with_the_key_to_set(tmp_path: Path) -> None:
+def test_another_width_is_reported_with_the_key_to_set(tmp_path: Path) -> None:
     torch.save({"params": VGG(width=0.0625).state_dict()}, tmp_path / "w.pt")
     network = VGG(width=WIDTH)
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -122,7 +122,7 @@ def test_another_width_is_told_with_the_key_to_set(tmp_path: Path) -> None:
     assert_loaded(network, before)
 
 
-def test_another_architecture_is_told_in_a_short_table(state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_another_architecture_is_reported_in_a_short_table(state: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save(DeepEmotion().state_dict(), tmp_path / "deep.pt")
     with pytest.raises(UserError) as raised:
         load_weights(VGG(width=WIDTH), tmp_path / "deep.pt")

@@ -86,7 +86,7 @@ def test_unknown_timm_name_and_argument() -> None:
         timm_model("resnet10t", 7, arguments={"image_sise": 3})
 
 
-def test_weights_out_of_reach_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_out_of_reach_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **__: object) -> nn.Module:
         raise OSError("Name or service not known")
 
@@ -145,7 +145,7 @@ def test_what_is_wrong_with_ones_own_network(target: str, arguments: dict, messa
         ("class Net(:", r"cannot be run: SyntaxError"),
     ],
 )
-def test_a_file_that_cannot_be_run_is_told(line: str, message: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_run_is_reported(line: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "broken_net.py").write_text(f"import torch\n{line}\n")
     with pytest.raises(UserError, match=message):
         custom_model(f"{tmp_path}/broken_net.py:Net")

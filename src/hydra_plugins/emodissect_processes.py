@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SECONDS_TO_END = 30
-"""For a job to close what it has open, once the multirun was told to end."""
+"""For a job to close its files, once the multirun is asked to end."""
 
 
 class ProcessLauncher(Launcher):

@@ -48,7 +48,7 @@ VALUED_FLAGS = frozenset(
 """Hydra's flags with a value behind them."""
 
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-"""Values of Hydra's flag --info, which may stand without one."""
+"""Values of Hydra's flag --info, which may be given without one."""
 
 FUNCTIONS = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|extend_list|int|float|str|bool|json_str)\s*\(")
 """Hydra's grammar of sweeps and casts."""
@@ -61,7 +61,7 @@ def prepared(arguments: Sequence[str], conf: Path) -> list[str]:
         conf: the folder of config groups; those of ``--config-dir`` are looked at as well.
 
     Raises:
-        UserError: a key that was renamed, a word that is no override, a value with an error of syntax.
+        UserError: a key that was renamed, a word that is not an override, a value with an error of syntax.
     """
     flags, words = split_flags(arguments)
     refuse_renamed(words)
@@ -193,7 +193,7 @@ def with_layer_words(arguments: Sequence[str], groups: Sequence[Path]) -> list[s
     """Command-line words with ``layer=`` made free: beside the group's entries any module path, glob or list works.
 
     ``layer=layer4.1.conv2``, ``layer=conv4*`` and ``layer=[lin1,lin2]`` become ``layer=named layer.names=...``; a
-    sweep over several (``layer=a,b`` with ``-m``) becomes one over ``layer.names`` where any of them is no entry.
+    sweep over several (``layer=a,b`` with ``-m``) becomes one over ``layer.names`` where any of them is not an entry.
     """
     entries = {path.stem for conf in groups for path in (conf / "layer").glob("*.yaml")}
     words: list[str] = []

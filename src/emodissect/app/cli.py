@@ -273,12 +273,12 @@ def user_error_message(error: BaseException) -> str | None:
     while seen is not None:
         chain.append(seen)
         seen = seen.__cause__ or seen.__context__
-    for told in chain:
-        if isinstance(told, UserError | _misconfigurations()):
-            return str(told)
-    for told in chain:
-        if isinstance(told, OmegaConfBaseException):
-            return f"The config does not resolve: {told}"
+    for cause in chain:
+        if isinstance(cause, UserError | _misconfigurations()):
+            return str(cause)
+    for cause in chain:
+        if isinstance(cause, OmegaConfBaseException):
+            return f"The config does not resolve: {cause}"
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return _refusal(error)
     if isinstance(error, HydraException):

@@ -25,7 +25,7 @@ OPEN = (
 """Mappings whose keys are names that a user gives."""
 
 OF_NO_FILE = {"training": {"monitor"}, "model": {"preprocess", "class_order"}}
-"""Keys that are read although conf/ need not show them, by where they stand."""
+"""Keys that are read although conf/ need not list them, by their place."""
 
 HYDRAS = frozenset(("_target_", "_partial_", "_convert_", "_recursive_", "_args_"))
 
@@ -140,7 +140,7 @@ def _composed(verb: str, words: Sequence[str], conf: Path) -> DictConfig | None:
 
 
 def _mappings(node: DictConfig, place: str = "") -> Iterator[tuple[str, DictConfig]]:
-    """Every mapping of a config with its dotted place; those that interpolations name stand elsewhere."""
+    """Every mapping of a config with its dotted place; those that interpolations name are elsewhere."""
     yield place, node
     for key in map(str, node):
         if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):

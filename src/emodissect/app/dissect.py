@@ -83,7 +83,7 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
         held_out = quality.figures() if quality else {}
         held_out |= explanation.figures() if explanation else {}
         run.summary({**summary, **held_out, "layers": found.dissection.layers.to_dict("records")})
-        # the results are on disk: whatever a logging back end does now, they stay
+        # the results are on disk, whatever a logging back end does now
         for scored in (explanation, quality):
             if scored:
                 scored.log(run)

@@ -183,7 +183,7 @@ def write_outputs(
     run.add_output("edited checkpoint", checkpoint)
     write_page(run, page)
     run.summary(summary)
-    # the results are on disk: whatever a logging back end does now, they stay
+    # the results are on disk, whatever a logging back end does now
     log_dissection(
         run.loggers,
         found.dissection,

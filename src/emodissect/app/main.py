@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def complete(words: list[str]) -> None:
-    """Tab completion: Hydra's, with the verb taken off the line; the verbs where none has been typed."""
+    """Tab completion: Hydra's, without the verb; the verbs where none has been typed."""
     line = os.environ.get("COMP_LINE", "").split(" ")
     if "install" in words[0] or "uninstall" in words[0]:
         verb = "train"

@@ -62,8 +62,8 @@ def command() -> str:
     A job may run in a worker of a launcher, whose own command line says nothing.
     """
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        told = HydraConfig.get()
-        return shlex.join([*program(told.job.name), *told.overrides.task])
+        hydra = HydraConfig.get()
+        return shlex.join([*program(hydra.job.name), *hydra.overrides.task])
     return typed_command()
 
 

@@ -135,10 +135,10 @@ class Session:
             jointly: ``write`` is run by all ranks of a distributed run together, and rank 0's files are everybody's
                 (a training); else each rank has files of its own.
         """
-        anew = not self.cfg.reuse
+        recompute = not self.cfg.reuse
         if not self.distributed:
-            return self.cache.value(kind, key, write, read, anew)
-        if not anew and (held := self.cache.held(kind, key, read)) is not None:
+            return self.cache.value(kind, key, write, read, recompute)
+        if not recompute and (held := self.cache.held(kind, key, read)) is not None:
             return held
         folder = self.folder / DISTRIBUTED / (kind if jointly else f"{kind}-{rank()}")
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ class Session:
         def keep(entry: Path) -> None:
             shutil.copytree(folder, entry, dirs_exist_ok=True)
 
-        return self.cache.value(kind, key, keep, read, anew)
+        return self.cache.value(kind, key, keep, read, recompute)
 
     def tidy(self) -> None:
         """Removes what this rank of a distributed run made outside the cache; rank 0 also what all made together."""

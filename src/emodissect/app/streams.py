@@ -16,7 +16,7 @@ from rich.console import Console
 class SteadyStream:
     """Standard output or error that never ends the program.
 
-    When the reader of a pipe is gone, or the disk behind a redirected file is full, what is printed is dropped, and
+    When the reader of a pipe has exited, or the disk behind a redirected file is full, what is printed is dropped, and
     the run continues: results are files. Characters that the encoding lacks are printed as ``?``.
     """
 

@@ -50,7 +50,7 @@ class SweepTable(Callback):
         return end is not None and end() is not None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Notes what an earlier multirun left in the same folder: it is no job of this one."""
+        """Notes what an earlier multirun left in the same folder: it is not a job of this one."""
         self.stood = job_folders(Path(config.hydra.sweep.dir))
         self.began = time.monotonic()
         numbers = [int(job.name) for job in self.stood if job.name.isdigit()]
@@ -110,7 +110,7 @@ class SweepTable(Callback):
 def job_folders(folder: Path) -> dict[Path, int]:
     """The jobs' folders in their order, each with the time (ns) at which its job was begun.
 
-    Where Hydra is told to leave no ``.hydra`` folder (``hydra.output_subdir=null``), a job is known by its own files.
+    Where Hydra writes no ``.hydra`` folder (``hydra.output_subdir=null``), a job is known by its own files.
     """
     begun = {path.parent.parent: path.stat().st_mtime_ns for path in folder.glob("**/.hydra/overrides.yaml")}
     for name in (MANIFEST_FILE, ERROR_FILE):
@@ -141,7 +141,7 @@ def sweep_table(folder: Path, jobs: Sequence[Path]) -> pd.DataFrame:
 
 
 def overrides_of(job: Path) -> dict[str, Any]:
-    """What a job was told on top of its config: ``{"layer": "lin2", "tau": 0.5}``."""
+    """A job's overrides: ``{"layer": "lin2", "tau": 0.5}``."""
     found: dict[str, Any] = {}
     for override in _words_of(job):
         name, _, value = override.lstrip("+").partition("=")

@@ -107,8 +107,8 @@ def show(page: SweepPage, console: Console) -> None:
     known = {column.name for column in columns.JOBS}
     varied = columns.plain(jobs, [name for name in page.swept if name in jobs and name not in known])
     shown = columns.after(columns.JOBS, "factor", varied)
-    told = jobs[[name for name in jobs if jobs[name].notna().any()]]
-    console.print(frame_table(told, "The sweep", shown, rows=60, console=console))
+    shown_jobs = jobs[[name for name in jobs if jobs[name].notna().any()]]
+    console.print(frame_table(shown_jobs, "The sweep", shown, rows=60, console=console))
     if maps := [heat_map(grid, name) for name, grid in page.grids().items()]:
         down, across = page.axes[0], page.axes[-1]
         console.print(f"[bold]Change on validation in points, by {down} (down) and {across} (across)[/]")

@@ -32,7 +32,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if cfg.resume and cfg.ckpt_path is None:
         raise UserError(
             "resume=true resumes the training in ckpt_path, and ckpt_path is null. Give "
-            "ckpt_path=<run folder>/checkpoints/last.ckpt. (A training that was cut off resumes by itself when the "
+            "ckpt_path=<run folder>/checkpoints/last.ckpt. (An interrupted training resumes automatically when the "
             "same command is given again.)"
         )
     with session(cfg) as run:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AnnotationScorer", "ClipScorer", "ConceptScores", "OpenClip", "Scorer"]
 
-# open_clip takes seconds to import: whoever needs no CLIP does not wait for it.
+# open_clip takes seconds to import: code that needs no CLIP does not wait for it.
 _WITH_OPEN_CLIP = {"ClipScorer": "emodissect.concepts.clip", "OpenClip": "emodissect.concepts.open_clip_model"}
 
 

@@ -35,7 +35,7 @@ class AnnotationScorer:
     Attributes:
         source: where the scores come from:
 
-            - ``labels``: 1 where the image's class is one the concept stands for, else 0;
+            - ``labels``: 1 where the image's class is one of the concept's classes, else 0;
             - ``votes``: the share of an image's FER+ votes that fell on the concept's classes;
             - ``presence``: how strongly the concept was drawn (``data=sketches``);
             - a path: a CSV or Parquet table with a column ``image_id`` (or ``id``) and one column a concept.
@@ -142,7 +142,7 @@ def _from_votes(votes: Annotations, concepts: ConceptSet, class_names: Sequence[
         unvoted = [class_name for class_name in given if class_key(class_name) not in voted]
         if unvoted and concepts.classes.get(name):
             raise UserError(
-                f"Annotators could not vote for '{unvoted[0]}', which the concept '{name}' stands for. "
+                f"Annotators could not vote for '{unvoted[0]}', a class of the concept '{name}'. "
                 + nearest(unvoted[0], votes.names)
             )
         keys = {class_key(class_name) for class_name in given}
@@ -167,7 +167,7 @@ def _demand_classes(some: Tensor, concepts: ConceptSet, source: str) -> None:
     without = [name for name, has in zip(concepts.names, some.tolist(), strict=True) if not has]
     if without:
         raise UserError(
-            f"scorer.source={source} needs the classes each concept stands for; {len(without):,} of {len(concepts):,} "
+            f"scorer.source={source} needs the classes of each concept; {len(without):,} of {len(concepts):,} "
             f"in {concepts.origin} have none: {listed(map(repr, without))}. "
             "Write them into the concept file (docs/concepts.md), or use "
             "scorer=clip, which needs none."

@@ -52,7 +52,7 @@ class ClipScorer:
     """Cosine similarity of L2-normalised image and text embeddings, no logit scale (CLIP-Dissect, Oikarinen & Weng).
 
     Embeddings are kept in the cache by content, in shards: a second concept set embeds no image, and an interrupted
-    run resumes after the last finished shard. The network is not even loaded when every shard stands.
+    run resumes after the last finished shard. The network is not loaded when every shard exists.
 
     Args:
         clip: which CLIP.
@@ -169,7 +169,7 @@ class ClipScorer:
         embed: Callable[[nn.Module, Any], Iterator[Tensor]],
         cache: Cache,
     ) -> Tensor:
-        """The normalised embeddings of all parts; those that do not stand in the cache are made, one entry each."""
+        """The normalised embeddings of all parts; those that are not in the cache are computed, one entry each."""
         missing = sum(len(part) for part, key in zip(parts, keys, strict=True) if not cache.holds(kind, key))
         if missing:
             held = sum(map(len, parts)) - missing
@@ -268,7 +268,7 @@ def resolve_device(device: str) -> torch.device:
     """The torch device for ``auto`` or a name.
 
     Raises:
-        UserError: the name is no device, or this machine has none such.
+        UserError: the name is not a device, or this machine has no such device.
     """
     if device == "auto":
         found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from emodissect.concepts.open_clip_model import OpenClip
 
 SHIPPED = {"tiny": ("emodissect.demo.tiny_clip", "TinyClip")}
-"""CLIPs that come with the package; imported by name, since they stand on everything else."""
+"""CLIPs that come with the package; imported by name, since they import every other room."""
 
 
 def clip_named(clip: str | Path | OpenClip) -> Any:
-    """The CLIP that a word or a file stands for.
+    """The CLIP that a word or a file means.
 
     Args:
         clip: ``tiny``; an architecture of open_clip with or without a tag of weights (``ViT-B-16``,

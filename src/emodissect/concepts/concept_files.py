@@ -28,7 +28,7 @@ _NUMBERED = re.compile(r"^\s*\(?(\d+)[.):\]]?\s+(?=\S)")
 
 
 def read_rows(path: Path) -> tuple[list[Row], dict[str, int]]:
-    """The file's rows: untidied names, each with its classes; and counts of what was taken off, by what it was.
+    """The file's rows: raw names, each with its classes; and counts of what was removed, by kind.
 
     Raises:
         UserError: the file is missing, of an unknown kind, or malformed.
@@ -56,7 +56,7 @@ def read_rows(path: Path) -> tuple[list[Row], dict[str, int]]:
 
 
 class _UnexpectedFormError(Exception):
-    """What stands in the file is well-formed but is no concept set."""
+    """The file is well-formed but does not hold a concept set."""
 
 
 def _decoded(path: Path) -> str:
@@ -95,7 +95,7 @@ def _without_numbering(names: list[str], notes: dict[str, int]) -> list[str]:
     mark = _NUMBERED if counted else _BULLET
     if not all(mark.match(name) for name in filled):
         return names
-    notes["numbers taken off" if counted else "bullets taken off"] = len(filled)
+    notes["numbers removed" if counted else "bullets removed"] = len(filled)
     return [mark.sub("", name) for name in names]
 
 
@@ -116,7 +116,7 @@ def _from_tree(tree: Any, notes: dict[str, int]) -> list[Row]:
         tree = tree["concepts"]
     if isinstance(tree, Mapping):
         if _counts_up(tree) and all(isinstance(name, str) and name for name in tree.values()):
-            notes["numbers taken off"] = len(tree)  # {"0": "smile", "1": "frown"}
+            notes["numbers removed"] = len(tree)  # {"0": "smile", "1": "frown"}
             return [(name, ()) for name in tree.values()]
         return [(str(name), _classes(name, given)) for name, given in tree.items()]
     if not isinstance(tree, list):
@@ -155,7 +155,7 @@ def _from_csv(text: str, notes: dict[str, int], delimiter: str | None = None) ->
         class_column = next((header.index(title) for title in ("classes", "class") if title in header), len(header))
         table = table[1:]
     elif len(table) > 1 and all(len(row) > 1 for row in table) and _counts_up([row[0].strip() for row in table]):
-        notes["numbers taken off"] = len(table)
+        notes["numbers removed"] = len(table)
         name_column, class_column = 1, 2
     rows: list[Row] = []
     for row in table:

@@ -1,4 +1,4 @@
-"""Concept sets: the words neurons may be labelled with, and the classes each stands for."""
+"""Concept sets: the words neurons may be labelled with, and the classes of each."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class ConceptSet:
         return len(self.names)
 
     def class_mask(self, class_names: Sequence[str]) -> Bool[Tensor, "concept class"]:
-        """Which classes each concept stands for.
+        """The classes of each concept.
 
         Classes are compared without case, spaces and punctuation, and the usual forms of the emotions are one class
-        (angry, anger). A concept that is given without classes stands for the class it is named like, if there is
+        (angry, anger). A concept that is given without classes belongs to the class of the same name, if there is
         one, and else for none: its row is all False.
 
         Raises:
-            UserError: a concept stands for a class that the data does not have.
+            UserError: a concept has a class that the data does not have.
         """
         column = {class_key(name): index for index, name in enumerate(class_names)}
         mask = torch.zeros(len(self.names), len(class_names), dtype=torch.bool)
@@ -53,7 +53,7 @@ class ConceptSet:
             for class_name in given:
                 if class_key(class_name) not in column:
                     raise UserError(
-                        f"Concept '{name}' of {self.origin} stands for the class '{class_name}', which the data does "
+                        f"Concept '{name}' of {self.origin} has the class '{class_name}', which the data does "
                         f"not have. {nearest(class_name, class_names)} Change the concept's classes or the data."
                     )
                 mask[row, column[class_key(class_name)]] = True
@@ -62,7 +62,7 @@ class ConceptSet:
         return mask
 
     def of_data(self, class_names: Sequence[str]) -> ConceptSet:
-        """The set without what the data lack: classes that they do not have, and concepts that stand for these alone.
+        """The set without what the data lack: classes that they do not have, and concepts that have only these.
 
         Data sets differ (CK+ has no neutral faces), so this is a warning, which names the nearest class.
 
@@ -83,13 +83,12 @@ class ConceptSet:
         nearby = " ".join(f"'{name}': {nearest(name, class_names)}" for name in list(absent)[:3])
         if not names:
             raise UserError(
-                f"Every concept of {self.origin} stands for classes that the data do not have ({', '.join(absent)}). "
+                f"Every concept of {self.origin} has only classes that the data do not have ({', '.join(absent)}). "
                 f"{nearby} Change the concepts' classes, or choose concepts without classes."
             )
         dropped = [name for name in self.names if name not in names]
         log.warning(
-            "The data have no class %s, which concepts of %s stand for. Dropped: %s. Kept with their other classes: "
-            "%s. %s",
+            "The data have no class %s, which concepts of %s name. Dropped: %s. Kept with their other classes: %s. %s",
             *(", ".join(map(repr, absent)), self.origin, ", ".join(map(repr, dropped)) or "none"),
             *(", ".join(repr(name) for name in lacking if name in names) or "none", nearby),
         )
@@ -103,7 +102,7 @@ class ConceptSet:
 def concept_set(
     concepts: Mapping[str, str | Sequence[str] | None] | Iterable[str], origin: str = "given"
 ) -> ConceptSet:
-    """A set from names, or from names with the classes each stands for.
+    """A set from names, or from names with their classes.
 
     Args:
         concepts: ``{name: class or classes or nothing}`` or names alone.
@@ -124,7 +123,7 @@ def read_concepts(path: str | Path) -> ConceptSet:
 
     YAML and JSON hold a list of names or ``{name: classes}``; tables hold one concept a row and, in a second column,
     its classes with ``;`` between them (a header ``concept,classes`` is recognised). Comments (``# ...``), numbering
-    and bullets are taken off. What had to be tidied is logged.
+    and bullets are removed. A log line says what was removed.
 
     Raises:
         UserError: the file is missing, of another kind, malformed, or holds no concept.

@@ -162,7 +162,7 @@ class OpenClip:
             UserError: the tokenizer lies on the hub and cannot be had.
         """
         try:
-            # transformers asks on the terminal whether to run a repository's own code, unless it is told not to
+            # transformers asks on the terminal whether to run a repository's own code, unless it is configured not to
             foreign = {"trust_remote_code": False} if self._require_no_code().get("hf_tokenizer_name") else {}
             return open_clip.get_tokenizer(self.model_name, **foreign)
         except UserError:

@@ -70,7 +70,7 @@ class ConceptScores:
         """Read what :meth:`save` wrote.
 
         Raises:
-            UserError: the file is no such file.
+            UserError: the file is not of this kind.
         """
         try:
             with safe_open(str(path), framework="pt") as file:

@@ -48,7 +48,7 @@ class Cache:
         self._verified: dict[Path, list[tuple[Any, ...]]] = {}
         self._given: set[Path] = set()
 
-    def entry(self, kind: str, key: Mapping[str, Any], write: Callable[[Path], None], anew: bool = False) -> Path:
+    def entry(self, kind: str, key: Mapping[str, Any], write: Callable[[Path], None], recompute: bool = False) -> Path:
         """The folder of the entry for ``key``, made by ``write(folder)`` where it does not exist yet.
 
         Args:
@@ -56,13 +56,13 @@ class Cache:
             key: everything the result depends on: plain values, and objects by their fingerprint
                 (:func:`emodissect.core.fingerprint.fingerprint`).
             write: fills an empty folder with the entry's files.
-            anew: make a new version even where one exists, unless another process is making one already.
+            recompute: make a new version even where one exists, unless another process is making one already.
 
         Raises:
             UserError: the store cannot be written, or its disk is full.
         """
         before = self._newest(kind, key)
-        if not anew and self._intact(before):
+        if not recompute and self._intact(before):
             return self._give(before)
         name = self.root / kind / content_key(key)
         try:
@@ -76,9 +76,9 @@ class Cache:
             ) from error
         try:
             newest = self._newest(kind, key)
-            if (not anew or newest != before) and self._intact(newest):
+            if (not recompute or newest != before) and self._intact(newest):
                 return self._give(newest)
-            if os.path.lexists(newest) and not anew:
+            if os.path.lexists(newest) and not recompute:
                 log.warning("Cache entry %s is damaged or is not an entry; it is recomputed.", newest)
             made = self._make(name, key, write)
             self._remove_replaced(name, made)
@@ -92,22 +92,22 @@ class Cache:
         key: Mapping[str, Any],
         write: Callable[[Path], None],
         read: Callable[[Path], Value],
-        anew: bool = False,
+        recompute: bool = False,
     ) -> Value:
         """What ``read(folder)`` returns for the entry of ``key``, made by ``write`` where it does not exist yet.
 
         An entry that ``read`` cannot read (its fields are those of another version) counts as absent.
 
         Args:
-            kind, key, write, anew: as in :meth:`entry`.
+            kind, key, write, recompute: as in :meth:`entry`.
             read: raises anything where the folder does not hold what it expects.
         """
-        folder = self.entry(kind, key, write, anew)
+        folder = self.entry(kind, key, write, recompute)
         try:
             return read(folder)
         except Exception as error:  # KeyError, TypeError, a library's own: reading another format can raise anything
             log.warning("Cache entry %s is not of this version (%s); it is recomputed.", folder, _reason(error))
-        return read(self.entry(kind, key, write, anew=True))
+        return read(self.entry(kind, key, write, recompute=True))
 
     def held(self, kind: str, key: Mapping[str, Any], read: Callable[[Path], Value]) -> Value | None:
         """What ``read(folder)`` returns for the entry of ``key``; None where there is no entry it can read."""

@@ -123,7 +123,7 @@ class FaceDataModule(LightningDataModule):
 
         Args:
             split: ``train``, ``val``, ``test``, or several joined by ``+``.
-            limit: at most so many images; all of them where None.
+            limit: the maximum number of images; all of them where None.
             seed: of the random order; the same images come out for the same seed on every machine.
 
         Raises:

@@ -67,10 +67,10 @@ def read_images(
         return
     named = "".join(f"\n  {fault}" for fault in faults[:20])
     more = f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else ""
-    told = f"{len(faults)} of {len(files):,} image files cannot be read:{named}{more}"
+    text = f"{len(faults)} of {len(files):,} image files cannot be read:{named}{more}"
     if not skip_unreadable:
-        raise UserError(f"{told}\n{advice}")
-    log.warning("%s\nThey are left out.", told)
+        raise UserError(f"{text}\n{advice}")
+    log.warning("%s\nThey are left out.", text)
 
 
 def decoded_images(

@@ -70,8 +70,8 @@ def vote_annotations(
     """The votes as annotations: each column's share of all votes on the image.
 
     ``votes`` has the classes under their names (``classes``: by name, the column of ``VOTED_ON``); ``votes_other`` has
-    those of ``contempt``, ``unknown`` and ``not a face`` that are no class. A row of the two together sums to 1 where
-    the classes are FER2013's (to 0 without any vote).
+    those of ``contempt``, ``unknown`` and ``not a face`` that are not classes. A row of the two together sums to 1
+    where the classes are FER2013's (to 0 without any vote).
     """
     shares = votes.float() / votes.sum(dim=1, keepdim=True).clamp(min=1)
     others = {name: column for name, column in OTHER_COLUMNS.items() if column not in classes.values()}

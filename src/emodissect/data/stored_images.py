@@ -46,7 +46,7 @@ class ImageWriter:
 class StoredImages:
     """uint8 images in a file that :class:`ImageWriter` wrote; indexing reads what was asked for into a tensor.
 
-    It stands where an image tensor stands: ``images[rows]``, ``images[:64]``, ``len``, ``shape``, ``split`` and ``to``
+    It can be used like an image tensor: ``images[rows]``, ``images[:64]``, ``len``, ``shape``, ``split`` and ``to``
     work alike. Images are read from the file each time, by position, so any number of threads and worker processes
     may read; what was read lately is in the system's file cache, and none of it counts as this process's memory.
 

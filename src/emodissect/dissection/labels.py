@@ -390,10 +390,10 @@ def neuron_accuracy(
     concept: Int64[Tensor, " neuron"],
     class_mask: Bool[Tensor, "concept class"],
 ) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
-    """The share of a neuron's top images whose class is among those its label stands for, and that share by chance.
+    """The share of a neuron's top images whose class is one of its label's classes, and that share by chance.
 
     Chance is what images drawn at random from the probe set would give: the sum of the shares of the label's classes.
-    Both are NaN for a concept that stands for no class.
+    Both are NaN for a concept without classes.
     """
     accepted = class_mask[concept]  # neuron class
     if not (probe.labelled and class_mask.shape[1]):

@@ -89,7 +89,7 @@ def activation_maps(
     """The output of a layer before pooling, at the module's own output; None where it is not a map over the image.
 
     Args:
-        network: run as in a test, its state restored and its hook taken off.
+        network: run as in a test, its state and hooks restored.
         preprocess: uint8 images -> the network's input.
         channels_last: where the neurons are in the module's output, see
             :func:`emodissect.recording.pooling.neuron_axis`.

@@ -1,4 +1,4 @@
-"""An edit of one layer, put on the weights and taken back to the last bit, or baked. Pure."""
+"""An edit of one layer, applied to the weights and reverted exactly, or baked."""
 
 from __future__ import annotations
 

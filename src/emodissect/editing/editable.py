@@ -108,7 +108,7 @@ def columns_scale(
     """The scale of each input of the layer that reads the neurons; flattened maps repeat it over their positions.
 
     Raises:
-        UserError: the inputs are no whole number of positions a neuron.
+        UserError: the inputs are not a whole number of positions per neuron.
     """
     linear = isinstance(reader, nn.Linear)
     weight = reader._parameters["weight"]

@@ -1,4 +1,4 @@
-"""Edits by a Python function of one's own."""
+"""Edits by a user's own Python function."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ class _Fit:
 def minimum(losses: Sequence[Callable[[Tensor], Tensor]], start: Tensor, iterations: int, images: int = 1) -> Tensor:
     """Where L-BFGS (strong Wolfe) arrives from a start, for the sum of some losses divided by a number of images.
 
-    Each loss is differentiated by itself, so that only one at a time needs memory.
+    Each loss is differentiated separately, so that only one at a time needs memory.
     """
     parameters = nn.Parameter(start.detach().clone())
     solver = torch.optim.LBFGS(

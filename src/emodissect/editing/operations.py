@@ -83,7 +83,7 @@ class Operation(ABC):
     Attributes:
         values: the number of each neuron; further axes where a neuron has several.
         neutral: the value (or values) that change nothing.
-        of_neurons: whether it is a change of each neuron by itself; else it is evaluated in full and has no controls.
+        of_neurons: whether it changes each neuron separately; else it is evaluated in full and has no controls.
         reads_next: whether it acts on what the next layer reads, not on the layer's own output.
     """
 
@@ -105,7 +105,7 @@ class Operation(ABC):
 
     @abstractmethod
     def on_output(self, output: Float[Tensor, "image neuron *position"], target: Target) -> Tensor:
-        """The same on the layer's output (or on the next layer's input): a new tensor, each neuron by itself."""
+        """The same on the layer's output (or on the next layer's input): a new tensor, each neuron separately."""
 
     @property
     def reads_next(self) -> bool:
@@ -276,7 +276,7 @@ def per_neuron(values: ArrayLike | Tensor) -> Float[Tensor, neuron * number]:
     """Numbers of neurons from a tensor, an array, a pandas column or a list, as float32.
 
     Raises:
-        UserError: they are no numbers by neuron.
+        UserError: they are not one number per neuron.
     """
     try:
         numbers = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values, dtype=np.float64))

@@ -19,7 +19,7 @@ _CLOSE = 1e-5  # relative: what float32 rounding of a product leaves
 
 @dataclass(frozen=True, eq=False)
 class OtherWeights(Operation):
-    """All of a network's weights replaced by others, where they are no scaling of the layer's neurons.
+    """All of a network's weights replaced by others, where they are not a scaling of the layer's neurons.
 
     Its neurons have no values, so there are no random neurons to compare it with; it is always evaluated in full.
 
@@ -66,7 +66,7 @@ class OtherWeights(Operation):
 
 
 def change_of_neurons(given: Mapping[str, Tensor], network: nn.Module, layer: str, source: str) -> Operation | None:
-    """What edited weights do to a layer's neurons; None where they are no scale and shift of them.
+    """What edited weights do to a layer's neurons; None where they are not a scale and shift of them.
 
     Args:
         given: as :func:`fitting_weights` gives them.

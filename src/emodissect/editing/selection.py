@@ -240,7 +240,7 @@ def similarities(neurons: pd.DataFrame) -> Float[Tensor, " neuron"]:
 def exchanged(neurons: pd.DataFrame, generator: np.random.Generator) -> Int64[Tensor, " neuron"]:
     """Neurons in a random order in which the living change places among themselves and dead ones stay.
 
-    Chance must not make an edit of dead neurons, which do nothing: that they are dead is no merit of the labels.
+    Random draws must not edit dead neurons, which have no effect: the labels get no credit for avoiding them.
     """
     order = torch.arange(len(neurons))
     living = _alive(neurons).nonzero().flatten()

@@ -20,7 +20,7 @@ class LogLearningRate(Callback):
 
 
 class SeedEpochs(Callback):
-    """Seeds torch anew in each epoch by the run's seed and the epoch, so that a resumed training draws the same."""
+    """Reseeds torch in each epoch by the run's seed and the epoch, so that a resumed training draws the same."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -31,7 +31,7 @@ class SeedEpochs(Callback):
 
 
 class LogAccuracy(Callback):
-    """Logs ``val/acc`` of a LightningModule of one's own, so that the best epoch by accuracy is known."""
+    """Logs ``val/acc`` of a user's own LightningModule, so that the best epoch by accuracy is known."""
 
     def on_validation_batch_end(
         self,
@@ -54,5 +54,5 @@ class ProgressBar(RichProgressBar):
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """What stands behind the bar."""
+        """The text after the bar."""
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}

@@ -74,7 +74,7 @@ def log_dissection(
     class_names: Sequence[str],
     *,
     step: int | None = None,
-    pictured: int = 100,
+    cards: int = 100,
     figures: Mapping[str, Path] | None = None,
     metrics: bool = True,
     tables: bool = True,
@@ -85,7 +85,7 @@ def log_dissection(
     Args:
         probe: the images that top images are taken from.
         step: the trainer's step while it trains, or None for the result of a run.
-        pictured: the neurons of highest z of each layer that get a row with their top images.
+        cards: the neurons of highest z of each layer that get a row with their top images.
         figures: PNG files by name, logged as images under ``dissect/``.
         metrics: False where the module logs them itself.
         tables: False sends numbers alone; the labels' artifact holds the rest.
@@ -99,7 +99,7 @@ def log_dissection(
         return
     frames = {
         "dissect/neurons": columns.flat(dissection.neurons, columns.NEURONS),
-        "dissect/neuron_cards": card_table(dissection.neurons, probe, class_names, pictured),
+        "dissect/neuron_cards": card_table(dissection.neurons, probe, class_names, cards),
         "dissect/layers": dissection.layers,
         "dissect/concept_shares": dissection.shares,
     }
@@ -122,12 +122,12 @@ def dissection_metrics(dissection: Dissection) -> dict[str, float]:
     }
 
 
-def card_table(neurons: pd.DataFrame, probe: ImageSet, class_names: Sequence[str], pictured: int) -> pd.DataFrame:
+def card_table(neurons: pd.DataFrame, probe: ImageSet, class_names: Sequence[str], cards: int) -> pd.DataFrame:
     """The most clearly labelled neurons of each layer with their top images side by side."""
     names = [column.name for column in columns.on_page(columns.NEURONS, neurons)]
     rows = []
     for _, group in neurons[~neurons["dead"]].groupby("layer", sort=False):
-        for row in group.nlargest(pictured, "z").to_dict("records"):
+        for row in group.nlargest(cards, "z").to_dict("records"):
             at = probe.rows_of(torch.tensor(list(row["top_ids"])))
             strip = np.concatenate(list(probe.images[at].numpy().transpose(0, 2, 3, 1)), axis=1)
             known = probe.labels[at].tolist() if probe.labelled else []

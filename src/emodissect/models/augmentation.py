@@ -39,7 +39,7 @@ class FlipShift(Augmentation):
     One indexed read of the uint8 batch: a few tenths of a millisecond for 64 images of 48 x 48 on a CPU.
 
     Args:
-        shift: at most so many pixels, each way, in each direction.
+        shift: the maximum number of pixels, each way, in each direction.
         flip: chance of a mirror image.
     """
 
@@ -132,7 +132,7 @@ class Khaireddin2021(Augmentation):
         flip: chance of a mirror image.
         degrees: rotation, each way (chance `rotate_p`).
         rotate_p: chance of a rotation.
-        erase: chance that a rectangle of a crop is erased, each crop by itself.
+        erase: chance that a rectangle of a crop is erased, each crop separately.
 
     Source: Khaireddin & Chen 2021, section 4.
     """

@@ -26,7 +26,7 @@ def read_state_dict(path: str | Path, part: str | None = None) -> dict[str, Tens
 
     Accepted: safetensors; torch files that hold a plain state dict, or one under `params`, `state_dict`,
     `model_state_dict`, `model`, `network`, `net` or `weights`; Lightning checkpoints; TorchScript archives, whose
-    program is not loaded. The prefixes `module.`, `net.`, `model.`, `network.` and `_orig_mod.` are taken off where
+    program is not loaded. The prefixes `module.`, `net.`, `model.`, `network.` and `_orig_mod.` are removed where
     every name carries them.
 
     Args:

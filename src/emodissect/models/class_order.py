@@ -15,7 +15,7 @@ from emodissect.core.spelling import class_key
 
 
 def output_columns(class_names: Sequence[str], class_order: Sequence[str] | None) -> Int64[Tensor, " class"]:
-    """For each class of the data, the network's output that stands for it.
+    """For each class of the data, the network's output for it.
 
     Names are compared without case, spaces and punctuation, and the usual forms of an emotion count as one
     (anger = angry, happiness = happy, ...). A network may know more classes than the data; those are left out.

@@ -1,4 +1,4 @@
-"""The classifier: a network with what feeds, trains and judges it."""
+"""The classifier: a network with its preprocessing, training and evaluation."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Classifier(LightningModule):
         monitor: what a plateau schedule follows.
         model_config: plain values that the network was made from; kept in checkpoints.
         output: the part of the network's output that holds the logits, e.g. `logits` or `0`; None takes it whole. The
-            network then gives this part, to whoever calls it.
+            network then returns only this part.
 
     Attributes:
         knows_classes: whether the network's outputs are logits of the data's classes. Where it is set to False (a
@@ -225,7 +225,7 @@ class Classifier(LightningModule):
             ) from error
 
     def check_output(self, output: Any) -> str | None:
-        """Why the network's output is no row of logits of the known classes; None where it is."""
+        """Why the network's output is not one row of logits of the known classes; None where it is."""
         order = self.hparams["class_order"]
         known = len(self.class_names) if order is None else len(order)
         if not isinstance(output, Tensor) or output.ndim != 2:
@@ -335,7 +335,7 @@ class Classifier(LightningModule):
         """Ids, labels and logits of a batch; no logits (image 0) where `knows_classes` is False."""
         batch = Batch(*batch)
         if not self.knows_classes:
-            self._run(self.inputs(batch.images))  # for whoever records it
+            self._run(self.inputs(batch.images))  # for recording hooks
             return Predictions(batch.ids, batch.labels, torch.empty(len(batch.ids), 0))
         return Predictions(batch.ids, batch.labels, self(batch.images).float())
 

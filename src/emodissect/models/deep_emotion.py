@@ -82,7 +82,7 @@ class DeepEmotion(nn.Module):
 
     @staticmethod
     def arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Constructor arguments that fit a state dict, or {} where it is no state dict of this network."""
+        """Constructor arguments that fit a state dict, or {} where it is not a state dict of this network."""
         wanted = ("conv1.weight", "conv4.weight", "fc1.weight", "fc2.weight", "fc_loc.0.weight")
         if any(name not in state for name in wanted) or state["conv1.weight"].ndim != 4:
             return {}

@@ -67,7 +67,7 @@ def objects_in(path: Path) -> str | None:
         return f"It is a pickled {type(held).__name__}. Save the weights alone, as tensors by name: {_SAVE}."
     kinds = {str(key): value.name for key, value in held.items() if isinstance(value, _Stand)}
     if any(not kind.rpartition(".")[2][:1].isupper() for kind in kinds.values()):
-        return None  # what a function would give: nobody is advised to let it run
+        return None  # what a function would return: never advise running it
     modules = [key for key, value in held.items() if isinstance(value, _Stand) and value.is_network]
     plain = [key for key, value in held.items() if isinstance(value, Mapping) and _tensors_in(value)]
     beside = ", ".join(f"{key} ({kind})" for key, kind in kinds.items()) or "objects"
@@ -82,7 +82,7 @@ def _of_zip(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):  # damaged: whoever reads it says so
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):  # damaged: reading it says so
         return None
     if "model.weights.h5" in names:
         return f"It is a Keras 3 model. Rebuild the network in torch, copy the weights, and save them: {_SAVE}."

@@ -19,7 +19,7 @@ from emodissect.models.predictions import Predictions
 
 @dataclass(frozen=True, eq=False)
 class Inference:
-    """A network with what stands before and behind it; called with uint8 images it gives logits.
+    """A network with its preprocessing and what follows it; called with uint8 images it gives logits.
 
     Attributes:
         preprocess: uint8 images -> the network's input; it may make several views an image, image by image or

@@ -85,7 +85,7 @@ def require_input(
 ) -> Float[Tensor, "image channel height width"]:
     """The images, unchanged, if they have the shape the network takes.
 
-    A flattened view of images of another size would mix images of a batch without a word; so this comes first.
+    A flattened view of images of another size would silently mix images of a batch; so this check comes first.
     A network that begins with it says `torch.fx.wrap("require_input")` in its module, so that it can still be traced.
 
     Raises:

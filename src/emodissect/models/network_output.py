@@ -58,7 +58,7 @@ def part_named(output: Any, name: str | int | None) -> Any:
 
 
 def giving(network: nn.Module, name: str | int) -> nn.Module:
-    """The network, which from now on gives only the named part of its output, to whoever calls it.
+    """The network, which from now on returns only the named part of its output.
 
     >>> network = giving(nn.Identity(), "logits")
     >>> network({"logits": 1, "features": 2})
@@ -80,7 +80,7 @@ class _Giving:
 
 
 def described(output: Any, classes: int) -> str:
-    """An output in a few words; of several parts, which of them looks like logits of so many classes."""
+    """An output in a few words; of several parts, which of them looks like logits of that many classes."""
     if isinstance(output, Tensor):
         return f"a tensor of shape {tuple(output.shape)}"
     parts = parts_of(output)

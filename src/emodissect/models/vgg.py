@@ -89,7 +89,7 @@ class VGG(nn.Module):
 
     @staticmethod
     def arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Constructor arguments that fit a state dict, or {} where it is no state dict of this VGG."""
+        """Constructor arguments that fit a state dict, or {} where it is not a state dict of this VGG."""
         wanted = ("conv1a.weight", "conv4b.weight", "lin1.weight", "lin2.weight", "lin3.weight")
         if any(name not in state for name in wanted) or state["conv1a.weight"].ndim != 4:
             return {}

@@ -34,7 +34,7 @@ class LoadReport:
         path: the file.
         loaded: names of the weights taken.
         ignored: names in the file that belong to something else (a loss, a metric, another part).
-        prefix: what was taken off the names to fit the network, beyond the usual prefixes.
+        prefix: what was removed from the names to fit the network, beyond the usual prefixes.
         part: the key that the weights lie under, where the file holds several sets.
     """
 

@@ -1,4 +1,4 @@
-"""Networks of others: torchvision and timm by name, and a user's own by where it stands."""
+"""Networks of others: torchvision and timm by name, and a user's own by its import path."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def custom_model(
         forward: further arguments of its forward pass by name, beside the images, e.g. `{"return_logits": True}`.
 
     Raises:
-        UserError: no such module, file or name, arguments that do not suit, or something that is no nn.Module; what
+        UserError: no such module, file or name, arguments that do not suit, or something that is not an nn.Module; what
             cannot make one is refused before it is called.
     """
     found = _found(str(target))

@@ -119,7 +119,7 @@ def record(
     an in-place operation that follows does not change them. Of a tuple, list or mapping the first tensor is taken. A
     module called several times in one pass (a shared ReLU) keeps its last call and is reported once. Train or eval
     mode, gradients and the output of the network are not touched; values carry no gradient. A compiled network runs
-    uncompiled within the block, since compiled code skips hooks. Hooks are gone afterwards, also after an exception.
+    uncompiled within the block, since compiled code skips hooks. Hooks are removed afterwards, also after an exception.
 
     Args:
         network: any module; wrapped in DistributedDataParallel too.
@@ -129,7 +129,7 @@ def record(
 
     Raises:
         UserError: an unknown layer or pooling; and from the forward pass: a layer that it never calls, an output
-            that is no tensor, has other than 1 to 4 axes, or another number of rows than images.
+            that is not a tensor, has other than 1 to 4 axes, or another number of rows than images.
     """
     base = unwrapped(network)
     recording = Recording(base, resolve_layers(base, layers), pool, channels_last)

@@ -309,7 +309,7 @@ def layers_text(layers: pd.DataFrame, level: float) -> str:
         first = best.iloc[0]
         text = (
             f"Labels fit best in {named(best, name)}: on average {words.percent(first['accuracy'])} of a neuron's top "
-            "images are of a class its label stands for"
+            "images are of one of its label's classes"
         )
         if "accuracy_chance" in layers and len(best) == 1:
             text += f" ({words.percent(first['accuracy_chance'])} by chance)"
@@ -370,7 +370,7 @@ def concept_classes(
 
 
 def concept_classes_text(table: pd.DataFrame, class_names: Sequence[str], layer: str) -> str:
-    """What the matrix of concepts and classes shows: where the activation stands out most."""
+    """What the matrix of concepts and classes shows: where the activation is highest."""
     text = (
         f"{layer}: mean activation of the neurons of each label on each class's images, less their mean over classes, "
         "in their own standard deviations."

@@ -18,7 +18,7 @@ from emodissect.report import claims, columns, figures, page
 from emodissect.report.neurons import NeuronFacts, neuron_payload, predicted_classes, saliency_tiles
 from emodissect.report.page import Content, Extra, Fact, Folded, Page, Section
 
-#: Layers whose figures are shown open; those of the others stand behind a click.
+#: Layers whose figures are shown open; those of the others open on a click.
 OPEN_LAYERS = 2
 #: Concepts of a matrix of concepts and classes.
 MOST_CONCEPTS = 30

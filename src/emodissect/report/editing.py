@@ -49,7 +49,7 @@ class EditPage(Page):
         optimistic: the edit was chosen on the images it is compared on; said in red.
         selection_split, test_split: where it was chosen and compared, e.g. ``val+test``.
         notes: further warnings, in red as well.
-        checks: how the edit was judged, and how sure that is: name -> what was found.
+        checks: how the edit was compared, and how certain that is: name -> result.
         alpha: level at which a p-value counts.
         title: of the page.
         grid_images: number of images behind the grid, for the width of the noise band.
@@ -176,8 +176,8 @@ class EditPage(Page):
             text = claims.one_cell_text(self.grid.iloc[0], where, band)
         else:
             text = claims.grid_text(self.grid, where, self.alpha)
-        told = [name for name in ("layer", "selection", "rule") if name in self.grid]
-        by = [name for name in told if name == "layer" or len(set(self.grid[name])) > 1] or told
+        named_by = [name for name in ("layer", "selection", "rule") if name in self.grid]
+        by = [name for name in named_by if name == "layer" or len(set(self.grid[name])) > 1] or named_by
         by = [*by, *axes_of(self.grid)[1:-1]]  # a heat map has two axes
         drawings = []
         images = self.grid_images or _images_of(self.grid)
@@ -244,12 +244,12 @@ class EditPage(Page):
             caption = "Recall by class before and after. "
             if np.isfinite(change).any() and np.nanmax(np.abs(change)) > 0:
                 up, down = int(np.nanargmax(change)), int(np.nanargmin(change))
-                told = []
+                extremes = []
                 if change[up] > 0:
-                    told.append(f"largest rise: {self.class_names[up]}, {words.points(change[up], 1)} points")
+                    extremes.append(f"largest rise: {self.class_names[up]}, {words.points(change[up], 1)} points")
                 if change[down] < 0:
-                    told.append(f"largest fall: {self.class_names[down]}, {words.points(change[down], 1)} points")
-                caption += words.sentence("; ".join(told))
+                    extremes.append(f"largest fall: {self.class_names[down]}, {words.points(change[down], 1)} points")
+                caption += words.sentence("; ".join(extremes))
             else:
                 caption += "No class changed."
             counts = None if self.before is None else np.bincount(self.before.labels.numpy(), minlength=len(first))
@@ -350,5 +350,5 @@ def _images_of(cells: pd.DataFrame) -> int | None:
     """The number of images behind the deltas, from a cell where gains and losses differ."""
     net = (cells["gained"] - cells["lost"]).to_numpy(dtype=float)
     delta = cells["delta"].to_numpy(dtype=float)
-    told = (net != 0) & (delta != 0)
-    return round(float(np.median(net[told] / delta[told]))) if told.any() else None
+    flipped = (net != 0) & (delta != 0)
+    return round(float(np.median(net[flipped] / delta[flipped]))) if flipped.any() else None

@@ -135,7 +135,7 @@ class NeuronFacts:
 
     Attributes:
         edits: what the chosen edit does to each neuron that it changes, by (layer, neuron).
-        concept_classes: the classes that each concept stands for.
+        concept_classes: the classes of each concept.
         concepts: the names of the profiles' columns.
         profiles: by layer, the similarity to each concept, Float["neuron concept"].
         responses: by layer, activations by class and effects on the logits.

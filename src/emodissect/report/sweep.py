@@ -111,7 +111,7 @@ class SweepPage(Page):
             return text + (
                 "trust the test figure of the job that validation chose, not the largest test figure in the table."
             )
-        return text + "beside it stands what chance gives, which differs from job to job."
+        return text + "compare it with its chance level, which differs from job to job."
 
     def _beside_nothing(self) -> str:
         """Says so where every job's edit loses on the images that jobs are ranked by."""
@@ -178,8 +178,8 @@ class SweepPage(Page):
         cells = cells.dropna(subset=needed)
         cells["chosen"] = [self.best is not None and index == self.best.name for index in cells.index]
         others = [name for name in self.swept if name not in {*SETTINGS, *axes, "edit"}]
-        told = [name for name in ("layer", "selection", "rule", *others) if name in cells]
-        by = [name for name in told if name == "layer" or len(set(cells[name].astype(str))) > 1]
+        named_by = [name for name in ("layer", "selection", "rule", *others) if name in cells]
+        by = [name for name in named_by if name == "layer" or len(set(cells[name].astype(str))) > 1]
         found = {}
         for name, group in cells.groupby(_joined(cells, by), sort=False):
             columns = {"delta": (self.value, "mean"), "chosen": ("chosen", "any"), "jobs": ("chosen", "size")}
@@ -229,13 +229,13 @@ class SweepPage(Page):
         changes = self.replicates[self.replicates["figure"] == "delta"]
         if len(changes):
             rows = changes.rename(columns={"mean": "delta", "low": "delta_low", "high": "delta_high"})
-            told = [", ".join(f"{name} {row[name]}" for name in settings) or "all seeds" for _, row in rows.iterrows()]
+            names = [", ".join(f"{name} {row[name]}" for name in settings) or "all seeds" for _, row in rows.iterrows()]
             sure = int((changes["p_value"] < 0.05).sum())
             caption = (
                 f"Mean change on test over seeds with its 95 % interval (Student's t). It excludes 0 for {sure} of "
                 f"{words.count(len(changes), 'setting')}; expected by chance: {words.expected(len(changes))}."
             )
-            parts.append(content.figure(figures.deltas(rows, told), caption))
+            parts.append(content.figure(figures.deltas(rows, names), caption))
         shown = [*(Column(name, name) for name in settings), *columns.SEEDS]
         caption = (
             "Each seed is a training of its own. The interval tells how far another training would differ, on the same "

@@ -132,7 +132,7 @@ def leave_one_out_z(
     """How far each draw lies above the others: z = (drop - mean) / sqrt(sd^2 + (1 / images)^2).
 
     Mean and deviation are of the other draws, so that the first, the real one, is treated as all are. The recall of one
-    image is added, so that a flip where random neurons never did anything is no wonder.
+    image is added, so that a single flip where random neurons never changed anything is not a finding.
     """
     others = len(drops) - 1
     mean = (drops.sum(0) - drops) / others

@@ -45,7 +45,7 @@ class Question:
 
     @property
     def shown_metric(self) -> str:
-        """What is told beside accuracy: the metric, or the worst group where groups are given."""
+        """What is reported beside accuracy: the metric, or the worst group where groups are given."""
         return "worst_group" if self.metric == "accuracy" and self.groups is not None else self.metric
 
     def groups_in(self, logits: Mapping[str, EditedLogits]) -> Int64[Tensor, " image"] | None:
@@ -150,7 +150,7 @@ def optimism(question: Question, decision: Decision, neurons: pd.DataFrame, draw
 
 
 def _shuffled_studies(question: Question, neurons: pd.DataFrame, alone: bool) -> list[Cell]:
-    """What the same study chooses with uninformative labels: every draw judges the grid on validation.
+    """What the same study chooses with uninformative labels: every draw evaluates the grid on validation.
 
     A cell ``alone`` in its grid leaves nothing to choose, and shuffled labels make random neurons of it: drawn from
     the random controls' stream they are those very edits, which are evaluated once.

@@ -42,7 +42,7 @@ class EditStudy:
         selection, rule, settings: its coordinates in the grid; `settings` by name, e.g. tau and factor.
         val, test: the chosen edit against the unedited network.
         before, after: predictions on test.
-        metric, select_on_test, alpha: how it was chosen and judged.
+        metric, select_on_test, alpha: how it was chosen and compared.
         p_random: share of random living neurons of the same number that give as large a delta on test; NaN where none
             were drawn.
         p_shuffled: share of whole studies with shuffled labels, their own choice included, whose choice gives as large
@@ -99,7 +99,7 @@ class EditStudy:
 
     @property
     def optimistic(self) -> bool:
-        """Whether the edit was chosen on the images it is judged on."""
+        """Whether the edit was chosen on the images it is evaluated on."""
         return self.select_on_test
 
     @property
@@ -204,7 +204,7 @@ class EditStudy:
         return f"{sentence}."
 
     def _of_one_scale(self) -> str:
-        """What to know where a selection told no neurons apart."""
+        """A note where a selection took all neurons or none."""
         chosen, neurons = int(self.selected.sum()), len(self.selected)
         if self.selection == "all" or chosen not in (0, neurons) or self.edit.operation.is_identity:
             return ""

@@ -63,7 +63,7 @@ def warn_of_few_draws(alpha: float, controls: int) -> None:
 
 
 def check_apart(val: ImageSet, test: ImageSet) -> None:
-    """Raises UserError where the edit would be chosen on images that it is judged on."""
+    """Raises UserError where the edit would be chosen on images that it is evaluated on."""
     shared = int(torch.isin(val.ids, test.ids).sum())
     if shared:
         raise UserError(
@@ -122,10 +122,10 @@ def run_study(
     concept_scores: ConceptScores | None = None,
     run_on_test: Callable[[Edit], tuple[Predictions, Predictions]] | None = None,
 ) -> EditStudy:
-    """Try every layer x selection x rule on validation, take the best, and judge it once on test.
+    """Try every layer x selection x rule on validation, take the best, and evaluate it once on test.
 
     Args:
-        inference: the network with what stands before and behind it; its weights are left to the last bit.
+        inference: the network with what stands before and behind it; its weights are restored exactly.
         layers: whose neurons are edited, one at a time.
         test: read once, for the chosen edit, the unedited network and the controls of that edit.
         metric: what validation chooses by, see :data:`~emodissect.studies.metrics.METRICS`; of equals the smallest
@@ -133,8 +133,8 @@ def run_study(
         select_on_test: choose on the test images, only to repeat the published study; the result is marked.
         alpha: level at which a gain is claimed.
         controls: draws of random neurons, and of shuffled labels.
-        control_cells: at most so many cells are evaluated for shuffled labels, each draw of which repeats the whole
-            grid; fewer draws are made of a large grid, never fewer than 99.
+        control_cells: the maximum number of cells that are evaluated for shuffled labels, each draw of which repeats
+            the whole grid; fewer draws are made of a large grid, never fewer than 99.
         batch_size, memory_limit: see :class:`~emodissect.editing.fast.edited_logits.EditedLogits`.
         groups: an annotated concept of the images; with the classes it makes the groups of `worst_group`.
         baselines: cheap alternatives, fitted on the images that the edit is chosen on and compared on test.
@@ -149,7 +149,7 @@ def run_study(
 
     Raises:
         UserError: before any forward pass: unknown layer, metric or word, empty images, images chosen on among those
-            judged on, a grid that cannot be made; and where the unedited network gives no finite logits.
+            evaluated on, a grid that cannot be built; and where the unedited network gives no finite logits.
     """
     check_metric(metric, groups)
     if groups is not None:

@@ -43,7 +43,7 @@ def over_seeds(jobs: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
 
     Returns:
         one row a setting and figure: the settings' columns, then figure, seeds, mean, sd, low, high, positive (seeds
-        above 0) and p_value (NaN for figures that are no change). Empty where no setting has two seeds.
+        above 0) and p_value (NaN for figures that are not changes). Empty where no setting has two seeds.
     """
     settings = _settings(jobs, swept)
     none = pd.DataFrame(columns=[*settings, *COLUMNS])

@@ -54,12 +54,12 @@ def evaluate_edit(
         transform: raw image to network input, where x is a raw image.
         class_names: in the order of the logits; checked against their number.
         logits: ``logits(module, x)`` where ``module(x)`` does not give them.
-        batch_size: of a data set that is no loader.
+        batch_size: for a data set that is not a loader.
         device: where the network runs; None leaves it where it is.
         seed: of whatever is random in the data.
 
     Raises:
-        UserError: an edit that does not fit the network, data without labels, labels that are no class.
+        UserError: an edit that does not fit the network, data without labels, labels that are not a class.
 
     Example:
         >>> from emodissect.editing.rules import Scale
@@ -113,7 +113,7 @@ def study(
     seed: int = 0,
     progress: bool = True,
 ) -> EditStudy:
-    """The whole study of a network of one's own: the grid on validation, one look at test, controls, a verdict.
+    """The whole study of a user's own network: the grid on validation, one look at test, controls, a verdict.
 
     Args:
         network: any module that gives logits; its weights are restored to the last bit.

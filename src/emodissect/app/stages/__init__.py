@@ -1,1 +1,1 @@
-"""What the verbs stand on: the classifier, its labels, the study of its edits, and their pages."""
+"""What the verbs use: the classifier, its labels, the study of its edits, and their pages."""

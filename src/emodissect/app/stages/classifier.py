@@ -335,7 +335,7 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if best:
         load_weights(classifier.network, Path(best))
-        # not logged: a new trainer counts from epoch 0, and its figures would stand among the first epoch's
+        # not logged: a new trainer counts from epoch 0, and its figures would appear in the first epoch
         checked = run.evaluating_trainer(logger=False).validate(classifier, datamodule=run.data, verbose=False)
         metrics |= {name: float(value) for name, value in checked[0].items()}
     trainer.save_checkpoint(folder / CHECKPOINT, weights_only=True) if not best else _copy(best, folder / CHECKPOINT)

@@ -311,7 +311,7 @@ def recorded(
     missing = [layer for layer in layers if activations[layer] is None]
     if missing or predictions is None:
         # every run has a store of its own: two that record the same layer at once would write into each other's
-        mine, anew = content_key({"run": str(run.folder.absolute())}), not run.cfg.reuse
+        mine, recompute = content_key({"run": str(run.folder.absolute())}), not run.cfg.reuse
         with scratch_dir(run.cache.root / "stores", mine, owner=first_rank()) as store:
             recorder, predictions = _predict(run, plan, trained, missing, scores, store)
             if isinstance(recorder, DissectNeurons) and recorder.dissection is not None:
@@ -319,9 +319,9 @@ def recorded(
             if first_rank():
                 for layer in missing:
                     save = recorder.activations[layer].save
-                    run.cache.value("activations", keys[layer], save, LayerActivations.load, anew)
+                    run.cache.value("activations", keys[layer], save, LayerActivations.load, recompute)
                 keep = partial(_save_predictions, predictions)
-                run.cache.value("predictions", prediction_key, keep, _read_predictions, anew)
+                run.cache.value("predictions", prediction_key, keep, _read_predictions, recompute)
             wait_for_others()
     activations |= {layer: LayerActivations.load(run.cache.path("activations", keys[layer])) for layer in missing}
     return activations, _read_predictions(run.cache.path("predictions", prediction_key)), fresh

@@ -62,7 +62,7 @@ LEAST_IMAGES = 20
 
 @dataclass(frozen=True)
 class Quality:
-    """What labels are judged by, checked before anything is trained."""
+    """What labels are evaluated by, checked before anything is trained."""
 
     run: Session
     plan: Plan
@@ -402,7 +402,7 @@ def _logits(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Recovery of the class logits, whose labels are known on any data, and the sanity tests on these known labels.
 
-    Logit c stands for the name of class c. No recovery where the scorer cannot score the class names.
+    The true concept of logit c is the name of class c. No recovery where the scorer cannot score the class names.
     """
     names = run.data.splits.class_names
     layer = LayerActivations.of("class logits", found.predictions.ids, found.predictions.logits, 100)

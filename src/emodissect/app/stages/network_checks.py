@@ -32,7 +32,7 @@ def some_images(run: Session, count: int) -> Tensor:
 
 
 def check_answers(classifier: Classifier, run: Session) -> None:
-    """Reports a network whose answers are no logits, are random, or depend on the batch.
+    """Reports a network whose outputs are not logits, are random, or depend on the batch.
 
     Raises:
         UserError: NaN among the outputs; in an edit study, answers that differ from pass to pass or batch to batch.
@@ -57,7 +57,7 @@ def check_answers(classifier: Classifier, run: Session) -> None:
 
 
 def report_class_order(classifier: Classifier, run: Session) -> None:
-    """Warns where some validation images say that the outputs stand for other classes than the config says."""
+    """Warns where some validation images suggest another class order than the config's."""
     val = run.data.splits.val
     if not classifier.knows_classes or not val.labelled:
         return

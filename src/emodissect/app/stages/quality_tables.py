@@ -57,7 +57,7 @@ ABOUT = {
     "coverage": About(
         "Label sets that hold the truth of planted neurons",
         "Do label sets hold the truth?",
-        "The smallest set of words that holds a neuron's label in so many of the resamples of the images, against what "
+        "The smallest set of words that holds a neuron's label in this share of the resamples, compared with what "
         "planted neurons were built from. Resampling shows what other images could change, not what the scorer gets "
         "wrong on every image.",
         columns.COVERAGE,

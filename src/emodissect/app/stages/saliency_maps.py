@@ -30,7 +30,7 @@ def neuron_maps(
 ) -> Mapping[tuple[str, int], Tensor]:
     """Activation maps of the ``saliency.maps`` clearest neurons of each layer over their top images.
 
-    Layers whose output is no map over the image have none.
+    Layers whose output is not a map over the image have none.
     """
     from emodissect.dissection.saliency import (
         top_image_maps,  # captum takes a second to import; runs without pictures skip it
@@ -71,7 +71,7 @@ def saliency_maps(
 
 
 def leaked_accuracy(data: FaceDataModule, outputs: Predictions, split: str = "test") -> pd.DataFrame:
-    """Accuracy on a split with and without the images whose pixels also stand in the splits that training sees.
+    """Accuracy on a split with and without the images whose pixels are also in the splits that training sees.
 
     Returns:
         columns images, count, accuracy, low, high (Wilson, 95 %); empty where none leaked.

@@ -65,8 +65,8 @@ def captions(
     """One caption an image, in varied wording; call again for others.
 
     Half of them are bare: the class's name or a concept's name alone, as the study's prompts are. The rest are
-    sentences with the emotion, with one to three concepts, or with both. Only concepts with presence >= 0.5 are told,
-    rare ones more often than common ones, so that each concept is read about equally often.
+    sentences with the emotion, with one to three concepts, or with both. Only concepts with presence >= 0.5 are
+    mentioned, rare ones more often than common ones, so that each concept is read about equally often.
 
     Args:
         presence: ``(image, concept)`` in the order of ``CONCEPTS``.

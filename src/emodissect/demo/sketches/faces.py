@@ -52,7 +52,7 @@ def draw_faces(
     """Faces by id: each depends on its id and the seed alone, whatever is drawn beside it.
 
     Args:
-        spurious: a mark that some of them bear; its presence is a further column.
+        spurious: a mark that some of them have; its presence is a further column.
     """
     faces, labels, expressions, marks = [], [], [], []
     for image_id in ids:

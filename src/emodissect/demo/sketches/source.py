@@ -46,7 +46,7 @@ class Sketches(FaceDataModule):
             it in validation and test; its presence is a further annotation (`Glasses`, `Bright Background`,
             `Caption Bar`).
         spurious_class: the class.
-        spurious_strength: the chance of its images to bear the mark; the others bear it with 1 - strength.
+        spurious_strength: the chance that its images have the mark; the others have it with 1 - strength.
         class_names, size, channels: what is drawn; given so that a configuration can refer to them.
         loading: what every :class:`~emodissect.data.datamodule.FaceDataModule` takes.
 

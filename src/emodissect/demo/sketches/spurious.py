@@ -22,9 +22,9 @@ _BAR_ROWS = 7
 
 @dataclass(frozen=True)
 class Spurious:
-    """A mark with the chance of each class to bear it.
+    """A mark, and the chance that an image of each class has it.
 
-    An image bears it with probability `strength` where it is of the class, and 1 - `strength` where it is not: at .5
+    An image has it with probability `strength` where it is of the class, and 1 - `strength` where it is not: at .5
     the mark tells nothing, at 1 it tells all.
 
     Attributes:
@@ -55,11 +55,11 @@ class Spurious:
         return MARKS[self.mark]
 
     def chance(self, label: int) -> float:
-        """How likely an image of a class is to bear the mark."""
+        """The probability that an image of a class has the mark."""
         return self.strength if CLASS_NAMES[label] == self.of else 1 - self.strength
 
     def borne(self, label: int, image_id: int, seed: int) -> bool:
-        """Whether an image bears it; by its id and the seed alone."""
+        """Whether an image has it; a function of its id and the seed."""
         return bool(np.random.default_rng([seed, image_id, _STREAM]).random() < self.chance(label))
 
     def dressed(self, look: Appearance, borne: bool) -> Appearance:

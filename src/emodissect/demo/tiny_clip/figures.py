@@ -16,7 +16,7 @@ from emodissect.data.images import ImageSet
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """What a CLIP that was never told these images' labels says about them.
+    """What a CLIP that was not trained on these images' labels says about them.
 
     Attributes:
         accuracy: share of images whose own class name has the highest cosine of all class names.
@@ -68,9 +68,9 @@ def cosines(
 ) -> Float[Tensor, "image text"]:
     """Cosines of a network under training, without any cache."""
     device = next(model.parameters()).device
-    told = model.encode_text(tokenize(texts).to(device), normalize=True)  # type: ignore[operator]
+    encoded = model.encode_text(tokenize(texts).to(device), normalize=True)  # type: ignore[operator]
     rows = [
-        model.encode_image(preprocess(pixels.to(device)), normalize=True) @ told.T  # type: ignore[operator]
+        model.encode_image(preprocess(pixels.to(device)), normalize=True) @ encoded.T  # type: ignore[operator]
         for pixels in images.images.split(batch_size)
     ]
     return torch.cat(rows).float().cpu()

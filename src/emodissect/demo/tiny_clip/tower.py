@@ -45,5 +45,5 @@ class FaceTower(nn.Module):
 
 @register_model
 def face_tower(pretrained: bool = False, **ignored: Any) -> FaceTower:
-    """The tower by the name that stands in ``tiny-face-clip.json``; its weights come with the CLIP's."""
+    """The tower by its name in ``tiny-face-clip.json``; its weights come with the CLIP's."""
     return FaceTower()

@@ -37,7 +37,7 @@ _LARGEST_SCALE = math.log(100)
 class ContrastiveTraining(LightningModule):
     """Image and caption are drawn together, other captions of the batch pushed away (open_clip's ``ClipLoss``).
 
-    Each step writes new captions from the truth of each face. Captions that say the same stand several times in a
+    Each step writes new captions from the truth of each face. Equal captions occur several times in a
     batch; they are encoded once, and counted as each other's negatives: the loss's optimum, the log ratio of how
     often a caption goes with an image and how often it goes with any, is the same as without them.
 
@@ -89,10 +89,10 @@ class ContrastiveTraining(LightningModule):
         """The contrastive loss of one batch, averaged over its sets of captions."""
         written = [self._captions(batch, share) for share in (self.bare, *[1.0] * self.further)]
         tokens, which = torch.unique(torch.cat(written), dim=0, return_inverse=True)
-        told = self.model.encode_text(tokens.to(self.device), normalize=True)
+        encoded = self.model.encode_text(tokens.to(self.device), normalize=True)
         seen = self.model.encode_image(self.prepared(batch.images), normalize=True)
         scale = self.model.logit_scale.exp()
-        losses = [self.loss(seen, told[rows], scale) for rows in which.to(self.device).split(len(batch.ids))]
+        losses = [self.loss(seen, encoded[rows], scale) for rows in which.to(self.device).split(len(batch.ids))]
         loss = torch.stack(losses).mean()
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.ids))
         return loss

@@ -1,4 +1,4 @@
-"""Labels from one half of the images, judged on the other, which chose nothing."""
+"""Labels from one half of the images, evaluated on the other."""
 
 from __future__ import annotations
 

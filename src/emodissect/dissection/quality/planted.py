@@ -1,4 +1,4 @@
-"""Neurons built to stand for known concepts, so that every label can be checked against the truth."""
+"""Neurons built to detect known concepts, so that every label can be checked against the truth."""
 
 from __future__ import annotations
 

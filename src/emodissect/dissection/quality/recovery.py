@@ -50,7 +50,7 @@ def recovery(
     draws: int = 200,
     seed: int = 0,
 ) -> Recovery:
-    """Of the neurons that truly stand for at least one concept:
+    """Of the neurons with at least one true concept:
 
     - top1, top3: the share with a true concept among the one or three most similar;
     - meta-AUPRC: average precision of the similarity as a score for the truth over the neuron x concept matrix of

@@ -25,7 +25,7 @@ TOP = 100
 def true_concepts(
     layer: LayerActivations, presence: Float[Tensor, "image concept"], top: int = TOP
 ) -> dict[str, Bool[Tensor, "neuron concept"]]:
-    """What each neuron of a trained network truly stands for, by two measures that favour different similarities.
+    """The true concept of each neuron of a trained network, by two measures that favour different similarities.
 
     - ``correlation``: the concept whose true presence correlates most with the activation, over all images;
     - ``top images``: the concept whose true presence, in standard deviations, is highest on the mean of the ``top``
@@ -43,7 +43,7 @@ def true_concepts(
 def caused_concepts(
     changes: Float[Tensor, "change neuron"], presence: Float[Tensor, "change concept"]
 ) -> Bool[Tensor, "neuron concept"]:
-    """What each neuron truly stands for, by intervention: the concept whose changes its own changes follow most.
+    """The true concept of each neuron, by intervention: the concept whose changes its own changes follow most.
 
     Only one property of a face moves at a time, so concepts that go along with each other among faces come apart. The
     measure is the cosine of the changes (not centred: no change of presence, no change of activation). None of a

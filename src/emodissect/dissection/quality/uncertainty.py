@@ -1,4 +1,4 @@
-"""How sure a held-out score is: p-values against images paired anew, and the interval of a correlation.
+"""How sure a held-out score is: permutation p-values, and the interval of a correlation.
 
 Nothing is assumed about distributions: behind a ReLU most activations are zero, and the scores of a rare concept are
 skewed.
@@ -98,9 +98,9 @@ def p_values(
     draws: int = 999,
     seed: int = 0,
 ) -> dict[str, Float[Tensor, " neuron"]]:
-    """One-sided p-value of each metric: how likely images paired anew with activations score as high.
+    """One-sided p-value of each metric: how likely activations with permuted images score as high.
 
-    - pearson, cosine, inverse_auc, mad: ``draws`` pairings, (1 + draws as high) / (1 + draws). Paired anew, the cosine
+    - pearson, cosine, inverse_auc, mad: ``draws`` pairings, (1 + draws as high) / (1 + draws). Permuted, the cosine
       rises with the correlation alone and the inverse AUC with the sum of the ranks.
     - auprc: ``draws`` random sets of |B| images.
     - f1, iou: both rise with TP alone, which is hypergeometric (Fisher's exact test).
@@ -234,7 +234,7 @@ def _auprc_p(
 
 
 def _average_precision_at(places: Int64[Tensor, "set member"]) -> Float[Tensor, " set"]:
-    """Average precision of sets of images from where they stand in the order (tied images at the last of them)."""
+    """Average precision of sets of images from their ranks (tied images at the last of them)."""
     places = places.sort(dim=1).values
     hits = torch.searchsorted(places, places, right=True)
     return (hits.double() / (places + 1)).mean(1)

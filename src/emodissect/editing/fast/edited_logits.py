@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 _EXAMPLE_IMAGES = 5
 _PRODUCT_BYTES = 64 * 2**20  # of scaled copies of the reader's weight, kept at once
 _WIDEST_PRODUCT = 128  # outputs of the reader up to which many cells go into one product
-_VALUES_A_CELL = 4  # a cell of more distinct values costs more as a product than by itself
+_VALUES_A_CELL = 4  # a cell of more distinct values costs more as a product than separately
 _TOLERANCE = 1e-3  # of the largest logit: twenty times what float32 rounding was seen to give
 
 
@@ -46,11 +46,11 @@ class EditedLogits:
     Where the network can be cut, the layer's unedited output z is computed once and kept as float32, in memory or,
     above `memory_limit` bytes, in a memory-mapped temporary file; every edit changes it as its operation says
     (`on_output`) and re-runs what lies behind. Where it cannot, every edit is a full forward pass of the edited
-    weights. Of each kind of operation the first is put on the weights as well, and the logits of a few images are
+    weights. Of each kind of operation the first is applied to the weights as well, and the logits of a few images are
     compared.
 
     Args:
-        inference: the network with what stands before and behind it.
+        inference: the network with its preprocessing and what follows it.
         images: kept ascending by id.
         memory_limit: bytes above which z lies on disk.
         cut: False evaluates every edit in full.
@@ -137,7 +137,7 @@ class EditedLogits:
         return found if len(different) == len(operations) else found[where]
 
     def edit(self, operation: Operation) -> Edit:
-        """The edit itself, to be put on the network's weights."""
+        """The edit itself, to be applied to the network's weights."""
         return Edit(self.layer, operation.bound(self._target))
 
     def exact(self, edit: Edit | None) -> Predictions:
@@ -156,7 +156,7 @@ class EditedLogits:
                 self._full(None if operation is None else self.edit(operation))
         finally:
             handle.remove()
-        rows = torch.cat([part.clone() for part in seen])  # a clone, so that it is no tensor of inference mode
+        rows = torch.cat([part.clone() for part in seen])  # a clone, so that it is not a tensor of inference mode
         return rows.unflatten(0, (len(self.images), -1)).mean(1)
 
     def outputs(self, rows: Int64[Tensor, " row"]) -> Float[Tensor, "view neuron *position"]:
@@ -266,7 +266,7 @@ class EditedLogits:
         with evaluating(self.inference), torch.inference_mode():
             self._shapes = [part.shape[1:] for part in parts.head(self._example.clone())]
         needed = sum(4 * len(self.images) * self._views * math.prod(shape) for shape in self._shapes)
-        # A memory-mapped file takes its room when it is written; a full disk would end the process without a word.
+        # A memory-mapped file takes its room when it is written; a full disk would end the process without a message.
         free = shutil.disk_usage(tempfile.gettempdir()).free
         if needed > self.memory_limit and needed > 0.95 * free:
             raise CannotTrace(

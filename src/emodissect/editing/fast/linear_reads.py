@@ -34,7 +34,7 @@ class BatchedProduct:
             self._parts.append((float(value), having, reader.weight.detach() * at_value[having][:, None]))
 
     def __call__(self, between: Between, images: int) -> Float[Tensor, "image cell output"]:
-        """All cells' outputs on a batch of so many images."""
+        """All cells' outputs on a batch of this many images."""
         read = self._reader.weight.new_zeros(images, self._cells, self._reader.out_features)
         for value, having, weights in self._parts:
             product = between(value) @ weights.flatten(0, 1).T

@@ -29,7 +29,7 @@ from emodissect.report.figures.style import (
 )
 from emodissect.studies.cells import map_axes
 
-#: Room for at least so many cells in a row, so that a narrow grid is not drawn as wide blocks.
+#: Room for at least this many cells in a row, so that a narrow grid is not drawn as wide blocks.
 FEWEST_COLUMNS = 5
 #: Words for settings that are axes of a heat map.
 AXIS_NAMES = {"tau": "τ"}

@@ -15,7 +15,7 @@ Predictor = Callable[[EditedLogits], Float[Tensor, "image class"]]
 
 
 class NotAvailable(Exception):  # noqa: N818
-    """Why a network has no such alternative, in words that stand in its row of the ladder."""
+    """Why a network has no such alternative, in words for its row of the ladder."""
 
 
 @runtime_checkable

@@ -19,7 +19,7 @@ from emodissect.studies.baselines.baseline import NotAvailable
 from emodissect.studies.baselines.head import RefittedHead
 
 WITH_EDIT = "edit_and_"
-"""How the names of rows begin that hold the edit itself: they are no alternatives to it."""
+"""Prefix of the rows that include the edit itself: they are not alternatives to it."""
 
 Row = Callable[[Tensor], dict[str, Any]]
 """From logits on test to the figures of a row of the ladder."""
