@@ -3,8 +3,9 @@
 python benchmarks/images.py [--counts 10000 30000 100000] [--size 224] [--folder <where the file goes>]
 
 Generated images of 3 x size x size are written as ``ImageFolder`` writes decoded ones. Each measurement is a process
-of its own, since a process never gives back its peak. For the throughput one process holds both forms of the same
-images and takes batches of them in turns, so that what else the machine does meets both alike.
+of its own, since a process never gives back its peak. For the throughput one process holds the same images in memory,
+in the file, memory-mapped and as JPEGs, and takes batches of them in turns, so that what else the machine does meets
+all alike. Rates are of processor time (user and system) and of wall time, of each the median of the batches.
 """
 
 from __future__ import annotations
@@ -12,15 +13,19 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torchvision.io import decode_jpeg, encode_jpeg
 
 from emodissect.data.images import ImageSet, image_loader
 from emodissect.data.stored_images import ImageWriter, StoredImages
@@ -52,17 +57,22 @@ def passed(images: ImageSet, shuffle: bool) -> float:
     return seen / (time.perf_counter() - start)
 
 
-def compared(one: ImageSet, other: ImageSet, shuffle: bool, prepare: Callable[[Tensor], object]) -> tuple[float, float]:
-    """Images per second of each, batch by batch in turns, so that both meet the same machine."""
-    times = [0.0, 0.0]
-    loaders = [iter(image_loader(images, BATCH, shuffle)) for images in (one, other)]
-    batches = -(-len(one) // BATCH)
-    for number in range(batches):
-        for place in (0, 1) if number % 2 else (1, 0):
-            start = time.perf_counter()
-            prepare(next(loaders[place]).images)
-            times[place] += time.perf_counter() - start
-    return len(one) / times[0], len(one) / times[1]
+def compared(batches: dict[str, Callable[[Tensor], object]], count: int, shuffle: bool) -> dict[str, dict[str, float]]:
+    """Images per second of each way to get a batch of rows, by turns: of processor time and of wall time."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in batches}
+    for turn in range(2):
+        rows = torch.randperm(count) if shuffle else torch.arange(count)
+        for number, wanted in enumerate(rows.split(BATCH)[: count // BATCH]):
+            names = list(batches)
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                wall, cpu = time.perf_counter(), time.process_time()
+                batches[name](wanted)
+                if turn:  # the first pass brings files into the system's cache
+                    times[name].append((time.process_time() - cpu, time.perf_counter() - wall))
+    medians = {
+        name: [statistics.median(column) for column in zip(*taken, strict=True)] for name, taken in times.items()
+    }
+    return {name: {"cpu": BATCH / cpu, "wall": BATCH / wall} for name, (cpu, wall) in medians.items()}
 
 
 def peak_gib() -> float:
@@ -76,23 +86,42 @@ def memory(path: Path) -> dict[str, float]:
     return {"shuffled": passed(images, True), "in order": passed(images, False), "peak": peak_gib()}
 
 
-def throughput(path: Path) -> dict[str, float]:
-    """Stored and in-memory images per second, of the loader alone and with a network's preprocessing behind it."""
-    stored = image_set(StoredImages(path)).subset(range(min(COMPARED, len(StoredImages(path)))))
+def throughput(path: Path) -> dict[str, dict[str, float]]:
+    """Images per second of the same images in memory and in files, alone and with a network's preprocessing behind."""
+    count = min(COMPARED, len(StoredImages(path)))
+    stored = image_set(StoredImages(path)).subset(range(count))
     held = image_set(stored.images[:])
-    found: dict[str, float] = {}
+    shape, start = stored.images.shape, path.stat().st_size - len(StoredImages(path)) * held.images[0].numel()
+    mapped = torch.from_numpy(np.memmap(path, np.uint8, "c", start, shape))
+    jpegs = [encode_jpeg(smooth_image(shape[-1], row), quality=90) for row in range(BATCH)]
+    in_memory, in_file = (image_loader(images, BATCH).dataset for images in (held, stored))
+    found: dict[str, dict[str, float]] = {}
     network = Preprocess(None, channels=3, mean=0.5, std=0.25)
-    for name, shuffle, prepare in (
-        ("shuffled, loader alone", True, len),
-        ("in order, loader alone", False, len),
-        ("shuffled, preprocessed", True, network),
-    ):
-        file, memory_ = compared(stored, held, shuffle, prepare)
-        found |= {f"{name}, file": file, f"{name}, memory": memory_, f"{name}, ratio": file / memory_}
-    return found
+    ways: dict[str, Callable[[Tensor], Tensor]] = {
+        "memory": lambda rows: in_memory.__getitems__(rows.tolist()).images,
+        "file": lambda rows: in_file.__getitems__(rows.tolist()).images,
+        "memory-mapped file": lambda rows: mapped.index_select(0, rows),
+        "JPEG": lambda rows: torch.stack([decode_jpeg(jpegs[int(row) % BATCH]) for row in rows]),
+    }
+    for name, shuffle in (("shuffled", True), ("in order", False)):
+        found |= {f"{name}, {way}": rates for way, rates in compared(ways, count, shuffle).items()}
+    with_network = {
+        "memory": lambda rows: network(ways["memory"](rows)),
+        "file": lambda rows: network(ways["file"](rows)),
+    }
+    rates = compared(with_network, count, True)
+    return found | {f"shuffled, with a network's preprocessing, {way}": rate for way, rate in rates.items()}
 
 
-def in_a_process(what: str, path: Path) -> dict[str, float]:
+def smooth_image(size: int, seed: int) -> Tensor:
+    """Coarse noise made large, with a little fine noise: a JPEG of it is about as large as a photograph's."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, 28, 28, generator=generator)
+    image = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic")[0] * 255
+    return (image + 6 * torch.randn(image.shape, generator=generator)).clamp(0, 255).byte()
+
+
+def in_a_process(what: str, path: Path) -> dict[str, Any]:
     """What a measurement gives in a process of its own."""
     words = [sys.executable, __file__, "--measure", what, "--file", str(path)]
     said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
@@ -123,9 +152,9 @@ def main() -> None:
                 flush=True,
             )
         rates = in_a_process("throughput", path)
-    print(f"\nFile against memory, {COMPARED:,} images, batches of {BATCH} in turns:")
-    for name, value in rates.items():
-        print(f"  {name}: {value:,.2f}" if "ratio" in name else f"  {name}: {value:,.0f} images/s")
+    print(f"\nThe same {COMPARED:,} images, batches of {BATCH} in turns, images/s of processor time and of wall time:")
+    for name, rate in rates.items():
+        print(f"  {name}: {rate['cpu']:,.0f}, {rate['wall']:,.0f}")
 
 
 if __name__ == "__main__":
