@@ -1,15 +1,17 @@
 """How long the ladder, the ceiling and 2,000 random edits take behind `lin2` of the published VGG on 7,178 images.
 
-    python benchmarks/ladder.py [width]
+    OMP_NUM_THREADS=2 python benchmarks/ladder.py [width]
 
-The weights are random: the time does not depend on them. What lies before the layer is run once and timed apart. Times
-are seconds of CPU over all threads, which other work on the machine stretches less than the clock's; these follow.
+The weights are random: the time does not depend on them. What lies before the layer is run once and timed apart. CPU-s
+are seconds of CPU over all threads, which other work on the machine stretches less than the clock's, s are these.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -32,24 +34,23 @@ def main(width: float) -> None:
         pixels = torch.randint(0, 256, (IMAGES, 1, 48, 48), dtype=torch.uint8)
         return ImageSet(pixels, torch.arange(IMAGES) % 7, torch.arange(IMAGES) + seed * IMAGES)
 
-    began = time.process_time()
-    val, test = (EditedLogits(inference, "lin2", images(seed)) for seed in (0, 1))
-    print(f"before the layer, 2 x {IMAGES:,} images: {time.process_time() - began:.1f} CPU-s", flush=True)
-    total = 0.0
-    for baseline in (TemperatureAndBiases(), LearnedScale(), RefittedHead()):
-        began = time.process_time()
-        (row,) = climb([baseline], {"val": lambda: val}, test, test.before, test.before).to_dict("records")
-        seconds = time.process_time() - began
-        total += seconds
-        print(f"{baseline.name}: {seconds:.1f} CPU-s ({row['seconds']:.1f} s), {row['settled']}", flush=True)
-    began = time.process_time()
-    ceiling(test, test.before, test.before)
-    seconds = time.process_time() - began
-    print(f"ceiling: {seconds:.1f} CPU-s")
-    print(f"ladder and ceiling behind the cut: {total + seconds:.1f} CPU-s", flush=True)
-    began = time.process_time()
-    estimate_effects(val, draws=2000)
-    print(f"effects from 2,000 random edits: {time.process_time() - began:.1f} CPU-s")
+    with timed(f"before the layer, 2 x {IMAGES:,} images"):
+        val, test = (EditedLogits(inference, "lin2", images(seed)) for seed in (0, 1))
+    with timed("ladder and ceiling behind the cut"):
+        for baseline in (TemperatureAndBiases(), LearnedScale(), RefittedHead()):
+            with timed(baseline.name):
+                climb([baseline], {"val": lambda: val}, test, test.before, test.before)
+        with timed("ceiling"):
+            ceiling(test, test.before, test.before)
+    with timed("effects from 2,000 random edits"):
+        estimate_effects(val, draws=2000)
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    cpu, clock = time.process_time(), time.perf_counter()
+    yield
+    print(f"{what}: {time.process_time() - cpu:.1f} CPU-s, {time.perf_counter() - clock:.1f} s", flush=True)
 
 
 if __name__ == "__main__":
