@@ -34,7 +34,7 @@ from emodissect.data.images import ImageSet
 from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.rules import Scale
 from emodissect.editing.selection import Tau
-from emodissect.models.predictions import Inference
+from emodissect.models.inference import Inference
 from emodissect.studies.cells import evaluate_cells, grid
 
 BASE = {"images": 5_000, "neurons": 256, "concepts": 100, "layers": 1, "cells": 72}
@@ -66,11 +66,17 @@ def pixels(images: int) -> Tensor:
 
 
 def label_neurons(images: int, neurons: int, concepts: int, layers: int) -> None:
-    """The whole of ``emo.dissect``, the concept scores given."""
-    scores = 0.2 + 0.03 * torch.randn(images, concepts)
+    """The whole of ``emo.dissect``, the concept scores given.
+
+    Neurons and concepts read the same 64 features, so that neurons pass the null: a wide layer of which only a few
+    neurons pass is given more draws (``similarity.null.draws_to_pass``), and the work would grow by steps.
+    """
+    network, raw = Network(layers, neurons).eval(), pixels(images)
+    with torch.inference_mode():
+        features = network.stem(raw.float() / 255)
+    scores = 0.2 + 0.03 * (features - features.mean(0)) @ torch.randn(features.shape[1], concepts)
     names = [f"word {number}" for number in range(concepts)]
-    network = Network(layers, neurons).eval()
-    emo.dissect(network, pixels(images), names, layers="beside.*", scorer=scores, progress=False)
+    emo.dissect(network, raw, names, layers="beside.*", scorer=scores, progress=False)
 
 
 def evaluate_grid(images: int, neurons: int, cells: int) -> None:
