@@ -91,7 +91,9 @@ def _hears_ctrl_c() -> None:
 
 def signalled(application: Path, number: signal.Signals, *words: str) -> tuple[int, str]:
     """Exit code and standard error of an application that gets a signal in the job that waits."""
+    ignored = signal.signal(number, signal.SIG_DFL)  # nohup's children ignore SIGHUP, as they should
     begun = start(application, *words)
+    signal.signal(number, ignored)
     while not (application.parent / "conf" / "waits").exists():
         assert begun.poll() is None, begun.communicate()
         time.sleep(0.05)

@@ -97,7 +97,7 @@ def test_an_unseen_word_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureF
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the log says it; a Python warning beside it would say it twice
         scorer.text_embeddings(["Smile", "Zebra stripes"], Cache(tmp_path))
-        assert caplog.text.count("never saw these words: 'zebra', 'stripes' in 'Zebra stripes'.") == 1
+        assert caplog.text.count("never saw these words: 'zebra' and 'stripes' in 'Zebra stripes'.") == 1
         scorer.text_embeddings(_concepts("expressions25").names, Cache(tmp_path))
         scorer.text_embeddings(_concepts("fer7").names, Cache(tmp_path))
     assert caplog.text.count("never saw") == 1

@@ -127,6 +127,7 @@ def test_a_misspelt_key_is_answered_with_the_nearest(word: str, message: str) ->
             "trainer.max_epoch: lightning.Trainer has no such argument. Did you mean 'max_epochs'?",
         ),
         ("+data.trian=5", "data.trian: emodissect.demo.sketches.Sketches has no such argument. Did you mean 'train'?"),
+        ("+data.batch_siz=5", "data.batch_siz: emodissect.demo.sketches.Sketches has no such argument. Did you mean"),
         ("+layer.pol=max", "layer.pol: nothing reads this key. Did you mean 'pool'?"),
         ("+tua=1", "tua: nothing reads this key. Did you mean 'tau'?"),
         ("+study.tau=1", "study.tau: nothing reads this key."),

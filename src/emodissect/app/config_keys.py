@@ -113,20 +113,32 @@ def misspelt_key(verb: str, words: Sequence[str], full: str, conf: Path) -> str:
 
 def takes(target: Any, key: str) -> bool:
     """Whether a class or function takes an argument of this name; so it may, where that cannot be known."""
-    try:
-        parameters = inspect.signature(get_object(str(target))).parameters.values()
-    except Exception:  # whatever importing a user's module raises; making it will say so
-        return True
-    return any(p.kind is p.VAR_KEYWORD or (p.name == key and p.kind is not p.VAR_POSITIONAL) for p in parameters)
+    names, further = _signature(target)
+    return further or key in names
 
 
 def arguments(target: Any) -> list[str]:
     """The names of the arguments of a class or function."""
+    return _signature(target)[0]
+
+
+def _signature(target: Any) -> tuple[list[str], bool]:
+    """The names of a target's arguments, and whether it takes further ones.
+
+    A class of this package hands its keyword arguments to its base; what other classes do with theirs is not known.
+    """
+    names: list[str] = []
     try:
-        parameters = inspect.signature(get_object(str(target))).parameters.values()
-    except Exception:  # as above
-        return []
-    return [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        made = get_object(str(target))
+        own = inspect.isclass(made) and made.__module__.partition(".")[0] == __package__.partition(".")[0]
+        for one in [base for base in made.__mro__ if "__init__" in vars(base)] if own else [made]:
+            parameters = inspect.signature(one).parameters.values()
+            names += [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+                return names, False
+    except Exception:  # whatever importing a user's module raises; making it will say so
+        return [], True
+    return names, True
 
 
 def _composed(verb: str, words: Sequence[str], conf: Path) -> DictConfig | None:
