@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+from times import run as run_python
+
 LAYERS = "conv4b,lin1,lin2"
 GRID = [f"layer={LAYERS}", "tau=-0.5,0,0.5", "factor=1.25,1.5,2"]
 ALIKE = 3
@@ -36,18 +34,13 @@ class Seconds(NamedTuple):
     processor: float
 
 
-def measured(command: list[str], folder: Path) -> Seconds:
-    """Runs a command with a cache in the folder; ends the benchmark where it fails."""
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    surroundings = os.environ | {"EMODISSECT_CACHE": str(folder / "cache"), "WANDB_MODE": "offline"}
-    done = subprocess.run(command, cwd=ROOT, env=surroundings, capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-    return Seconds(
-        time.perf_counter() - began,
-        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-    )
+def measured(words: list[str], folder: Path) -> Seconds:
+    """Runs Python with the words and a cache in the folder; ends the benchmark where it fails."""
+    environment, log = os.environ | {"EMODISSECT_CACHE": str(folder / "cache"), "WANDB_MODE": "offline"}, folder / "log"
+    done = run_python(words, environment, log)
+    if done.exit_code:
+        sys.exit(f"python {' '.join(words)}\n{log.read_text()[-6000:]}")
+    return Seconds(done.wall, done.processor)
 
 
 def median(several: list[Seconds]) -> Seconds:
@@ -67,11 +60,11 @@ def job_seconds(sweep: Path) -> float:
 def main(words: list[str], folder: Path) -> None:
     def run(verb: str, name: str, *further: str) -> Seconds:
         place = f"hydra.sweep.dir={folder / name}" if "-m" in further else f"hydra.run.dir={folder / name}"
-        return measured([sys.executable, f"{verb}.py", *further, place, *words], folder)
+        return measured([f"{verb}.py", *further, place, *words], folder)
 
     threads = os.environ.get("OMP_NUM_THREADS", "as many as cores")
     print(f"{os.cpu_count()} cores, threads: {threads}, load {os.getloadavg()[0]:.1f} when it began")
-    lightning = [measured([sys.executable, "-c", "import lightning.pytorch"], folder) for _ in range(ALIKE)]
+    lightning = [measured(["-c", "import lightning.pytorch"], folder) for _ in range(ALIKE)]
     show("import lightning.pytorch", median(lightning))
     show("edit.py, cold", run("edit", "cold"))
     cached = median([run("edit", f"cached-{again}") for again in range(ALIKE)])

@@ -90,7 +90,7 @@ COMMANDS = (
         "docs/fer2013.md (Dissect and edit)",
         long=True,
     ),
-    Command("tests", "-m pytest -q -m not_slow", "CONTRIBUTING.md", long=True),
+    Command("tests", "-m pytest -q -n 2 -m not_slow", "CONTRIBUTING.md", long=True),
 )
 
 

@@ -125,7 +125,7 @@ def arguments(target: Any) -> list[str]:
 def _signature(target: Any) -> tuple[list[str], bool]:
     """The names of a target's arguments, and whether it takes further ones.
 
-    A class of this package hands its keyword arguments to its base; what other classes do with theirs is not known.
+    A class of this package passes its keyword arguments on to its base; what others do with theirs is not known.
     """
     names: list[str] = []
     try:

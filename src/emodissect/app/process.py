@@ -1,4 +1,4 @@
-"""A command is a process of its own: what it imports lives until its end, so nobody need look for garbage in it."""
+"""A command is a process of its own: what it imports lives until its end and need not be garbage-collected."""
 
 from __future__ import annotations
 
