@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
-from scipy.stats import ttest_1samp
+from scipy.stats import norm, t, ttest_1samp
 
 from emodissect.app.sweep_results import show_trainings
 from emodissect.core.statistics import delta_interval
@@ -137,10 +137,24 @@ def test_means_intervals_and_tests() -> None:
     interval = test.confidence_interval()
     assert (edit["seeds"], edit["gain"]) == (5, 3)
     assert edit["mean"] == pytest.approx(0.004)
-    assert (edit["low"], edit["high"], edit["p_value"]) == (interval.low, interval.high, test.pvalue)
+    assert tuple(edit[["low", "high", "p_value"]]) == pytest.approx((interval.low, interval.high, test.pvalue))
     assert edit["p_sign"] == pytest.approx(0.625)  # 3 of the 4 that changed
     assert table.loc["head/val", "seeds"] == 4
-    assert table.loc["ceiling/test", "p_value"] == 0
+    assert np.isnan(table.loc["ceiling/test", "p_value"])  # all equal, and nothing is known of the error within a job
+
+
+def test_trainings_that_agree_to_the_last_digit_are_no_proof() -> None:
+    equal = jobs()[["seed"]].assign(delta=0.002)
+    (sentence,) = verdicts_over_trainings(over_trainings(equal, ["seed"]))
+    assert sentence == (
+        "Over 5 trainings: no change beyond chance, +0.20 points on average (no interval or t-test, since all "
+        "trainings have the same change; 5 of 5 gain, sign test p = .062)."
+    )
+    known = equal.assign(delta_low=-0.004, delta_high=0.008)  # a standard error of 0.31 points within each
+    row = over_trainings(known, ["seed"]).iloc[0]
+    error = 0.012 / (2 * norm.ppf(0.975)) / np.sqrt(5)
+    assert row["high"] - row["mean"] == pytest.approx(t.ppf(0.975, 4) * error)
+    assert row["p_value"] == pytest.approx(2 * t.sf(0.002 / error, 4))
 
 
 def test_one_sentence_a_setting() -> None:

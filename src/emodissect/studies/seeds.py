@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest, norm, t, ttest_1samp
+from scipy.stats import binomtest, norm, t
 
 from emodissect.core.number_format import p_sentence, points
 from emodissect.studies.baselines.with_edit import WITH_EDIT
@@ -71,7 +71,8 @@ def over_trainings(jobs: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
     Returns:
         the settings' columns, then TRAINING_COLUMNS: mean change of accuracy on test, its Student interval over
         trainings, how many trainings gain, two-sided t-test and sign test against 0 (trainings without a change do not
-        count in the latter). Empty where no setting has two seeds.
+        count in the latter). Interval and t-test as in :func:`over_seeds`: NaN where all values are equal and the jobs
+        have no interval of their own. Empty where no setting has two seeds.
     """
     if "seed" not in swept or "delta" not in jobs:
         return pd.DataFrame(columns=list(TRAINING_COLUMNS))
@@ -79,10 +80,11 @@ def over_trainings(jobs: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
     rows = []
     for setting, alike in _alike(_finished(jobs), settings):
         for column in ("delta", *(str(name) for name in jobs if str(name).startswith(LADDER_PREFIX))):
-            values = pd.to_numeric(alike[column], errors="coerce").dropna().to_numpy(dtype=float)
+            values = pd.to_numeric(alike[column], errors="coerce").dropna()
             if len(values) > 1:
                 what = EDIT if column == "delta" else column.removeprefix(LADDER_PREFIX)
-                rows.append(setting | {"what": what} | _changed(values))
+                within = _error_within(alike.loc[values.index], column)
+                rows.append(setting | {"what": what} | _changed(values.to_numpy(dtype=float), within))
     return pd.DataFrame(rows, columns=[*settings, *TRAINING_COLUMNS])
 
 
@@ -101,14 +103,19 @@ def verdicts_over_trainings(table: pd.DataFrame, alpha: float = 0.05) -> list[st
         if edit.empty:
             continue
         row = edit.iloc[0]
-        word = "no change beyond chance" if row["p_value"] >= alpha else "a gain" if row["mean"] > 0 else "a loss"
+        significant = row["p_value"] < alpha  # NaN is not
+        word = "no change beyond chance" if not significant else "a gain" if row["mean"] > 0 else "a loss"
         named = ", ".join(f"{name}={value}" for name, value in setting.items())
         others = rows[~rows["what"].isin([EDIT, "ceiling/test"]) & ~rows["what"].str.startswith(WITH_EDIT)]
         best = "" if others.empty else _best(others)
+        spread = (
+            "no interval or t-test, since all trainings have the same change"
+            if np.isnan(row["p_value"])
+            else f"95 % {points(row['low'])} to {points(row['high'])}, t-test {p_sentence(row['p_value'])}"
+        )
         sentences.append(
             f"Over {row['seeds']} trainings{f' ({named})' if named else ''}: {word}, {points(row['mean'])} points on "
-            f"average (95 % {points(row['low'])} to {points(row['high'])}, t-test {p_sentence(row['p_value'])}; "
-            f"{row['gain']} of {row['seeds']} gain, sign test {p_sentence(row['p_sign'])}){best}."
+            f"average ({spread}; {row['gain']} of {row['seeds']} gain, sign test {p_sentence(row['p_sign'])}){best}."
         )
     return sentences
 
@@ -120,18 +127,12 @@ def _best(others: pd.DataFrame) -> str:
     return f"; the best cheap alternative, {name.replace('_', ' ')}{fitted}, gives {points(best['mean'])}"
 
 
-def _changed(values: np.ndarray) -> dict[str, Any]:
+def _changed(values: np.ndarray, within: float) -> dict[str, Any]:
     gain, changed = int((values > 0).sum()), int((values != 0).sum())
-    mean = float(values.mean())
-    if np.ptp(values) == 0:  # no t where nothing varies
-        low, high, p_value = mean, mean, 1.0 if mean == 0 else 0.0
-    else:
-        test = ttest_1samp(values, 0.0)
-        interval = test.confidence_interval(0.95)
-        low, high, p_value = float(interval.low), float(interval.high), float(test.pvalue)
     p_sign = float(binomtest(gain, changed).pvalue) if changed else 1.0
-    row = {"seeds": len(values), "mean": mean, "low": low, "high": high, "gain": gain}
-    return row | {"p_value": p_value, "p_sign": p_sign}
+    summary = _summary(values, within, tested=True)
+    kept = {name: summary[name] for name in ("seeds", "mean", "low", "high", "p_value")}
+    return kept | {"gain": gain, "p_sign": p_sign}
 
 
 def _settings(jobs: pd.DataFrame, swept: Sequence[str]) -> list[str]:
