@@ -72,6 +72,29 @@ def test_another_precision_makes_labels_anew(verb: Verb, home: Path) -> None:
     assert len(entries(home, "labels") - before) == 1
 
 
+def test_cheap_alternatives_are_fitted_once_for_all_edits_of_a_layer(verb: Verb, tmp_path: Path) -> None:
+    home = tmp_path / "cache"
+
+    def ladder(*words: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+        given = (f"paths.cache_dir={home}", "study.baselines=[head,learned_scale,ten_crop]")
+        folder, summary = verb("edit", *given, *words)
+        return pd.DataFrame(json.loads((folder / "study" / "ladder.json").read_text())), summary
+
+    first, one = ladder("factor=1.5")
+    made = entries(home, "alternatives")
+    assert len(made) == len(first) == 6  # two fitted on val and train, ten crops (none of whole images), the ceiling
+    second, other = ladder("factor=3")
+    assert entries(home, "alternatives") == made
+    assert other["accuracy_after"] != one["accuracy_after"]
+    of_the_edit = ["p_against_edit", "seconds"]
+    pd.testing.assert_frame_equal(first.drop(columns=of_the_edit), second.drop(columns=of_the_edit))
+    anew, _ = ladder("factor=3", "reuse=false")
+    pd.testing.assert_frame_equal(anew.drop(columns="seconds"), second.drop(columns="seconds"))
+    made = entries(home, "alternatives")
+    ladder("factor=3", f"ckpt_path={small_checkpoint(home)}", f"model.class_order=[{','.join(CLASS_NAMES[::-1])}]")
+    assert len(entries(home, "alternatives") - made) == 6
+
+
 def test_another_tau_or_level_reuses_the_labels(verb: Verb, home: Path) -> None:
     folder, _ = verb("dissect")
     before = entries(home, "labels")
@@ -215,7 +238,7 @@ def test_reuse_false_makes_what_depends_on_a_network_anew_and_nothing_else(verb:
     assert made() == first
     verb(*words, "reuse=false")
     again = {kind for kind, when in made().items() if when > first[kind]}
-    assert again == {"training", "activations", "predictions", "labels", "neuron-facts", "studies"}
+    assert again == {"training", "activations", "predictions", "labels", "neuron-facts", "studies", "alternatives"}
     assert set(first) - again == {"sketches", "clip_images", "clip_texts"}
 
 

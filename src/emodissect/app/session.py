@@ -141,6 +141,8 @@ class Session:
         if not recompute and (held := self.cache.held(kind, key, read)) is not None:
             return held
         folder = self.folder / DISTRIBUTED / (kind if jointly else f"{kind}-{rank()}")
+        if not jointly:
+            shutil.rmtree(folder, ignore_errors=True)  # of another entry of the kind
         folder.mkdir(parents=True, exist_ok=True)
         write(folder)
         if jointly:

@@ -23,7 +23,16 @@ from emodissect.editing.rules import Rule, Scale
 from emodissect.editing.selection import AllNeurons, Selection, needs_images
 from emodissect.models.inference import Inference
 from emodissect.models.predictions import Predictions
-from emodissect.studies.baselines import Baseline, ceiling, climb, compared, recalibrated_rows, refitted_head_rows
+from emodissect.studies.baselines import (
+    Baseline,
+    Recall,
+    ceiling,
+    climb,
+    compared,
+    made_now,
+    recalibrated_rows,
+    refitted_head_rows,
+)
 from emodissect.studies.cells import grid, grid_frame, labels_of
 from emodissect.studies.comparison import compare
 from emodissect.studies.decision import Decision, Question, decide, optimism
@@ -121,6 +130,7 @@ def run_study(
     effects: int = 0,
     concept_scores: ConceptScores | None = None,
     run_on_test: Callable[[Edit], tuple[Predictions, Predictions]] | None = None,
+    recall: Recall = made_now,
 ) -> EditStudy:
     """Try every layer x selection x rule on validation, take the best, and evaluate it once on test.
 
@@ -146,6 +156,7 @@ def run_study(
         concept_scores: of the images that the edit is chosen on, for the held-out score of each neuron's label.
         run_on_test: gives the predictions of the unedited and of the edited network on the test images, e.g. by a
             trainer with ``EvaluateEdit``; None runs both here.
+        recall: gives the predictions of an alternative that are kept from a study of another edit of the layer.
 
     Raises:
         UserError: before any forward pass: unknown layer, metric or word, empty images, images chosen on among those
@@ -221,9 +232,9 @@ def run_study(
         further += refitted_head_rows(edit, chosen_val, next(iter(fitted_on)), chosen_test, row)
     if recalibrate and train is not None:
         further += recalibrated_rows(edit, train, chosen_test, row)
-    ladder = climb(baselines, fitted_on, chosen_test, before, exact, change)
+    ladder = climb(baselines, fitted_on, chosen_test, before, exact, change, recall)
     if len(ladder):
-        further.append(ceiling(chosen_test, before, exact, change))
+        further.append(ceiling(chosen_test, before, exact, change, recall))
     if further:
         ladder = pd.concat([ladder, pd.DataFrame(further)], ignore_index=True) if len(ladder) else pd.DataFrame(further)
     of_neurons = pd.DataFrame()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -33,7 +34,7 @@ from emodissect.models.inference import Inference
 from emodissect.models.predictions import Predictions
 from emodissect.recording import resolve_layers
 from emodissect.studies import ConceptAblation, EditStudy, ablate_concepts, null_studies, run_study
-from emodissect.studies.baselines import Baseline
+from emodissect.studies.baselines import Alternative, Baseline, climb
 
 
 def grid_of(cfg: DictConfig, group: str) -> list[Any]:
@@ -167,9 +168,29 @@ class Asked:
                 effects=asked.effects,
                 concept_scores=scores,
                 run_on_test=self.run_on_test,
+                recall=partial(self._alternative, key["images"]),
             ).save(folder)
 
         return self.run.made("studies", key, write, EditStudy.load)
+
+    def _alternative(
+        self,
+        images: Mapping[str, Any],
+        layer: str,
+        baseline: Baseline | None,
+        fitted_on: str,
+        make: Callable[[], Alternative],
+    ) -> Alternative:
+        """From the cache where another edit of the layer was compared with it."""
+        key = {
+            "classifier": self.trained.identity,
+            "layer": layer,
+            "baseline": None if baseline is None else fingerprint(baseline),
+            "fitted_on": [fitted_on, images],
+            "seed": self.run.cfg.seed,
+            "made_by": [source_hash(code) for code in (climb, learn_scale, EditedLogits)],
+        }
+        return self.run.made("alternatives", key, lambda folder: make().save(folder), Alternative.load)
 
     def _scores(self) -> ConceptScores | None:
         """Of the images that the edit is chosen on, where labels were found on others."""

@@ -2,7 +2,15 @@
 
 from emodissect.studies.baselines.baseline import Baseline, NotAvailable, Predictor
 from emodissect.studies.baselines.head import RefittedHead
-from emodissect.studies.baselines.ladder import best_alternative, ceiling, climb, compared
+from emodissect.studies.baselines.ladder import (
+    Alternative,
+    Recall,
+    best_alternative,
+    ceiling,
+    climb,
+    compared,
+    made_now,
+)
 from emodissect.studies.baselines.learned_scale import LearnedScale
 from emodissect.studies.baselines.temperature import TemperatureAndBiases
 from emodissect.studies.baselines.views import MirrorView, TenCrops
@@ -13,11 +21,13 @@ LADDER: tuple[Baseline, ...] = (TemperatureAndBiases(), LearnedScale(), Refitted
 
 __all__ = [
     "LADDER",
+    "Alternative",
     "Baseline",
     "LearnedScale",
     "MirrorView",
     "NotAvailable",
     "Predictor",
+    "Recall",
     "RefittedHead",
     "TemperatureAndBiases",
     "TenCrops",
@@ -25,6 +35,7 @@ __all__ = [
     "ceiling",
     "climb",
     "compared",
+    "made_now",
     "recalibrated_rows",
     "refitted_head_rows",
 ]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jaxtyping import Float
+from safetensors.torch import load_file
 from torch import Tensor
 
 from emodissect.core.statistics import mcnemar
+from emodissect.core.tensor_files import save_tensors
 from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.learned import learn_scale
 from emodissect.models.predictions import Predictions
@@ -37,6 +43,56 @@ OF_METRIC = tuple(f"metric_{field.name}" for field in fields(MetricChange) if fi
 COLUMNS = ("name", "words", "fitted_on", "settled", *COMPARED, "p_against_edit", *OF_METRIC, "seconds", "note")
 
 
+@dataclass(frozen=True)
+class Alternative:
+    """What a cheap alternative predicts on test. It depends on network, layer and images, not on any edit.
+
+    Attributes:
+        logits: None where the network has no such alternative.
+        settled: what the fit settled on, for its row.
+        note: why there are no logits.
+        seconds: of the fit and the prediction.
+    """
+
+    logits: Float[Tensor, "image class"] | None
+    settled: str = ""
+    note: str = ""
+    seconds: float = 0.0
+
+    @classmethod
+    def made(cls, predict: Callable[[], tuple[Tensor, str]]) -> Alternative:
+        """What ``predict`` gives, logits and what was settled, or why it is not available."""
+        began = time.perf_counter()
+        logits, settled, note = None, "", ""
+        try:
+            logits, settled = predict()
+        except NotAvailable as reason:
+            note = str(reason)
+        return cls(logits, settled, note, time.perf_counter() - began)
+
+    def save(self, folder: Path) -> None:
+        """`alternative.json`, and `logits.safetensors` where there are logits."""
+        words = {"settled": self.settled, "note": self.note, "seconds": self.seconds}
+        (folder / "alternative.json").write_text(json.dumps(words, ensure_ascii=False), encoding="utf-8")
+        if self.logits is not None:
+            save_tensors({"logits": self.logits.contiguous()}, folder / "logits.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path) -> Alternative:
+        """The inverse of :meth:`save`."""
+        words = json.loads((folder / "alternative.json").read_text(encoding="utf-8"))
+        return cls(None if words["note"] else load_file(folder / "logits.safetensors")["logits"], **words)
+
+
+Recall = Callable[[str, Baseline | None, str, Callable[[], Alternative]], Alternative]
+"""The alternative of a layer, a baseline (None: the ceiling) and a set of images fitted on; made where not kept."""
+
+
+def made_now(layer: str, baseline: Baseline | None, fitted_on: str, make: Callable[[], Alternative]) -> Alternative:
+    """Keeps nothing."""
+    return make()
+
+
 def climb(
     baselines: Sequence[Baseline],
     fitted_on: Mapping[str, Callable[[], EditedLogits]],
@@ -44,30 +100,31 @@ def climb(
     before: Predictions,
     edited: Predictions,
     change: Callable[[Predictions], MetricChange | None] = lambda _: None,
+    recall: Recall = made_now,
 ) -> pd.DataFrame:
     """One row for each baseline and each set of images it is fitted on.
 
     Args:
         fitted_on: by name (`val`, `train`), what gives the network on the images to learn from.
         change: of the study's metric from the unedited network to some predictions; None where it is accuracy.
+        recall: gives an alternative that is kept from another edit of the layer, or makes it.
 
     Returns:
-        COLUMNS; fractions; `p_against_edit` is the exact McNemar p-value of the alternative against the edit, and
-        `note` says why a row has no figures.
+        COLUMNS; fractions; `p_against_edit` is the exact McNemar p-value of the alternative against the edit,
+        `seconds` is what it took when it was made, and `note` says why a row has no figures.
     """
     rows = []
     for baseline in baselines:
         for name, images in list(fitted_on.items())[: None if baseline.is_fitted else 1]:
-            row: dict[str, Any] = {"name": baseline.name, "words": baseline.words}
-            row |= {"fitted_on": name if baseline.is_fitted else "", "settled": "", "note": ""}
-            began = time.perf_counter()
-            try:
-                predictor, row["settled"] = baseline.fit(images())
-                row |= compared(predictor(test), before, edited, change)
-            except NotAvailable as reason:
-                row["note"] = str(reason)
-            rows.append(row | {"seconds": time.perf_counter() - began})
-            log.debug("%s fitted on %s: %.1f s", baseline.name, name, rows[-1]["seconds"])
+            on = name if baseline.is_fitted else ""
+            predict = partial(_predicted, baseline, images, test)
+            found = recall(test.layer, baseline, on, partial(Alternative.made, predict))
+            row: dict[str, Any] = {"name": baseline.name, "words": baseline.words, "fitted_on": on}
+            row |= {"settled": found.settled, "note": found.note, "seconds": found.seconds}
+            if found.logits is not None:
+                row |= compared(found.logits, before, edited, change)
+            rows.append(row)
+            log.debug("%s fitted on %s: %.1f s", baseline.name, name, found.seconds)
     ladder = pd.DataFrame(rows, columns=list(COLUMNS))
     return ladder.drop(columns=list(OF_METRIC)) if ladder["metric_delta"].isna().all() else ladder
 
@@ -77,18 +134,29 @@ def ceiling(
     before: Predictions,
     edited: Predictions,
     change: Callable[[Predictions], MetricChange | None] = lambda _: None,
+    recall: Recall = made_now,
 ) -> dict[str, Any]:
     """A row for what no scaling of the layer is expected to pass: scale and shift learned *on the test images*.
 
     It is fitted by likelihood, without any pull towards no change, and is a bound, not a result: it is never named as
     an alternative.
     """
-    began = time.perf_counter()
-    operation, _ = learn_scale(test, strengths=[_NO_PULL], iterations=_CEILING_ITERATIONS)
-    row = {"name": "ceiling", "words": "the ceiling: a scale and shift per neuron", "fitted_on": "test"}
-    found = compared(test.logits([operation])[0], before, edited, change)
+
+    def predict() -> tuple[Tensor, str]:
+        operation, _ = learn_scale(test, strengths=[_NO_PULL], iterations=_CEILING_ITERATIONS)
+        return test.logits([operation])[0], ""
+
+    found = recall(test.layer, None, "test", partial(Alternative.made, predict))
+    assert found.logits is not None
+    row: dict[str, Any] = {"name": "ceiling", "words": "the ceiling: a scale and shift per neuron", "fitted_on": "test"}
     note = "not a result: fitted on the images that it is compared on"
-    return row | {"settled": "", "note": note} | found | {"seconds": time.perf_counter() - began}
+    row |= {"settled": "", "note": note, "seconds": found.seconds}
+    return row | compared(found.logits, before, edited, change)
+
+
+def _predicted(baseline: Baseline, images: Callable[[], EditedLogits], test: EditedLogits) -> tuple[Tensor, str]:
+    predictor, settled = baseline.fit(images())
+    return predictor(test), settled
 
 
 def compared(
