@@ -248,7 +248,7 @@ def test_edit_page_tells_the_evidence(edited: str) -> None:
     assert "Largest rise: angry, +5.0 points; largest fall: sad, −5.0 points" in text
     assert "Became right" in text
     assert text.count("True class; predicted before → after") == 2
-    assert "Optimistic figure" not in text
+    assert "Optimistic estimate" not in text
     assert "Each neuron with the images that activate it most" in text
 
 
@@ -262,7 +262,7 @@ def test_an_edit_that_flips_nothing_shows_no_empty_pictures() -> None:
 
 def test_an_edit_chosen_on_test_is_marked_in_red() -> None:
     html = edit(False, optimistic=True).html()
-    assert 'class="warning" role="alert">Optimistic figure' in html
+    assert 'class="warning" role="alert">Optimistic estimate' in html
     assert "chosen on test" in said(html)
     assert "tried on the test images" in said(html)
 
