@@ -165,7 +165,7 @@ def test_a_head_without_images_of_a_class_never_names_it() -> None:
 
 def test_a_network_that_does_not_end_in_its_last_linear_layer_has_no_head() -> None:
     net = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, CLASSES), nn.Tanh()).eval()
-    with pytest.raises(NotAvailable, match="does not give its logits"):
+    with pytest.raises(NotAvailable, match="does not output its logits"):
         RefittedHead().fit(kept(net=net, layer="0"))
     with pytest.raises(NotAvailable, match="no linear layer"):
         RefittedHead().fit(
@@ -201,9 +201,9 @@ def test_ten_crops_where_the_network_takes_crops() -> None:
         torch.testing.assert_close(predictor(on), averaged(on.images.images))
     several = EditedLogits(Inference.of(averaged), "1", TEST)
     for other in (EditedLogits(Inference.of(classifier("resize")), "1", TEST), several):
-        with pytest.raises(NotAvailable, match="takes whole images, or ten crops already"):
+        with pytest.raises(NotAvailable, match="takes whole images, or already averages ten crops"):
             TenCrops().fit(other)
-    with pytest.raises(NotAvailable, match="several views already"):
+    with pytest.raises(NotAvailable, match="already averages several views"):
         MirrorView().fit(several)
     # The head of a network of ten views is fitted on the mean of what they give it.
     logits = RefittedHead().fit(several)[0](several)

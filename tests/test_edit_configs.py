@@ -136,7 +136,7 @@ def test_every_selection(name: str, tmp_path: Path) -> None:
     before = found.copy()
     inference = Inference(lambda pixels: pixels.float() / 255, network())
     if needs_images(selection):
-        with pytest.raises(UserError, match="looks at images"):
+        with pytest.raises(UserError, match="needs images"):
             selection(found, network().lin)
     selection = fitted(selection, EditedLogits(inference, "lin", faces()))
     selected = selection(found, network().lin)

@@ -42,7 +42,7 @@ def test_rules(rule: Rule, scale: list[float]) -> None:
 def test_proportional_leaves_dead_neurons() -> None:
     scale = Proportional(factor=2.0)(torch.ones(3, dtype=torch.bool), torch.tensor([torch.nan, 0.0, 4.0]))
     assert scale.values.tolist() == [1.0, 0.0, 2.0]
-    with pytest.raises(UserError, match="all have the same"):
+    with pytest.raises(UserError, match="all are equal"):
         Proportional()(SELECTED, torch.ones(3))
 
 
@@ -139,7 +139,7 @@ def test_a_mistake_in_the_second_edit_changes_nothing() -> None:
     network = Small()
     before = bits(network)
     good, bad = Edit("conv", torch.full((3,), 2.0)), Edit("lin", torch.ones(4))
-    with pytest.raises(UserError, match="has 5 neurons; the edit holds values for 4"), edited(network, good, bad):
+    with pytest.raises(UserError, match="has 5 neurons, but the edit has values for 4"), edited(network, good, bad):
         pass
     assert bits(network) == before
 
@@ -189,7 +189,7 @@ def test_mistakes() -> None:
         (Edit("bn", ones), r"'bn' is a BatchNorm2d.*Known: conv, lin, out"),
         (Edit("relu", ones), "is a ReLU"),
         (Edit("conv", torch.tensor([1.0, float("nan"), 1.0])), "NaN or infinity"),
-        (Edit("out", Scaling(torch.ones(2), "outgoing")), "layer behind 'out' is not known"),
+        (Edit("out", Scaling(torch.ones(2), "outgoing")), "layer behind 'out' cannot be determined"),
         (Edit("conv", Scaling(ones, "outgoing", next_layer="out")), "do not fit the 3 neurons"),
     ]
     for edit, message in cases:
@@ -249,11 +249,11 @@ def test_what_a_rule_does_not_take() -> None:
         Scale(2.0)(pd.Series([0.1, 0.2]))
     with pytest.raises(UserError, match="Compare it with a threshold"):
         Scale(2.0)(pd.Series([True, None], dtype="boolean"))
-    with pytest.raises(UserError, match=r"reads similarities: call the rule as rule\(selected, similarity\)"):
+    with pytest.raises(UserError, match=r"needs similarities: call the rule as rule\(selected, similarity\)"):
         Proportional(2.0)(SELECTED)
-    with pytest.raises(UserError, match="3 neurons can be selected, but 2 similarities"):
+    with pytest.raises(UserError, match="The mask has 3 neurons, but there are 2 similarities"):
         Proportional(2.0)(SELECTED, [0.1, 0.2])
-    with pytest.raises(UserError, match="one number; an edit takes one for each neuron"):
+    with pytest.raises(UserError, match="a single number; an edit takes one per neuron"):
         Edit("hidden", 2.0)
 
 

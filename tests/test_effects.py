@@ -84,7 +84,7 @@ def test_error_separation_is_the_area_under_the_roc(layer: str) -> None:
 def test_errors_are_needed() -> None:
     on = kept()
     on.before = on.before._replace(labels=on.before.predicted)
-    with pytest.raises(UserError, match="of 300 images the network gets 300 right"):
+    with pytest.raises(UserError, match="the network gets 300 of 300 images right"):
         error_separation(on)
 
 
@@ -99,9 +99,9 @@ def test_selections_by_effect_find_the_good_neurons_and_never_a_dead_one() -> No
     inverse = fitted(Inverse(Effect(share=0.5, draws=400)), on)
     assert torch.equal(inverse(found, network().lin), ~chosen)
     assert fitted(RandomNeurons(like=Effect(share=0.25, draws=40)), on)(found, network().lin).sum() == 6
-    with pytest.raises(UserError, match=r"selection.share=2: a share of the layer"):
+    with pytest.raises(UserError, match=r"selection.share=2 must be a fraction of the layer"):
         Effect(share=2)
-    with pytest.raises(UserError, match="scores are of 24 neurons"):
+    with pytest.raises(UserError, match="scores for 24 neurons"):
         fitted(Error(), on)(found.head(3), network().lin)
 
 

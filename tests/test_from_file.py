@@ -59,10 +59,10 @@ def test_a_table_of_scales(tmp_path: Path) -> None:
         assert isinstance(found, Scaling)
         torch.testing.assert_close(found.values, SCALE)
     (tmp_path / "few.csv").write_text("scale\n1\n2\n")
-    with pytest.raises(UserError, match="holds 2 numbers, and layer 'lin' has 24 neurons"):
+    with pytest.raises(UserError, match="has 2 numbers, but layer 'lin' has 24 neurons"):
         operation_in(tmp_path / "few.csv", network(), "lin")
     (tmp_path / "words.csv").write_text("scale\nmuch\n")
-    with pytest.raises(UserError, match="holds no scales"):
+    with pytest.raises(UserError, match="contains no scales"):
         operation_in(tmp_path / "words.csv", network(), "lin")
 
 
@@ -73,7 +73,8 @@ def test_what_cannot_be_an_edit_is_reported(tmp_path: Path) -> None:
         operation_in(saved(tmp_path / "same.pt"), network(), "lin")
     torch.save(nn.Sequential(nn.Linear(2, 2)).state_dict(), tmp_path / "other.pt")
     with pytest.raises(
-        UserError, match=r"of another network: 4 of 4 weights are missing or have another shape, the first 'lin.weight'"
+        UserError,
+        match=r"does not match this network: 4 of 4 weights are missing or have a different shape, e.g. 'lin.weight'",
     ):
         operation_in(tmp_path / "other.pt", network(), "lin")
 

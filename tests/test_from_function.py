@@ -64,7 +64,7 @@ def test_another_change_replaces_all_weights_and_has_no_controls(tmp_path: Path)
     loaded = EditStudy.load(tmp_path)
     assert loaded.row() == found.row()
     with (
-        pytest.raises(UserError, match="a saved study does not hold them"),
+        pytest.raises(UserError, match="are not stored with the study"),
         edited(network(), Edit("lin", loaded.edit.operation)),
     ):
         pass
@@ -80,9 +80,9 @@ def test_what_is_no_edit_is_reported_and_the_network_is_left_alone() -> None:
     mine = network()
     before = {name: value.clone() for name, value in mine.state_dict().items()}
     for function, words in (
-        (lambda net: None, "'<lambda>' gives the same weights as this network"),
+        (lambda net: None, "'<lambda>' has the same weights as this network"),
         (lambda net: "network", "returned a str"),
-        (lambda net: nn.Linear(2, 2), "is of another network: 4 of 4 weights are missing"),
+        (lambda net: nn.Linear(2, 2), "does not match this network: 4 of 4 weights are missing"),
     ):
         with pytest.raises(UserError, match=words):
             study(function)

@@ -204,7 +204,7 @@ def test_chosen_on_test_is_optimistic(caplog: pytest.LogCaptureFixture) -> None:
     other = study(select_on_test=True, controls=5)
     assert other.optimistic
     assert other.verdict.startswith("Optimistic, because it was chosen on the same test images: ")
-    assert "figure is optimistic" in caplog.text
+    assert "result is optimistic" in caplog.text
     chosen = other.grid[other.grid["chosen"]].iloc[0]
     assert (chosen["gained"], chosen["lost"]) == (other.test.gained, other.test.lost)
 
@@ -296,7 +296,7 @@ def test_an_edit_that_overflows_never_wins_and_alone_is_an_error() -> None:
         assert len(other.grid) == 2
     for metric in ("nll", "accuracy"):
         with pytest.raises(
-            UserError, match=r"Every edit gives logits that are not finite; the largest number .* 1e\+38"
+            UserError, match=r"Every edit produces logits that are not finite; the largest value .* 1e\+38"
         ):
             study(selections=[AllNeurons()], rules=rules[:1], metric=metric, controls=3)
 
@@ -380,7 +380,7 @@ def test_mistakes_come_before_any_forward_pass() -> None:
     inference = Inference(untouched, network())
     for changes, message in [
         ({"metric": "acc"}, "study.metric=acc is not known. Did you mean 'accuracy'"),
-        ({"val": VAL.subset([])}, "validation set holds no images"),
+        ({"val": VAL.subset([])}, "validation set is empty"),
         ({"layers": ["lin2"]}, "no neuron labels for layer 'lin2'. Did you mean 'lin'"),
         ({"selections": []}, "at least one"),
         ({"selections": [LabelledWith(["Tear"])]}, "Did you mean 'Tears'"),
@@ -513,7 +513,9 @@ def test_logits_that_edited_weights_do_not_give_are_an_error() -> None:
     """No class flips, and yet every cell of the grid was of another edit."""
     exact = torch.tensor([[5.0, 0.0, -2.0]])
     require_same_logits(exact + 1e-4, exact, "scale")
-    with pytest.raises(UserError, match=r"disagree for scale: logits differ by 0\.58, accepted is 0\.005"):
+    with pytest.raises(
+        UserError, match=r"disagree for scale: logits differ by 0\.58, more than the tolerance of 0\.005"
+    ):
         require_same_logits(exact + 0.58, exact, "scale")
     with pytest.raises(UserError, match="disagree"):
         require_same_logits(torch.full_like(exact, torch.nan), exact, "scale")

@@ -388,7 +388,7 @@ def test_the_audit_is_a_file_and_a_section(verb: Verb) -> None:
         ("dissect", ["explanation=linear", "explanation.penalty=2"], "penalty"),
         ("edit", ["study.metric=acuracy"], "accuracy"),
         ("edit", ["study.test_split=tst"], "test"),
-        ("edit", ["study.test_split=val+test"], "share none"),
+        ("edit", ["study.test_split=val+test"], "share no images"),
         ("edit", ["selection=accuracy", "selection.level=[]"], "an empty grid"),
         ("edit", ["selection=accuracy", "selection.level=[0.5,x]"], "x is not a number"),
         ("edit", ["layer=bn4b"], "Did you mean 'conv4b'"),

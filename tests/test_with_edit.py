@@ -117,7 +117,7 @@ def test_recalibration_with_the_edit_and_alone() -> None:
     assert rows.loc["edit_and_batchnorm", "settled"].endswith("against recalibration alone")
     assert {name: value.numpy().tobytes() for name, value in net.state_dict().items()} == state
     none = study(network(), recalibrate=True, train=faces(50, 3)).ladder
-    assert none["note"].tolist() == ["no BatchNorm with kept statistics lies behind 'lin'"]
+    assert none["note"].tolist() == ["no BatchNorm with running statistics lies behind 'lin'"]
 
 
 def test_correlation_and_its_interval() -> None:

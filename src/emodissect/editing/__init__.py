@@ -1,4 +1,4 @@
-"""Selections, rules, and edits of weights that are restored to the last bit."""
+"""Selections, rules, and edits of weights that are restored bit for bit."""
 
 from emodissect.editing.edit import Edit, bake, edited
 from emodissect.editing.operations import Operation, Scaling

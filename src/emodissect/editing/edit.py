@@ -1,4 +1,4 @@
-"""An edit of one layer, applied to the weights and reverted exactly, or baked."""
+"""Edits of a layer's weights: applied temporarily and restored exactly, or baked into a state dict."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from emodissect.editing.operations import Change, Operation, Scaling, Target
 
 @dataclass(frozen=True, eq=False, init=False)
 class Edit:
-    """What is done to the neurons of one layer.
+    """A layer and the operation on its neurons.
 
     Args:
         layer: path of a convolution or linear layer.
-        operation: what a rule gives, or simply a number for each neuron (tensor, array, pandas column) by which its
-            row of weights is multiplied.
+        operation: the result of a rule, or a number per neuron (tensor, array, pandas column) that multiplies the
+            neuron's row of weights.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(2, 3))
@@ -39,7 +39,7 @@ class Edit:
         object.__setattr__(self, "operation", given)
 
     def changes(self, network: nn.Module, example: Tensor | None = None) -> list[Change]:
-        """The parameters that change, and how; everything that could be wrong is looked at.
+        """The parameters that change, and how, after checking that the edit fits the network.
 
         Raises:
             UserError: as :func:`edited`.
@@ -51,31 +51,31 @@ class Edit:
 
 @contextmanager
 def edited(network: nn.Module, *edits: Edit) -> Iterator[nn.Module]:
-    """The network with its weights edited; on leaving, also by an exception, every bit is as it was.
+    """Context manager that edits the network's weights and restores every bit on exit, also after an exception.
 
-    Several edits, also of one layer, and nested contexts are applied one after the other. Everything is checked
-    before anything is changed.
+    Several edits, even of the same layer, and nested contexts are applied one after the other. All edits are checked
+    before any weight is changed.
 
     Raises:
-        UserError: unknown layer, a layer without rows of weights (BatchNorm, ReLU), values for another number of
-            neurons or not finite, weights shared with another layer or computed by a parametrization, no single next
-            layer where one is needed.
+        UserError: unknown layer, a layer without rows of weights (BatchNorm, ReLU), a wrong number of values or
+            non-finite ones, weights shared with another layer or computed by a parametrization, no unique next layer
+            where one is needed.
     """
     planned = [change for edit in edits for change in edit.changes(network)]
-    kept: list[tuple[nn.Parameter, Tensor]] = []
+    originals: list[tuple[nn.Parameter, Tensor]] = []
     try:
         with torch.no_grad():
             for parameter, of in planned:
-                kept.append((parameter, parameter.detach().clone()))
+                originals.append((parameter, parameter.detach().clone()))
                 parameter.copy_(of(parameter))
         yield network
     finally:
         with torch.no_grad():
-            for parameter, original in reversed(kept):
+            for parameter, original in reversed(originals):
                 parameter.copy_(original)
 
 
 def bake(network: nn.Module, *edits: Edit) -> dict[str, Tensor]:
-    """A copy of the state dict with the edits in it; the network itself is left as it was."""
+    """A copy of the state dict with the edits applied; the network itself is unchanged."""
     with edited(network, *edits):
         return {name: value.detach().clone() for name, value in network.state_dict().items()}

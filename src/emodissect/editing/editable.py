@@ -1,4 +1,4 @@
-"""Layers whose neurons are rows of weights, and the layer that reads them. Pure."""
+"""Finds layers whose neurons are rows of weights, and the layer that reads their output."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from emodissect.core.errors import UserError, nearest
 from emodissect.editing.tracing import CannotTrace, node_of, trace
 
-# What may lie between a layer and the next one without mixing its neurons.
+# Modules and functions that may lie between a layer and the next one because they do not mix its neurons.
 _PASSES = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Hardswish),
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity, nn.Flatten),
@@ -27,10 +27,10 @@ _PASSING = {
 
 
 def editable_layer(network: nn.Module, layer: str) -> nn.Module:
-    """The layer, if its neurons are rows of a weight.
+    """The module of a layer whose neurons are rows of its weight.
 
     Raises:
-        UserError: it is unknown, or neither a convolution nor a linear layer, or its weight cannot be edited alone.
+        UserError: the layer is unknown, is neither a convolution nor linear, or its weight is shared or computed.
     """
     modules = dict(network.named_modules())
     fitting = [name for name, module in modules.items() if _has_rows(module)]
@@ -62,13 +62,13 @@ def editable_layer(network: nn.Module, layer: str) -> nn.Module:
 
 
 def next_layer_of(network: nn.Module, layer: str, example: Tensor | None = None) -> str:
-    """The one convolution or linear layer that reads the layer, through operations that keep its neurons apart.
+    """Path of the convolution or linear layer that reads the layer, through operations that do not mix its neurons.
 
     Args:
-        example: a batch of the network's input, for networks that look at its shape.
+        example: an input batch, for networks whose control flow depends on its shape.
 
     Raises:
-        UserError: there is none, or more than one, or something on the way mixes neurons.
+        UserError: there is no such layer, or more than one, or an operation in between may mix neurons.
     """
     editable_layer(network, layer)
     try:
@@ -76,16 +76,16 @@ def next_layer_of(network: nn.Module, layer: str, example: Tensor | None = None)
         return str(path_to_reader(network, node_of(graph, layer))[-1].target)
     except CannotTrace as error:
         raise UserError(
-            f"The layer behind '{layer}' is not known, because {error}. "
-            "Give the layer that reads it as next_layer (Scaling), or edit.parameters=weight."
+            f"The layer behind '{layer}' cannot be determined, because {error}. "
+            "Give the layer that reads it as next_layer (Scaling), or use edit.parameters=weight."
         ) from error
 
 
 def path_to_reader(network: nn.Module, node: Node) -> list[Node]:
-    """The operations from a layer to the one convolution or linear layer that reads it, which is the last.
+    """The graph nodes from a layer to the convolution or linear layer that reads it; that layer is the last node.
 
     Raises:
-        CannotTrace: it is read by none or by several, or something on the way mixes neurons.
+        CannotTrace: no layer or several read it, or an operation in between may mix neurons.
     """
     layer, path = node.target, list[Node]()
     while True:
@@ -105,10 +105,10 @@ def path_to_reader(network: nn.Module, node: Node) -> list[Node]:
 def columns_scale(
     reader: nn.Module, scale: Float[Tensor, "*cell neuron"], layer: str, name: str
 ) -> Float[Tensor, "*cell column"]:
-    """The scale of each input of the layer that reads the neurons; flattened maps repeat it over their positions.
+    """The scale of each input of the reading layer; for flattened maps, repeated over the positions.
 
     Raises:
-        UserError: the inputs are not a whole number of positions per neuron.
+        UserError: the number of inputs is not a multiple of the number of neurons.
     """
     linear = isinstance(reader, nn.Linear)
     weight = reader._parameters["weight"]
@@ -119,7 +119,7 @@ def columns_scale(
     if grouped or positions * neurons != inputs or (positions != 1 and not linear):
         raise UserError(
             f"'{name}' takes {inputs} inputs{' in groups' if grouped else ''}, which do not fit the {neurons} "
-            f"neurons of '{layer}'. Give another next_layer, or edit.parameters=weight."
+            f"neurons of '{layer}'. Give another next_layer, or use edit.parameters=weight."
         )
     return scale.repeat_interleave(positions, -1)
 

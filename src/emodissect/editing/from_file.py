@@ -1,4 +1,4 @@
-"""Edits that others made: a scale for each neuron, or edited weights, from a file."""
+"""Reads an edit from a file: a scale per neuron, or edited weights."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _TABLES = (".csv", ".txt")
 
 @dataclass(frozen=True)
 class FromCheckpoint(Rule):
-    """An edit from a file: numbers of neurons, or edited weights of the same network.
+    """An edit from a file: a scale per neuron, or edited weights of the same network.
 
-    Numbers (`.csv` with a column `scale` in the order of the neurons, or one number a line) multiply the neurons' rows
-    of weights. Of a checkpoint the change is found out: where only the layer's rows are scaled (and its biases
-    shifted), it is that edit of neurons; else all weights are replaced, without controls of neurons.
+    Scales (`.csv` with a column `scale` in the order of the neurons, or one number per line) multiply the neurons'
+    rows of weights. A checkpoint is compared with the network: where only the layer's rows are scaled (and its biases
+    shifted), it becomes that edit of the neurons; otherwise all weights are replaced, without random-neuron controls.
     """
 
     name: ClassVar[str] = "from_checkpoint"
@@ -38,8 +38,8 @@ class FromCheckpoint(Rule):
     def __post_init__(self) -> None:
         if not Path(self.path).is_file():
             raise UserError(
-                f"edit.path={self.path} does not exist. Give a checkpoint of the same network, or a .csv with a scale "
-                "for each neuron."
+                f"edit.path={self.path} does not exist. Give a checkpoint of the same network, or a .csv with one "
+                "scale per neuron."
             )
 
     def fitted(self, kept: Any) -> FromCheckpoint:
@@ -47,15 +47,15 @@ class FromCheckpoint(Rule):
 
     def operation(self, selected: Bool[Tensor, " neuron"], similarity: Float[Tensor, " neuron"]) -> Operation:
         if self.found is None:
-            raise UserError("edit=from_checkpoint reads the network first: call rule.fitted(EditedLogits(...)).")
+            raise UserError("edit=from_checkpoint needs the network: call rule.fitted(EditedLogits(...)) first.")
         return of_chosen(self.found, selected)
 
 
 def operation_in(path: str | Path, network: nn.Module, layer: str) -> Operation:
-    """What a file does to a layer's neurons.
+    """The operation on a layer's neurons that a file describes.
 
     Raises:
-        UserError: it cannot be read, is of another network, or changes nothing.
+        UserError: the file cannot be read, belongs to another network, or changes nothing.
     """
     target = Target(network, layer)
     if Path(path).suffix.lower() in _TABLES:
@@ -73,10 +73,10 @@ def _numbers(path: str | Path, target: Target) -> Float[Tensor, " neuron"]:
         numbers = table["scale"].to_numpy(dtype=np.float64, copy=True)
     except (ValueError, OSError) as error:
         raise UserError(
-            f"edit.path={path} holds no scales ({error}): a column 'scale', or one number a line, is accepted."
+            f"edit.path={path} contains no scales ({error}); it needs a column 'scale', or one number per line."
         ) from error
     if len(numbers) != target.neurons:
         raise UserError(
-            f"edit.path={path} holds {len(numbers)} numbers, and layer '{target.layer}' has {target.neurons} neurons."
+            f"edit.path={path} has {len(numbers)} numbers, but layer '{target.layer}' has {target.neurons} neurons."
         )
     return torch.from_numpy(numbers).float()

@@ -19,14 +19,15 @@ from emodissect.editing.rules import Rule
 
 @dataclass(frozen=True)
 class FromFunction(Rule):
-    """An edit by a function that is given a copy of the network, and returns it edited or edits it in place.
+    """An edit by a function that gets a copy of the network, and returns it edited or edits it in place.
 
-    What it changed is found out as of a checkpoint (:class:`~emodissect.editing.from_file.FromCheckpoint`): where only
-    the layer's rows are scaled, and its biases shifted, it is that edit of neurons; else all weights are replaced.
+    The result is compared with the network, as for a checkpoint
+    (:class:`~emodissect.editing.from_file.FromCheckpoint`): where only the layer's rows are scaled, and its biases
+    shifted, it becomes that edit of the neurons; otherwise all weights are replaced.
 
     Args:
-        change: the function. It is called once for each layer that is edited.
-        function: its name, which tells several of them apart in the grid.
+        change: the function. It is called once for each edited layer.
+        function: its name, which distinguishes several functions in the grid.
     """
 
     name: ClassVar[str] = "function"
@@ -46,8 +47,8 @@ class FromFunction(Rule):
         changed = working_copy if returned is None else returned
         if not isinstance(changed, nn.Module):
             raise UserError(
-                f"The function '{self.function}' returned a {type(changed).__name__}: a network is accepted, or None "
-                "where it edits the one that it is given."
+                f"The function '{self.function}' returned a {type(changed).__name__}. It must return a network, or "
+                "None if it edits its argument in place."
             )
         source = f"The function '{self.function}'"
         given = fitting_weights(changed.state_dict(), network, source)
@@ -57,5 +58,5 @@ class FromFunction(Rule):
 
     def operation(self, selected: Bool[Tensor, " neuron"], similarity: Float[Tensor, " neuron"]) -> Operation:
         if self.found is None:
-            raise UserError("A function edits the network first: call rule.fitted(EditedLogits(...)).")
+            raise UserError("edit=function needs the network: call rule.fitted(EditedLogits(...)) first.")
         return of_chosen(self.found, selected)

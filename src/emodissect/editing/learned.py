@@ -1,4 +1,4 @@
-"""A scale and a shift of each neuron, learned on images: the most that an edit of the layer can be asked for."""
+"""Learns a scale and a shift per neuron on images: the best that a per-neuron edit of the layer can do."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from emodissect.editing.rules import Rule
 
 STRENGTHS = (1.0, 0.1, 0.01, 0.001, 0.0001)
 
-_KEPT_NUMBERS = 20_000_000  # of the layer's output that a fit holds at once: 80 MB
+_KEPT_NUMBERS = 20_000_000  # values of the layer's output that a fit keeps in memory: 80 MB
 _FEWEST_ROWS = 200
-_NUMBERS_AT_ONCE = 2**18  # of the layer's output that a CPU works on: they stay in its cache, three times as fast
-_FEWEST_AT_ONCE = 16  # rows, so that each operation has something to do
+_NUMBERS_AT_ONCE = 2**18  # values of the layer's output per batch on a CPU: they fit its cache, three times as fast
+_FEWEST_AT_ONCE = 16  # rows per batch, so that the overhead of each operation stays small
 
 
 class LearnedScale(NamedTuple):
-    """What a fit gives: the operation, and the strength that was chosen (infinite: nothing is changed)."""
+    """The result of a fit: the operation, and the chosen regularisation strength (infinite: no change)."""
 
     operation: ScalingAndShifting
     strength: float
@@ -44,18 +44,19 @@ def learn_scale(
     iterations: int = 25,
     seed: int = 0,
 ) -> LearnedScale:
-    """The scale s and shift t of each neuron that make the images' true classes most likely, kept near s = 1, t = 0.
+    """Fit a scale s and a shift t per neuron by cross-entropy, regularised towards s = 1, t = 0.
 
     With d a neuron's standard deviation on these images, L-BFGS minimises::
 
         mean cross-entropy + strength * sum over neurons of ((s - 1)^2 + (t / d)^2)
 
-    The strength of the lowest cross-entropy on three held-out folds is taken, or no change at all where none beats it.
-    A layer of large maps is fitted on fewer images (20 million numbers of its output), drawn class by class.
+    The strength is the one with the lowest cross-entropy in 3-fold cross-validation, or no change at all where none
+    beats that. Layers with large maps are fitted on fewer images (20 million values of their output), stratified by
+    class.
 
     Args:
-        shift: False learns the scale alone.
-        strengths: tried; a single one is taken without looking at held-out images.
+        shift: False learns only the scale.
+        strengths: regularisation strengths to try; a single one is used without cross-validation.
     """
     labels = kept.before.labels
     rows = _rows(kept, seed)
@@ -67,18 +68,18 @@ def learn_scale(
         losses = {math.inf: 0.0, **dict.fromkeys(descending, 0.0)}
         for train, held_out in folds_of(labels[rows], 3, seed):
             losses[math.inf] += fit.loss(fit.start, held_out)
-            for found, tried in zip(fit.path(train, descending), descending, strict=True):
-                losses[tried] += fit.loss(found, held_out)
-        strength = min(losses, key=lambda tried: losses[tried])
+            for found, candidate in zip(fit.path(train, descending), descending, strict=True):
+                losses[candidate] += fit.loss(found, held_out)
+        strength = min(losses, key=lambda candidate: losses[candidate])
     if math.isinf(strength):
         return LearnedScale(fit.operation(fit.start), strength)
     everything = torch.arange(len(rows))
-    *_, found = fit.path(everything, [tried for tried in descending if tried >= strength])
+    *_, found = fit.path(everything, [candidate for candidate in descending if candidate >= strength])
     return LearnedScale(fit.operation(found), strength)
 
 
 class _Fit:
-    """Parameters are (s - 1, t / d) by neuron, so that 0 is no change and one penalty fits both."""
+    """A fit with parameters (s - 1, t / d) per neuron, so that 0 is no change and one penalty suits both."""
 
     def __init__(self, kept: EditedLogits, rows: Tensor, shift: bool, iterations: int) -> None:
         self.kept, self.rows, self.iterations = kept, rows, iterations
@@ -100,15 +101,15 @@ class _Fit:
         return torch.addcmul(by_neuron(parameters[:, 1] * self.deviation.to(parameters), outputs), outputs, scale)
 
     def path(self, part: Int64[Tensor, " row"], strengths: Sequence[float]) -> Iterator[Tensor]:
-        """The parameters at each strength, strongest first, each begun where the last ended."""
+        """The regularisation path: parameters at each strength, strongest first, each warm-started from the last."""
         losses = [self._summed_loss(rows) for rows in part.split(self.at_once)]
         found = self.start
         for strength in strengths:
 
-            def pull(parameters: Tensor, strength: float = strength) -> Tensor:
+            def penalty(parameters: Tensor, strength: float = strength) -> Tensor:
                 return len(part) * strength * (parameters**2).sum()
 
-            found = minimum([*losses, pull], found, self.iterations, len(part))
+            found = minimum([*losses, penalty], found, self.iterations, len(part))
             yield found
 
     @torch.no_grad()
@@ -120,16 +121,16 @@ class _Fit:
         logits, labels = self.kept.differentiable(self.rows[part]), self.labels[part]
 
         def loss(parameters: Tensor) -> Tensor:
-            given = logits(lambda outputs: self._changed(parameters, outputs))
-            return cross_entropy(given.double(), labels.to(given.device), reduction="sum")
+            changed = logits(lambda outputs: self._changed(parameters, outputs))
+            return cross_entropy(changed.double(), labels.to(changed.device), reduction="sum")
 
         return loss
 
 
 def minimum(losses: Sequence[Callable[[Tensor], Tensor]], start: Tensor, iterations: int, images: int = 1) -> Tensor:
-    """Where L-BFGS (strong Wolfe) arrives from a start, for the sum of some losses divided by a number of images.
+    """Minimise the sum of some losses, divided by the number of images, with L-BFGS (strong Wolfe); returns parameters.
 
-    Each loss is differentiated separately, so that only one at a time needs memory.
+    Each loss is differentiated separately, so that only one graph at a time is in memory.
     """
     parameters = nn.Parameter(start.detach().clone())
     solver = torch.optim.LBFGS(
@@ -153,8 +154,8 @@ def minimum(losses: Sequence[Callable[[Tensor], Tensor]], start: Tensor, iterati
 def folds_of(
     labels: Int64[Tensor, " image"], folds: int, seed: int
 ) -> Iterator[tuple[Int64[Tensor, " train"], Int64[Tensor, " held"]]]:
-    """Rows to fit on and rows held out, every class spread over the folds as far as its images go."""
-    from sklearn.model_selection import StratifiedKFold  # a second, which only this waits for
+    """Training and held-out rows of each fold, stratified by class; classes with too few images are allowed."""
+    from sklearn.model_selection import StratifiedKFold  # imported here because it takes a second
 
     split = StratifiedKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
@@ -173,13 +174,13 @@ def _rows(kept: EditedLogits, seed: int) -> Int64[Tensor, " row"]:
 
 @dataclass(frozen=True)
 class Learned(Rule):
-    """Chosen neurons: the scale and shift that :func:`learn_scale` finds on the images the edit is chosen on.
+    """Chosen neurons get the scale and shift that :func:`learn_scale` fits on the images the edit is chosen on.
 
-    It is learned for the whole layer at once; neurons that are not chosen stay as they are.
+    They are learned for the whole layer at once; the other neurons are unchanged.
 
     Args:
-        shift: False learns the scale alone.
-        strengths: of the pull towards no change, chosen by cross-validation.
+        shift: False learns only the scale.
+        strengths: regularisation strengths to try, chosen by cross-validation.
     """
 
     name: ClassVar[str] = "learned"
@@ -192,7 +193,7 @@ class Learned(Rule):
     def __post_init__(self) -> None:
         object.__setattr__(self, "strengths", tuple(float(strength) for strength in self.strengths))
         if not self.strengths or any(not (strength > 0 and math.isfinite(strength)) for strength in self.strengths):
-            raise UserError(f"edit.strengths={list(self.strengths)}: numbers above 0 are accepted, e.g. [0.1,0.01].")
+            raise UserError(f"edit.strengths={list(self.strengths)} must be numbers above 0, e.g. [0.1,0.01].")
 
     def fitted(self, kept: EditedLogits) -> Learned:
         learned = learn_scale(kept, shift=self.shift, strengths=self.strengths, seed=self.seed)
@@ -200,5 +201,5 @@ class Learned(Rule):
 
     def operation(self, selected: Bool[Tensor, " neuron"], similarity: Float[Tensor, " neuron"]) -> Operation:
         if self.found is None:
-            raise UserError("edit=learned is learned on images: call rule.fitted(EditedLogits(...)) first.")
+            raise UserError("edit=learned needs images: call rule.fitted(EditedLogits(...)) first.")
         return ScalingAndShifting(torch.where(selected[:, None], self.found.values, torch.tensor([1.0, 0.0])))

@@ -1,4 +1,4 @@
-"""What an edit does to the neurons of a layer: on the weights and, equally, on the layer's output. Pure."""
+"""Operations on a layer's neurons, each defined on the weights and, equivalently, on the layer's output."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Target:
 
     Attributes:
         layer: path of a convolution or linear layer.
-        example: a batch of the network's input, for networks that look at its shape.
-        next_layer: the layer that reads this one; None finds it.
+        example: an input batch, for networks whose control flow depends on its shape.
+        next_layer: the layer that reads this one; None finds it automatically.
     """
 
     network: nn.Module
@@ -43,12 +43,12 @@ class Target:
 
     @property
     def weight(self) -> nn.Parameter:
-        """One row a neuron."""
+        """The layer's weight, one row per neuron."""
         return self.module._parameters["weight"]  # type: ignore[return-value]
 
     @property
     def bias(self) -> nn.Parameter | None:
-        """One number a neuron, where the layer has it."""
+        """The layer's bias, one number per neuron; None where it has none."""
         return self.module._parameters.get("bias")
 
     @property
@@ -57,7 +57,7 @@ class Target:
 
     @cached_property
     def reader_name(self) -> str:
-        """Path of the one layer that reads this one. Raises UserError where there is none."""
+        """Path of the layer that reads this one. Raises UserError where it is not unique."""
         return self.next_layer or next_layer_of(self.network, self.layer, self.example)
 
     @property
@@ -67,7 +67,7 @@ class Target:
 
 
 class Change(NamedTuple):
-    """A parameter, and what becomes of its value."""
+    """A parameter and a function that maps its value to the new one."""
 
     parameter: nn.Parameter
     of: Callable[[Tensor], Tensor]
@@ -75,16 +75,16 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Operation(ABC):
-    """What is done to the neurons of one layer, each with a number (or several) of its own.
+    """A change to the neurons of one layer, parametrised by one or more numbers per neuron.
 
-    A new operation gives :meth:`on_weights` and :meth:`on_output`; grids, controls, the fast path and files know
-    nothing else. That the two do the same is checked on images before an operation is used.
+    A new operation implements :meth:`on_weights` and :meth:`on_output`; grids, controls, the fast path and files need
+    nothing else. That the two are equivalent is checked on images before an operation is used.
 
     Attributes:
         values: the number of each neuron; further axes where a neuron has several.
         neutral: the value (or values) that change nothing.
-        of_neurons: whether it changes each neuron separately; else it is evaluated in full and has no controls.
-        reads_next: whether it acts on what the next layer reads, not on the layer's own output.
+        of_neurons: whether it changes each neuron separately; otherwise it is evaluated in full and has no controls.
+        reads_next: whether it acts on the input of the next layer, not on the layer's own output.
     """
 
     values: Float[Tensor, neuron * number]
@@ -105,7 +105,7 @@ class Operation(ABC):
 
     @abstractmethod
     def on_output(self, output: Float[Tensor, "image neuron *position"], target: Target) -> Tensor:
-        """The same on the layer's output (or on the next layer's input): a new tensor, each neuron separately."""
+        """The same change applied to the layer's output (or the next layer's input), as a new tensor."""
 
     @property
     def reads_next(self) -> bool:
@@ -118,28 +118,28 @@ class Operation(ABC):
 
     @property
     def size(self) -> float:
-        """How large the change is: the mean distance from the neutral value. Decides between equally good edits."""
+        """Size of the change: the mean distance from the neutral value. Breaks ties between equally good edits."""
         return float((self.values.double() - torch.tensor(self.neutral, dtype=torch.float64)).abs().mean())
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """What it has in common with operations that differ in their values alone."""
+        """Key shared by operations that differ only in their values."""
         return (type(self), *(getattr(self, field.name) for field in fields(self) if field.name != "values"))
 
     def permuted(self, order: Int64[Tensor, " neuron"]) -> Self:
-        """The same with the values of other neurons: neuron i gets those of neuron order[i]."""
+        """A copy with permuted values: neuron i gets those of neuron order[i]."""
         return replace(self, values=self.values[order])
 
     def uniform(self, value: float | tuple[float, ...]) -> Self:
-        """The same with one value (or tuple of values) for all neurons."""
+        """A copy with one value (or tuple of values) for all neurons."""
         return replace(self, values=torch.tensor(value).expand(self.values.shape).clone())
 
     def bound(self, target: Target) -> Self:
-        """The same with all that had to be found out about the network's layers, so that it can be used without."""
+        """A copy with everything filled in that depends on the network's graph, e.g. the next layer."""
         return self
 
     def plain(self) -> dict[str, Any]:
-        """Its class and everything but its values, as JSON values."""
+        """Its class name and all fields except the values, as JSON values."""
         further = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "values"}
         return {"name": type(self).__name__, **further}
 
@@ -162,25 +162,25 @@ class Operation(ABC):
         """Raises UserError where the values do not fit the layer."""
         if len(self.values) != target.neurons:
             raise UserError(
-                f"Layer '{target.layer}' has {target.neurons} neurons; the edit holds values for {len(self.values)}."
+                f"Layer '{target.layer}' has {target.neurons} neurons, but the edit has values for {len(self.values)}."
             )
         if not bool(self.values.isfinite().all()):
             raise UserError(
-                f"The edit of layer '{target.layer}' holds NaN or infinity. Every neuron needs a finite number."
+                f"The edit of layer '{target.layer}' contains NaN or infinity. Every neuron needs a finite number."
             )
 
 
 @dataclass(frozen=True, eq=False)
 class Scaling(Operation):
-    """Each neuron's weights times a number.
+    """Multiplies each neuron's weights by a number.
 
     With z = W x + b the layer's output and s the number: `weight` gives s (z - b) + b, `weight_and_bias` s z, and
     `outgoing` multiplies the neuron's columns in the next layer, repeated over the positions of a flattened map.
 
     Args:
-        values: s, by neuron.
+        values: s per neuron.
         parameters: `weight`, `weight_and_bias` or `outgoing`.
-        next_layer: for `outgoing`, the layer that reads this one; None finds it.
+        next_layer: for `outgoing`, the layer that reads this one; None finds it automatically.
     """
 
     neutral = 1.0
@@ -197,7 +197,7 @@ class Scaling(Operation):
 
     @property
     def size(self) -> float:
-        """Mean |log s|, an ablated neuron as one scaled to a millionth."""
+        """Mean |log s|; an ablated neuron counts as scaled by 1e-6."""
         return float(self.values.double().abs().clamp_min(1e-6).log().abs().mean())
 
     def bound(self, target: Target) -> Self:
@@ -206,8 +206,8 @@ class Scaling(Operation):
     def on_weights(self, target: Target) -> list[Change]:
         if self.parameters == "outgoing":
             columns = columns_scale(target.reader, self.values, target.layer, target.reader_name)
-            read: nn.Parameter = target.reader._parameters["weight"]  # type: ignore[assignment]
-            return [_times(read, columns.reshape(1, -1, *[1] * (read.ndim - 2)))]
+            weight: nn.Parameter = target.reader._parameters["weight"]  # type: ignore[assignment]
+            return [_times(weight, columns.reshape(1, -1, *[1] * (weight.ndim - 2)))]
         changes = [_times(target.weight, self.values.reshape(-1, *[1] * (target.weight.ndim - 1)))]
         if self.parameters == "weight_and_bias" and target.bias is not None:
             changes.append(_times(target.bias, self.values))
@@ -222,10 +222,10 @@ class Scaling(Operation):
 
 @dataclass(frozen=True, eq=False)
 class ScalingAndShifting(Operation):
-    """Each neuron's output z becomes s z + t: its row of weights times s, its bias b becomes s b + t.
+    """Changes each neuron's output z to s z + t: its row of weights is multiplied by s, its bias b becomes s b + t.
 
     Args:
-        values: (s, t) by neuron.
+        values: (s, t) per neuron.
 
     Source: SSF, Lian et al. 2022 (arXiv 2210.08823).
     """
@@ -247,19 +247,19 @@ class ScalingAndShifting(Operation):
     def check(self, target: Target) -> None:
         if self.values.ndim != 2 or self.values.shape[1] != 2:
             raise UserError(
-                f"A scaling with a shift takes two numbers for each neuron (s, t); these values have the shape "
+                f"A scaling with a shift takes two numbers per neuron (s, t), but the values have shape "
                 f"{tuple(self.values.shape)}."
             )
         super().check(target)
         if target.bias is None and bool((self.values[:, 1] != 0).any()):
             raise UserError(
-                f"Layer '{target.layer}' has no bias, so its output cannot be shifted. Learn the scale alone "
+                f"Layer '{target.layer}' has no bias, so its output cannot be shifted. Learn only the scale "
                 "(edit.shift=false), or choose another layer."
             )
 
 
 def distinct(operations: Sequence[Operation]) -> tuple[list[Operation], list[int]]:
-    """Operations that differ, and for each given one its place among them; all that change nothing are the same."""
+    """Unique operations, and the index of each given one among them; those that change nothing count as equal."""
     places: dict[Any, int] = {}
     found: list[Operation] = []
     where = []
@@ -273,22 +273,22 @@ def distinct(operations: Sequence[Operation]) -> tuple[list[Operation], list[int
 
 
 def per_neuron(values: ArrayLike | Tensor) -> Float[Tensor, neuron * number]:
-    """Numbers of neurons from a tensor, an array, a pandas column or a list, as float32.
+    """One number per neuron, as a float32 tensor, from a tensor, an array, a pandas column or a list.
 
     Raises:
-        UserError: they are not one number per neuron.
+        UserError: the values are not numeric, or are a single number.
     """
     try:
         numbers = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values, dtype=np.float64))
     except (TypeError, ValueError) as error:
-        raise UserError(f"The values of an edit must be a number for each neuron ({error}).") from error
+        raise UserError(f"The values of an edit must be one number per neuron ({error}).") from error
     if numbers.ndim == 0:
-        raise UserError(f"{float(numbers):g} is one number; an edit takes one for each neuron of the layer.")
+        raise UserError(f"{float(numbers):g} is a single number; an edit takes one per neuron of the layer.")
     return numbers.detach().float().cpu()
 
 
 def by_neuron(numbers: Tensor, output: Float[Tensor, "image neuron *position"]) -> Tensor:
-    """A number for each neuron in the shape that broadcasts over the layer's output."""
+    """Per-neuron numbers, reshaped to broadcast over the layer's output."""
     return numbers.to(output).reshape(-1, *[1] * (output.ndim - 2))
 
 

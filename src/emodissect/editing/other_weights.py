@@ -1,4 +1,4 @@
-"""Edited weights of a network, and what they do to the neurons of one layer."""
+"""Replaces all weights of a network, and recognises edited weights that only scale or shift a layer's neurons."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from emodissect.core.errors import UserError
 from emodissect.editing.operations import Change, Operation, Scaling, ScalingAndShifting, Target
 from emodissect.models.checkpoints import read_state_dict
 
-_CLOSE = 1e-5  # relative: what float32 rounding of a product leaves
+_CLOSE = 1e-5  # relative tolerance for float32 rounding of a product
 
 
 @dataclass(frozen=True, eq=False)
 class OtherWeights(Operation):
-    """All of a network's weights replaced by others, where they are not a scaling of the layer's neurons.
+    """Replaces all of a network's weights, for edits that are not a scaling of the layer's neurons.
 
-    Its neurons have no values, so there are no random neurons to compare it with; it is always evaluated in full.
+    There are no per-neuron values, hence no random neurons to compare it with; it is always evaluated in full.
 
     Args:
-        values: zeros, one a neuron.
+        values: zeros, one per neuron.
         path: a checkpoint of the same architecture; empty where a function made the weights.
-        weights: the function's; they are not kept with a saved study.
+        weights: the weights made by a function; they are not stored with a saved study.
     """
 
     neutral = 0.0
@@ -38,7 +38,7 @@ class OtherWeights(Operation):
         given = self.weights
         if given is None:
             if not self.path:
-                raise UserError("A function made the weights of this edit, and a saved study does not hold them.")
+                raise UserError("The weights of this edit were made by a function and are not stored with the study.")
             given = fitting_weights(read_state_dict(self.path), target.network, f"edit.path={self.path}")
         state = target.network.state_dict(keep_vars=True)
         return [Change(state[name], _constant(value)) for name, value in given.items()]
@@ -66,19 +66,21 @@ class OtherWeights(Operation):
 
 
 def change_of_neurons(given: Mapping[str, Tensor], network: nn.Module, layer: str, source: str) -> Operation | None:
-    """What edited weights do to a layer's neurons; None where they are not a scale and shift of them.
+    """The operation on a layer's neurons that turns the network's weights into the given ones.
+
+    None where they are not a scale and shift of the neurons.
 
     Args:
-        given: as :func:`fitting_weights` gives them.
-        source: where they are from, as an error says it.
+        given: weights from :func:`fitting_weights`.
+        source: where they come from, for error messages.
 
     Raises:
-        UserError: they are the network's own.
+        UserError: they equal the network's own weights.
     """
     own = network.state_dict()
     changed = {name for name, value in given.items() if not torch.equal(value, own[name].cpu())}
     if not changed:
-        raise UserError(f"{source} gives the same weights as this network: nothing was edited.")
+        raise UserError(f"{source} has the same weights as this network, so there is no edit.")
     weight, bias = f"{layer}.weight", f"{layer}.bias"
     scale = row_scale(own[weight].cpu(), given[weight]) if changed <= {weight, bias} else None
     if scale is None:
@@ -91,24 +93,24 @@ def change_of_neurons(given: Mapping[str, Tensor], network: nn.Module, layer: st
 
 
 def fitting_weights(given: Mapping[str, Tensor], network: nn.Module, source: str) -> dict[str, Tensor]:
-    """Weights by the network's own names.
+    """The weights of a state dict that the network has, by the network's names and in its dtypes.
 
     Raises:
-        UserError: a weight is missing or has another shape.
+        UserError: a weight is missing or has a different shape.
     """
     own = network.state_dict()
     wanted = [name for name in own if not name.endswith("num_batches_tracked")]
     absent = [name for name in wanted if name not in given or given[name].shape != own[name].shape]
     if absent:
         raise UserError(
-            f"{source} is of another network: {len(absent)} of {len(wanted)} weights are missing or have "
-            f"another shape, the first '{absent[0]}'. An edited network of the same architecture is accepted."
+            f"{source} does not match this network: {len(absent)} of {len(wanted)} weights are missing or have a "
+            f"different shape, e.g. '{absent[0]}'. It must be an edited network of the same architecture."
         )
     return {name: given[name].detach().to(own[name].dtype).cpu() for name in wanted}
 
 
 def row_scale(before: Tensor, after: Tensor) -> Float[Tensor, " neuron"] | None:
-    """The number that each row was multiplied by; None where a row changed otherwise."""
+    """The number that each row was multiplied by; None where a row changed in any other way."""
     old, new = before.flatten(1).double(), after.flatten(1).double()
     length = (old**2).sum(1)
     scale = torch.where(length > 0, (old * new).sum(1) / length.clamp_min(1e-300), torch.ones_like(length))
@@ -117,7 +119,7 @@ def row_scale(before: Tensor, after: Tensor) -> Float[Tensor, " neuron"] | None:
 
 
 def of_chosen(found: Operation, selected: Tensor) -> Operation:
-    """The operation on the chosen neurons alone; other weights are taken whole."""
+    """The operation restricted to the chosen neurons; an :class:`OtherWeights` is returned unchanged."""
     if not found.of_neurons:
         return found
     chosen = selected.reshape(-1, *[1] * (found.values.ndim - 1))

@@ -1,4 +1,4 @@
-"""BatchNorm statistics behind a layer measured again, since those that were kept are of the unedited network."""
+"""Recomputes BatchNorm statistics behind an edited layer, since the stored ones are those of the unedited network."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _IMAGES_AT_ONCE = 256
 
 @torch.no_grad()
 def batchnorm_behind(inference: Inference, layer: str, example: Tensor) -> list[str]:
-    """Paths of the BatchNorm layers whose input depends on the layer's output and whose statistics are kept.
+    """Paths of the BatchNorm layers with running statistics whose input depends on the layer's output.
 
     Args:
-        example: some uint8 images, on which it is tried.
+        example: some uint8 images, to test the dependence on.
     """
     network = inference.network
     kept = {
@@ -50,10 +50,10 @@ def batchnorm_behind(inference: Inference, layer: str, example: Tensor) -> list[
 
 @contextmanager
 def recalibrated(inference: Inference, names: list[str], images: ImageSet) -> Iterator[Inference]:
-    """The network with the statistics of some BatchNorm layers measured on images; every bit is restored on leaving.
+    """Context manager that recomputes BatchNorm statistics on images and restores every bit on exit.
 
-    Mean and variance are averaged over batches of 256 images, each layer seeing what those before it give when they are
-    recalibrated as well; dropout stays off.
+    Mean and variance are averaged over batches of 256 images, all layers at once, so that each layer sees the output of
+    recalibrated layers before it; dropout stays off.
     """
     network = inference.network
     layers = [network.get_submodule(name) for name in names]

@@ -1,4 +1,4 @@
-"""From chosen neurons to what is done to them. Pure."""
+"""Rules: turn chosen neurons into an operation."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Rule(ABC):
     """Turns chosen neurons into an operation, e.g. ``Scale(1.5)(labels["fc1"].similarity > 0)``.
 
     Attributes:
-        name: its word in `edit=<name>`.
-        uses_labels: whether it reads similarities, so that shuffled labels change what it does.
-        needs_images: whether it must be fitted to images before it is used, see :meth:`fitted`.
+        name: its name in `edit=<name>`.
+        uses_labels: whether it uses similarities, so that shuffled labels change the operation.
+        needs_images: whether it must be fitted to images before use, see :meth:`fitted`.
     """
 
     name: ClassVar[str]
@@ -30,49 +30,49 @@ class Rule(ABC):
     needs_images: ClassVar[bool] = False
 
     def fitted(self, kept: Any) -> Rule:
-        """The rule made ready on a network and the images that the edit is chosen on (an `EditedLogits`)."""
+        """The rule fitted to a network and the images that the edit is chosen on (an `EditedLogits`)."""
         return self
 
     def __call__(self, selected: ArrayLike | Tensor, similarity: ArrayLike | Tensor | None = None) -> Operation:
-        """What is done to the layer.
+        """The operation on the layer.
 
         Args:
             selected: True for each chosen neuron; a tensor, an array or a pandas column.
-            similarity: each neuron's highest similarity, NaN for a dead one; only for rules with `uses_labels`.
+            similarity: each neuron's highest similarity, NaN for dead neurons; only for rules with `uses_labels`.
 
         Raises:
-            UserError: the mask is not boolean, or similarities are needed and not given.
+            UserError: the mask is not boolean, or similarities are required but missing.
         """
         chosen = mask(selected)
         if similarity is None:
             if self.uses_labels:
                 raise UserError(
-                    f"edit={self.name} reads similarities: call the rule as rule(selected, similarity), e.g. with "
+                    f"edit={self.name} needs similarities: call the rule as rule(selected, similarity), e.g. with "
                     "labels[layer].similarity."
                 )
             return self.operation(chosen, torch.full((len(chosen),), torch.nan))
         known = per_neuron(similarity)
         if len(known) != len(chosen):
-            raise UserError(f"{len(chosen)} neurons can be selected, but {len(known)} similarities are given.")
+            raise UserError(f"The mask has {len(chosen)} neurons, but there are {len(known)} similarities.")
         return self.operation(chosen, known)
 
     @abstractmethod
     def operation(self, selected: Bool[Tensor, " neuron"], similarity: Float[Tensor, " neuron"]) -> Operation:
-        """As :meth:`__call__`, from tensors."""
+        """As :meth:`__call__`, with tensors as arguments."""
 
 
 def mask(selected: ArrayLike | Tensor) -> Bool[Tensor, " neuron"]:
-    """A boolean for each neuron from a tensor, an array, a pandas column or a list.
+    """A boolean mask of neurons from a tensor, an array, a pandas column or a list.
 
     Raises:
-        UserError: it holds values other than true and false.
+        UserError: the values are not boolean.
     """
     given = selected if isinstance(selected, Tensor) else np.asarray(selected)
     if given.dtype == object:  # pandas' nullable booleans
         given = given.astype(bool) if all(isinstance(value, bool) for value in given) else given
     if given.ndim != 1 or given.dtype not in (torch.bool, np.dtype(bool)):
         raise UserError(
-            f"A selection must be true or false for each neuron, but this is {given.dtype} of shape "
+            f"A selection must be one boolean per neuron, but this is {given.dtype} of shape "
             f"{tuple(given.shape)}. Compare it with a threshold first, e.g. similarity > 0."
         )
     return given.detach().cpu() if isinstance(given, Tensor) else torch.from_numpy(given.copy())
@@ -80,7 +80,7 @@ def mask(selected: ArrayLike | Tensor) -> Bool[Tensor, " neuron"]:
 
 @dataclass(frozen=True)
 class Scale(Rule):
-    """Chosen neurons x `factor`, the rest / `factor`: the published edit.
+    """Multiplies chosen neurons by `factor` and divides the rest by it: the published edit.
 
     Example:
         >>> Scale(2.0)([True, False]).values.tolist()
@@ -100,7 +100,7 @@ class Scale(Rule):
 
 @dataclass(frozen=True)
 class ScaleChosen(Rule):
-    """Chosen neurons x `factor`, the rest as they are."""
+    """Multiplies chosen neurons by `factor`; the rest are unchanged."""
 
     name: ClassVar[str] = "scale_chosen"
     factor: float = 1.5
@@ -115,12 +115,13 @@ class ScaleChosen(Rule):
 
 @dataclass(frozen=True)
 class Proportional(Rule):
-    """Chosen neurons x `factor` (similarity - min) / (max - min), min and max over the layer; the rest as they are.
+    """Multiplies chosen neurons by `factor` (similarity - min) / (max - min), with min and max over the layer.
 
-    A chosen neuron without similarity (dead) is left as it is. With selection=all this is the published rule.
+    The rest, and chosen neurons without a similarity (dead), are unchanged. With selection=all this is the published
+    rule.
 
     Raises:
-        UserError: all similarities are equal, so nothing can be in proportion to them.
+        UserError: all similarities are equal, so the scale is undefined.
     """
 
     name: ClassVar[str] = "proportional"
@@ -135,7 +136,7 @@ class Proportional(Rule):
         known = similarity[~similarity.isnan()].double()
         if not len(known) or known.min() == known.max():
             raise UserError(
-                "edit=proportional needs neurons of different similarity; here all have the same. Use edit=scale."
+                "edit=proportional needs neurons with different similarities, but all are equal. Use edit=scale."
             )
         scale = self.factor * (similarity.double() - known.min()) / (known.max() - known.min())
         return Scaling(torch.where(selected & ~similarity.isnan(), scale, 1.0).float(), self.parameters)
@@ -143,7 +144,7 @@ class Proportional(Rule):
 
 @dataclass(frozen=True)
 class Ablate(Rule):
-    """Chosen neurons x 0, the rest as they are. With `parameters=weight` a neuron keeps its bias, a constant."""
+    """Multiplies chosen neurons by 0; the rest are unchanged. With `parameters=weight` a neuron outputs its bias."""
 
     name: ClassVar[str] = "ablate"
     parameters: str = "weight"

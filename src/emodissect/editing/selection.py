@@ -1,7 +1,7 @@
-"""Which neurons of a layer an edit chooses: a boolean per neuron. Pure.
+"""Selections: choose the neurons of a layer to edit, as a boolean mask.
 
-Every selection is called as `selection(neurons, module)`: the layer's rows of the neuron labels, in the order of
-their neuron, and the layer itself.
+Every selection is called as `selection(neurons, module)`: the layer's rows of the neuron labels, sorted by neuron, and
+the layer's module.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from emodissect.core.errors import UserError, nearest, require_number
 
 @runtime_checkable
 class Selection(Protocol):
-    """What chooses neurons.
+    """The interface of a selection of neurons.
 
-    One that looks at images instead of labels has `needs_images` and `fitted`, see :func:`fitted`.
+    A selection that uses images instead of labels has `needs_images` and `fitted`, see :func:`fitted`.
 
     Attributes:
-        name: its word in `selection=<name>`.
-        uses_labels: whether it reads what the dissection found; where not, shuffling the labels changes nothing.
+        name: its name in `selection=<name>`.
+        uses_labels: whether it uses the neuron labels; if not, shuffling the labels changes nothing.
     """
 
     name: ClassVar[str]
@@ -39,12 +39,12 @@ class Selection(Protocol):
 
 
 def needs_images(choice: object) -> bool:
-    """Whether a selection or a rule must be fitted to images before it is used."""
+    """Whether a selection or a rule must be fitted to images before use."""
     return bool(getattr(choice, "needs_images", False))
 
 
 def fitted(choice: Any, kept: Any) -> Any:
-    """A selection or a rule made ready on a network and the images that the edit is chosen on (an `EditedLogits`)."""
+    """A selection or a rule fitted to a network and the images that the edit is chosen on (an `EditedLogits`)."""
     return choice.fitted(kept) if needs_images(choice) else choice
 
 
@@ -64,7 +64,7 @@ class _WithoutLabels:
 
 @dataclass(frozen=True)
 class Tau(_FromLabels):
-    """Neurons whose highest similarity is above `tau`; the study's choice. Never a dead neuron (similarity NaN)."""
+    """Neurons whose highest similarity is above `tau`, the published selection; never dead neurons (similarity NaN)."""
 
     name: ClassVar[str] = "tau"
     tau: float = 0.0
@@ -78,7 +78,7 @@ class Tau(_FromLabels):
 
 @dataclass(frozen=True)
 class Fdr(_FromLabels):
-    """Neurons whose label beats random image sets: q_value < `level` (Benjamini-Hochberg). Never a dead neuron."""
+    """Neurons with a significant label: q_value < `level` (Benjamini-Hochberg). Never a dead neuron."""
 
     name: ClassVar[str] = "fdr"
     level: float = 0.05
@@ -96,7 +96,7 @@ class Fdr(_FromLabels):
 
 @dataclass(frozen=True)
 class NeuronAccuracy(_FromLabels):
-    """Neurons whose accuracy over their ten top images is above `level`. Never a dead neuron."""
+    """Neurons whose accuracy over their top 10 images is above `level`. Never a dead neuron."""
 
     name: ClassVar[str] = "accuracy"
     level: float = 0.5
@@ -134,7 +134,7 @@ class LabelledWith(_FromLabels):
         for concept in self.concepts:
             if concept not in known:
                 raise UserError(
-                    f"selection.concepts holds '{concept}', which labels no neuron of this layer, not even as a "
+                    f"selection.concepts contains '{concept}', which labels no neuron of this layer, not even as a "
                     f"runner-up. {nearest(concept, sorted(known))}"
                 )
         return _alive(neurons) & torch.from_numpy(labels.isin(self.concepts).to_numpy(dtype=bool, copy=True))
@@ -142,7 +142,7 @@ class LabelledWith(_FromLabels):
 
 @dataclass(frozen=True)
 class WeightNorm(_WithoutLabels):
-    """Neurons whose row has a sum of |weights| above the layer's mean."""
+    """Neurons whose sum of |weights| is above the layer's mean."""
 
     name: ClassVar[str] = "weight_norm"
 
@@ -150,7 +150,7 @@ class WeightNorm(_WithoutLabels):
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or len(weight) != len(neurons):
             raise UserError(
-                f"selection=weight_norm needs a layer with one row of weights a neuron; "
+                f"selection=weight_norm needs a layer with one row of weights per neuron; "
                 f"{type(module).__name__} has none. Choose a convolution or a linear layer."
             )
         sums = weight.detach().flatten(1).abs().double().sum(1).cpu()
@@ -169,10 +169,10 @@ class AllNeurons(_WithoutLabels):
 
 @dataclass(frozen=True)
 class RandomNeurons(_WithoutLabels):
-    """Neurons drawn without replacement: as many as `like` selects, or `share` of the layer (rounded).
+    """Neurons drawn without replacement: as many as `like` selects, or a fraction `share` of the layer (rounded).
 
     Raises:
-        UserError: both or none of `like` and `share` are given, or the share is not in [0, 1].
+        UserError: both or neither of `like` and `share` are given, or the share is not in [0, 1].
     """
 
     name: ClassVar[str] = "random"
@@ -183,13 +183,13 @@ class RandomNeurons(_WithoutLabels):
     def __post_init__(self) -> None:
         if (self.like is None) == (self.share is None):
             raise UserError(
-                "selection=random takes its count from another selection or as a share of the layer: give one of "
-                "selection.like and selection.share, and set the other to null."
+                "selection=random takes its count from another selection or as a fraction of the layer: set one of "
+                "selection.like and selection.share, and the other to null."
             )
         if self.share is not None:
             require_number("selection.share", self.share)
         if self.share is not None and not 0 <= self.share <= 1:
-            raise UserError(f"selection.share={self.share:g} is not a share of the layer; it must be in [0, 1].")
+            raise UserError(f"selection.share={self.share:g} must be a fraction of the layer, in [0, 1].")
 
     @property
     def needs_images(self) -> bool:
@@ -211,7 +211,7 @@ class RandomNeurons(_WithoutLabels):
 
 @dataclass(frozen=True)
 class Inverse:
-    """Exactly the neurons that `of` leaves out, dead ones among them."""
+    """All neurons that `of` does not select, including dead ones."""
 
     name: ClassVar[str] = "inverse"
     of: Selection
@@ -232,15 +232,15 @@ class Inverse:
 
 
 def similarities(neurons: pd.DataFrame) -> Float[Tensor, " neuron"]:
-    """Each neuron's highest similarity, NaN for a dead neuron: what proportional edits read."""
+    """Each neuron's highest similarity, NaN for dead neurons; input to proportional edits."""
     values = torch.from_numpy(_numbers(neurons, "similarity"))
     return torch.where(_alive(neurons), values, torch.nan)
 
 
 def exchanged(neurons: pd.DataFrame, generator: np.random.Generator) -> Int64[Tensor, " neuron"]:
-    """Neurons in a random order in which the living change places among themselves and dead ones stay.
+    """A random permutation of the living neurons; dead ones stay in place.
 
-    Random draws must not edit dead neurons, which have no effect: the labels get no credit for avoiding them.
+    Random draws must not edit dead neurons, which have no effect, so that labels get no credit for avoiding them.
     """
     order = torch.arange(len(neurons))
     living = _alive(neurons).nonzero().flatten()
@@ -263,6 +263,6 @@ def _numbers(neurons: pd.DataFrame, column: str) -> np.ndarray:
 def _column(neurons: pd.DataFrame, column: str) -> None:
     if column not in neurons:
         raise UserError(
-            f"The neuron labels have no column '{column}', which this selection reads. "
+            f"The neuron labels have no column '{column}', which this selection needs. "
             f"{nearest(column, map(str, neurons.columns))} Dissect the layer again."
         )

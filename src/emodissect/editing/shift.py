@@ -1,4 +1,4 @@
-"""Neurons whose output is raised or lowered by a constant: an operation and its rule. Pure."""
+"""Shifts neurons' outputs by a constant: the operation and its rule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from emodissect.editing.rules import Rule
 
 @dataclass(frozen=True, eq=False)
 class Shifting(Operation):
-    """Each neuron's output plus a number, through its bias."""
+    """Adds a number to each neuron's output, through its bias."""
 
     neutral = 0.0
 
@@ -38,7 +38,7 @@ class Shifting(Operation):
 
 @dataclass(frozen=True)
 class Shift(Rule):
-    """Chosen neurons' output + `amount`, the rest as they are; before a ReLU a negative amount makes a neuron rarer."""
+    """Adds `amount` to the output of chosen neurons; before a ReLU, negative amounts make neurons fire more rarely."""
 
     name: ClassVar[str] = "shift"
     amount: float = 0.1

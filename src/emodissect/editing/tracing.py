@@ -1,4 +1,4 @@
-"""A network as a graph of operations (torch.fx), with branches on shapes decided on an example."""
+"""Traces a network into a graph of operations (torch.fx), resolving branches on shapes with an example input."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch.fx.node import map_arg
 
 
 class CannotTrace(Exception):  # noqa: N818
-    """Why a network has no graph, in words that finish the sentence 'it cannot be cut: …'."""
+    """Raised where a network has no usable graph; the message completes the sentence 'it cannot be cut: …'."""
 
 
 class _ExampleProxy(Proxy):
-    """A stand-in that knows its length, so that `list(x.shape)` can be taken apart."""
+    """A proxy that knows its length, so that `list(x.shape)` can be unpacked."""
 
     def __getattr__(self, name: str) -> Any:
         if name != "shape":
@@ -32,14 +32,14 @@ class _ExampleProxy(Proxy):
 
 
 class _ExampleTracer(Tracer):
-    """Traces symbolically; where Python needs a plain value (`if x.shape[1] != 3`), works it out on the example."""
+    """Traces symbolically; where Python needs a concrete value (`if x.shape[1] != 3`), computes it from the example."""
 
     def __init__(self, example: Tensor | None) -> None:
         super().__init__()
         self.example, self.known = example, dict[Node, Any]()
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """Arguments that may be left out (a mask, say) have their defaults: the network is given images alone."""
+        """Optional arguments (e.g. a mask) take their defaults: the network is called with images only."""
         function, arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
         for place, parameter in enumerate(inspect.signature(root_fn).parameters.values()):
             if place > 1 and parameter.default is not parameter.empty:
@@ -60,9 +60,9 @@ class _ExampleTracer(Tracer):
 
     @torch.no_grad()
     def value(self, node: Node) -> Any:
-        """What the operation gives on the example."""
+        """The operation's result on the example."""
         if node not in self.known:
-            # A clone: an in-place operation further on must not change what was worked out before it.
+            # A clone, so that a later in-place operation does not change the cached result.
             args, kwargs = map_arg((node.args, node.kwargs), lambda source: _copy(self.value(source)))
             with _plain_modules():
                 self.known[node] = self._result(node, args, kwargs)
@@ -81,7 +81,7 @@ class _ExampleTracer(Tracer):
 
 @contextmanager
 def _plain_modules() -> Iterator[None]:
-    """Meanwhile modules run as they are: a trace in progress replaces how they are called and give their weights."""
+    """Context in which modules run normally; a trace in progress patches `__call__` and `__getattr__` of nn.Module."""
     replaced = nn.Module.__call__, nn.Module.__getattr__
     nn.Module.__call__, nn.Module.__getattr__ = _orig_module_call, _orig_module_getattr  # type: ignore[method-assign]
     try:
@@ -94,17 +94,17 @@ def trace(network: nn.Module, example: Tensor | None = None) -> Graph:
     """The network's graph in eval mode.
 
     Args:
-        network: takes one batch of images and gives one tensor.
-        example: a batch of its input; without it a branch on a shape cannot be followed.
+        network: maps one batch of images to one tensor.
+        example: an input batch; without it, branches on shapes cannot be resolved.
 
     Raises:
-        CannotTrace: the network does what a graph cannot hold, e.g. a loop over values.
+        CannotTrace: the network cannot be traced, e.g. because of a loop over values, or has more than one input.
     """
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
         graph = _ExampleTracer(example).trace(network)
-    except Exception as error:  # Tracing runs the network's own code on stand-ins: whatever it raises, it has no graph.
+    except Exception as error:  # tracing runs the network's own code on proxies, which can raise anything
         raise CannotTrace(f"torch.fx cannot trace {type(network).__name__} ({_first_line(error)})") from error
     finally:
         for module, training in modes.items():
@@ -115,10 +115,10 @@ def trace(network: nn.Module, example: Tensor | None = None) -> Graph:
 
 
 def node_of(graph: Graph, layer: str) -> Node:
-    """The one node that calls the layer.
+    """The graph node that calls the layer.
 
     Raises:
-        CannotTrace: the layer is called never or more than once.
+        CannotTrace: the layer is never called, or more than once.
     """
     nodes = [node for node in graph.nodes if node.op == "call_module" and node.target == layer]
     if len(nodes) != 1:

@@ -1,4 +1,4 @@
-"""The page of a dissection: layers, similarities compared with chance, concepts, and every neuron."""
+"""The page of a dissection: layers, similarities against chance, concepts, and every neuron."""
 
 from __future__ import annotations
 
@@ -18,36 +18,35 @@ from emodissect.report import claims, columns, figures, page
 from emodissect.report.neurons import NeuronFacts, neuron_payload, predicted_classes, saliency_tiles
 from emodissect.report.page import Content, Extra, Fact, Folded, Page, Section
 
-#: Number of layers whose figures are expanded; the others' are collapsed.
+#: Layers whose figures are shown open; those of the others open on a click.
 OPEN_LAYERS = 2
-#: Maximum number of concepts in the concept x class matrix.
+#: Concepts of a matrix of concepts and classes.
 MOST_CONCEPTS = 30
 
 
 @dataclass
 class DissectionPage(Page):
-    """The page of ``dissect.py``.
+    """What ``dissect.py`` shows.
 
     Attributes:
-        neurons: one row per neuron, from :class:`emodissect.dissection.labels.Dissection`.
+        neurons: one row a neuron, as :class:`emodissect.dissection.labels.Dissection` has them.
         layers: the layer table.
         shares: each concept's share of the correctly labelled neurons (columns layer, concept, neurons, share).
         images: the probe set.
         class_names: in the order of ``images.labels``.
-        command, manifest: command line and manifest of the run.
+        command, manifest: where it comes from.
         predictions: the network's, on any of the images; shown beside the true class.
-        null: layer -> best similarities of random image sets.
-        tau: similarity cutoff; None for none.
+        null: by layer, the best similarities of random image sets.
+        tau: the cutoff.
         level: of the false discovery rate.
-        title: page title.
-        published: a published layer table, shown for comparison.
+        title: of the page.
+        published: a layer table to show beside this one.
         heat: activation maps in [0, 1] by (layer, neuron), shape (rank, height, width).
         saliency: gradient saliency in [0, 1] by image id, shape (height, width).
-        held_out: scores, on one half of the images, of labels chosen on the other, by layer and neuron.
-        about: further facts for the neurons' cards.
+        held_out: how the labels that half of the images choose do on the other half, by layer and neuron.
+        about: what the neurons' cards say beside the labels.
         main_layer: whose figures come first; by default the layer with most neurons beyond chance.
         extras: further sections.
-        notes: further warnings.
     """
 
     kind: ClassVar[str] = "dissect"
@@ -74,7 +73,7 @@ class DissectionPage(Page):
     notes: Sequence[str] = ()
 
     def sections(self, content: Content) -> list[Section]:
-        """The sections, which an edit's page includes as well."""
+        """The parts that an edit's page includes as well."""
         parts = [
             Section("layers", "Layers", self._layers(content)),
             Section("similarity", "Similarity against chance", self._similarity(content), "Similarity"),
@@ -87,7 +86,7 @@ class DissectionPage(Page):
 
     @property
     def ordered_layers(self) -> list[str]:
-        """The main layer first, then by neurons labelled beyond chance, descending; ties: the deeper layer first."""
+        """The main layer first, then those with most neurons labelled beyond chance, of equal ones the deepest."""
         names = [str(name) for name in self.layers["layer"]]
         if not names:
             return []
@@ -186,7 +185,8 @@ class DissectionPage(Page):
             parts.append(
                 content.figure(
                     figures.layer_table(layers, self.published),
-                    f"Measured here and, in orange, as published ({words.count(len(matched), 'layer')} in both).",
+                    "Measured here, and in orange what the study published "
+                    f"({words.count(len(matched), 'layer')} in both).",
                 )
             )
         return page.block(parts=parts)
@@ -231,7 +231,7 @@ class DissectionPage(Page):
         return page.block(parts=parts)
 
     def _matrix(self, content: Content, layer: str) -> Markup:
-        """Concept x class figure: mean activation of each label's neurons on each class's images."""
+        """Concept x class: how active the neurons of each label are on each class's images."""
         table = claims.concept_classes(self.neurons, layer, self.about.responses[layer], self.class_names)
         shown = table.head(MOST_CONCEPTS)
         drawing = figures.concept_classes(
@@ -240,7 +240,7 @@ class DissectionPage(Page):
         return content.figure(drawing, claims.concept_classes_text(table, self.class_names, layer))
 
     def _counts(self) -> pd.DataFrame:
-        """Counts by layer and concept: labelled neurons, those beyond chance, and those whose label fits."""
+        """All labelled neurons of each concept and layer, those beyond chance, and those whose label fits."""
         living = self.neurons[~self.neurons["dead"].astype(bool)]
         counts = living.groupby(["layer", "concept"], sort=False).agg(
             labelled=("neuron", "size"), beyond=("significant", "sum")
@@ -255,7 +255,7 @@ class DissectionPage(Page):
         return content.figure(figures.concept_shares(shares, layer), claims.shares_text(shares, layer))
 
     def _by_layer(self, content: Content, draw: Any) -> Markup:
-        """One figure per layer; those after the first ``OPEN_LAYERS`` are collapsed."""
+        """A figure for each layer, the first ones open."""
         names = self.ordered_layers
         drawings = [draw(content, name) for name in names]
         if len(names) <= OPEN_LAYERS:
@@ -276,8 +276,8 @@ class DissectionPage(Page):
             if predicted
             else " and the class of each image. "
         )
-        text += "Trust a label when q is small, when the images show what it says"
-        text += " and when it holds on images that it was not chosen on." if self.held_out is not None else "."
+        text += "A label is worth believing when q is small and the images show what it says"
+        text += ", and when it holds on images that did not choose it." if self.held_out is not None else "."
         if self.heat:
             text += " The orange shade shows where in the image a convolutional neuron is active."
         static = page.table(strongest, columns.NEURONS)

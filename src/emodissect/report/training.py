@@ -28,22 +28,22 @@ NAMES = {
     "loss": "loss",
     "ece": "calibration error",
 }
-MISTAKES = 48  # how many of the most confident ones are shown
+MISTAKES = 48  # tiles of the most confident ones
 FRACTIONS = {"accuracy", "top-2 accuracy", "macro F1", "calibration error"}
 
 
 @dataclass
 class TrainPage(Page):
-    """The page of ``train.py``.
+    """What ``train.py`` shows.
 
     Attributes:
         metrics: name -> value, e.g. ``test/acc``; those of val and test are shown at the top.
         class_names: in the order of the labels.
-        history: column epoch and the logged metrics, from :meth:`EpochHistory.frame`.
+        history: column epoch and what was logged, as :meth:`EpochHistory.frame` gives it.
         predictions: on the test images.
         images: the test images.
-        command, manifest: command line and manifest of the run.
-        title: page title.
+        command, manifest: where it comes from.
+        title: of the page.
         saliency: gradient saliency in [0, 1] by image id, shape (height, width).
         extras: further sections, e.g. the audit of the images.
     """
@@ -78,7 +78,7 @@ class TrainPage(Page):
 
     def summary(self) -> str:
         if self.predictions is None:
-            return "The training run's metrics."
+            return "The training run's figures."
         counts = self.predictions.confusion().numpy()
         texts = (claims.recognised_text(counts, self.class_names), claims.majority_text(counts, self.class_names))
         return " ".join(filter(None, texts))
@@ -103,7 +103,7 @@ class TrainPage(Page):
         confused = claims.confused_text(counts, self.class_names)
         recall = self.predictions.recall().numpy()
         spread = (
-            f"Recall ranges from {words.percent(np.nanmin(recall), 0)} to {words.percent(np.nanmax(recall), 0)}; the "
+            f"Recall runs from {words.percent(np.nanmin(recall), 0)} to {words.percent(np.nanmax(recall), 0)}; the "
             f"mean over classes is {words.percent(np.nanmean(recall))}."
         )
         return page.block(
@@ -149,7 +149,7 @@ class TrainPage(Page):
             )
             for image_id, row in rows.items()
         ]
-        text = "The wrong answers with the highest probability: true class → answer and its probability."
+        text = "The wrong answers of highest probability: true class, and the answer with its probability."
         if shaded := sum(image_id in self.saliency for image_id in rows):
             of = "" if shaded == len(rows) else f", in {words.count(shaded, 'image')}"
             text += f" The orange shade shows the pixels that the answer depends on most{of}."

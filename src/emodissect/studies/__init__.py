@@ -1,4 +1,4 @@
-"""An edit study: a grid evaluated on validation, one edit evaluated on test, and what chance gives."""
+"""Edit studies: a grid evaluated on validation, the chosen edit evaluated on test, and random controls."""
 
 from emodissect.studies.ablation import ConceptAblation, ablate_concepts
 from emodissect.studies.metrics import check_metric, groups_of

@@ -1,4 +1,4 @@
-"""Do labels tell what neurons are for? Ablate each concept's neurons and see which classes suffer."""
+"""Ablates the neurons of each concept and measures which classes lose recall."""
 
 from __future__ import annotations
 
@@ -31,25 +31,26 @@ class ConceptAblation:
     """The drop of each class's recall when a concept's neurons are ablated.
 
     Attributes:
-        frame: one row a concept and class: concept, class, neurons, recall_before, drop (recall before - after); of as
-            many random neurons random_mean, random_sd; z, how far the drop lies above them
-            (:func:`leave_one_out_z`); and p_value, how often random neurons give as large a z anywhere in the matrix:
-            corrected for its size (the maximum of Westfall & Young, 1993), exact at every number of draws.
+        frame: one row per concept and class: concept, class, neurons, recall_before, drop (recall before - after);
+            random_mean and random_sd, the drop for the same number of random neurons; z, how far the drop lies above
+            theirs (:func:`leave_one_out_z`); and p_value, how often random neurons give as large a z anywhere in the
+            matrix: corrected for multiple comparisons (max-statistic, Westfall & Young, 1993), exact for any number
+            of draws.
     """
 
     frame: pd.DataFrame
 
     def matrix(self, column: str = "drop") -> pd.DataFrame:
-        """One column of the frame as concept x class, in the order they were given."""
+        """One column of the frame as a concept x class matrix, in the original order."""
         rows, columns = (list(dict.fromkeys(self.frame[name])) for name in ("concept", "class"))
         return self.frame.pivot(index="concept", columns="class", values=column).loc[rows, columns]  # noqa: PD010
 
     def beyond(self, level: float = 0.05) -> pd.DataFrame:
-        """Concept x class: whether the drop is larger than random neurons of the same number explain, p <= level."""
-        return self.matrix("p_value") <= level  # of 19 draws the smallest p-value is .05 itself
+        """Concept x class: whether the drop exceeds that of the same number of random neurons, p <= level."""
+        return self.matrix("p_value") <= level  # <= because with 19 draws the smallest possible p-value is .05
 
     def save(self, folder: str | Path) -> None:
-        """Written as `concept_ablation.csv`."""
+        """Writes `concept_ablation.csv` to the folder."""
         self.frame.to_csv(Path(folder) / _FILE, index=False)
 
     @classmethod
@@ -74,14 +75,14 @@ def ablate_concepts(
     batch_size: int = 256,
     progress: bool = False,
 ) -> ConceptAblation:
-    """Ablate the neurons of each concept in turn, beside random sets of the same size.
+    """Ablate the neurons of each concept in turn, and random sets of the same size for comparison.
 
-    In each draw the labels are given to the living neurons at random, and every concept's neurons are ablated again.
+    Each draw shuffles the labels among the living neurons and ablates every concept's neurons again.
 
     Args:
-        concepts: which; None takes all that label a living neuron, most neurons first.
-        rule: what is done to the chosen neurons; None sets weight and bias to 0.
-        draws: how many times the labels are given at random, 2 or more.
+        concepts: the concepts to ablate; None takes all that label a living neuron, those with the most neurons first.
+        rule: how the chosen neurons are edited; None sets weight and bias to 0.
+        draws: number of label shuffles, 2 or more.
 
     Raises:
         UserError: unknown layer or concept, no living neuron has a label, or too few draws.
@@ -131,8 +132,9 @@ def leave_one_out_z(
 ) -> Float[NDArray, "draw concept class"]:
     """How far each draw lies above the others: z = (drop - mean) / sqrt(sd^2 + (1 / images)^2).
 
-    Mean and deviation are of the other draws, so that the first, the real one, is treated as all are. The recall of one
-    image is added, so that a single flip where random neurons never changed anything is not a finding.
+    Mean and sd are taken over the other draws, so that the real labels (the first draw) are treated like every other
+    draw. The term 1 / images, the recall of one image, keeps a single flip from counting as a finding where random
+    neurons never changed anything.
     """
     others = len(drops) - 1
     mean = (drops.sum(0) - drops) / others

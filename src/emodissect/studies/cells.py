@@ -1,4 +1,4 @@
-"""The cells of a study's grid, and what each does to the predictions."""
+"""The cells of a study's grid, and each cell's effect on the predictions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from emodissect.models.predictions import confusion_matrix
 from emodissect.studies.metrics import measured
 
 COORDINATES = ("layer", "selection", "rule")
-"""Columns of a grid that every cell has beside its settings."""
+"""Columns of a grid that every cell has in addition to its settings."""
 
 RESULTS = (
     *("selected", "accuracy_before", "accuracy_after", "delta", "delta_low", "delta_high", "gained", "lost"),
@@ -37,7 +37,7 @@ _CELLS_AT_ONCE = 256
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One point of the grid: these neurons of this layer, changed so."""
+    """One point of the grid: the selected neurons of a layer and the operation applied to them."""
 
     layer: str
     selection: Selection
@@ -47,14 +47,14 @@ class Cell:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the selection and the rule were given, by name: the cell's coordinates in the grid.
+        """Settings of the selection and the rule by name: the cell's coordinates in the grid.
 
         A name that both have is written `selection.<name>` and `edit.<name>`.
         """
-        chosen, done = settings_of(self.selection), settings_of(self.rule)
-        both = chosen.keys() & done.keys()
-        return {(f"selection.{name}" if name in both else name): value for name, value in chosen.items()} | {
-            (f"edit.{name}" if name in both else name): value for name, value in done.items()
+        of_selection, of_rule = settings_of(self.selection), settings_of(self.rule)
+        both = of_selection.keys() & of_rule.keys()
+        return {(f"selection.{name}" if name in both else name): value for name, value in of_selection.items()} | {
+            (f"edit.{name}" if name in both else name): value for name, value in of_rule.items()
         }
 
     @property
@@ -64,14 +64,14 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class CellResults:
-    """What each edit of a list gives on one set of images.
+    """Predictions of several edits on one set of images.
 
     Attributes:
-        predicted: class by cell and image.
+        predicted: predicted class per cell and image.
         nll: mean negative log-likelihood of each cell.
         labels: the images' true classes.
         unedited: predicted classes of the unedited network.
-        unedited_nll: its negative log-likelihood.
+        unedited_nll: mean negative log-likelihood of the unedited network.
     """
 
     predicted: Int64[Tensor, "cell image"]
@@ -83,33 +83,33 @@ class CellResults:
 
     @property
     def gained(self) -> np.ndarray:
-        """Per cell, the images that became right."""
+        """Number of newly correct images per cell."""
         return ((self.predicted == self.labels) & (self.unedited != self.labels)).sum(1).numpy()
 
     @property
     def lost(self) -> np.ndarray:
-        """Per cell, the images that became wrong."""
+        """Number of newly wrong images per cell."""
         return ((self.predicted != self.labels) & (self.unedited == self.labels)).sum(1).numpy()
 
     @property
     def delta(self) -> np.ndarray:
-        """Per cell, the change of accuracy."""
+        """Change in accuracy per cell."""
         return (self.gained - self.lost) / len(self.labels)
 
     def confusion(self) -> Int64[Tensor, "cell true predicted"]:
-        """Number of images by true and predicted class."""
+        """Confusion matrix of each cell, in numbers of images."""
         return confusion_matrix(self.predicted, self.labels, self.classes)
 
     def metric(self, name: str, groups: Int64[Tensor, " image"] | None = None) -> np.ndarray:
-        """Per cell, a number of which more is better."""
+        """A score per cell by which cells are ranked; higher is better. For accuracy it is gained - lost."""
         if name == "nll":
             return -self.nll.numpy()
         if name == "accuracy":
-            return self.gained - self.lost  # Whole numbers: a tie is a tie.
+            return self.gained - self.lost  # integers, so that ties are exact
         return np.array([measured(name, cell, self.labels, self.classes, groups) for cell in self.predicted])
 
     def metric_delta(self, name: str, groups: Int64[Tensor, " image"] | None = None) -> np.ndarray:
-        """Per cell, the change of a metric."""
+        """Change in a metric per cell; positive is better."""
         if name == "accuracy":
             return self.delta
         if name == "nll":
@@ -124,7 +124,7 @@ def grid(
     selections: Sequence[Selection],
     rules: Sequence[Rule],
 ) -> list[Cell]:
-    """All cells: layer by layer, selection by selection, rule by rule.
+    """All cells, ordered by layer, then selection, then rule.
 
     Raises:
         UserError: an empty grid, a layer that the labels or the network do not have, a label without a neuron.
@@ -142,7 +142,7 @@ def grid(
 
 
 def settings_of(given: object) -> dict[str, Any]:
-    """Numbers, words and lists of words among an object's fields, and those of an object that it wraps."""
+    """Scalar, string and list fields of a dataclass by name, including those of dataclasses nested in it."""
     found: dict[str, Any] = {}
     for field in fields(given) if is_dataclass(given) else ():
         value = getattr(given, field.name)
@@ -161,14 +161,14 @@ def settings_in(grid: pd.DataFrame) -> list[str]:
 
 
 def axes_of(grid: pd.DataFrame) -> list[str]:
-    """Those settings in which the cells of a grid differ, in the order selection, edit."""
+    """The settings that vary in a grid: those of the selection, then those of the edit."""
     return [name for name in settings_in(grid) if len(grid[name].dropna().unique()) > 1]
 
 
 def map_axes(grid: pd.DataFrame) -> tuple[str | None, str | None]:
-    """The settings that a heat map of the grid has as rows and columns: two in which cells differ, or numbers.
+    """The settings for the rows and columns of a heat map of the grid: varied settings first, then numeric ones.
 
-    None where the cells have too few settings.
+    None where there are too few settings.
     """
     varied = axes_of(grid)
     known = [name for name in settings_in(grid) if grid[name].notna().any()]
@@ -181,7 +181,7 @@ def map_axes(grid: pd.DataFrame) -> tuple[str | None, str | None]:
 
 
 def labels_of(neurons: pd.DataFrame, layer: str) -> pd.DataFrame:
-    """The rows of one layer, in the order of their neuron."""
+    """The rows of one layer, sorted by neuron. Raises UserError where there are none."""
     labels = neurons[neurons["layer"] == layer].sort_values("neuron", ignore_index=True)
     if labels.empty:
         known = neurons["layer"].unique().tolist()
@@ -190,14 +190,14 @@ def labels_of(neurons: pd.DataFrame, layer: str) -> pd.DataFrame:
 
 
 def shuffled(labels: pd.DataFrame, generator: np.random.Generator) -> pd.DataFrame:
-    """One layer's labels, given to its living neurons at random: all that a label says moves together."""
+    """One layer's labels shuffled among its living neurons; the columns of a label move together."""
     moved = labels.iloc[exchanged(labels, generator).numpy()].reset_index(drop=True)
     moved["neuron"] = labels["neuron"].to_numpy()
     return moved
 
 
 def evaluate_operations(logits: EditedLogits, operations: Sequence[Operation]) -> CellResults:
-    """What every edit of one layer gives; equal edits are evaluated once."""
+    """Evaluate several edits of one layer; equal edits are evaluated once."""
     different, places = distinct(operations)
     predicted = torch.empty(len(different), len(logits.before.labels), dtype=torch.int64)
     nll = torch.empty(len(different), dtype=torch.float64)
@@ -220,7 +220,7 @@ def evaluate_operations(logits: EditedLogits, operations: Sequence[Operation]) -
 
 
 def evaluate_cells(cells: Sequence[Cell], logits: Mapping[str, EditedLogits]) -> CellResults:
-    """What every cell of a grid gives, over all its layers, on images that all layers share."""
+    """Evaluate every cell of a grid over all layers, on the same images for each layer."""
     parts: dict[str, CellResults] = {}
     for layer in dict.fromkeys(cell.layer for cell in cells):
         chosen = [cell for cell in cells if cell.layer == layer]
@@ -237,9 +237,9 @@ def evaluate_cells(cells: Sequence[Cell], logits: Mapping[str, EditedLogits]) ->
 def choose(
     cells: Sequence[Cell], results: CellResults, metric: str, groups: Int64[Tensor, " image"] | None = None
 ) -> int:
-    """The cell of the best metric; of equals the smallest change, then the first.
+    """Index of the cell with the best metric; ties go to the smallest change, then to the first cell.
 
-    An edit that overflows never wins: where logits are not finite, so is the NLL, and the predicted class is arbitrary.
+    A cell with non-finite logits never wins: its NLL is not finite either, and its predicted classes are arbitrary.
 
     Raises:
         UserError: every edit overflows.
@@ -248,8 +248,8 @@ def choose(
     if not finite.any():
         largest = max(float(cell.operation.values.abs().max()) for cell in cells)
         raise UserError(
-            f"Every edit gives logits that are not finite; the largest number in them is {largest:.3g}. Give smaller "
-            "ones, e.g. factor=1.5."
+            f"Every edit produces logits that are not finite; the largest value in the edits is {largest:.3g}. Use "
+            "smaller values, e.g. factor=1.5."
         )
     values = np.nan_to_num(results.metric(metric, groups).astype(np.float64), nan=-np.inf)
     values[~finite] = -np.inf
@@ -258,9 +258,9 @@ def choose(
 
 
 def grid_frame(cells: Sequence[Cell], results: CellResults, chosen: int) -> pd.DataFrame:
-    """One row a cell: its coordinates and what it does. `p_holm` is corrected over the grid.
+    """One row per cell: its coordinates and results. `p_holm` is Holm-corrected over the grid.
 
-    Cells of a layer with the same `edit_id` are the same edit; `identity` is one that changes nothing.
+    Cells of a layer with the same `edit_id` are the same edit; `identity` marks edits that change nothing.
     """
     images = len(results.labels)
     before = float((results.unedited == results.labels).double().mean())

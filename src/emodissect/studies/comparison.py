@@ -1,4 +1,4 @@
-"""What changed between two predictions on the same images."""
+"""Compares the predictions of two networks on the same images."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Comparison:
     """A network before and after an edit on the same images. Accuracies, recalls and deltas are in [0, 1].
 
     `p_value`: exact McNemar; `low`, `high`: 95 % interval of `delta` that excludes 0 exactly where p_value < .05;
-    `accuracy_*_low/high`: Wilson, 95 %; `gained`, `lost`: images that became right, wrong; `changed`: images whose
-    predicted class is another one.
+    `accuracy_*_low/high`: Wilson, 95 %; `gained`, `lost`: numbers of newly correct and newly wrong images; `changed`:
+    number of images whose predicted class changed.
     """
 
     images: int
@@ -57,7 +57,7 @@ class Comparison:
         )
 
     def row(self) -> dict[str, Any]:
-        """Plain JSON values; an unknown recall (class without images) is null."""
+        """Plain JSON values; the recall of a class without images is null."""
         return {name: without_nan(value) for name, value in asdict(self).items()}
 
     @classmethod
@@ -67,17 +67,17 @@ class Comparison:
 
 
 def compare(before: Predictions, after: Predictions) -> Comparison:
-    """What an edit did to the predictions.
+    """Compare the predictions before and after an edit.
 
     Args:
-        before: of the unedited network.
-        after: of the edited one, on the same images.
+        before: predictions of the unedited network.
+        after: predictions of the edited network on the same images.
 
     Raises:
-        ValueError: the two do not hold the same images with the same labels, or none.
+        ValueError: the two differ in images or labels, or hold no images.
     """
     if not torch.equal(before.ids, after.ids) or not torch.equal(before.labels, after.labels):
-        raise ValueError("the predictions are of different images or labels")
+        raise ValueError("the predictions differ in their images or labels")
     if not len(before.ids):
         raise ValueError("no images to compare on")
     right_before, right_after = before.predicted == before.labels, after.predicted == after.labels
@@ -109,7 +109,7 @@ def compare(before: Predictions, after: Predictions) -> Comparison:
 
 
 def without_nan(value: Any) -> Any:
-    """As JSON has it: NaN as null, tuples as lists, at any depth."""
+    """The value for JSON: NaN becomes null and tuples become lists, at any depth."""
     if isinstance(value, dict):
         return {name: without_nan(part) for name, part in value.items()}
     if isinstance(value, tuple | list):

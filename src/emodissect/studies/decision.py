@@ -1,4 +1,4 @@
-"""From labels to a chosen edit and what chance gives in its place: the part that a null study repeats."""
+"""Chooses an edit from a grid and evaluates its controls: the part of a study that null studies repeat."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from emodissect.studies.metrics import groups_of
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What is asked of a network: which edits are tried, on which images, and how they are results.
+    """The setup of a study: the edits to try, the images to evaluate them on, the metric and the controls.
 
     Attributes:
-        val, test: by layer, the network's logits under edits; the choice is made on `val`.
-        random_draws: random neurons of the same number.
-        shuffled_draws: whole studies with shuffled labels.
-        groups: an annotated concept; with the classes it makes the groups of `worst_group`.
+        val, test: the network's logits under edits, by layer; the choice is made on `val`.
+        random_draws: number of draws of as many random neurons.
+        shuffled_draws: number of whole studies with shuffled labels.
+        groups: an annotated concept; its presence x class defines the groups of `worst_group`.
     """
 
     layers: Sequence[str]
@@ -45,7 +45,7 @@ class Question:
 
     @property
     def shown_metric(self) -> str:
-        """What is reported beside accuracy: the metric, or the worst group where groups are given."""
+        """The metric reported besides accuracy: the study's metric, or `worst_group` where groups are given."""
         return "worst_group" if self.metric == "accuracy" and self.groups is not None else self.metric
 
     def groups_in(self, logits: Mapping[str, EditedLogits]) -> Int64[Tensor, " image"] | None:
@@ -58,7 +58,7 @@ class Question:
 
     @cached_property
     def _ready(self) -> dict[str, tuple[list[Selection], list[Rule]]]:
-        """By layer, the selections and rules, fitted once to the images that the choice is made on."""
+        """The selections and rules of each layer, fitted once to the images that the choice is made on."""
         return {
             layer: (
                 [fitted(selection, self._images_of(selection, layer)) for selection in self.selections],
@@ -73,7 +73,7 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """The cells, how they did where the choice was made, the choice, and its controls."""
+    """The cells, their results on the selection images, the index of the chosen cell, and its controls on test."""
 
     cells: list[Cell]
     results: CellResults
@@ -83,20 +83,20 @@ class Decision:
     metric_test: float
 
     def p(self, control: str, of: str = "delta_test") -> float:
-        """How often a control gives as large a delta on test; NaN where it was not drawn.
+        """p-value of a control: how often it gives as large a delta on test; NaN where it was not drawn.
 
         Args:
-            of: `delta_test`, the change of accuracy, or `metric_test`, that of the metric.
+            of: `delta_test`, the change in accuracy, or `metric_test`, the change in the metric.
         """
         drawn = self.controls[self.controls["control"] == control]
         return float("nan") if drawn.empty else exceedance_p(getattr(self, of), drawn[of])
 
 
 def decide(question: Question, neurons: pd.DataFrame, every_control: bool = True) -> Decision:
-    """Judge the grid, choose, and evaluate what chance gives.
+    """Evaluate the grid, choose a cell, and evaluate its controls.
 
     Args:
-        every_control: False leaves out `all` and `inverse`, which no claim rests on.
+        every_control: False leaves out `all` and `inverse`, which no claim depends on.
     """
     cells = question.cells(neurons)
     results = evaluate_cells(cells, question.val)
@@ -105,7 +105,7 @@ def decide(question: Question, neurons: pd.DataFrame, every_control: bool = True
     labels = labels_of(neurons, cell.layer)
     generator = np.random.default_rng([question.seed, 1])
     random_draws = question.random_draws if cell.operation.of_neurons else 0
-    # The chosen operation on living neurons at random: for rules of two values, random neurons of the same number.
+    # The chosen operation, permuted among living neurons: for rules with two values, the same number of random neurons.
     drawn = [("random", cell.operation.permuted(exchanged(labels, generator))) for _ in range(random_draws)]
     if every_control and cell.operation.of_neurons:
         similarity = similarities(labels)
@@ -125,13 +125,14 @@ def decide(question: Question, neurons: pd.DataFrame, every_control: bool = True
 
 
 def optimism(question: Question, decision: Decision, neurons: pd.DataFrame, draws: int) -> float:
-    """What choosing on test would have "gained" with edits that know nothing: how optimistic such a choice is.
+    """The "gain" that choosing on test would show for random edits: how optimistic such a choice is.
 
-    In each draw the neurons of every cell of the grid change places at random, and the largest delta on test is taken;
-    the mean over draws.
+    Each draw permutes the neurons of every cell of the grid and takes the largest delta on test; returns the mean over
+    draws.
 
     Args:
-        draws: repetitions of as many random edits as the grid has cells. A grid of one cell has the random controls.
+        draws: number of draws, each with as many random edits as the grid has cells. A grid of one cell uses the
+            random controls instead.
     """
     if len(decision.cells) == 1:
         drawn = decision.controls.loc[decision.controls["control"] == "random", "delta_test"]
@@ -150,10 +151,10 @@ def optimism(question: Question, decision: Decision, neurons: pd.DataFrame, draw
 
 
 def _shuffled_studies(question: Question, neurons: pd.DataFrame, alone: bool) -> list[Cell]:
-    """What the same study chooses with uninformative labels: every draw evaluates the grid on validation.
+    """The cell that the same study chooses with shuffled labels, per draw; each draw evaluates the grid on validation.
 
-    A cell ``alone`` in its grid leaves nothing to choose, and shuffled labels make random neurons of it: drawn from
-    the random controls' stream they are those very edits, which are evaluated once.
+    A cell ``alone`` in its grid leaves nothing to choose, and shuffled labels turn it into random neurons: drawn from
+    the random stream of the random controls, they are the same edits, which are then evaluated only once.
     """
     generator = np.random.default_rng([question.seed, 1 if alone else 2])
     layers = {layer: labels_of(neurons, layer) for layer in question.layers}

@@ -1,4 +1,4 @@
-"""Are interpretable neurons the useful ones? What labels say of neurons against what the neurons do."""
+"""Are interpretable neurons the useful ones? Correlates the quality of labels with the effects of neurons."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ MEASURES: Mapping[str, str] = {
     "accuracy": "neuron accuracy",
     "held_out": "held-out score of the label",
 }
-"""Columns of a neuron table that say how good a label is, and what they are called."""
+"""Columns of a neuron table that measure the quality of a label, with their display names."""
 
 
 def neuron_effects(
     labels: pd.DataFrame, effects: Effects, kept: EditedLogits, scores: ConceptScores | None = None
 ) -> pd.DataFrame:
-    """One row a neuron: neuron, concept, what its label is worth, and its effect.
+    """One row per neuron: neuron, concept, the MEASURES of its label, and its effect.
 
     Args:
-        kept: the network on the images that the effects are of.
-        scores: of those images; then `held_out` is the correlation of each neuron's output with its concept's score.
-            They must not be the images that labels were found on.
+        kept: the network on the images that the effects were estimated on.
+        scores: concept scores of those images; `held_out` is then the correlation of each neuron's output with its
+            concept's score. They must not be the images that the labels were computed on.
     """
     known = [name for name in MEASURES if name in labels]
     frame = labels[["neuron", "concept", *known]].copy()
@@ -45,10 +45,10 @@ def neuron_effects(
 
 
 def label_effects(frame: pd.DataFrame) -> pd.DataFrame:
-    """Spearman's correlation of each measure of a label with the neuron's effect, over the layer's living neurons.
+    """Spearman correlation of each label measure with the neuron's effect, over the layer's living neurons.
 
-    `signed`: does a better label mean that scaling the neuron up helps? `size`: that it does more, either way?
-    The interval is Fisher's with the standard error of Bonett & Wright (Psychometrika 2000),
+    `signed`: do better labels go with neurons that help when scaled up? `size`: with larger effects in either
+    direction? The interval uses Fisher's z with the standard error of Bonett & Wright (Psychometrika 2000),
     sqrt((1 + r^2 / 2) / (n - 3)).
 
     Returns:
@@ -65,7 +65,7 @@ def label_effects(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def correlation(one: Any, other: Any) -> dict[str, float]:
-    """Spearman's rank correlation with its interval; NaN where one does not vary or fewer than 4 pairs are known."""
+    """Spearman rank correlation with its interval; NaN where one side is constant or there are fewer than 4 pairs."""
     count = len(one)
     nothing = {"neurons": count, "correlation": np.nan, "low": np.nan, "high": np.nan, "p_value": np.nan}
     if count < 4 or np.ptp(rankdata(one)) == 0 or np.ptp(rankdata(other)) == 0:

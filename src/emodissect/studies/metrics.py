@@ -1,4 +1,4 @@
-"""What an edit is chosen by, beside accuracy: recalls, the worst class or group, macro F1, likelihood."""
+"""Metrics for choosing an edit besides accuracy: recalls, the worst class or group, macro F1, likelihood."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ METRIC_WORDS = {
 }
 
 PRESENT = 0.5
-"""Presence of an annotated concept from which an image belongs to the group that has it."""
+"""Presence of an annotated concept at or above which an image counts as showing it."""
 
 _DRAWS = 2000
 
 
 @dataclass(frozen=True)
 class MetricChange:
-    """A metric before and after an edit on the same images; of `nll` the negative, so that more is better.
+    """A metric before and after an edit on the same images; `nll` is negated, so that higher is always better.
 
-    `low`, `high`: paired bootstrap interval (95 %) of the delta over images; `p_value`: two-sided, from exchanging an
-    image's two predictions at random.
+    `low`, `high`: paired bootstrap interval (95 %) of the delta over images; `p_value`: two-sided permutation test that
+    swaps an image's two predictions at random.
     """
 
     metric: str
@@ -54,19 +54,18 @@ class MetricChange:
 
 
 def groups_of(images: ImageSet, concept: str) -> Int64[Tensor, " image"]:
-    """Group of each image, ascending by id: 2 x class, plus 1 where the annotated concept is present.
+    """Group of each image, in ascending order of id: 2 x class, plus 1 where the annotated concept is present.
 
     Raises:
-        UserError: no annotation of this name.
+        UserError: there is no annotation with this name.
     """
     known = {
         name: (kind, place) for kind, given in images.annotations.items() for place, name in enumerate(given.names)
     }
     if concept not in known:
         raise UserError(
-            f"study.groups={concept} is not an annotation of these images. {nearest(concept, known)} Drawn faces "
-            f"carry the "
-            "presence of each concept (data=sketches), and of a planted mark (data.spurious=glasses)."
+            f"study.groups={concept} is not an annotation of these images. {nearest(concept, known)} Drawn faces are "
+            "annotated with the presence of each concept (data=sketches) and of a planted mark (data.spurious=glasses)."
         )
     kind, place = known[concept]
     order = torch.argsort(images.ids)
@@ -93,13 +92,13 @@ def metric_change(
     draws: int = _DRAWS,
     seed: int = 0,
 ) -> MetricChange:
-    """A metric of two networks on the same images, with an interval and a test.
+    """Compare a metric of two networks on the same images, with an interval and a test.
 
-    Every metric is a function of sums over images, so drawing images again is drawing their weights.
+    Every metric is a function of sums over images, so a bootstrap sample only needs a weight per image.
 
     Args:
-        groups: of each image; for `worst_group`.
-        draws: bootstrap samples, and random exchanges.
+        groups: group of each image; for `worst_group`.
+        draws: number of bootstrap samples, and of random swaps.
     """
     first, value = _parts(metric, before.logits, before.labels, groups)
     last, _ = _parts(metric, after.logits, after.labels, groups)
@@ -119,7 +118,7 @@ def metric_change(
 
 
 def group_table(before: Predictions, after: Predictions, groups: Int64[Tensor, " image"]) -> pd.DataFrame:
-    """One row a group: class (index), present, images, accuracy_before, accuracy_after."""
+    """One row per group: class (index), present, images, accuracy_before, accuracy_after."""
     rows = []
     for group in groups.unique().tolist():
         member = groups == group
@@ -142,7 +141,7 @@ def measured(
     classes: int,
     groups: Int64[Tensor, " image"] | None = None,
 ) -> float:
-    """A metric of predicted classes (every one but `nll`)."""
+    """A metric computed from predicted classes (any but `nll`)."""
     parts, value = _parts(metric, one_hot(predicted, classes).float(), labels, groups)
     return float(value(parts.sum(0)))
 
@@ -150,7 +149,7 @@ def measured(
 def _parts(
     metric: str, logits: Float[Tensor, "image class"], labels: Int64[Tensor, " image"], groups: Tensor | None
 ) -> tuple[Float[Tensor, "image part"], Callable[[Tensor], Tensor]]:
-    """What each image adds, and the metric as a function of the sums."""
+    """The contribution of each image, and the metric as a function of the summed contributions."""
     predicted, classes = logits.argmax(1), logits.shape[1]
     right = (predicted == labels).double()
     if metric == "nll":

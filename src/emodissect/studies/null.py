@@ -1,4 +1,4 @@
-"""How often a study claims a gain where there is nothing to find."""
+"""Estimates how often a study claims a gain when labels carry no information."""
 
 from __future__ import annotations
 
@@ -36,12 +36,13 @@ def null_studies(
     groups: str | None = None,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Whole studies on labels given to neurons at random: grid, choice, test, controls, claim.
+    """Run whole studies on labels shuffled among neurons: grid, choice, test, controls, claim.
 
-    The mean of `claims_gain` is the procedure's error rate; it must not exceed alpha by more than its own error.
+    The mean of `claims_gain` is the procedure's false-positive rate; it must not exceed alpha by more than its
+    sampling error.
 
     Returns:
-        One row a study: study, delta_val, delta_test, p_value, p_random, p_shuffled, claims_gain.
+        One row per study: study, delta_val, delta_test, p_value, p_random, p_shuffled, claims_gain.
     """
     on_val = {layer: EditedLogits(inference, layer, val) for layer in layers}
     on_test = {layer: EditedLogits(inference, layer, test) for layer in layers}

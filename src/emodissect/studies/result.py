@@ -1,4 +1,4 @@
-"""What an edit study found, in numbers and in one sentence."""
+"""The result of an edit study: tables, comparisons and a one-sentence verdict."""
 
 from __future__ import annotations
 
@@ -31,37 +31,38 @@ _PLAIN = (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EditStudy:
-    """The chosen edit, what it does, and what chance does.
+    """The chosen edit, its effect on test, and its controls.
 
     Attributes:
-        grid: one row a cell, on the images that the choice was made on.
-        controls: one row a draw: control (`random`, `shuffled`, `all`, `inverse`), draw,
-            delta_test.
-        edit: the chosen one.
-        selected: which neurons it chose.
+        grid: one row per cell, evaluated on the selection images.
+        controls: one row per draw: control (`random`, `shuffled`, `all`, `inverse`), draw, delta_test, metric_test.
+        edit: the chosen edit.
+        selected: mask of the neurons that its selection chose.
         selection, rule, settings: its coordinates in the grid; `settings` by name, e.g. tau and factor.
-        val, test: the chosen edit against the unedited network.
+        val, test: the edited network compared with the unedited one.
         before, after: predictions on test.
-        metric, select_on_test, alpha: how it was chosen and compared.
-        p_random: share of random living neurons of the same number that give as large a delta on test; NaN where none
-            were drawn.
-        p_shuffled: share of whole studies with shuffled labels, their own choice included, whose choice gives as large
-            a delta on test; NaN where the edit reads no labels.
+        metric, select_on_test, alpha: how the edit was chosen, and the significance level.
+        p_random: p-value against the same number of random living neurons: how often they give as large a delta on
+            test; NaN where none were drawn.
+        p_shuffled: p-value against whole studies with shuffled labels, each with its own choice; NaN where the edit
+            uses no labels.
         detectable_delta: the smallest delta that the test images could have shown with power .8, at this
             share of flips.
-        logit_difference, identical_predictions: the chosen cell against a full pass of the actual edited weights.
-        is_cut, cut_reason, kept_bytes: whether the grid re-ran only what lies behind the layer, at what memory.
-        ladder: what cheap alternatives give, see :func:`emodissect.studies.baselines.climb`; empty where none was asked
-            for.
-        optimism: mean over draws of the largest delta on test of as many random edits as the grid has cells: what
-            choosing on test would have "gained" without any knowledge.
-        groups: the annotated concept that makes groups, with the classes.
-        of_metric: where the metric is not accuracy, or groups are given: its change on test, as
-            :class:`emodissect.studies.metrics.MetricChange` gives it, with p_random and p_shuffled of the controls.
-        neuron_effects: what each neuron does, beside what its label is worth, see
-            :func:`emodissect.studies.label_effects.neuron_effects`; empty where it was not asked for.
+        logit_difference, identical_predictions: the chosen cell compared with a full forward pass of the edited
+            weights.
+        is_cut, cut_reason, kept_bytes: whether the grid re-ran only the part behind the layer, why not, and the memory
+            used.
+        ladder: results of the cheap alternatives, see :func:`emodissect.studies.baselines.climb`; empty where none
+            were requested.
+        optimism: the "gain" that choosing on test would show for random edits: the largest delta on test of as many
+            random edits as the grid has cells, mean over draws.
+        groups: the annotated concept that, with the classes, defines the groups.
+        of_metric: where the metric is not accuracy, or groups are given: the fields of
+            :class:`emodissect.studies.metrics.MetricChange` on test, with p_random and p_shuffled of the controls.
+        neuron_effects: each neuron's effect and the quality of its label, see
+            :func:`emodissect.studies.label_effects.neuron_effects`; empty where it was not requested.
         group_table: accuracy of each group on test, see :func:`emodissect.studies.metrics.group_table`.
-        tested_on: what the images of `test` are called, e.g. `validation and test`.
+        tested_on: display name of the test images, e.g. `validation and test`.
     """
 
     grid: pd.DataFrame
@@ -104,12 +105,12 @@ class EditStudy:
 
     @property
     def claims_gain(self) -> bool:
-        """Whether the study says that this edit, and not any edit of its size, made the network better.
+        """Whether the study claims that this edit, rather than any edit of its size, improved the network.
 
-        On test: delta > 0, exact McNemar p < alpha, more than random neurons of the same number (p < alpha) and, where
-        labels chose the neurons, more than studies with shuffled labels (p < alpha). The last is an exact permutation
-        test of the whole procedure, so uninformative labels lead to a claim in at most alpha of all studies. A study
-        that chose on the test images claims nothing.
+        On test: delta > 0, exact McNemar p < alpha, better than the same number of random neurons (p < alpha) and,
+        where the edit uses labels, better than studies with shuffled labels (p < alpha). The last is an exact
+        permutation test of the whole procedure, so uninformative labels lead to a claim in at most a share alpha of
+        all studies. A study that chose on the test images claims nothing.
         """
         test = self.test
         claimed = claims_gain(test.delta, test.p_value, self.p_random, self.p_shuffled, self.alpha)
@@ -117,7 +118,7 @@ class EditStudy:
 
     @property
     def claims_metric(self) -> bool:
-        """Whether the study's own metric became better by the same rule, where it is not accuracy."""
+        """Whether the same rule claims a gain in the study's own metric, where it is not accuracy."""
         of = self.of_metric
         if of is None:
             return False
@@ -126,7 +127,7 @@ class EditStudy:
 
     @property
     def verdict(self) -> str:
-        """One sentence in plain words."""
+        """The outcome as a sentence."""
         sentence = self._beside_alternatives(self._sentence()) + self._of_one_scale() + self._of_metric()
         if not self.optimistic:
             return sentence
@@ -170,7 +171,7 @@ class EditStudy:
         return f"Gain: {figures}, more than {random}{shuffled} give."
 
     def _beside_alternatives(self, sentence: str) -> str:
-        """The sentence with what the best cheap alternative gives."""
+        """Adds the change in accuracy of the best cheap alternative to the sentence."""
         best = best_alternative(self.ladder)
         if best is None:
             return sentence
@@ -184,7 +185,7 @@ class EditStudy:
         return f"{sentence.removesuffix('.')}; {word} the best cheap alternative, {gives}."
 
     def _of_metric(self) -> str:
-        """The study's own metric, where it is not accuracy."""
+        """A sentence about the study's own metric, where it is not accuracy."""
         of = self.of_metric
         if of is None or self.edit.operation.is_identity:
             return ""
@@ -204,14 +205,14 @@ class EditStudy:
         return f"{sentence}."
 
     def _of_one_scale(self) -> str:
-        """A note where a selection took all neurons or none."""
+        """A note where the selection took all neurons or none."""
         chosen, neurons = int(self.selected.sum()), len(self.selected)
         if self.selection == "all" or chosen not in (0, neurons) or self.edit.operation.is_identity:
             return ""
         return f" The selection took {'every' if chosen else 'no'} neuron of {self.edit.layer}."
 
     def _nothing(self) -> str:
-        """Of an edit that leaves every neuron as it is."""
+        """The verdict on an edit that changes no neuron."""
         if len(self.grid) > 1:
             return "No edit of the grid was better than the unedited network, so nothing was changed."
         chosen, all_of_them = int(self.selected.sum()), len(self.selected)
@@ -219,14 +220,14 @@ class EditStudy:
         return f"The edit changes nothing: {why} ({chosen} of {all_of_them} neurons of {self.edit.layer} chosen)."
 
     def _neutral(self) -> str:
-        """Why chosen neurons are left as they are: `each neuron's scale is 1`."""
+        """Why the chosen neurons are unchanged, e.g. `each neuron's scale is 1`."""
         operation = self.edit.operation
         word = "scale" if isinstance(operation, Scaling) else "value"
         neutral = operation.neutral if isinstance(operation.neutral, tuple) else (operation.neutral,)
         return f"each neuron's {word} is {', '.join(f'{value:g}' for value in neutral)}"
 
     def row(self) -> dict[str, Any]:
-        """Plain JSON values: everything but the frames and the tensors."""
+        """Plain JSON values of everything except the tables and the tensors."""
         plain = {name: without_nan(getattr(self, name)) for name in _PLAIN}
         return {
             **plain,
@@ -243,7 +244,7 @@ class EditStudy:
         }
 
     def save(self, folder: str | Path) -> None:
-        """`study.json`, `grid.csv`, `controls.csv`, `ladder.json`, `edit.safetensors`, and the predictions on test."""
+        """Writes `study.json`, the tables, `edit.safetensors` and the predictions on test to the folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "study.json").write_text(json.dumps(self.row(), indent=1, ensure_ascii=False), encoding="utf-8")
@@ -285,5 +286,5 @@ class EditStudy:
 def _read_table(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path, float_precision="round_trip")
-    except pd.errors.EmptyDataError:  # it was not asked for
+    except pd.errors.EmptyDataError:  # the table was not requested
         return pd.DataFrame()

@@ -1,4 +1,4 @@
-"""The edit study: a grid on validation, one look at test, controls and an exact check."""
+"""Runs an edit study: a grid on validation, one evaluation on test, controls and an exact check."""
 
 from __future__ import annotations
 
@@ -43,26 +43,26 @@ from emodissect.studies.result import EditStudy
 log = logging.getLogger(__name__)
 
 _TRAIN_IMAGES = 10_000  # that baselines are fitted on
-_FEWEST_DRAWS = 99  # p < .05 with up to three draws as good; with 39, (1 + 1) / 40 would not be below it
+_FEWEST_DRAWS = 99  # p < .05 even if three draws are as good; with 39, one such draw gives (1 + 1) / 40, not below .05
 
 
-class _MadeWhenAsked(dict[str, EditedLogits]):
-    """By layer, the network's logits on some images under edits."""
+class _LogitsByLayer(dict[str, EditedLogits]):
+    """The network's logits under edits of each layer, computed on first access."""
 
     def __init__(
         self, inference: Inference, images: ImageSet, batch_size: int, memory_limit: int, progress: bool
     ) -> None:
         super().__init__()
-        self._made_from = (inference, images, batch_size, memory_limit, progress)
+        self._arguments = (inference, images, batch_size, memory_limit, progress)
 
     def __missing__(self, layer: str) -> EditedLogits:
-        inference, images, batch_size, memory_limit, progress = self._made_from
+        inference, images, batch_size, memory_limit, progress = self._arguments
         self[layer] = EditedLogits(inference, layer, images, batch_size, memory_limit, progress=progress)
         return self[layer]
 
 
 def warn_of_few_draws(alpha: float, controls: int) -> None:
-    """Says so where no p-value could come below alpha, or not with one draw as good as the edit."""
+    """Warns if no p-value could fall below alpha, or none could with a single draw as good as the edit."""
     if 2 / (1 + controls) >= alpha:
         best = "no edit" if 1 / (1 + controls) >= alpha else "only an edit that no draw equals"
         log.warning(
@@ -72,18 +72,17 @@ def warn_of_few_draws(alpha: float, controls: int) -> None:
 
 
 def check_apart(val: ImageSet, test: ImageSet) -> None:
-    """Raises UserError where the edit would be chosen on images that it is evaluated on."""
+    """Raises UserError where the validation and test images overlap."""
     shared = int(torch.isin(val.ids, test.ids).sum())
     if shared:
         raise UserError(
-            f"{shared:,} of the {len(val):,} images that the edit is chosen on are among those it is evaluated "
-            f"on, so its "
-            "figure would be optimistic. Give study.selection_split and study.test_split splits that share none, or "
-            "study.select_on_test=true to repeat the published mistake."
+            f"{shared:,} of the {len(val):,} images that the edit is chosen on are among those it is evaluated on, so "
+            "its result would be optimistic. Set study.selection_split and study.test_split to splits that share no "
+            "images, or study.select_on_test=true to repeat the published mistake."
         )
 
 
-def _told(change: MetricChange | None, decision: Decision) -> dict[str, Any] | None:
+def _metric_row(change: MetricChange | None, decision: Decision) -> dict[str, Any] | None:
     if change is None:
         return None
     chance = {f"p_{name}": decision.p(name, "metric_test") for name in ("random", "shuffled")}
@@ -97,7 +96,7 @@ def check_grid(
     selections: Sequence[Selection],
     rules: Sequence[Rule],
 ) -> None:
-    """Makes the grid without what must be fitted to images first. Raises UserError where it cannot be made."""
+    """Builds the grid without the selections and rules that need images. Raises UserError where it cannot be built."""
     if selections and rules:
         selections = [selection for selection in selections if not needs_images(selection)] or [AllNeurons()]
         rules = [rule for rule in rules if not needs_images(rule)] or [Scale(factor=1.0)]
@@ -132,35 +131,38 @@ def run_study(
     run_on_test: Callable[[Edit], tuple[Predictions, Predictions]] | None = None,
     recall: Recall = made_now,
 ) -> EditStudy:
-    """Try every layer x selection x rule on validation, take the best, and evaluate it once on test.
+    """Try every layer x selection x rule on validation, choose the best, and evaluate it once on test.
 
     Args:
-        inference: the network with what stands before and behind it; its weights are restored exactly.
-        layers: whose neurons are edited, one at a time.
-        test: read once, for the chosen edit, the unedited network and the controls of that edit.
-        metric: what validation chooses by, see :data:`~emodissect.studies.metrics.METRICS`; of equals the smallest
-            change is taken.
+        inference: the network with its preprocessing and postprocessing; its weights are restored exactly.
+        layers: the layers whose neurons are edited, one at a time.
+        test: used once, for the chosen edit, the unedited network and the controls of that edit.
+        metric: the metric that the edit is chosen by on validation, see
+            :data:`~emodissect.studies.metrics.METRICS`; ties go to the smallest change.
         select_on_test: choose on the test images, only to repeat the published study; the result is marked.
-        alpha: level at which a gain is claimed.
-        controls: draws of random neurons, and of shuffled labels.
-        control_cells: the maximum number of cells that are evaluated for shuffled labels, each draw of which repeats
-            the whole grid; fewer draws are made of a large grid, never fewer than 99.
+        alpha: significance level for claiming a gain.
+        controls: number of draws of random neurons, and of shuffled labels.
+        control_cells: maximum number of cells evaluated for shuffled labels. Each of their draws repeats the whole
+            grid, so a large grid gets fewer draws, but never fewer than 99 (or `controls`, if that is smaller).
         batch_size, memory_limit: see :class:`~emodissect.editing.fast.edited_logits.EditedLogits`.
-        groups: an annotated concept of the images; with the classes it makes the groups of `worst_group`.
+        groups: an annotated concept of the images; its presence x class defines the groups of `worst_group`.
         baselines: cheap alternatives, fitted on the images that the edit is chosen on and compared on test.
-        train: training images on which they are fitted as well; at most 10,000 are used, drawn class by class.
-        refit_head: also fit the head again behind the edit, beside the head fitted again alone.
-        recalibrate: also measure BatchNorm statistics behind the layer on training images, with the edit and alone.
-        effects: random edits by which each neuron's effect is estimated, see
-            :func:`~emodissect.editing.effects.estimate_effects`; 0 estimates none.
-        concept_scores: of the images that the edit is chosen on, for the held-out score of each neuron's label.
-        run_on_test: gives the predictions of the unedited and of the edited network on the test images, e.g. by a
+        train: training images on which they are fitted as well; at most 10,000 are used, stratified by class.
+        refit_head: also refit the head behind the edit, and compare with refitting the head alone.
+        recalibrate: also recompute the BatchNorm statistics behind the layer on training images, with the edit and
+            alone.
+        effects: number of random edits used to estimate each neuron's effect, see
+            :func:`~emodissect.editing.effects.estimate_effects`; 0 skips this.
+        concept_scores: concept scores of the images that the edit is chosen on, for the held-out score of each
+            neuron's label.
+        run_on_test: returns the predictions of the unedited and of the edited network on the test images, e.g. from a
             trainer with ``EvaluateEdit``; None runs both here.
-        recall: gives the predictions of an alternative that are kept from a study of another edit of the layer.
+        recall: returns the cached predictions of an alternative from a study of another edit of the layer, or
+            computes them.
 
     Raises:
-        UserError: before any forward pass: unknown layer, metric or word, empty images, images chosen on among those
-            evaluated on, a grid that cannot be built; and where the unedited network gives no finite logits.
+        UserError: before any forward pass: unknown layer, metric or concept, empty image sets, overlapping validation
+            and test images, a grid that cannot be built; and where the unedited network's logits are not finite.
     """
     check_metric(metric, groups)
     if groups is not None:
@@ -168,7 +170,7 @@ def run_study(
             groups_of(images, groups)
     for name, images in (("validation", val), ("test", test)):
         if not len(images):
-            raise UserError(f"The {name} set holds no images, so no edit can be evaluated.")
+            raise UserError(f"The {name} set is empty, so no edit can be evaluated.")
     optimistic = select_on_test
     if not optimistic:
         check_apart(val, test)
@@ -177,15 +179,15 @@ def run_study(
     cells = len(layers) * len(selections) * len(rules)
     if optimistic:
         log.warning(
-            "select_on_test=true: the edit is chosen on the images it is evaluated on; its figure is optimistic."
+            "select_on_test=true: the edit is chosen on the images it is evaluated on; its result is optimistic."
         )
 
-    # Layers share the memory; a layer's test outputs are made only when a chosen edit is in it.
+    # Layers share the memory; test outputs are computed only for layers in which a chosen edit lies.
     room = memory_limit // (2 * len(layers))
-    on_test = _MadeWhenAsked(inference, test, batch_size, room, progress)
+    on_test = _LogitsByLayer(inference, test, batch_size, room, progress)
     question = Question(
         layers=layers,
-        val=on_test if optimistic else _MadeWhenAsked(inference, val, batch_size, room, progress),
+        val=on_test if optimistic else _LogitsByLayer(inference, val, batch_size, room, progress),
         test=on_test,
         network=inference.network,
         selections=selections,
@@ -216,7 +218,7 @@ def run_study(
         some = train
         if len(train) > _TRAIN_IMAGES:
             some = train.subset(stratified_rows(train.labels, _TRAIN_IMAGES, seed))
-        on_train = _MadeWhenAsked(inference, some, batch_size, room, progress)
+        on_train = _LogitsByLayer(inference, some, batch_size, room, progress)
         fitted_on["train"] = lambda: on_train[cell.layer]
     shown = question.shown_metric
     on_groups = question.groups_in(question.test)
@@ -267,7 +269,7 @@ def run_study(
         ladder=ladder,
         neuron_effects=of_neurons,
         groups=groups,
-        of_metric=_told(change(exact), decision),
+        of_metric=_metric_row(change(exact), decision),
         group_table=pd.DataFrame() if on_groups is None else group_table(before, exact, on_groups),
         optimism=optimism(question, decision, neurons, min(controls, max(_FEWEST_DRAWS, control_cells // (2 * cells)))),
     )

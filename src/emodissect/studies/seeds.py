@@ -1,4 +1,4 @@
-"""The same experiment under several seeds: means, intervals and a test over independently trained networks. Pure."""
+"""Means, intervals and tests over independently trained networks: the same experiment with several seeds."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from emodissect.core.number_format import p_sentence, points
 from emodissect.studies.baselines.with_edit import WITH_EDIT
 
 CHANGES = ("delta_val", "delta")
-"""Figures of which 0 means that nothing changed, so that they are tested against it."""
+"""Figures that are changes, and are therefore tested against 0."""
 
 FIGURES = (*CHANGES, "accuracy_before", "accuracy_after", "val/acc", "test/acc")
-"""What is averaged over seeds, where the jobs have it."""
+"""Figures that are averaged over seeds, where the jobs have them."""
 
 COLUMNS = ("figure", "seeds", "mean", "sd", "low", "high", "positive", "p_value")
 
@@ -27,23 +27,24 @@ TRAINING_COLUMNS = ("what", "seeds", "mean", "low", "high", "gain", "p_value", "
 
 
 def over_seeds(jobs: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
-    """Each figure over the jobs that differ in nothing but their seed.
+    """Summarize each figure over the jobs that differ only in their seed.
 
     With n seeds, mean m and standard deviation s (n - 1 in the denominator): the interval is m ± t s / √n, t the
     quantile of Student's t with n - 1 degrees of freedom, and ``p_value`` the two-sided one-sample t-test of a change
-    against 0. Figures are shares of a limited number of images, so that few seeds may agree by chance to the last
-    digit; s is therefore taken to be at least the standard error within one job, the root mean square of
+    against 0. Figures are fractions of a limited number of images, so a few seeds may agree to the last digit by
+    chance; s is therefore at least the standard error within one job, the root mean square of
     (``<figure>_high`` - ``<figure>_low``) / (2 · 1.96) where the jobs have their own 95 % intervals. Where they have
-    none and all values are equal, interval and p-value are NaN. The unit is a trained network, so the interval tells
-    how far another training would differ; what other test images would give is in the interval of each single job.
+    none and all values are equal, interval and p-value are NaN. The unit is a trained network, so the interval shows
+    how much another training would differ; the variation over test images is in each job's own interval.
 
     Args:
-        jobs: one row a job of a sweep; failed ones have an ``error`` and do not count.
+        jobs: one row per job of a sweep; failed jobs have an ``error`` and do not count.
         swept: the columns that the sweep varied.
 
     Returns:
-        one row a setting and figure: the settings' columns, then figure, seeds, mean, sd, low, high, positive (seeds
-        above 0) and p_value (NaN for figures that are not changes). Empty where no setting has two seeds.
+        One row per setting and figure: the settings' columns, then figure, seeds, mean, sd, low, high, positive
+        (number of seeds above 0) and p_value (NaN for figures that are not changes). Empty where no setting has two
+        seeds.
     """
     settings = _settings(jobs, swept)
     none = pd.DataFrame(columns=[*settings, *COLUMNS])
@@ -63,16 +64,16 @@ def over_seeds(jobs: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
 
 
 def over_trainings(jobs: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
-    """The edit and every alternative over the jobs that differ in nothing but their seed.
+    """Summarize the edit and every alternative over the jobs that differ only in their seed.
 
     Args:
-        jobs: one row a job of a sweep, with `delta` and `ladder/...`; failed ones have an `error` and do not count.
+        jobs: one row per job of a sweep, with `delta` and `ladder/...`; failed jobs have an `error` and do not count.
 
     Returns:
-        the settings' columns, then TRAINING_COLUMNS: mean change of accuracy on test, its Student interval over
-        trainings, how many trainings gain, two-sided t-test and sign test against 0 (trainings without a change do not
-        count in the latter). Interval and t-test as in :func:`over_seeds`: NaN where all values are equal and the jobs
-        have no interval of their own. Empty where no setting has two seeds.
+        The settings' columns, then TRAINING_COLUMNS: mean change in accuracy on test, its Student interval over
+        trainings, the number of trainings that gain, and two-sided t-test and sign test against 0 (the sign test
+        ignores trainings without a change). Interval and t-test as in :func:`over_seeds`: NaN where all values are
+        equal and the jobs have no interval of their own. Empty where no setting has two seeds.
     """
     if "seed" not in swept or "delta" not in jobs:
         return pd.DataFrame(columns=list(TRAINING_COLUMNS))
@@ -167,7 +168,7 @@ def _summary(values: ArrayLike, within: float, tested: bool) -> dict[str, float]
     seeds, mean, sd = len(sample), float(sample.mean()), float(sample.std(ddof=1))
     error = max(sd, within) / np.sqrt(seeds)
     half, p_value = float("nan"), float("nan")
-    if error > 1e-12:  # rounding leaves about this much of a difference of equal numbers
+    if error > 1e-12:  # equal values differ by rounding errors smaller than this
         half = float(t.ppf(0.975, seeds - 1) * error)
         p_value = float(2 * t.sf(abs(mean) / error, seeds - 1))
     return {

@@ -1,4 +1,4 @@
-"""An edit of any network evaluated on any data: one comparison, or the whole study."""
+"""Evaluates edits of any network on any data: a single comparison, or a whole study."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ def evaluate_edit(
     """Accuracy with and without an edit on the same images, with an interval and the exact McNemar p-value.
 
     Args:
-        network: any module that gives logits (image, class); its weights are restored to the last bit.
-        edit: one, or several that are applied together; layer paths are relative to the network.
-        data: a ``DataLoader`` of ``(x, y)`` batches or dicts, or a ``Dataset`` of such items; x as the network
-            takes it.
-        transform: raw image to network input, where x is a raw image.
+        network: any module that returns logits (image, class); its weights are restored bit for bit.
+        edit: one edit, or several that are applied together; layer paths are relative to the network.
+        data: a ``DataLoader`` of ``(x, y)`` batches or dicts, or a ``Dataset`` of such items; x is the network's
+            input.
+        transform: maps a raw image to the network's input, where x is a raw image.
         class_names: in the order of the logits; checked against their number.
-        logits: ``logits(module, x)`` where ``module(x)`` does not give them.
-        batch_size: for a data set that is not a loader.
+        logits: called as ``logits(module, x)`` where ``module(x)`` does not return logits.
+        batch_size: for data that is not a loader.
         device: where the network runs; None leaves it where it is.
-        seed: of whatever is random in the data.
+        seed: random seed for data with random augmentation.
 
     Raises:
-        UserError: an edit that does not fit the network, data without labels, labels that are not a class.
+        UserError: an edit that does not fit the network, data without labels, labels that are not class indices.
 
     Example:
         >>> from emodissect.editing.rules import Scale
@@ -87,7 +87,7 @@ def evaluate_edit(
             rows.append(evaluated_row(batch, before, after, seen))
             seen += len(before)
     if not rows:
-        raise UserError("data holds no images, so the edit cannot be evaluated.")
+        raise UserError("data contains no images, so the edit cannot be evaluated.")
     return compare(*predictions_of(rows, class_names))
 
 
@@ -113,46 +113,46 @@ def study(
     seed: int = 0,
     progress: bool = True,
 ) -> EditStudy:
-    """The whole study of a user's own network: the grid on validation, one look at test, controls, a verdict.
+    """Run a whole study of your own network: the grid on validation, one evaluation on test, controls, a verdict.
 
     Args:
-        network: any module that gives logits; its weights are restored to the last bit.
-        labels: of its neurons, from :func:`emodissect.dissect`.
-        val: images that the edit is chosen on, with labels, in any form that ``evaluate_edit`` takes.
-        test: images that are read once, for the chosen edit and its controls.
-        layers: whose neurons are edited, one layer at a time; None takes every layer of the labels.
-        selections: which neurons count as chosen; None is the published one, similarity above the labels' tau, and
-            every neuron for functions.
-        rules: what is done to them; None is the published one, times 1.5 and the others divided by it. A function is
-            given a copy of the network and returns it edited, or edits it in place: see
-            :class:`~emodissect.editing.from_function.FromFunction`. Several are a grid.
+        network: any module that returns logits; its weights are restored bit for bit.
+        labels: labels of its neurons, from :func:`emodissect.dissect`.
+        val: labelled images that the edit is chosen on, in any form that ``evaluate_edit`` takes.
+        test: images that are used once, for the chosen edit and its controls.
+        layers: the layers whose neurons are edited, one at a time; None takes every layer of the labels.
+        selections: which neurons are chosen; None is the published selection, similarity above the labels' tau, or
+            every neuron if all rules are functions.
+        rules: how they are edited; None is the published rule, chosen neurons times 1.5 and the others divided by it.
+            A function gets a copy of the network and returns it edited, or edits it in place: see
+            :class:`~emodissect.editing.from_function.FromFunction`. Several rules form a grid.
         baselines: cheap alternatives that are fitted on `val` and compared on `test`, `[]` for none. They take seconds
-            where the network can be cut behind the layer, and many full passes where it cannot.
+            where the network can be cut behind the layer, and many full forward passes where it cannot.
         train: training images that they are fitted on as well, in any form that `val` takes.
         transform, class_names, device: as in ``evaluate_edit``.
-        metric: what validation chooses by.
-        alpha: level at which a gain is claimed.
-        controls: random edits of the same size, and studies with shuffled labels.
+        metric: the metric that the edit is chosen by on validation.
+        alpha: significance level for claiming a gain.
+        controls: number of random edits of the same size, and of studies with shuffled labels.
         select_on_test: choose on the test images, only to show how optimistic that is.
-        batch_size: images in one forward pass.
-        seed: of the controls.
-        progress: show bars.
+        batch_size: images per forward pass.
+        seed: random seed of the controls.
+        progress: show progress bars.
 
     Returns:
         The study; ``study.verdict`` is one sentence, ``study.test`` the comparison, ``study.edit`` the chosen edit.
 
     Raises:
-        UserError: as ``evaluate_edit``, and where both sets of images are the same.
+        UserError: as ``evaluate_edit``, and where val and test are the same images.
     """
-    # ids only tell images apart: those of test follow those of validation, unless both have their own
+    # ids only need to be unique: those of test continue those of validation, unless both come with their own
     chosen_on = image_set(val, as_given=True, progress=progress)
-    judged_on = image_set(test, as_given=True, progress=progress)
+    tested_on = image_set(test, as_given=True, progress=progress)
     if not (isinstance(val, ImageSet) and isinstance(test, ImageSet)):
-        if chosen_on.fingerprint() == judged_on.fingerprint() and not select_on_test:
+        if chosen_on.fingerprint() == tested_on.fingerprint() and not select_on_test:
             raise UserError("val and test are the same images: an edit chosen on them would be evaluated on them.")
-        judged_on = ImageSet(judged_on.images, judged_on.labels, judged_on.ids + int(chosen_on.ids.max()) + 1)
+        tested_on = ImageSet(tested_on.images, tested_on.labels, tested_on.ids + int(chosen_on.ids.max()) + 1)
     learned_on = None if train is None else image_set(train, as_given=True, progress=progress)
-    given = {"val": chosen_on, "test": judged_on} | ({} if learned_on is None else {"train": learned_on})
+    given = {"val": chosen_on, "test": tested_on} | ({} if learned_on is None else {"train": learned_on})
     for name, images in given.items():
         if not images.labelled:
             raise UserError(f"{name} has no labels, so accuracy is not defined. Give (image, label) pairs.")
@@ -171,7 +171,7 @@ def study(
             _listed(selections) or [AllNeurons() if by_function else Tau(labels.tau)],
             listed,
             chosen_on,
-            judged_on,
+            tested_on,
             baselines=baselines,
             train=learned_on,
             metric=metric,
@@ -185,18 +185,18 @@ def study(
 
 
 def check_classes(labels: Tensor, classes: int, class_names: Sequence[str] | None = None) -> None:
-    """Raises UserError for labels that no logit is for, or another number of names than logits."""
+    """Raises UserError for labels without a logit, or if the number of class names is not that of the logits."""
     if class_names is not None and len(class_names) != classes:
         raise UserError(f"class_names has {len(class_names)} names for {classes} logits: name one class per logit.")
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise UserError(
-            f"Labels lie in {int(labels.min())}..{int(labels.max())}, and the network has {classes} logits: each label "
-            f"must be the index of a logit, 0..{classes - 1}."
+            f"Labels range from {int(labels.min())} to {int(labels.max())}, but the network has {classes} logits: each "
+            f"label must be the index of a logit, 0..{classes - 1}."
         )
 
 
 def _batches(data: Any, batch_size: int) -> Iterable[Any]:
-    """Batches of a loader as they come; those of a data set, or of an iterable of batches."""
+    """Batches of a loader, an iterable of batches, or a data set."""
     if isinstance(data, ImageSet):
         return image_loader(data, batch_size)
     if isinstance(data, DataLoader) or not hasattr(data, "__getitem__"):
@@ -210,7 +210,7 @@ def _batches(data: Any, batch_size: int) -> Iterable[Any]:
 def predictions_of(
     rows: Sequence[tuple[Tensor, ...]], class_names: Sequence[str] | None = None
 ) -> tuple[Predictions, Predictions]:
-    """The predictions before and after an edit from all batches' rows. Raises UserError as :func:`check_classes`."""
+    """Predictions before and after an edit, from the rows of all batches. Raises UserError as :func:`check_classes`."""
     ids, labels, before, after = (torch.cat(parts) for parts in zip(*rows, strict=True))
     check_classes(labels, before.shape[1], class_names)
     return Predictions.placed(ids, labels, before), Predictions.placed(ids, labels, after)
@@ -219,7 +219,7 @@ def predictions_of(
 def evaluated_row(
     batch: Any, before: Tensor, after: Tensor, seen: int, rank: int = 0, processes: int = 1
 ) -> tuple[Tensor, ...]:
-    """Ids (see ``placed_ids``), labels and both logits of a batch, on the CPU.
+    """Ids (see ``placed_ids``), labels, and logits before and after of a batch, on the CPU.
 
     Raises:
         UserError: the batch has no labels.

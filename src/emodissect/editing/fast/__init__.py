@@ -1,1 +1,1 @@
-"""Many edits of one layer without running the network again."""
+"""Evaluates many edits of one layer without re-running the whole network."""

@@ -1,4 +1,4 @@
-"""A network cut behind a layer, so that an edit of the layer re-runs only what lies behind it."""
+"""Cuts a network behind a layer, so that an edit of the layer re-runs only the part behind it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from emodissect.editing.tracing import CannotTrace, node_of, trace
 
 @dataclass(frozen=True, eq=False)
 class LinearTail:
-    """`rest(reader(between(z)))`, where `between` treats every neuron alone and `reader` is linear."""
+    """A tail of the form `rest(reader(between(z)))`: `between` treats neurons independently, `reader` is linear."""
 
     between: GraphModule
     reader: nn.Linear
@@ -28,9 +28,9 @@ class Cut:
     """A network in two parts that share its modules: `tail(*head(x))` equals `network(x)`.
 
     Attributes:
-        head: input -> the layer's output z, and every other tensor that the tail reads (skip connections).
-        tail: those -> the network's output.
-        linear: the tail in three parts, where what reads z, or its flattened maps, is linear.
+        head: maps the input to the layer's output z and all other tensors that the tail reads (skip connections).
+        tail: maps these to the network's output.
+        linear: the tail in three parts, where a linear layer reads z or its flattened maps; otherwise None.
     """
 
     layer: str
@@ -40,44 +40,44 @@ class Cut:
 
 
 def cut_behind(network: nn.Module, layer: str, example: Tensor) -> Cut:
-    """Cut the network behind a layer; that the two parts give what the whole gives is checked on the example.
+    """Cut the network behind a layer, and check on the example that the two parts reproduce the whole.
 
     Args:
         network: in eval mode.
         layer: path of a module that is called once.
-        example: some rows of the network's input, at least two.
+        example: an input batch of at least two rows.
 
     Raises:
-        CannotTrace: the network has no graph, or its parts do not give what the whole gives.
+        CannotTrace: the network cannot be traced, or its parts do not reproduce its output.
     """
     graph = trace(network, example)
     cut_node = node_of(graph, layer)
     values = _values(network, graph, example)
     if not isinstance(values.get(cut_node), Tensor):
-        raise CannotTrace(f"layer '{layer}' gives no single tensor")
+        raise CannotTrace(f"layer '{layer}' does not return a single tensor")
     behind = _behind(graph, cut_node)
     skips = _read_from_before(graph, behind, cut_node, values, len(example))
     head = _part(network, graph, [], set(graph.nodes) - _behind(graph, cut_node), [cut_node, *skips])
     tail = _part(network, graph, [cut_node, *skips], behind, None)
     linear = None if skips else _linear_tail(network, graph, cut_node, behind, values)
     cut = Cut(layer, head, tail, linear)
-    # A second batch size: what was decided on the example must not have been decided by its number of rows.
+    # A second batch size, because the graph must not depend on the example's number of rows.
     for rows in (example, example[:1]):
         _require_equal(cut, network, rows)
     return cut
 
 
 def _values(network: nn.Module, graph: Graph, example: Tensor) -> dict[Node, Any]:
-    """What every operation gives on the example; shapes and kinds are read from it."""
+    """The result of every operation on the example, to read shapes and dtypes from."""
     seen: dict[Node, Any] = {}
 
-    class Watching(Interpreter):
+    class RecordingInterpreter(Interpreter):
         def run_node(self, n: Node) -> Any:
             seen[n] = super().run_node(n)
             return seen[n]
 
     try:
-        Watching(network, graph=graph, garbage_collect_values=False).run(example)
+        RecordingInterpreter(network, graph=graph, garbage_collect_values=False).run(example)
     except Exception as error:
         raise CannotTrace(f"its graph does not run ({type(error).__name__}: {error})") from error
     return seen
@@ -92,12 +92,12 @@ def _behind(graph: Graph, start: Node) -> set[Node]:
 
 
 def _read_from_before(graph: Graph, behind: set[Node], start: Node, values: dict[Node, Any], rows: int) -> list[Node]:
-    """Tensors with a row an image that the tail reads from before the layer; whatever else it reads moves into it.
+    """Float tensors with one row per image that the tail reads from before the layer; other inputs move into the tail.
 
-    Whole numbers and masks are worked out again: what is kept is kept as float32.
+    Integers and masks are recomputed in the tail, since kept tensors are stored as float32. Extends `behind`.
     """
     skips: list[Node] = []
-    for node in reversed(list(graph.nodes)):  # Readers come before what they read.
+    for node in reversed(list(graph.nodes)):  # reversed, so that readers come before their inputs
         if node is start or node in behind or not any(user in behind for user in node.users):
             continue
         value = values[node]
@@ -113,7 +113,7 @@ def _read_from_before(graph: Graph, behind: set[Node], start: Node, values: dict
 def _part(
     network: nn.Module, graph: Graph, inputs: list[Node], kept: set[Node], outputs: list[Node] | None
 ) -> GraphModule:
-    """The operations `kept` as a module from `inputs` to `outputs`; None keeps the graph's own output."""
+    """A module of the operations `kept`, from `inputs` to `outputs`; None keeps the graph's own output."""
     part, twins = Graph(), dict[Node, Node]()
     for node in inputs:
         twins[node] = part.placeholder(node.name)
@@ -149,7 +149,7 @@ def _linear_tail(
 
 @torch.no_grad()
 def _treats_neurons_alone(between: GraphModule, outputs: Tensor) -> bool:
-    """Whether every other neuron's columns stay, to the bit, as they were where half of the neurons are changed."""
+    """Whether scaling every second neuron changes exactly its own columns, and no others by a single bit."""
     changed = torch.arange(outputs.shape[1], device=outputs.device) % 2 == 0
     mask = changed.reshape(-1, *[1] * (outputs.ndim - 2))
     (before,), (twice,) = between(outputs.clone()), between(outputs * 2)
@@ -167,9 +167,9 @@ def _require_equal(cut: Cut, network: nn.Module, rows: Tensor) -> None:
     except Exception as error:
         raise CannotTrace(f"its parts do not run on {len(rows)} rows ({type(error).__name__}: {error})") from error
     if any(len(part) != len(rows) for part in before):
-        raise CannotTrace("what it gives before the layer has not one row an image")
+        raise CannotTrace("the tensors before the cut do not have one row per image")
     if not isinstance(whole, Tensor) or whole.shape != parts.shape:
-        raise CannotTrace("it does not give one tensor of logits")
+        raise CannotTrace("it does not return a single tensor of logits")
     difference = float((whole - parts).abs().max())
     if not difference <= 1e-4 * max(1.0, float(whole.abs().max())):
         raise CannotTrace(f"its parts differ from the whole by {difference:.2g}")

@@ -1,4 +1,4 @@
-"""Logits of a network under many edits of one layer, by the shortest way."""
+"""Computes logits of a network under many edits of one layer, re-running as little of it as possible."""
 
 from __future__ import annotations
 
@@ -33,32 +33,31 @@ from emodissect.models.predictions import Predictions
 log = logging.getLogger(__name__)
 
 _EXAMPLE_IMAGES = 5
-_PRODUCT_BYTES = 64 * 2**20  # of scaled copies of the reader's weight, kept at once
+_PRODUCT_BYTES = 64 * 2**20  # of masked copies of the reader's weight in memory at once
 _WIDEST_PRODUCT = 128  # outputs of the reader up to which many cells go into one product
-_VALUES_A_CELL = 4  # a cell of more distinct values costs more as a product than separately
-_TOLERANCE = 1e-3  # of the largest logit: twenty times what float32 rounding was seen to give
+_VALUES_A_CELL = 4  # cells with more distinct values are faster one by one than as a product
+_TOLERANCE = 1e-3  # relative to the largest logit: twenty times the largest float32 rounding error observed
 
 
 @dataclass(eq=False)
 class EditedLogits:
     """A network's logits on some images under any edits of one layer.
 
-    Where the network can be cut, the layer's unedited output z is computed once and kept as float32, in memory or,
-    above `memory_limit` bytes, in a memory-mapped temporary file; every edit changes it as its operation says
-    (`on_output`) and re-runs what lies behind. Where it cannot, every edit is a full forward pass of the edited
-    weights. Of each kind of operation the first is applied to the weights as well, and the logits of a few images are
-    compared.
+    If the network can be cut, the layer's unedited output z is computed once and kept as float32, in memory or, above
+    `memory_limit` bytes, in a memory-mapped temporary file; every edit changes z (its operation's `on_output`) and
+    re-runs the part behind the layer. Otherwise, every edit is a full forward pass of the edited weights. The first
+    operation of each kind is also applied to the weights, and the logits of a few images are compared.
 
     Args:
-        inference: the network with its preprocessing and what follows it.
-        images: kept ascending by id.
-        memory_limit: bytes above which z lies on disk.
+        inference: the network with its preprocessing and postprocessing.
+        images: sorted by id on construction.
+        memory_limit: size in bytes above which z is stored on disk.
         cut: False evaluates every edit in full.
 
     Attributes:
         is_cut: whether edits re-run only the part behind the layer.
-        reason: why not, else empty.
-        bytes: size of what is kept of the layer's output, 0 where nothing is.
+        reason: why not, otherwise empty.
+        bytes: size of the stored tensors, 0 where nothing is stored.
         before: predictions of the unedited network.
     """
 
@@ -90,8 +89,8 @@ class EditedLogits:
         if not bool(self.before.logits.isfinite().all()):
             bad = int((~self.before.logits.isfinite()).any(1).sum())
             raise UserError(
-                f"The unedited network gives NaN or infinite logits for {bad:,} of {len(self.images):,} images, so no "
-                "edit of it can be evaluated. Check its weights and its preprocessing."
+                f"The unedited network outputs NaN or infinite logits for {bad:,} of {len(self.images):,} images, so "
+                "no edit of it can be evaluated. Check its weights and its preprocessing."
             )
 
     def _evaluate_unedited(self) -> None:
@@ -119,10 +118,10 @@ class EditedLogits:
         self.before = Predictions(self.images.ids, self.images.labels, unedited)
 
     def logits(self, operations: Sequence[Operation]) -> Float[Tensor, "cell image class"]:
-        """Logits under each operation on the layer; equal ones are evaluated once.
+        """Logits under each operation on the layer; equal operations are evaluated once.
 
         Raises:
-            UserError: an operation does something else to the layer's output than to the weights.
+            UserError: an operation's effects on the layer's output and on the weights differ.
         """
         different, where = distinct(operations)
         found = self.before.logits.expand(len(different), -1, -1).clone()
@@ -137,7 +136,7 @@ class EditedLogits:
         return found if len(different) == len(operations) else found[where]
 
     def edit(self, operation: Operation) -> Edit:
-        """The edit itself, to be applied to the network's weights."""
+        """The operation as an edit of the network's weights."""
         return Edit(self.layer, operation.bound(self._target))
 
     def exact(self, edit: Edit | None) -> Predictions:
@@ -145,10 +144,10 @@ class EditedLogits:
         return self.before if edit is None and not self.is_cut else self._full(edit)
 
     def inputs_of(self, module: str, operation: Operation | None = None) -> Float[Tensor, "image ..."]:
-        """What a module of the network is given for each image, under an operation on the layer; views averaged."""
+        """Inputs of a module of the network, one row per image, under an operation on the layer; views averaged."""
         seen: list[Tensor] = []
-        read_by = self.inference.network.get_submodule(module)
-        handle = read_by.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().float().cpu()))
+        reader = self.inference.network.get_submodule(module)
+        handle = reader.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().float().cpu()))
         try:
             if self._parts is not None:
                 self._by_cell(self._parts, [operation])
@@ -156,11 +155,11 @@ class EditedLogits:
                 self._full(None if operation is None else self.edit(operation))
         finally:
             handle.remove()
-        rows = torch.cat([part.clone() for part in seen])  # a clone, so that it is not a tensor of inference mode
+        rows = torch.cat([part.clone() for part in seen])  # clones, since inference tensors cannot be used in autograd
         return rows.unflatten(0, (len(self.images), -1)).mean(1)
 
     def outputs(self, rows: Int64[Tensor, " row"]) -> Float[Tensor, "view neuron *position"]:
-        """The layer's unedited output on some images, each with its views, neurons on axis 1."""
+        """The layer's unedited output on some images, one row per view, neurons on axis 1."""
         if self._parts is not None:
             return self._neurons_first(self._rows_kept(rows)[0])
         seen: list[Tensor] = []
@@ -175,9 +174,9 @@ class EditedLogits:
     def differentiable(
         self, rows: Int64[Tensor, " row"]
     ) -> Callable[[Callable[[Tensor], Tensor]], Float[Tensor, "row class"]]:
-        """Logits of some images as a function of how the layer's output is changed; gradients flow through it.
+        """A differentiable function from a change to the layer's output to the logits of some images.
 
-        The function takes `change`, which is given the output with its neurons on axis 1 and gives a new tensor.
+        Its argument `change` maps the output, with neurons on axis 1, to a new tensor.
         """
         if self._parts is None:
             return lambda change: self._full_changed(rows, change)
@@ -206,7 +205,7 @@ class EditedLogits:
         return [kept[views].to(self._device) for kept in self._kept]
 
     def _neurons_first(self, outputs: Tensor) -> Tensor:
-        """With the neurons on axis 1, where a linear layer of tokens does not have them."""
+        """Moves the neurons to axis 1, for linear layers on tokens, which have them last."""
         tokens = isinstance(self._target.module, nn.Linear) and outputs.ndim > 2
         return outputs.movedim(-1, 1) if tokens else outputs
 
@@ -233,7 +232,7 @@ class EditedLogits:
 
     @torch.no_grad()
     def _check_kind(self, operation: Operation) -> None:
-        """The first of a kind: what it does to the output must be what it does to the weights."""
+        """Checks, for the first operation of a kind, that its effects on the output and on the weights agree."""
         if operation.kind in self._checked or self._parts is None or not operation.of_neurons:
             return
         operation.check(self._target)
@@ -257,26 +256,26 @@ class EditedLogits:
     # -- the cut network ---------------------------------------------------------------------------------------------
 
     def _measure(self, parts: Cut) -> None:
-        """How much is kept, and whether there is room for it.
+        """Computes the size of the stored tensors, and checks that they fit on disk where they must go there.
 
         Raises:
-            CannotTrace: it must lie on disk, and the disk is too full.
+            CannotTrace: there is not enough free disk space.
         """
         self._views = len(self._example) // min(_EXAMPLE_IMAGES, len(self.images))
         with evaluating(self.inference), torch.inference_mode():
             self._shapes = [part.shape[1:] for part in parts.head(self._example.clone())]
         needed = sum(4 * len(self.images) * self._views * math.prod(shape) for shape in self._shapes)
-        # A memory-mapped file takes its room when it is written; a full disk would end the process without a message.
+        # A memory-mapped file takes up space only when written; a full disk would kill the process without a message.
         free = shutil.disk_usage(tempfile.gettempdir()).free
         if needed > self.memory_limit and needed > 0.95 * free:
             raise CannotTrace(
-                f"what is kept of the layer's output takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in "
-                f"{tempfile.gettempdir()} (the environment variable TMPDIR names another folder)"
+                f"the layer's output takes {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free in "
+                f"{tempfile.gettempdir()} (set the environment variable TMPDIR to use another folder)"
             )
         self.bytes = needed
 
     def _keep_outputs(self, parts: Cut) -> None:
-        """Run everything before the layer once. Rows of an image's views lie side by side."""
+        """Runs the part up to the layer once and stores its output. The views of an image are consecutive rows."""
         with evaluating(self.inference), torch.inference_mode():
             self._kept = [self._room(len(self.images) * self._views, shape) for shape in self._shapes]
             for start, batch in self._batches("before the layer", 64):
@@ -293,10 +292,10 @@ class EditedLogits:
         return self.bytes > self.memory_limit
 
     def _room(self, rows: int, shape: torch.Size) -> Tensor:
-        """Maps are kept with their channels innermost, as convolutions and pooling like them."""
+        """An empty tensor to store outputs in; maps in channels-last layout, which convolutions and pooling prefer."""
         stored = (rows, *shape[1:], shape[0]) if len(shape) == 3 else (rows, *shape)
         if self._on_disk:
-            # Unlinked when this object goes, also after an exception.
+            # Deleted together with this object, also after an exception.
             self._folder = getattr(self, "_folder", None) or tempfile.TemporaryDirectory(prefix="emodissect-")
             name = Path(self._folder.name) / f"{len(list(Path(self._folder.name).iterdir()))}.f32"
             room = torch.from_numpy(np.memmap(name, np.float32, "w+", shape=stored))
@@ -316,7 +315,7 @@ class EditedLogits:
             yield slice(start, start + len(batch)), [kept[rows].to(self._device) for kept in self._kept]
 
     def _behind(self, parts: Cut, outputs: Tensor, skips: Sequence[Tensor], operation: Operation | None) -> Tensor:
-        """The network's output under an operation; what is kept stays, though the tail may work in place."""
+        """The network's output under an operation. Inputs are cloned, since the tail may work in place."""
         here = None if operation is None or operation.reads_next else operation
         changed = outputs.clone() if here is None else self._on_output(here, outputs)
         with _changed_input(self._target, operation):
@@ -335,7 +334,7 @@ class EditedLogits:
         return torch.stack([torch.cat(batches) for batches in found]).clone()
 
     def _between(self, tail: LinearTail, outputs: Tensor, alike: Operation) -> Between:
-        """What the reader is given where all neurons have one value."""
+        """The reader's input as a function of one value for all neurons."""
         if not alike.reads_next:
             return lambda value: tail.between(self._on_output(alike.uniform(value), outputs))[0]
         unchanged = tail.between(outputs.clone())[0]
@@ -347,7 +346,7 @@ class EditedLogits:
         with evaluating(self.inference), torch.inference_mode():
             for place, (outputs,) in self._kept_batches("behind the layer, in one product"):
                 read = reads(self._between(tail, outputs, alike), len(outputs))
-                logits = tail.rest(read.transpose(0, 1).flatten(0, 1))  # rows: cell by cell, an image's views together
+                logits = tail.rest(read.transpose(0, 1).flatten(0, 1))  # rows ordered by cell, then image, then view
                 found[:, place] = self.inference.finish(logits).float().cpu().unflatten(0, (len(columns), -1))
         return found
 
@@ -363,7 +362,7 @@ class EditedLogits:
 
 @contextmanager
 def _changed_input(target: Target, operation: Operation | None) -> Iterator[None]:
-    """Meanwhile the next layer is given the changed neurons, where the operation acts there."""
+    """Context in which the next layer's input is changed, if the operation acts there."""
     if operation is None or not operation.reads_next:
         yield
         return
@@ -376,7 +375,7 @@ def _changed_input(target: Target, operation: Operation | None) -> Iterator[None
 
 
 def _on_input(operation: Operation, given: Tensor, target: Target, reader: nn.Module) -> Tensor:
-    """An operation on what the next layer is given: neurons on axis 1, flattened maps taken apart."""
+    """Applies an operation to the next layer's input, with neurons on axis 1 and flattened maps unflattened."""
     if not isinstance(reader, nn.Linear):
         return operation.on_output(given, target)
     neurons = given.movedim(-1, 1).unflatten(1, (target.neurons, -1))
@@ -384,10 +383,10 @@ def _on_input(operation: Operation, given: Tensor, target: Target, reader: nn.Mo
 
 
 def require_same_logits(fast: Tensor, exact: Tensor, what: str) -> None:
-    """Checks logits behind the cut against those of the edited weights, where these are finite.
+    """Compares logits of the fast path with those of the edited weights, where these are finite.
 
     Raises:
-        UserError: they differ by more than float32 rounding: by more than 1e-3 of the largest logit.
+        UserError: they differ by more than float32 rounding explains: by more than 1e-3 of the largest logit.
     """
     known = exact.isfinite()
     if not bool(known.any()):
@@ -396,7 +395,7 @@ def require_same_logits(fast: Tensor, exact: Tensor, what: str) -> None:
     difference = float((fast - exact)[known].abs().max())
     if not difference <= _TOLERANCE * largest:
         raise UserError(
-            f"The fast evaluation and the edited weights disagree for {what}: logits differ by {difference:.2g}, "
-            f"accepted is {_TOLERANCE * largest:.2g}. What the edit does to the layer's output (on_output) is not what "
-            "it does to the weights (on_weights), or the network changes its own weights between forward passes."
+            f"The fast evaluation and the edited weights disagree for {what}: logits differ by {difference:.2g}, more "
+            f"than the tolerance of {_TOLERANCE * largest:.2g}. Either the operation's on_output and on_weights are "
+            "not equivalent, or the network changes its own weights between forward passes."
         )

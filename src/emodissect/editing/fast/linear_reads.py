@@ -1,7 +1,8 @@
-"""What the linear layer behind an edited one reads, under many edits at once. Pure.
+"""Computes the output of the linear layer that reads an edited layer, under many edits at once.
 
-Between the two layers every neuron is treated alone, so ``between(z scaled by s)`` has, in the columns of a neuron,
-what ``between(z scaled by that neuron's value of s)`` has there: it is enough to run it once for each distinct value.
+The operations between the two layers treat neurons independently: the columns of a neuron in ``between(s z)``, with one
+scale per neuron, equal those in ``between(v z)``, with v that neuron's scale for all. So ``between`` needs to run only
+once per distinct scale.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 Between = Callable[[float], Float[Tensor, "image column"]]
-"""``between(z)`` where every neuron is scaled by one value."""
+"""Maps a scale v to ``between(v z)``, with all neurons scaled by v."""
 
 
 class BatchedProduct:
-    """The reader's outputs of all cells as one matrix product for each distinct scale v::
+    """The reader's outputs for all cells, with one matrix product per distinct scale v::
 
         reader(between(z_cell)) = bias + sum_v between(v z) (W * [s_cell = v])^T
 
     Args:
-        columns: the scale of each of the reader's inputs under each edit.
+        columns: the scale of each reader input under each edit.
     """
 
     def __init__(self, reader: nn.Linear, columns: Float[Tensor, "cell column"]) -> None:
@@ -34,7 +35,7 @@ class BatchedProduct:
             self._parts.append((float(value), having, reader.weight.detach() * at_value[having][:, None]))
 
     def __call__(self, between: Between, images: int) -> Float[Tensor, "image cell output"]:
-        """All cells' outputs on a batch of this many images."""
+        """The outputs of all cells for a batch of `images` images."""
         read = self._reader.weight.new_zeros(images, self._cells, self._reader.out_features)
         for value, having, weights in self._parts:
             product = between(value) @ weights.flatten(0, 1).T
@@ -43,19 +44,19 @@ class BatchedProduct:
 
 
 class _Plan(NamedTuple):
-    """An edit as one value, and the columns that have another."""
+    """An edit as its most common scale, and the columns that have other scales."""
 
     common: float
     others: Sequence[tuple[float, Int64[Tensor, " column"]]]
 
 
 class Differences:
-    """The reader's outputs, cell by cell, as a difference from an edit that scales every neuron alike::
+    """The reader's outputs, cell by cell, as a difference from a uniform scaling::
 
         reader(between(z_cell)) = reader(between(v0 z)) + sum_v (between(v z) - between(v0 z))[:, s = v] W[:, s = v]^T
 
-    with v0 the commonest scale of the cell: the product is over the fewer neurons, at most half of them where a cell
-    has two scales.
+    with v0 the most common scale of the cell, so that the product runs over the remaining neurons: at most half of them
+    where a cell has two scales.
 
     Args:
         columns: as for `BatchedProduct`.
@@ -67,10 +68,10 @@ class Differences:
         self._plans = [_planned(row) for row in columns]
 
     def __call__(self, between: Between) -> Iterator[Float[Tensor, "image output"]]:
-        """Each cell's outputs on a batch, as a new tensor."""
+        """Yields each cell's outputs for a batch, as a new tensor."""
         inputs: dict[float, Tensor] = {}
         reads: dict[float, Tensor] = {}
-        steps: dict[tuple[float, float], Tensor] = {}  # with a row a column, as rows are gathered fastest
+        steps: dict[tuple[float, float], Tensor] = {}  # transposed, because gathering rows is fastest
 
         def at(value: float) -> Tensor:
             if value not in inputs:

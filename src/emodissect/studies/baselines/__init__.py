@@ -1,4 +1,4 @@
-"""Cheap alternatives to an edit: the ladder that every edit study is compared with."""
+"""Cheap alternatives to an edit: the ladder that every edit is compared with."""
 
 from emodissect.studies.baselines.baseline import Baseline, NotAvailable, Predictor
 from emodissect.studies.baselines.head import RefittedHead
@@ -17,7 +17,7 @@ from emodissect.studies.baselines.views import MirrorView, TenCrops
 from emodissect.studies.baselines.with_edit import recalibrated_rows, refitted_head_rows
 
 LADDER: tuple[Baseline, ...] = (TemperatureAndBiases(), LearnedScale(), RefittedHead(), MirrorView(), TenCrops())
-"""Every cheap alternative, as `study.baselines=null` takes them."""
+"""Every cheap alternative; the meaning of `study.baselines=null`."""
 
 __all__ = [
     "LADDER",

@@ -1,4 +1,4 @@
-"""What a cheap alternative to an edit is: it is fitted on images, and then gives logits of others."""
+"""The interface of a cheap alternative to an edit: fitted on some images, it predicts logits of others."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Predictor = Callable[[EditedLogits], Float[Tensor, "image class"]]
 
 
 class NotAvailable(Exception):  # noqa: N818
-    """Why a network has no such alternative, in words for its row of the ladder."""
+    """Raised where an alternative does not apply to a network; the message is the note in its row of the ladder."""
 
 
 @runtime_checkable
 class Baseline(Protocol):
-    """A way to better predictions that needs no labels of neurons.
+    """A way to improve predictions that needs no neuron labels.
 
     Attributes:
-        name: its word in `study.baselines=[...]`.
-        words: what is done, as the verdict says it: "refitting the head".
-        is_fitted: whether it learns from images; one that does not has a single row in the ladder.
+        name: its name in `study.baselines=[...]`.
+        words: its description in the verdict, e.g. "refitting the head".
+        is_fitted: whether it is fitted to images; one that is not has a single row in the ladder.
     """
 
     name: ClassVar[str]
@@ -33,11 +33,11 @@ class Baseline(Protocol):
     is_fitted: ClassVar[bool]
 
     def fit(self, kept: EditedLogits) -> tuple[Predictor, str]:
-        """Learns from images, and says what it settled on (a strength, say; may be empty).
+        """Fit to images; returns the predictor and a note on the chosen hyperparameters (may be empty).
 
         Args:
             kept: the network on the images: labels, logits (`before`), the layer's output, inputs of other layers.
 
         Raises:
-            NotAvailable: this network has no such alternative.
+            NotAvailable: the alternative does not apply to this network.
         """

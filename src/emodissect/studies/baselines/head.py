@@ -1,4 +1,4 @@
-"""The last layer fitted again, on images held out from training."""
+"""Refits the last layer, e.g. on images held out from training."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from emodissect.studies.baselines.baseline import NotAvailable, Predictor
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-_ABSENT = -100.0  # least log probability, also of a class that no image fitted on has
+_ABSENT = -100.0  # minimum log-probability; also that of classes without an image in the fit
 
 
 @dataclass(frozen=True)
 class RefittedHead:
-    """Logistic regression from what the last linear layer reads, its strength chosen by cross-validation.
+    """Logistic regression on the inputs of the last linear layer, its regularisation chosen by cross-validation.
 
     Source: DFR, Kirichenko et al. 2023 (arXiv 2204.02937).
 
     Args:
-        strengths: inverse regularisations C that are tried, on standardised features.
-        folds: of the cross-validation.
-        most: images fitted on at most, drawn class by class.
+        strengths: inverse regularisation strengths C to try, on standardised features.
+        folds: number of cross-validation folds.
+        most: maximum number of images to fit on, stratified by class.
     """
 
     name: ClassVar[str] = "head"
@@ -45,7 +45,7 @@ class RefittedHead:
     seed: int = 0
 
     def fit(self, kept: EditedLogits, operation: Operation | None = None) -> tuple[Predictor, str]:
-        """As every baseline; with an operation, the head behind the edited layer."""
+        """As :meth:`Baseline.fit`; with an operation, the head is fitted behind the edited layer."""
         head = head_of(kept)
         features, labels = kept.inputs_of(head, operation), kept.before.labels
         rows = torch.arange(len(labels))
@@ -93,15 +93,15 @@ def head_of(kept: EditedLogits) -> str:
     with torch.no_grad():
         logits = head(features.to(head.weight)).float().cpu()
     before = kept.before.logits
-    # Views are averaged already and classes may be in another order, so that each row is compared sorted.
+    # Views are averaged already and classes may be in a different order, so the rows are sorted before comparing.
     same = logits.shape == before.shape and torch.allclose(logits.sort(1).values, before.sort(1).values, atol=1e-3)
     if not same:
-        raise NotAvailable("the network's last linear layer does not give its logits")
+        raise NotAvailable("the network's last linear layer does not output its logits")
     return name
 
 
 def _fitted(features: Tensor, labels: Tensor, strength: float) -> Pipeline:
-    # scikit-learn takes a second to import: cached studies do not wait for it
+    # imported here because scikit-learn takes a second to import, and cached studies do not need it
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -109,7 +109,7 @@ def _fitted(features: Tensor, labels: Tensor, strength: float) -> Pipeline:
     from threadpoolctl import threadpool_limits
 
     model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=100))
-    # Many small products: on a busy machine, threads that wait for one another took twenty times as long as one.
+    # Many small matrix products: on a busy machine, several threads took twenty times as long as one.
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # the fits that matter are strongly regularised
         return model.fit(features.numpy(), labels.numpy())
@@ -117,7 +117,7 @@ def _fitted(features: Tensor, labels: Tensor, strength: float) -> Pipeline:
 
 def _log_probabilities(model: Pipeline, features: Tensor, classes: int) -> Float[Tensor, "image class"]:
     logits = torch.full((len(features), classes), _ABSENT)
-    with np.errstate(divide="ignore"):  # a chance of 0 is -inf
+    with np.errstate(divide="ignore"):  # log 0 = -inf
         found = torch.from_numpy(model.predict_log_proba(features.numpy())).float()
     logits[:, torch.from_numpy(model.classes_)] = found.clamp_min(_ABSENT)
     return logits

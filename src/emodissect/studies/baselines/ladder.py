@@ -1,4 +1,4 @@
-"""The ladder: every cheap alternative, fitted on the images that the edit was chosen on, compared on the same test."""
+"""The ladder: cheap alternatives, fitted on the images that the edit was chosen on, compared on the same test."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ COMPARED = (
     *("accuracy_before", "accuracy_after", "delta", "low", "high", "gained", "lost", "p_value"),
     *("nll_before", "nll_after", "macro_f1_before", "macro_f1_after"),
 )
-"""Columns of the ladder that are figures of a comparison with the unedited network on test."""
+"""Columns of the ladder taken from the comparison with the unedited network on test."""
 
 OF_METRIC = tuple(f"metric_{field.name}" for field in fields(MetricChange) if field.name != "metric")
-"""Further columns where the study's metric is not accuracy: its change from the unedited network, on test."""
+"""Additional columns where the study's metric is not accuracy: its change from the unedited network, on test."""
 
 COLUMNS = ("name", "words", "fitted_on", "settled", *COMPARED, "p_against_edit", *OF_METRIC, "seconds", "note")
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """What a cheap alternative predicts on test. It depends on network, layer and images, not on any edit.
+    """A cheap alternative's predictions on test. They depend on network, layer and images, not on any edit.
 
     Attributes:
-        logits: None where the network has no such alternative.
-        settled: what the fit settled on, for its row.
+        logits: None where the alternative does not apply to the network.
+        settled: the hyperparameters that the fit chose, for its row.
         note: why there are no logits.
-        seconds: of the fit and the prediction.
+        seconds: time taken by the fit and the prediction.
     """
 
     logits: Float[Tensor, "image class"] | None
@@ -61,7 +61,7 @@ class Alternative:
 
     @classmethod
     def made(cls, predict: Callable[[], tuple[Tensor, str]]) -> Alternative:
-        """What ``predict`` gives, logits and what was settled, or why it is not available."""
+        """Times ``predict``, which returns logits and chosen hyperparameters; a NotAvailable becomes the note."""
         began = time.perf_counter()
         logits, settled, note = None, "", ""
         try:
@@ -71,7 +71,7 @@ class Alternative:
         return cls(logits, settled, note, time.perf_counter() - began)
 
     def save(self, folder: Path) -> None:
-        """`alternative.json`, and `logits.safetensors` where there are logits."""
+        """Writes `alternative.json`, and `logits.safetensors` where there are logits."""
         words = {"settled": self.settled, "note": self.note, "seconds": self.seconds}
         (folder / "alternative.json").write_text(json.dumps(words, ensure_ascii=False), encoding="utf-8")
         if self.logits is not None:
@@ -85,11 +85,12 @@ class Alternative:
 
 
 Recall = Callable[[str, Baseline | None, str, Callable[[], Alternative]], Alternative]
-"""The alternative of a layer, a baseline (None: the ceiling) and a set of images fitted on; made where not kept."""
+"""From layer, baseline (None: the ceiling), name of the images fitted on and a function that computes the alternative:
+the alternative, from a cache or computed."""
 
 
 def made_now(layer: str, baseline: Baseline | None, fitted_on: str, make: Callable[[], Alternative]) -> Alternative:
-    """Keeps nothing."""
+    """Computes the alternative without a cache."""
     return make()
 
 
@@ -102,16 +103,17 @@ def climb(
     change: Callable[[Predictions], MetricChange | None] = lambda _: None,
     recall: Recall = made_now,
 ) -> pd.DataFrame:
-    """One row for each baseline and each set of images it is fitted on.
+    """The ladder: one row for each baseline and each set of images it is fitted on.
 
     Args:
-        fitted_on: by name (`val`, `train`), what gives the network on the images to learn from.
-        change: of the study's metric from the unedited network to some predictions; None where it is accuracy.
-        recall: gives an alternative that is kept from another edit of the layer, or makes it.
+        fitted_on: by name (`val`, `train`), a function that returns the network on the images to fit on.
+        change: the change in the study's metric from the unedited network to given predictions; None where the metric
+            is accuracy.
+        recall: returns the alternative cached from another edit of the layer, or computes it.
 
     Returns:
-        COLUMNS; fractions; `p_against_edit` is the exact McNemar p-value of the alternative against the edit,
-        `seconds` is what it took when it was made, and `note` says why a row has no figures.
+        A table with COLUMNS, accuracies as fractions; `p_against_edit` is the exact McNemar p-value of the alternative
+        against the edit, `seconds` the time taken when it was computed, and `note` why a row has no figures.
     """
     rows = []
     for baseline in baselines:
@@ -136,10 +138,10 @@ def ceiling(
     change: Callable[[Predictions], MetricChange | None] = lambda _: None,
     recall: Recall = made_now,
 ) -> dict[str, Any]:
-    """A row for what no scaling of the layer is expected to pass: scale and shift learned *on the test images*.
+    """The ladder's row for the ceiling: a scale and shift per neuron, learned *on the test images*.
 
-    It is fitted by likelihood, without any pull towards no change, and is a bound, not a result: it is never named as
-    an alternative.
+    It is fitted by maximum likelihood with next to no regularisation. It is an estimated upper bound for scalings of
+    the layer, not a result, and is never reported as an alternative.
     """
 
     def predict() -> tuple[Tensor, str]:
@@ -162,7 +164,7 @@ def _predicted(baseline: Baseline, images: Callable[[], EditedLogits], test: Edi
 def compared(
     logits: Tensor, before: Predictions, edited: Predictions, change: Callable[[Predictions], MetricChange | None]
 ) -> dict[str, Any]:
-    """The figures of one row."""
+    """The figures of one row of the ladder, from logits on test."""
     after = Predictions(before.ids, before.labels, logits)
     found = compare(before, after)
     right, edit_right = after.predicted == after.labels, edited.predicted == edited.labels
@@ -174,9 +176,9 @@ def compared(
 
 
 def best_alternative(ladder: pd.DataFrame, of: str = "delta") -> dict[str, Any] | None:
-    """The row of the largest change of accuracy (or `metric_delta`) on test, not fitted on test; None without one.
+    """The row with the largest change in accuracy (or `metric_delta`) on test, not fitted on test; None without one.
 
-    That it is the best of several on test speaks for the alternatives, not for the edit.
+    Taking the best of several on test favours the alternatives, not the edit.
     """
     if not len(ladder):
         return None

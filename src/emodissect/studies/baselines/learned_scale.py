@@ -1,4 +1,4 @@
-"""A learned scale and shift of each neuron of the edited layer."""
+"""Learns a scale and shift for each neuron of the edited layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from emodissect.studies.baselines.baseline import Predictor
 
 @dataclass(frozen=True)
 class LearnedScale:
-    """Every neuron's scale and shift, learned and pulled towards no change, strength by cross-validation.
+    """A scale and shift per neuron, regularised towards no change; strength chosen by cross-validation.
 
     Source: SSF, Lian et al. 2022 (arXiv 2210.08823); see :func:`emodissect.editing.learned.learn_scale`.
     """

@@ -1,4 +1,4 @@
-"""One temperature, and a bias for each class."""
+"""Calibrates logits with one temperature and a bias for each class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from emodissect.studies.baselines.baseline import Predictor
 
 @dataclass(frozen=True)
 class TemperatureAndBiases:
-    """Logits / T + b, with T and b of the highest likelihood; b is kept near 0 as by one further image a class.
+    """Logits / T + b, fitted by maximum likelihood, with a unit Gaussian prior on each bias.
 
     Source: Guo et al. 2017 (vector scaling with one temperature).
     """

@@ -1,4 +1,4 @@
-"""Further views of each image, without any edit."""
+"""Test-time augmentation: averages the logits of several views of each image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MirrorView:
 
     def fit(self, kept: EditedLogits) -> tuple[Predictor, str]:
         if len(kept.outputs(torch.arange(1))) > 1:
-            raise NotAvailable("the network averages several views already")
+            raise NotAvailable("the network already averages several views")
         return lambda other: (other.before.logits + _predicted(other, mirrored=True)) / 2, ""
 
 
@@ -40,7 +40,7 @@ class TenCrops:
 
     def fit(self, kept: EditedLogits) -> tuple[Predictor, str]:
         if kept.inference.ten_crop is None:
-            raise NotAvailable("the network takes whole images, or ten crops already")
+            raise NotAvailable("the network takes whole images, or already averages ten crops")
         return lambda other: _predicted(other, mirrored=False), ""
 
 

@@ -1,4 +1,4 @@
-"""The edit together with a cheap step, each beside that step alone: the head refitted, BatchNorm recalibrated."""
+"""Combines the edit with a refitted head or recalibrated BatchNorm, and compares with that step alone."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ WITH_EDIT = "edit_and_"
 """Prefix of the rows that include the edit itself: they are not alternatives to it."""
 
 Row = Callable[[Tensor], dict[str, Any]]
-"""From logits on test to the figures of a row of the ladder."""
+"""Computes the figures of a row of the ladder from logits on test."""
 
 
 def refitted_head_rows(
     edit: Edit, fitted_on: EditedLogits, on: str, test: EditedLogits, row: Row
 ) -> list[dict[str, Any]]:
-    """The head fitted again behind the edit, compared with the head fitted again alone."""
+    """The ladder's row for the head refitted behind the edit, compared with the refitted head alone."""
     named = {"name": f"{WITH_EDIT}head", "words": "the edit, then the head refitted", "fitted_on": on, "note": ""}
     try:
         alone, _ = RefittedHead().fit(fitted_on)
@@ -41,14 +41,14 @@ def refitted_head_rows(
 
 
 def recalibrated_rows(edit: Edit, images: ImageSet, test: EditedLogits, row: Row) -> list[dict[str, Any]]:
-    """BatchNorm behind the layer recalibrated on training images: after the edit, and alone."""
+    """The ladder's rows for BatchNorm behind the layer recalibrated on training images: alone, and after the edit."""
     inference = test.inference
     device = next(inference.network.parameters()).device
     names = batchnorm_behind(inference, test.layer, test.images.images[:4].to(device))
     alone = {"name": "batchnorm", "words": "recalibrating BatchNorm", "fitted_on": "train", "settled": "", "note": ""}
     both = alone | {"name": f"{WITH_EDIT}batchnorm", "words": "the edit, then BatchNorm recalibrated"}
     if not names:
-        return [both | {"note": f"no BatchNorm with kept statistics lies behind '{test.layer}'"}]
+        return [both | {"note": f"no BatchNorm with running statistics lies behind '{test.layer}'"}]
     found = []
     for context in (nullcontext(), edited(inference.network, edit)):
         with context, recalibrated(inference, names, images):
@@ -58,7 +58,7 @@ def recalibrated_rows(edit: Edit, images: ImageSet, test: EditedLogits, row: Row
 
 
 def against(logits: Tensor, other: Tensor, labels: Tensor) -> str:
-    """The change from the other's predictions with its exact McNemar p-value, in words."""
+    """The change in accuracy from the other logits with its exact McNemar p-value, as text."""
     right, was = logits.argmax(1) == labels, other.argmax(1) == labels
     gained, lost = int((right & ~was).sum()), int((was & ~right).sum())
     return f"{points((gained - lost) / len(labels))} points, {p_sentence(mcnemar(gained, lost))}"
