@@ -128,7 +128,7 @@ def test_one_label_for_most_neurons_is_a_warning() -> None:
 def test_an_ablation_names_the_falls_beyond_chance_with_their_p() -> None:
     frame = silenced().frame
     text = claims.ablation_text(frame, "lin1", 0.05)
-    assert "1 of 6 falls of recall go beyond as many random neurons (p < .05, corrected" in text
+    assert "1 of 6 drops in recall exceed those of as many random neurons (p < .05, corrected" in text
     assert "without “smile” (3 neurons) angry loses 20.0 points (p = .010; random neurons cost it 1.0)." in text
     # the largest fall is no finding where chance explains it: the sure one is named, however small
     frame = frame.assign(p_value=[1.0, 1.0, 1.0, 1.0, 0.003, 1.0])
@@ -136,7 +136,7 @@ def test_an_ablation_names_the_falls_beyond_chance_with_their_p() -> None:
     assert "without “tears” (1 neuron) happy loses 1.0 points (p = .003;" in text
     assert "smile" not in text
     text = claims.ablation_text(frame.assign(p_value=1.0), "lin1", 0.05)
-    assert "no fall of recall goes beyond as many random neurons" in text
+    assert "no drop in recall exceeds that of as many random neurons" in text
     assert "The largest, within chance: without “smile” (3 neurons) angry loses 20.0 points (p = 1.00;" in text
     tied = claims.ablation_text(frame.assign(p_value=1.0, drop=0.2), "lin1", 0.05)
     assert "The first of 6 equal largest, within chance: without “smile” (3 neurons) angry" in tied
@@ -162,7 +162,7 @@ def test_controls_are_called_what_they_are() -> None:
     controls = pd.DataFrame({"control": kinds, "draw": 0, "delta_test": deltas})
     text = said(edit(False, controls=controls).html())
     assert "without using the labels" not in text
-    for message in ("its choice may have another size", "it reads the labels, and has another size", "so another size"):
+    for message in ("the chosen edit may differ in size", "the labels, and differs in size", "so different in size"):
         assert message in text
     assert "0 of 4 draws of random neurons do as well or better; 2 of 4 draws of shuffled labels do" in text
 

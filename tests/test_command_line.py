@@ -72,7 +72,7 @@ def test_a_class_that_refuses_its_arguments_speaks_for_itself() -> None:
     message = user_error_message(caught.value)
     assert message is not None
     assert message.startswith(
-        "trainer = lightning.pytorch.trainer.trainer.Trainer cannot be made as configured: Precision 33"
+        "trainer = lightning.pytorch.trainer.trainer.Trainer cannot be instantiated as configured: Precision 33"
     )
 
 
@@ -203,7 +203,7 @@ def test_a_run_folder_that_cannot_be_made_is_reported_without_a_trace(words: lis
     script = Path(__file__).parents[1] / "train.py"
     ran = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, check=False)
     assert ran.returncode == 1
-    assert "The run folder /proc/nowhere cannot be made" in ran.stderr
+    assert "Cannot create the run folder /proc/nowhere" in ran.stderr
     assert "Traceback" not in ran.stderr
 
 

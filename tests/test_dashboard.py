@@ -103,5 +103,5 @@ def test_a_dry_run_prints_the_view_that_would_be_sent(capsys: pytest.CaptureFixt
 
 def test_an_unknown_kind_of_panel_is_named() -> None:
     pytest.importorskip("wandb_workspaces", reason="the extra 'dashboard' is not installed")
-    with pytest.raises(dashboard.UserError, match=r"no panel of kind 'lien'\. Did you mean 'line'"):
+    with pytest.raises(dashboard.UserError, match=r"Unknown panel kind 'lien'\. Did you mean 'line'"):
         dashboard.workspace("p", "e", sections=[Part("x", (Panel("lien", "x", ("a",)),))])

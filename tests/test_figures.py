@@ -242,5 +242,5 @@ def test_letters_that_the_usual_font_lacks_come_from_another(
     assert axes.get_xticklabels()[1].get_fontfamily() == [fonts.USUAL, other]
     assert caplog.text == ""
     assert fonts.fonts_for([chr(0x0E01)]) == []
-    assert "No font on this machine has the letters \u0e01" in caplog.text
+    assert "No installed font has the characters \u0e01" in caplog.text
     fonts._fonts.cache_clear()

@@ -53,7 +53,7 @@ def test_an_installed_package_reads_its_own_groups_and_caches_in_the_users_folde
         ([], 0, "emodissect dissect "),
         (["--help"], 0, "emodissect edit "),
         (["--version"], 0, "emodissect 0."),
-        (["dissct"], 2, "There is no verb 'dissct'. Did you mean 'dissect'?"),
+        (["dissct"], 2, "Unknown verb 'dissct'. Did you mean 'dissect'?"),
         (["dashboard", "--help"], 0, "usage: emodissect dashboard"),
     ],
 )

@@ -26,14 +26,14 @@ def test_a_verbs_config_is_the_command_lines(verb: str, tmp_path: Path) -> None:
 
 
 def test_mistakes_are_user_errors(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no verb 'edits'\. Did you mean 'edit'"):
+    with pytest.raises(UserError, match=r"Unknown verb 'edits'\. Did you mean 'edit'"):
         compose("edits")
     with pytest.raises(UserError, match=r"no key 'tua'\. Did you mean 'tau'"):
         compose("edit", ["tua=1"])
     with pytest.raises(UserError, match="was renamed: use label_quality"):
         compose("dissect", ["evaluate=true"])
     cfg = compose("train", [*SMALL, "trainer.precision=33", f"paths.log_dir={tmp_path}", f"paths.cache_dir={tmp_path}"])
-    with pytest.raises(UserError, match=r"trainer = .*Trainer cannot be made as configured: Precision 33"):
+    with pytest.raises(UserError, match=r"trainer = .*Trainer cannot be instantiated as configured: Precision 33"):
         run(cfg)
 
 

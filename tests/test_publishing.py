@@ -40,7 +40,7 @@ def test_published_shares(tmp_path: Path) -> None:
 
     row = {"concept": "Wide Open Eyes", "published": "19.4 %"}
     assert this_run("Wide open eyes") == [{**row, "this run": "25.0 %"}]
-    assert this_run("Smile") == [{**row, "this run": "not among the words"}]
+    assert this_run("Smile") == [{**row, "this run": "not among the concepts"}]
 
 
 def test_a_trainings_published_accuracy_stands_beside_its_own(tmp_path: Path) -> None:

@@ -244,25 +244,25 @@ def test_edit_page_tells_the_evidence(edited: str) -> None:
     assert "a band of about ±0.65 points; 4 of 6 cells lie in it" in text  # +1.00 and −0.70 do not
     assert "NLL rises) in 2 of 6 cells" in text
     assert "2 of 4 draws of random neurons do as well or better; everything scaled: +1.00" in text
-    assert "3 images of 60 get another predicted class" in text
+    assert "3 images of 60 change predicted class" in text
     assert "Largest rise: angry, +5.0 points; largest fall: sad, −5.0 points" in text
     assert "Became right" in text
     assert text.count("True class; predicted before → after") == 2
-    assert "Optimistic figure" not in text
+    assert "Optimistic estimate" not in text
     assert "Each neuron with the images that activate it most" in text
 
 
 def test_an_edit_that_flips_nothing_shows_no_empty_pictures() -> None:
     page = edit(True)
     text = said(replace(page, after=page.before).html())
-    assert "No image gets another predicted class." in text
+    assert "No image changes its predicted class." in text
     assert "Became right" not in text
     assert "True class; predicted before → after" not in text
 
 
 def test_an_edit_chosen_on_test_is_marked_in_red() -> None:
     html = edit(False, optimistic=True).html()
-    assert 'class="warning" role="alert">Optimistic figure' in html
+    assert 'class="warning" role="alert">Optimistic estimate' in html
     assert "chosen on test" in said(html)
     assert "tried on the test images" in said(html)
 
@@ -295,7 +295,7 @@ def test_ablation_and_extra_sections() -> None:
     extra = Extra("Leaked images", "Without them 0.6 points less.", pd.DataFrame({"fault": ["blank"], "images": [12]}))
     text = said(edit(False, ablations={"lin1": silenced(), "lin2": silenced()}, extras=[extra]).html())
     assert text.count("Change of each class's recall in points when the neurons of one concept are set to zero.") == 2
-    assert "lin2: 1 of 6 falls of recall go beyond as many random neurons" in text
+    assert "lin2: 1 of 6 drops in recall exceed those of as many random neurons" in text
     assert "Without them 0.6 points less." in text
     long = Extra("Truth", "So many.", pd.DataFrame({"row": range(30)}), Figure((3, 2)), short="True")
     html = edit(False, extras=[long, replace(long, frame=long.frame[:3]), replace(long, figure=None)]).html()
@@ -378,7 +378,7 @@ def test_a_sweep_leads_to_its_jobs_reports(tmp_path: Path) -> None:
     html = SweepPage(jobs).html()
     links = [address for address in read(html).addresses if address.endswith("report.html")]
     assert links == ["0/report.html", "3/report.html"]
-    assert "A job's number leads to its report." in said(html)
+    assert "A job's number links to its report." in said(html)
     assert "6 jobs tie" in said(html)
     losing = SweepPage(jobs.assign(delta_val=[-0.01, -0.02, -0.03, -0.04, -0.05, -0.06])).summary()
     assert "On validation every edit loses accuracy: leaving the network alone is better than any of them." in losing
@@ -463,7 +463,7 @@ def test_cards_say_whether_a_label_holds_on_held_out_images() -> None:
     assert labels == ["Nothing like it" if n == 3 else c for n, c in zip(got["neuron"], names, strict=True)]
     assert (got["held_out"][:2], got["held_out_low"][1], got["held_out_high"][1]) == ([None, 0.43], 0.4, 0.46)
     assert (got["held_out_q"][1], data["level"]) == (0.001, 0.05)
-    assert "holds on images that did not choose it" in said(sample.html())
+    assert "holds on images that it was not chosen on" in said(sample.html())
 
 
 def test_what_a_reader_must_know_of_the_labels_is_said_in_red() -> None:

@@ -107,7 +107,7 @@ def test_the_sweep_page_shows_means_over_seeds() -> None:
     assert "Over seeds" in html
     assert "change on test (points)" in html
     assert "It excludes 0 for 0 of 2 settings" in html
-    assert "the mean of jobs alike; best +0.33 at τ = 0, factor 1.5" in html
+    assert "the mean over jobs in a cell; best +0.33 at τ = 0, factor 1.5" in html
     assert "seed 2, factor 1.5" in html
 
 

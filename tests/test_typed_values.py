@@ -72,7 +72,7 @@ def test_a_sweep_over_paths_is_quoted_piece_by_piece() -> None:
     [
         (
             "tau=[0,1",
-            "tau=[0,1: the value is not complete, or not in Hydra's grammar. Text goes in quotes of its own: ",
+            "tau=[0,1: the value is incomplete or not in Hydra's grammar. To pass it as text, quote it: ",
         ),
         ("tau=choice(1", "\"tau='choice(1'\""),
         ("model.arguments={a:1", "\"model.arguments='{a:1'\""),

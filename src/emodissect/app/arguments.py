@@ -1,4 +1,4 @@
-"""The words of a command line, made ready for Hydra: what its grammar lacks, and what was renamed."""
+"""Preprocessing of command-line arguments for Hydra: quoting, shorthands, and errors for renamed keys."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RENAMED = {
         for name in ("edit", "sweep", "proportional", "layer_table", "concept_shares", "weight_norm")
     },
 }
-"""Keys and choices of the first edition, and what they are called now."""
+"""Renamed keys and choices -> their current names."""
 
 
 PATHS = frozenset(
@@ -37,7 +37,7 @@ PATHS = frozenset(
         *("save_dir", "dirpath", "default_root_dir", "weights", "ferplus", "dir"),
     )
 )
-"""Last parts of the keys whose values are files or folders."""
+"""Keys (last part) whose values are files or folders."""
 
 VALUED_FLAGS = frozenset(
     (
@@ -45,23 +45,23 @@ VALUED_FLAGS = frozenset(
         "--experimental-rerun",
     )
 )
-"""Hydra's flags with a value behind them."""
+"""Hydra's flags that take a value."""
 
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-"""Values of Hydra's flag --info, which may be given without one."""
+"""Values of Hydra's flag --info; the value is optional."""
 
 FUNCTIONS = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|extend_list|int|float|str|bool|json_str)\s*\(")
-"""Hydra's grammar of sweeps and casts."""
+"""The start of a sweep or cast function of Hydra's grammar."""
 
 
 def prepared(arguments: Sequence[str], conf: Path) -> list[str]:
-    """The words as Hydra takes them: flags first, then overrides in its grammar.
+    """The arguments in the form that Hydra accepts: flags first, then overrides in its grammar.
 
     Args:
-        conf: the folder of config groups; those of ``--config-dir`` are looked at as well.
+        conf: the folder of config groups; folders of ``--config-dir`` are included.
 
     Raises:
-        UserError: a key that was renamed, a word that is not an override, a value with an error of syntax.
+        UserError: a renamed key, an argument that is not an override, or a value with a syntax error.
     """
     flags, words = split_flags(arguments)
     refuse_renamed(words)
@@ -72,7 +72,7 @@ def prepared(arguments: Sequence[str], conf: Path) -> list[str]:
 
 
 def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Flags with their values, and overrides: between overrides Python's parser would refuse those behind a flag.
+    """Separate flags (with their values) from overrides: argparse rejects overrides that follow a flag.
 
     >>> split_flags(["tau=0,1", "-m", "factor=2", "--config-dir", "mine"])
     (['-m', '--config-dir', 'mine'], ['tau=0,1', 'factor=2'])
@@ -98,7 +98,7 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def config_dirs(flags: Sequence[str]) -> list[Path]:
-    """The folders of a user's own groups, as ``--config-dir`` names them."""
+    """The folders given with ``--config-dir``."""
     found: list[Path] = []
     for place, word in enumerate(flags):
         flag, equals, value = word.partition("=")
@@ -108,9 +108,9 @@ def config_dirs(flags: Sequence[str]) -> list[Path]:
 
 
 def without_plus(words: Sequence[str], conf: Path) -> list[str]:
-    """``+experiment=published_edit`` as ``experiment=published_edit``: every group has a place in the defaults.
+    """``+experiment=published_edit`` as ``experiment=published_edit``: every group is in the defaults list.
 
-    A group of the user's own needs its plus.
+    User-defined groups keep the plus.
     """
     return [
         word[1:] if word.startswith("+") and "=" in word and _is_group(word[1:].partition("=")[0], conf) else word
@@ -123,18 +123,18 @@ def _is_group(name: str, conf: Path) -> bool:
 
 
 def in_grammar(word: str, sweeps: bool = False) -> str:
-    """An override whose value Hydra's grammar takes: text that it does not take is quoted, ``~`` is the home folder.
+    """The override in Hydra's grammar: text that the grammar does not accept is quoted, ``~`` is the home folder.
 
     >>> in_grammar("ckpt_path=epoch=3.ckpt")
     "ckpt_path='epoch=3.ckpt'"
-    >>> in_grammar("data.path=a,b.csv")  # a choice of two, unless a file has this name
+    >>> in_grammar("data.path=a,b.csv")  # two choices, unless a file has this name
     'data.path=a,b.csv'
 
     Args:
-        sweeps: commas separate the jobs of a multirun; else text with a comma that needs quotes is one value.
+        sweeps: whether commas separate jobs of a multirun; else text with a comma that needs quotes is one value.
 
     Raises:
-        UserError: a word without a value, or a list, mapping or function that is not complete.
+        UserError: an argument without a value, or an incomplete list, mapping or function.
     """
     if word.startswith("~"):
         return word
@@ -152,7 +152,7 @@ def in_grammar(word: str, sweeps: bool = False) -> str:
         return f"{key}=[{','.join(_piece(piece) for piece in value[1:-1].split(','))}]"
     if value[:1] in "[{'\"" or FUNCTIONS.match(value):
         raise UserError(
-            f"{word}: the value is not complete, or not in Hydra's grammar. Text goes in quotes of its own: "
+            f"{word}: the value is incomplete or not in Hydra's grammar. To pass it as text, quote it: "
             f'"{key}={quoted(value)}"'
         )
     pieces = value.split(",") if sweeps else [value]
@@ -172,13 +172,13 @@ def _exists(value: str) -> bool:
 
 
 def _as_text(value: str) -> bool:
-    """Whether the grammar takes a value as this very text."""
+    """Whether the grammar parses a value as exactly this text."""
     given = _parsed(value)
     return given is not None and given.value() == value
 
 
 def quoted(text: str) -> str:
-    """Text in quotes of Hydra's grammar."""
+    """The text quoted for Hydra's grammar."""
     return str(QuotedString(text, Quote.single).with_quotes())
 
 
@@ -190,10 +190,10 @@ def _parsed(value: str) -> Override | None:
 
 
 def with_layer_words(arguments: Sequence[str], groups: Sequence[Path]) -> list[str]:
-    """Command-line words with ``layer=`` made free: beside the group's entries any module path, glob or list works.
+    """The arguments with ``layer=`` extended to any module path, glob or list, besides the group's entries.
 
     ``layer=layer4.1.conv2``, ``layer=conv4*`` and ``layer=[lin1,lin2]`` become ``layer=named layer.names=...``; a
-    sweep over several (``layer=a,b`` with ``-m``) becomes one over ``layer.names`` where any of them is not an entry.
+    sweep (``layer=a,b`` with ``-m``) becomes one over ``layer.names`` if any of its values is not an entry.
     """
     entries = {path.stem for conf in groups for path in (conf / "layer").glob("*.yaml")}
     words: list[str] = []
@@ -211,9 +211,9 @@ def with_layer_words(arguments: Sequence[str], groups: Sequence[Path]) -> list[s
 
 
 def with_null_groups(arguments: Sequence[str], groups: Sequence[Path]) -> list[str]:
-    """Command-line words with ``group=null`` made legal: the group's entry ``none`` where it has one, else no group.
+    """The arguments with ``group=null`` replaced: by the group's entry ``none`` if there is one, else by ``~group``.
 
-    Hydra takes null for a group in a file's defaults, and refuses it on the command line.
+    Hydra accepts null for a group in a defaults list, but not on the command line.
     """
     words: list[str] = []
     for word in arguments:
@@ -227,7 +227,7 @@ def with_null_groups(arguments: Sequence[str], groups: Sequence[Path]) -> list[s
 
 
 def refuse_renamed(arguments: Sequence[str]) -> None:
-    """Raises UserError for a key or a choice that has another name now; the message gives it."""
+    """Raise UserError for a renamed key or choice; the message gives the new name."""
     for word in arguments:
         plain = word.lstrip("+~")
         new = RENAMED.get(plain) or RENAMED.get(plain.partition("=")[0])

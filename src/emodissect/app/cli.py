@@ -1,4 +1,4 @@
-"""Between the shell and the tasks: words Hydra's grammar lacks, messages without tracebacks, exit codes."""
+"""From the command line to the tasks: starting Hydra, error messages without tracebacks, exit codes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ VERBS = {
     "dissect": "emodissect.app.dissect.dissect",
     "edit": "emodissect.app.edit.edit",
 }
-"""The verbs and the functions that run them; imported late, so that --help does not wait for torch."""
+"""Verb -> the function that runs it; imported late, so that --help does not wait for torch."""
 
 
 PLUGINS = {
@@ -55,11 +55,11 @@ PLUGINS = {
     ("hydra/launcher", "ray_aws"): ("hydra-ray-launcher", "ray"),
     ("hydra/sweeper", "optuna"): ("hydra-optuna-sweeper", "optuna"),
 }
-"""Hydra's plugins that come with an extra: by group and choice the package and the extra."""
+"""Hydra plugins that need an extra: (group, choice) -> (package, extra)."""
 
 
 def register_resolvers() -> None:
-    """The resolvers that conf/ uses."""
+    """Register the OmegaConf resolvers that conf/ uses."""
     resolvers: dict[str, Callable[..., Any]] = {
         "len": len,
         "project_root": lambda *_: str(project_root()),
@@ -78,14 +78,14 @@ def register_resolvers() -> None:
 
 
 def project_root() -> Path:
-    """Where results and data are looked for: the checkout; for an installed wheel the directory of the command."""
+    """The default folder of results and data: the checkout; for an installed wheel, the working directory."""
     if (root := checkout()) is not None:
         return root
     return Path(HydraConfig.get().runtime.cwd) if HydraConfig.initialized() else Path.cwd()
 
 
 def _class_folders(*given: Any) -> list[str]:
-    from emodissect.data.folder import class_folders  # only a user's own folders need it, and it takes a second
+    from emodissect.data.folder import class_folders  # only needed for a user's own folders; takes a second
 
     return list(class_folders(*given))
 
@@ -97,7 +97,7 @@ def _listed_classes(*given: Any) -> list[str]:
 
 
 def start(verb: str) -> None:
-    """Runs a verb as a Hydra application with the words of ``sys.argv``, and ends the process."""
+    """Run a verb as a Hydra application with the arguments in ``sys.argv``, then end the process."""
     process = OwnProcess()
     conf = config_groups()
 
@@ -112,9 +112,9 @@ def start(verb: str) -> None:
 
 
 def launch(main: Callable[[], Any], conf: Path, verb: str) -> None:
-    """Starts a Hydra application, and reports mistakes in a few lines.
+    """Start a Hydra application and report user mistakes in a few lines.
 
-    Hydra's own answer to a misspelt key or a folder that cannot be made is a trace of its insides.
+    On its own, Hydra answers a misspelt key or an unwritable folder with an internal traceback.
     """
     keep_streams_open()
     exit_on_signals()
@@ -123,10 +123,10 @@ def launch(main: Callable[[], Any], conf: Path, verb: str) -> None:
     try:
         sys.argv[1:] = prepared(sys.argv[1:], conf)
     except UserError as error:
-        _tell(str(error))
+        _print_error(str(error))
         sys.exit(1)
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come through as they are
-    # Ray's workers take this environment as it is; by `uv run` Ray would build one of its own
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra re-raises exceptions unchanged
+    # Ray's workers use this environment as it is; under `uv run` Ray would build its own
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     try:
         try:
@@ -135,10 +135,10 @@ def launch(main: Callable[[], Any], conf: Path, verb: str) -> None:
             if not end_unfinished_multirun() or isinstance(error, HydraException | OmegaConfBaseException):
                 raise
             log.debug("%s", traceback.format_exc())
-            said = str(error).strip().splitlines() or [""]
-            _tell(
-                f"The launcher failed ({type(error).__name__}: {said[0]}). The table has the jobs that ended until "
-                f"then. {RESUMES}"
+            lines = str(error).strip().splitlines() or [""]
+            _print_error(
+                f"The launcher failed ({type(error).__name__}: {lines[0]}). The table has the jobs that had finished "
+                f"by then. {RESUMES}"
             )
             sys.exit(1)
         except BaseException:
@@ -150,30 +150,30 @@ def launch(main: Callable[[], Any], conf: Path, verb: str) -> None:
             Console(stderr=True).print(f"\n{cut.said} {RESUMES}", style="yellow", markup=False, highlight=False)
         raise (cut or end) from None
     except (HydraException, OmegaConfBaseException) as error:
-        _tell(composing_mistake(error, conf, verb, split_flags(sys.argv[1:])[1]))
+        _print_error(composing_mistake(error, conf, verb, split_flags(sys.argv[1:])[1]))
         sys.exit(1)
     except ValueError as error:  # e.g. -m together with --cfg
         if not _raised_by_hydra(error):
             raise
-        _tell(str(error))
+        _print_error(str(error))
         sys.exit(1)
     except OSError as error:
         if error.filename is None or not _raised_by_hydra(error):
             raise
-        _tell(
-            f"The run folder {error.filename} cannot be made: {error.strerror}. Give another: paths.log_dir=<folder>."
+        _print_error(
+            f"Cannot create the run folder {error.filename}: {error.strerror}. Give another: paths.log_dir=<folder>."
         )
         sys.exit(1)
 
 
 def end_unfinished_multirun() -> bool:
-    """Writes the table of a multirun that ends before its last job; whether any of its jobs began."""
-    module = sys.modules.get("emodissect.app.sweep")  # Hydra imports it with the first config it composes
+    """Write the table of a multirun that ends before its last job; returns whether any of its jobs began."""
+    module = sys.modules.get("emodissect.app.sweep")  # Hydra imports it when it first composes a config
     return module is not None and bool(module.SweepTable.end_unfinished())
 
 
 def _raised_by_hydra(error: Exception) -> bool:
-    """Whether the last frame outside Python's own library is Hydra's, which reads flags and makes the run folder."""
+    """Whether the last frame outside the standard library is Hydra's (it parses flags and creates the run folder)."""
     library = str(Path(os.__file__).parent)
     frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     own = [name for name in frames if not name.startswith(library) or "site-packages" in name]
@@ -181,20 +181,20 @@ def _raised_by_hydra(error: Exception) -> bool:
 
 
 def composing_mistake(error: Exception, conf: Path, verb: str, words: Sequence[str] = ()) -> str:
-    """What Hydra says of a command line it cannot compose, with the nearest key or choice where one is misspelt."""
-    said = str(error).split("Config search path:")[0].strip()
-    absent = re.search(r"Could not (?:find|load) '([\w/]+)/([\w.-]+)'", said)
+    """The error message for a command line that Hydra cannot compose; suggests the nearest key or choice."""
+    text = str(error).split("Config search path:")[0].strip()
+    absent = re.search(r"Could not (?:find|load) '([\w/]+)/([\w.-]+)'", text)
     if absent:
         group, choice = absent.groups()
         extra = PLUGINS.get((group, choice))
         if extra:
             return f"{group}={choice} is not installed. {missing_extra('It', extra[0], extra[1])}"
-        known = re.findall(r"^\t(\S+)$", said, flags=re.MULTILINE)
+        known = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
         return f"{group} has no entry '{choice}'. {nearest(choice, known, shown=40)}"
-    misspelt = re.search(r"Key '([^']+)' is not in struct", f"{said} {error.__cause__}")
+    misspelt = re.search(r"Key '([^']+)' is not in struct", f"{text} {error.__cause__}")
     if misspelt is None:
-        return said
-    full = re.search(r"full_key: (\S+)", f"{said} {error.__cause__}")
+        return text
+    full = re.search(r"full_key: (\S+)", f"{text} {error.__cause__}")
     key = full.group(1) if full else misspelt.group(1)
     return (
         f"There is no key '{key}'. {misspelt_key(verb, words, key, conf)} "
@@ -202,18 +202,18 @@ def composing_mistake(error: Exception, conf: Path, verb: str, words: Sequence[s
     )
 
 
-def _tell(message: str) -> None:
+def _print_error(message: str) -> None:
     Console(stderr=True).print(Panel(Text(message), title="Error", title_align="left", border_style="red"))
 
 
 def run(task: Callable[[DictConfig], dict[str, float]], cfg: DictConfig) -> float | None:
-    """Runs a task; a user's mistake is reported in a few lines and ends with exit code 1.
+    """Run a task; a user's mistake is reported in a few lines and ends with exit code 1.
 
-    In a multirun the error is written to the job's folder instead, and the other jobs go on.
+    In a multirun the error is written to the job's folder instead, and the other jobs continue.
 
     Returns:
-        the figure that a sweeper optimises: the task's ``objective``; for a failed job of a multirun, or one without
-        the figure, the worst there is.
+        the value that a sweeper optimises: the task's ``objective``; the worst possible value for a failed job of a
+        multirun, or one without an objective.
     """
     _forget_earlier_results()
     try:
@@ -232,7 +232,7 @@ def run(task: Callable[[DictConfig], dict[str, float]], cfg: DictConfig) -> floa
         message = mistake or f"{type(error).__name__}: {error}"
         if mistake is None:
             log.error("%s", traceback.format_exc())
-        _tell(message)
+        _print_error(message)
         if not in_multirun():
             sys.exit(1)
         leave_error(*_job(), message)
@@ -240,7 +240,7 @@ def run(task: Callable[[DictConfig], dict[str, float]], cfg: DictConfig) -> floa
 
 
 def leave_error(folder: Path, overrides: Sequence[str], message: str) -> None:
-    """Leaves a job's error in its folder, for the multirun's table."""
+    """Write a job's error to its folder, for the multirun's table."""
     write_json(folder / ERROR_FILE, {"error": message, "overrides": list(overrides)})
 
 
@@ -249,25 +249,25 @@ def _job() -> tuple[Path, list[str]]:
 
 
 def worst_objective() -> float:
-    """What a sweeper is given where there is no figure: infinitely bad in its direction, NaN where it has none."""
+    """A sweeper's value for a job without an objective: infinitely bad in its direction, NaN if it has none."""
     return worst_for(HydraConfig.get().sweeper) if in_multirun() else math.nan
 
 
 def worst_for(sweeper: DictConfig) -> float:
-    """The same for the config of a sweeper. Optuna's plugin ends the whole sweep over a NaN."""
+    """The same, given the sweeper's config. Optuna's plugin aborts the whole sweep at a NaN."""
     direction = str(sweeper.get("direction", "")).rpartition(".")[2]
     return {"maximize": -math.inf, "minimize": math.inf}.get(direction, math.nan)
 
 
 def _forget_earlier_results() -> None:
-    """A run in the folder of an earlier one must not pass for it, should it fail."""
+    """Delete an earlier run's summary and error from the run folder, lest a failed run be mistaken for it."""
     if HydraConfig.initialized():
         for name in (ERROR_FILE, SUMMARY_FILE):
             (Path(HydraConfig.get().runtime.output_dir) / name).unlink(missing_ok=True)
 
 
 def user_error_message(error: BaseException) -> str | None:
-    """The message of the UserError behind ``error`` (Hydra wraps what a config's target raises), else None."""
+    """The message of the user error behind ``error`` (Hydra wraps what a config's target raises), else None."""
     chain: list[BaseException] = []
     seen: BaseException | None = error
     while seen is not None:
@@ -287,16 +287,16 @@ def user_error_message(error: BaseException) -> str | None:
 
 
 def _misconfigurations() -> type[Exception]:
-    from lightning.fabric.utilities.exceptions import MisconfigurationException  # seconds, which --help need not wait
+    from lightning.fabric.utilities.exceptions import MisconfigurationException  # a slow import, not for --help
 
     return MisconfigurationException
 
 
 def _refusal(error: InstantiationException) -> str:
-    """Why a class would not be made of its config: which, and its own words without Hydra's around them."""
+    """Why a class could not be instantiated: its key and name, and its own message without Hydra's wrapping."""
     target = re.search(r"target '([^']+)'", str(error))
     where = re.search(r"full_key: (\S+)", str(error))
     names = [part.group(1) for part in (where, target) if part]
     if isinstance(error.__cause__, ImportError) and re.search(r"\btensorboard\b", str(error.__cause__)):
         return missing_extra(" = ".join(names), "tensorboard", "tensorboard")
-    return f"{' = '.join(names)} cannot be made as configured: {error.__cause__}"
+    return f"{' = '.join(names)} cannot be instantiated as configured: {error.__cause__}"

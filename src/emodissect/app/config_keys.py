@@ -1,4 +1,4 @@
-"""Keys that something reads: a misspelt one is answered with the nearest, one that nothing reads is refused."""
+"""Validation of config keys: unused keys are rejected, misspelt ones with the nearest match."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ OPEN = (
     *("callbacks", "logger", "published", "quality.similarities", "quality.templates"),
     *("model.arguments", "concepts.concepts", "data.class_names"),
 )
-"""Mappings whose keys are names that a user gives."""
+"""Mappings whose keys are names chosen by the user."""
 
 OF_NO_FILE = {"training": {"monitor"}, "model": {"preprocess", "class_order"}}
-"""Keys that are read although conf/ need not list them, by their place."""
+"""Mapping -> keys that are read although conf/ does not list them."""
 
 HYDRAS = frozenset(("_target_", "_partial_", "_convert_", "_recursive_", "_args_"))
 
@@ -35,15 +35,15 @@ class ShippedKeys:
     """The keys of conf/.
 
     Attributes:
-        below: by the dotted place of a mapping ("" is the top), the keys that any file has there.
-        of_target: by class, the keys that files give beside it.
+        below: dotted path of a mapping ("" is the top level) -> the keys that any file has there.
+        of_target: ``_target_`` -> the keys that files give next to it.
     """
 
     below: dict[str, set[str]] = field(default_factory=dict)
     of_target: dict[str, set[str]] = field(default_factory=dict)
 
     def note(self, place: str, node: Mapping[str, Any]) -> None:
-        """Adds a mapping and those inside it."""
+        """Add the keys of a mapping and of those inside it."""
         names = {str(name) for name in node} - {"defaults", "hydra"}
         self.below.setdefault(place, set()).update(names)
         if "_target_" in node:
@@ -55,7 +55,7 @@ class ShippedKeys:
 
 @cache
 def shipped_keys(conf: Path) -> ShippedKeys:
-    """Reads every file of conf/, a tenth of a second."""
+    """The keys of all files in conf/; takes a tenth of a second."""
     found = ShippedKeys()
     for path in sorted(conf.rglob("*.yaml")):
         group = path.parent.relative_to(conf).as_posix()
@@ -73,10 +73,10 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def check_keys(cfg: DictConfig) -> None:
-    """Raises UserError for a key that nothing reads, wherever it came from: the command line or a file.
+    """Raise UserError for a key that nothing reads, whether from the command line or a file.
 
-    A key is read where conf/ has it, where the class of its group takes it as an argument, or where an interpolation
-    names it.
+    A key counts as read if conf/ has it, the class of its group accepts it as an argument, or an interpolation refers
+    to it.
     """
     shipped = shipped_keys(config_groups())
     named, named_beside = _interpolated(cfg)
@@ -90,13 +90,13 @@ def check_keys(cfg: DictConfig) -> None:
                 if key not in shipped.of_target.get(str(target), ()) and not takes(target, key):
                     raise UserError(f"{full}: {target} has no such argument. {nearest(key, arguments(target))}")
             elif place and isinstance(node._get_node(key), DictConfig) and "_target_" in node[key]:
-                continue  # an entry by a name of its own, such as a baseline
+                continue  # an entry with a user-chosen name, such as a baseline
             elif place in shipped.below and place not in OPEN and key not in shipped.below[place]:
                 raise UserError(f"{full}: nothing reads this key. {nearest(key, sorted(shipped.below[place]))}")
 
 
 def misspelt_key(verb: str, words: Sequence[str], full: str, conf: Path) -> str:
-    """What to do about an override whose key the config does not have."""
+    """Advice for an override whose key the config does not have."""
     place, _, key = full.rpartition(".")
     node = _composed(verb, words, conf)
     node = OmegaConf.select(node, place) if node is not None and place else node
@@ -106,15 +106,15 @@ def misspelt_key(verb: str, words: Sequence[str], full: str, conf: Path) -> str:
     known = {str(name) for name in node} - HYDRAS
     if target is not None:
         if takes(target, key) and key in arguments(target):
-            return f"It is an argument of {target} that the config leaves out: add it with a plus, +{full}=…."
+            return f"It is an argument of {target} that the config does not list: add it with a plus, +{full}=…."
         known |= set(arguments(target))
     return nearest(key, sorted(known))
 
 
 def takes(target: Any, key: str) -> bool:
-    """Whether a class or function takes an argument of this name; so it may, where that cannot be known."""
-    names, further = _signature(target)
-    return further or key in names
+    """Whether a class or function accepts an argument of this name; True where that cannot be determined."""
+    names, is_open = _signature(target)
+    return is_open or key in names
 
 
 def arguments(target: Any) -> list[str]:
@@ -123,36 +123,36 @@ def arguments(target: Any) -> list[str]:
 
 
 def _signature(target: Any) -> tuple[list[str], bool]:
-    """The names of a target's arguments, and whether it takes further ones.
+    """The names of a target's arguments, and whether it may accept others.
 
-    A class of this package passes its keyword arguments on to its base; what others do with theirs is not known.
+    Classes of this package pass ``**kwargs`` to their base class; what other code does with them is unknown.
     """
     names: list[str] = []
     try:
-        made = get_object(str(target))
-        own = inspect.isclass(made) and made.__module__.partition(".")[0] == __package__.partition(".")[0]
-        for one in [base for base in made.__mro__ if "__init__" in vars(base)] if own else [made]:
-            parameters = inspect.signature(one).parameters.values()
+        found = get_object(str(target))
+        own = inspect.isclass(found) and found.__module__.partition(".")[0] == __package__.partition(".")[0]
+        for callee in [base for base in found.__mro__ if "__init__" in vars(base)] if own else [found]:
+            parameters = inspect.signature(callee).parameters.values()
             names += [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
             if all(p.kind is not p.VAR_KEYWORD for p in parameters):
                 return names, False
-    except Exception:  # whatever importing a user's module raises; making it will say so
+    except Exception:  # importing a user's module may raise anything; instantiating it reports the error
         return [], True
     return names, True
 
 
 def _composed(verb: str, words: Sequence[str], conf: Path) -> DictConfig | None:
-    """The config without its values: only the groups are chosen."""
+    """The config with only the group choices among the overrides; None where they do not compose."""
     groups = [word for word in words if (conf / re.split("[=@]", word.lstrip("+~"))[0]).is_dir()]
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
             return compose(verb, groups)
-    except Exception:  # the choices do not compose either: the answer then does without the config
+    except Exception:  # the advice is then given without the config
         return None
 
 
 def _mappings(node: DictConfig, place: str = "") -> Iterator[tuple[str, DictConfig]]:
-    """Every mapping of a config with its dotted place; those that interpolations name are elsewhere."""
+    """Every mapping of a config with its dotted path; interpolations are not followed."""
     yield place, node
     for key in map(str, node):
         if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
@@ -163,7 +163,7 @@ def _mappings(node: DictConfig, place: str = "") -> Iterator[tuple[str, DictConf
 
 
 def _interpolated(cfg: DictConfig) -> tuple[set[str], set[str]]:
-    """The keys that interpolations name, and those that relative ones name; ``${a.b}`` names a and a.b."""
+    """The keys that absolute and that relative interpolations refer to; ``${a.b}`` refers to a and a.b."""
     named: set[str] = set()
     beside: set[str] = set()
     for dots, path in re.findall(r"\$\{(?:\w+:)?(\.*)([\w.]+)", str(OmegaConf.to_container(cfg))):

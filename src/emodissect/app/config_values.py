@@ -1,4 +1,4 @@
-"""What the plain values of conf/ may be, checked by pydantic before any work; what a group's class takes, it checks."""
+"""Validation of the plain values of conf/ by pydantic, before any work; each group's class checks its own arguments."""
 
 from __future__ import annotations
 
@@ -79,17 +79,17 @@ ACCEPTED: Mapping[str, Any] = {
     "data.difficulty.spread": NonNegative,
     **dict.fromkeys(("data.audit", "data.clean", "data.on_device"), bool),
 }
-"""The type of each key; a key that a chosen group does not have is passed over."""
+"""Key -> accepted type; keys that the chosen groups do not have are skipped."""
 
 
 def check_values(cfg: DictConfig) -> None:
-    """Raises UserError for a value left open, or a value that its key does not take."""
+    """Raise UserError for a missing mandatory value, or a value that its key does not accept."""
     try:
         missing = sorted(OmegaConf.missing_keys(cfg))
-    except InterpolationToMissingValueError as error:  # a key that refers to the one left open
+    except InterpolationToMissingValueError as error:  # a key that refers to the missing one
         missing = [str(error).partition("Missing mandatory value: ")[2].split()[0]]
     for key in missing:
-        raise UserError(f"{key} has no default: give {key}=…. What it takes is written beside it in conf/.")
+        raise UserError(f"{key} has no default: give {key}=…. The comment next to it in conf/ says what it accepts.")
     for key, kind in ACCEPTED.items():
         value = OmegaConf.select(cfg, key, default=_ABSENT)
         if value is _ABSENT:

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def dissect(cfg: DictConfig) -> dict[str, Any]:
-    """Labels the neurons of the chosen layers, writes and logs the labels and the report."""
+    """Label the neurons of the chosen layers; write and log the labels and the report."""
     with session(cfg) as run:
         plan = Plan(run, needs_classes=False)
         one_threshold(cfg)
@@ -43,7 +43,7 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
         trained = trained_classifier(run, fit=False, needs_classes=False)
         if not trained.classifier.knows_classes:
             log.info(
-                "%s is dissected as it is. Its outputs are not taken for the classes %s: no predictions are shown.",
+                "%s is dissected as it is. Its outputs do not match the classes %s: no predictions are shown.",
                 *(type(trained.classifier.network).__name__, ", ".join(run.data.class_names)),
             )
         layers = plan.layers(trained.classifier)
@@ -51,12 +51,12 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
         if cfg.label_sets.resamples:
             found = with_label_sets(plan, found)
         explanation = explained(plan, found) if plan.explainer is not None else None
-        does = relevant(run, plan, trained, found) if cfg.relevance else None
+        relevance = relevant(run, plan, trained, found) if cfg.relevance else None
         board = ranked(run, plan, trained, found) if cfg.leaderboard else None
         if explanation:
             found = with_columns(found, explanation.on_cards)
-        if does:
-            found = with_columns(found, does.on_cards)
+        if relevance:
+            found = with_columns(found, relevance.on_cards)
         if cfg.report == "full":
             found = with_facts(run, plan, trained, found)
         found.dissection.save(run.folder)
@@ -66,11 +66,11 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
             log.warning(warning)
         drawn = write_figures(run, lambda: dissection_figures(found.dissection))
         page = dissection_page(run, plan, trained, found)
-        for beside in (explanation, does, board):
-            if beside:
-                beside.show(run)
-                beside.save(run)
-                page.extras = [*page.extras, *beside.extras()]
+        for result in (explanation, relevance, board):
+            if result:
+                result.show(run)
+                result.save(run)
+                page.extras = [*page.extras, *result.extras()]
         quality = None
         if cfg.label_quality:
             quality = score_labels(run, plan, trained, found)
@@ -83,7 +83,7 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
         held_out = quality.figures() if quality else {}
         held_out |= explanation.figures() if explanation else {}
         run.summary({**summary, **held_out, "layers": found.dissection.layers.to_dict("records")})
-        # the results are on disk, whatever a logging back end does now
+        # loggers come last: the results are already on disk should one fail
         for scored in (explanation, quality):
             if scored:
                 scored.log(run)
@@ -101,7 +101,7 @@ def dissect(cfg: DictConfig) -> dict[str, Any]:
 
 
 def one_threshold(cfg: DictConfig) -> None:
-    """Raises UserError for a list of tau or level: dissect.py has no grid that it could be an axis of."""
+    """Raise UserError for a list of tau or level: dissect.py has no grid."""
     for name in ("tau", "level"):
         if isinstance(cfg[name], ListConfig):
             raise UserError(
@@ -111,7 +111,7 @@ def one_threshold(cfg: DictConfig) -> None:
 
 
 def dissection_summary(dissection: Dissection) -> dict[str, Any]:
-    """The figures that one sorts dissections by: counts over all layers, and the layer whose labels fit best."""
+    """Summary metrics of a dissection: counts over all layers, and the layer whose labels fit best."""
     layers = dissection.layers
     counts = {name: int(layers[name].sum()) for name in ("neurons", "dead", "interpretable", "significant")}
     if not layers["accuracy"].notna().any():

@@ -1,4 +1,4 @@
-"""edit.py: the chosen neurons scaled, and an honest answer to whether it helped."""
+"""edit.py: edit chosen neurons, and test whether it helped."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ EDITED = "edited.ckpt"
 
 
 def edit(cfg: DictConfig) -> dict[str, Any]:
-    """Judges a grid of edits on validation, takes the best, and reads test once for it."""
+    """Evaluate a grid of edits on validation, choose the best, and evaluate it once on test."""
     with session(cfg) as run:
         plan, asked = Plan(run), cfg.study
         check_metric(asked.metric, asked.groups)
@@ -92,12 +92,12 @@ def edit(cfg: DictConfig) -> dict[str, Any]:
 
 
 def at_thresholds_of(study: EditStudy, dissection: Dissection) -> Dissection:
-    """The labels at the chosen edit's tau and level, where it has them."""
+    """The dissection with interpretability and significance at the chosen edit's tau and level, where it has them."""
     return dissection.at(study.settings.get("tau"), study.settings.get("level"))
 
 
 def _kept(run: Session, found: Dissected, layers: list[str], classifier: Classifier) -> list[str]:
-    """The layers that are edited: all that were dissected, or the one that ``layer.keep`` picks of them."""
+    """The layers to edit: all dissected ones, or the one that ``layer.keep`` picks."""
     if not run.cfg.layer.get("keep"):
         return layers
     logits = [name for name, _ in classifier.network.named_modules() if name in layers][-1:]
@@ -117,11 +117,11 @@ def write_outputs(
     null: pd.DataFrame | None,
     splits: Mapping[str, ImageSet],
 ) -> dict[str, Any]:
-    """Files, terminal, loggers and page."""
+    """Write the results to files, terminal, page and loggers; returns the summary with the objective."""
     found.dissection.save(run.folder)
     study.save(run.folder / "study")
     checkpoint = bake_checkpoint(run, trained, study)
-    beside_optimism = optimism_note(study.optimism, study.test.delta) if study.optimistic else ""
+    optimism = optimism_note(study.optimism, study.test.delta) if study.optimistic else ""
     labelled = replace(dissection_page(run, plan, trained, found), main_layer=study.edit.layer)
     labelled.about = replace(labelled.about, edits=edited_neurons(study.edit))
     page = EditPage(
@@ -141,7 +141,7 @@ def write_outputs(
         test_split=run.cfg.study.test_split,
         alpha=study.alpha,
         grid_images=len(splits["test_split" if study.optimistic else "selection_split"]),
-        notes=[found.warning, beside_optimism, one_label_text(found.dissection.neurons)],
+        notes=[found.warning, optimism, one_label_text(found.dissection.neurons)],
         checks=study_checks(study, null),
         ablations=ablations,
         extras=[
@@ -176,14 +176,14 @@ def write_outputs(
         figures_table(readable_study(study, null), f"The chosen edit of {study.edit.layer}, on {study.tested_on}")
     )
     run.console.print(f"\n{unbroken(study.verdict)}\n", style="bold", highlight=False, markup=False)
-    if beside_optimism:
-        run.console.print(unbroken(beside_optimism), style="red", highlight=False, markup=False)
+    if optimism:
+        run.console.print(unbroken(optimism), style="red", highlight=False, markup=False)
     run.add_output("labels", run.folder / "neurons.csv")
     run.add_output("grid", run.folder / "study" / "grid.csv")
     run.add_output("edited checkpoint", checkpoint)
     write_page(run, page)
     run.summary(summary)
-    # the results are on disk, whatever a logging back end does now
+    # loggers come last: the results are already on disk should one fail
     log_dissection(
         run.loggers,
         found.dissection,
@@ -206,22 +206,22 @@ def write_outputs(
 
 
 def bake_checkpoint(run: Session, trained: Trained, study: EditStudy) -> Path:
-    """The edited weights as a checkpoint that any later command takes as ``ckpt_path``."""
+    """Write the edited weights as a checkpoint that every command accepts as ``ckpt_path``; returns its path."""
     network = trained.classifier.network
     state = {f"network.{name}": value.cpu() for name, value in bake(network, study.edit).items()}
     path = run.folder / EDITED
-    made = {
+    content = {
         "state_dict": state,
         "hyper_parameters": dict(trained.classifier.hparams),
         "edit": {"layer": study.edit.layer, "from": trained.weights, "verdict": study.verdict},
     }
     with atomic_write(path) as unfinished:
-        torch.save(made, unfinished)
+        torch.save(content, unfinished)
     return path
 
 
 def study_figures(run: Session, study: EditStudy, ablations: Mapping[str, ConceptAblation]) -> dict[str, Any]:
-    """By name: the grid of each layer, the controls, confusion and recall before and after, silenced concepts."""
+    """Name -> figure: the grid of each layer, the controls, the change of confusion, and silenced concepts."""
     names = list(run.data.splits.class_names)
     limit = figures.full_colour(study.grid, (study.test if study.optimistic else study.val).images)
     drawn = {

@@ -1,4 +1,4 @@
-"""What may happen to a process while it works: signals, and a working directory that is removed."""
+"""Interruptions of a running process: signals, and a removed working directory."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ RESUMES = (
 
 
 SAME_SIGNAL = 2.0
-"""Seconds."""
+"""Seconds within which a second signal counts as the same one."""
 
 
 class CutOff(SystemExit):
-    """The end of a run before its time, by a signal: exit code 128 + signal."""
+    """Premature end of a run by a signal: exit code 128 + signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -31,10 +31,10 @@ class CutOff(SystemExit):
 
 
 def exit_on_signals() -> None:
-    """Turns SIGTERM and SIGHUP into :class:`CutOff`, raised where the program is, so that what is open is closed.
+    """Make SIGTERM and SIGHUP raise :class:`CutOff` in the main thread, so that open resources are closed.
 
-    A signal that is ignored (``nohup``) stays so. One that comes soon after another is the same one, sent to the group
-    of processes as well.
+    Ignored signals (``nohup``) stay ignored. A signal that follows another within ``SAME_SIGNAL`` seconds is taken for
+    the same one, sent to the process group as well.
     """
     last = -SAME_SIGNAL
 
@@ -50,9 +50,10 @@ def exit_on_signals() -> None:
 
 
 class HeldSignals:
-    """A context in which SIGTERM, SIGHUP and SIGINT wait. They are answered once at its end, or by ``release``.
+    """Context manager that defers SIGTERM, SIGHUP and SIGINT to its end, or to ``release``.
 
-    A mask would not do: the kernel gives the signal to another thread, and Python answers it in the main one.
+    A signal mask is not enough: the kernel delivers the signal to another thread, and Python handles it in the main
+    one.
     """
 
     def __enter__(self) -> HeldSignals:
@@ -65,7 +66,7 @@ class HeldSignals:
         self.release()
 
     def release(self) -> None:
-        """Answers what was received, as it would have been without this."""
+        """Restore the handlers and deliver the first signal that was received."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         if self.received:
@@ -90,12 +91,12 @@ def cut_off(end: BaseException) -> CutOff | None:
 
 
 def leave_gone_directory() -> None:
-    """Changes to the folder for temporary files where the working directory was removed: much asks for its name."""
+    """Change to the temporary folder if the working directory was removed, because much code calls ``os.getcwd``."""
     try:
         os.getcwd()
     except FileNotFoundError:
         os.chdir(tempfile.gettempdir())
         log.warning(
-            "The working directory was removed. Relative paths are now looked for in %s; give absolute ones.",
+            "The working directory was removed. Relative paths are now resolved in %s; give absolute ones.",
             tempfile.gettempdir(),
         )

@@ -23,9 +23,9 @@ Results go to logs/ in the working directory. --config-dir=<folder> adds config 
 
 
 def main() -> None:
-    """Runs the verb that the first word names with the words behind it."""
+    """Run the verb named by the first argument with the remaining ones."""
     verb, *words = sys.argv[1:] or ["--help"]
-    # the processes that Lightning starts for ddp have the words that Hydra was given, as written below
+    # processes that Lightning starts for ddp get the arguments that Hydra got, i.e. those set below
     verb = verb.removeprefix("--config-name=")
     if verb in VERBS:
         sys.argv[1:] = [f"--config-name={verb}", *words]
@@ -41,12 +41,12 @@ def main() -> None:
     elif verb in ("--shell-completion", "-sc"):
         complete(words)
     else:
-        print(f"There is no verb '{verb}'. {nearest(verb, [*VERBS, 'dashboard'])}\n\n{USAGE}", end="", file=sys.stderr)
+        print(f"Unknown verb '{verb}'. {nearest(verb, [*VERBS, 'dashboard'])}\n\n{USAGE}", end="", file=sys.stderr)
         sys.exit(2)
 
 
 def complete(words: list[str]) -> None:
-    """Tab completion: Hydra's, without the verb; the verbs where none has been typed."""
+    """Tab completion: of the verbs first, then Hydra's."""
     line = os.environ.get("COMP_LINE", "").split(" ")
     if "install" in words[0] or "uninstall" in words[0]:
         verb = "train"

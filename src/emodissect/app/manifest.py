@@ -1,4 +1,4 @@
-"""The manifest: everything a result came from, so that it can be made again."""
+"""The manifest: everything that a result was computed from, so that it can be reproduced."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide the numbers."""
+    """Versions of Python and of the packages that affect results."""
     return dict(_versions())
 
 
@@ -44,7 +44,7 @@ def _versions() -> dict[str, str]:
 
 
 def program(verb: str) -> list[str]:
-    """The words that start a verb: ``python edit.py`` in a checkout, ``emodissect edit`` where it is installed."""
+    """The command that starts a verb: ``python edit.py`` in a checkout, else ``emodissect edit``."""
     return ["python", f"{verb}.py"] if checkout() else ["emodissect", verb]
 
 
@@ -57,9 +57,9 @@ def typed_command() -> str:
 
 
 def command() -> str:
-    """What makes this run again: the command as it was typed; for a job of a multirun, the one that runs it alone.
+    """The command that repeats this run: as it was typed; for a job of a multirun, the one that runs it alone.
 
-    A job may run in a worker of a launcher, whose own command line says nothing.
+    A job may run in a launcher's worker, whose own command line is of no use.
     """
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         hydra = HydraConfig.get()
@@ -68,7 +68,7 @@ def command() -> str:
 
 
 def git_commit(root: Path) -> str | None:
-    """The checkout's commit, with ``+changes`` where files differ from it; None outside a checkout."""
+    """The checkout's commit, with ``+changes`` if tracked files differ from it; None outside a checkout."""
     try:
         run = {"cwd": root, "capture_output": True, "text": True, "timeout": 10, "check": True}
         commit = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()  # type: ignore[call-overload]
@@ -79,7 +79,7 @@ def git_commit(root: Path) -> str | None:
 
 
 def manifest(root: Path, **inputs: Any) -> dict[str, Any]:
-    """Command, time, machine, versions and commit, with the given inputs' hashes."""
+    """Command, time, machine, versions and commit, plus the given inputs."""
     import torch
 
     return {
@@ -98,6 +98,6 @@ def manifest(root: Path, **inputs: Any) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes JSON, whole or not at all."""
+    """Write JSON atomically."""
     with atomic_write(path) as unfinished:
         unfinished.write_text(json.dumps(value, indent=2, default=str) + "\n")

@@ -19,14 +19,14 @@ from emodissect.core.places import config_groups
 
 
 def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """The config of ``python <verb>.py <overrides>``, to look at, change and give to :func:`run`.
+    """The config of ``python <verb>.py <overrides>``, to inspect, change and pass to :func:`run`.
 
     Args:
         verb: train, dissect or edit.
-        overrides: words as on the command line. A sweep (``-m``) is for the command line only.
+        overrides: as on the command line. Sweeps (``-m``) work on the command line only.
 
     Returns:
-        the config; ``cfg.paths.run_dir`` is the folder that the results will be written to.
+        the config; ``cfg.paths.run_dir`` is the folder that results will be written to.
 
     Raises:
         UserError: an unknown verb, a misspelt key or choice.
@@ -35,7 +35,7 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
     'lin1'
     """
     if verb not in VERBS:
-        raise UserError(f"There is no verb '{verb}'. {nearest(verb, VERBS)}")
+        raise UserError(f"Unknown verb '{verb}'. {nearest(verb, VERBS)}")
     register_resolvers()
     conf = config_groups()
     words = prepared(overrides, conf)
@@ -46,7 +46,7 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
         raise UserError(composing_mistake(error, conf, verb, words)) from error
     known = HydraConfig.instance()
     outer = known.cfg
-    known.set_config(cfg)  # for the length of this line, so that ${hydra:...} resolves
+    known.set_config(cfg)  # only while the next line resolves ${hydra:...}
     try:
         folder = cfg.hydra.run.dir
     finally:
@@ -58,10 +58,10 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
-    """Runs a composed config; files go to ``cfg.paths.run_dir``, as from the command line.
+    """Run a composed config; files go to ``cfg.paths.run_dir``, as from the command line.
 
     Returns:
-        the figures of summary.json, with ``objective``: what a sweep would optimise.
+        the metrics of summary.json, and ``objective``: the value that a sweep would optimise.
 
     Raises:
         UserError: a mistake in the config, with the message that the command line would print.

@@ -1,4 +1,4 @@
-"""A publication's figures, which an experiment's config carries, beside this run's."""
+"""Comparison of a run with the published results in its experiment's config."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from emodissect.dissection.labels import Dissection
 from emodissect.report import Extra
 from emodissect.studies import EditStudy
 
-SOURCE = "The published figures come from the published network and CLIP ViT-B/16; this run's from its own inputs."
+SOURCE = "The published results are for the published network and CLIP ViT-B/16; this run's for its own inputs."
 
 
 def published(cfg: DictConfig) -> dict[str, Any]:
-    """What the experiment repeats, by name; empty where it repeats nothing."""
+    """The published results that the experiment reproduces, by name; empty if there are none."""
     return resolved(cfg.published) if cfg.get("published") else {}
 
 
 def published_layers(cfg: DictConfig) -> pd.DataFrame | None:
-    """The layer table that an experiment repeats, where its config carries one."""
+    """The published layer table, if the experiment's config has one."""
     found = published(cfg)
     return pd.DataFrame(found["layers"]) if "layers" in found else None
 
 
 def compare_training(cfg: DictConfig, metrics: Mapping[str, float]) -> list[Extra]:
-    """Figures of a training (``test/acc``, ...), published and here."""
+    """Training metrics (``test/acc``, ...), published and of this run."""
     rows = [
         {"figure": name, "published": percent(value, 2), "this run": percent(metrics[name], 2)}
         for name, value in published(cfg).items()
         if name in metrics
     ]
-    said = "The published figure is that of the publication's own training and splits; this run's is its own."
-    return [Extra("Compared with the published figures", said, frame=pd.DataFrame(rows))] if rows else []
+    caption = "The published result is for the publication's own training and splits; this run's for its own."
+    return [Extra("Compared with the published figures", caption, frame=pd.DataFrame(rows))] if rows else []
 
 
 def compare_shares(cfg: DictConfig, dissection: Dissection, asked: Collection[str]) -> list[Extra]:
-    """Concept shares among correctly labelled neurons, published and here.
+    """Concept shares among correctly labelled neurons, published and of this run.
 
     Args:
-        asked: the words that neurons could be labelled with; another word has no share here.
+        asked: this run's concepts; other published concepts have no share here.
     """
     known = {name.casefold() for name in asked}
     rows = [
@@ -52,7 +52,7 @@ def compare_shares(cfg: DictConfig, dissection: Dissection, asked: Collection[st
             "published": percent(row["share"]),
             "this run": percent(_share(dissection.shares, row["concept"]))
             if row["concept"].casefold() in known
-            else "not among the words",
+            else "not among the concepts",
         }
         for row in published(cfg).get("shares", [])
     ]
@@ -60,7 +60,7 @@ def compare_shares(cfg: DictConfig, dissection: Dissection, asked: Collection[st
 
 
 def compare_to_published(cfg: DictConfig, study: EditStudy) -> list[Extra]:
-    """Accuracy before and after, and the grid cell by cell, published and here."""
+    """Accuracy before and after the edit, and the grid cell by cell, published and of this run."""
     found = published(cfg)
     rows = [
         {
@@ -82,10 +82,10 @@ def compare_to_published(cfg: DictConfig, study: EditStudy) -> list[Extra]:
 
 
 def compare_grids(found: Mapping[str, Any], grid: pd.DataFrame) -> pd.DataFrame:
-    """One row a tau, one column a factor: ``published / here``, as changes in points.
+    """One row per tau, one column per factor: ``published / this run``, as changes in points.
 
     Args:
-        found: with ``accuracy_before`` and ``grid``: rows of tau and the accuracies of the grid's factors in order.
+        found: published ``accuracy_before`` and ``grid``: rows of tau and the accuracies by factor, in ascending order.
     """
     if "grid" not in found:
         return pd.DataFrame()

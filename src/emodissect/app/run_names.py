@@ -1,4 +1,4 @@
-"""What a run is called where runs are listed: by what it is, and in a sweep by what differs from the other jobs."""
+"""Run names for lists of runs: the task and its main choices; in a sweep, the settings that differ between jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 IDENTITY = ("layer", "model", "data")
-"""Config groups whose choices say what a run is."""
+"""Config groups whose choices form a run's name."""
 
 
 def in_multirun() -> bool:
@@ -47,11 +47,11 @@ def run_name(task: str, *_: object) -> str | None:
 
 
 FIRST_JOB = "EMODISSECT_FIRST_JOB"
-"""Environment variable: the number of jobs that stood in a multirun's folder before it."""
+"""Environment variable: the number of the multirun's first job, above those already in its folder."""
 
 
 def job_folder(number: int) -> str:
-    """The folder of a job in a multirun that continues an earlier one in the same folder.
+    """The name of a job's folder, numbered after the jobs of earlier multiruns in the same folder.
 
     >>> os.environ.pop(FIRST_JOB, None) and None
     >>> job_folder(2)
@@ -61,7 +61,7 @@ def job_folder(number: int) -> str:
 
 
 def swept_keys(folder: Path) -> set[str] | None:
-    """The keys that a multirun sweeps, from the file that Hydra leaves in its folder; None where there is none."""
+    """The keys that a multirun sweeps, from ``multirun.yaml`` in its folder; None if there is none."""
     try:
         return _swept_keys(folder / "multirun.yaml", (folder / "multirun.yaml").stat().st_mtime_ns)
     except OSError:
@@ -80,7 +80,7 @@ def _swept_keys(left_by_hydra: Path, _changed: int) -> set[str] | None:
 
 
 def _layer(choice: str | None, overrides: list[str]) -> str | None:
-    """``layer=layer4.1`` was taken as ``layer=named layer.names=layer4.1``."""
+    """The layer as it was typed: ``layer=layer4.1`` became ``layer=named layer.names=layer4.1``."""
     named = [word.partition("=")[2] for word in overrides if word.startswith("layer.names=")]
     return named[-1] if choice == "named" and named else choice
 

@@ -1,4 +1,4 @@
-"""A run's surroundings: its folder, loggers, data, cache, and what is written whatever happens."""
+"""The context of a run: its folder, loggers, data and cache, and the files that every run writes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Value = TypeVar("Value")
 NEEDED_GIB = 0.5
 
 DISTRIBUTED = "distributed"
-"""Where the ranks of a distributed run make what rank 0 keeps in the cache."""
+"""Subfolder in which the ranks of a distributed run compute entries before rank 0 moves them to the cache."""
 
 
 class Session:
@@ -56,8 +56,8 @@ class Session:
 
     Attributes:
         folder: the run's, from Hydra.
-        inputs: hashes of everything the result came from, collected by the stages for the manifest.
-        written: paths for the summary, by what they are.
+        inputs: hashes of everything that the result was computed from, collected by the stages for the manifest.
+        written: description -> path of the outputs, printed at the end.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -72,7 +72,7 @@ class Session:
 
     @cached_property
     def data(self) -> FaceDataModule:
-        """The data module, instantiated from the ``data`` group; with ``data.audit`` its faults are written too."""
+        """The data module, instantiated from the ``data`` group; with ``data.audit`` also writes audit.csv."""
         data = instantiate(self.cfg.data)
         if not isinstance(data, FaceDataModule):
             raise UserError(
@@ -85,7 +85,7 @@ class Session:
 
     @cached_property
     def loggers(self) -> list[Logger]:
-        """The loggers, each from its entry of the ``logger`` group; all have the resolved config."""
+        """The loggers of the ``logger`` group, with the resolved config logged to each."""
         for name, entry in logger_entries(self.cfg).items():
             self._loggers[name] = instantiate(entry)
         for sink in sinks_of(self._loggers.values()):
@@ -94,7 +94,7 @@ class Session:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the trainer would run the network."""
+        """The device on which the trainer would run the network."""
         return self.trainer([], enable_progress_bar=False, enable_checkpointing=False).strategy.root_device
 
     @property
@@ -110,11 +110,11 @@ class Session:
         except InstantiationException as error:
             if not isinstance(error.__cause__, MisconfigurationException):
                 raise
-            asked = ", ".join(f"trainer.{name}={self.cfg.trainer.get(name)}" for name in ("accelerator", "devices"))
-            raise UserError(f"{error.__cause__} Requested: {asked}. trainer=cpu runs everywhere.") from error
+            requested = ", ".join(f"trainer.{name}={self.cfg.trainer.get(name)}" for name in ("accelerator", "devices"))
+            raise UserError(f"{error.__cause__} Requested: {requested}. trainer=cpu runs everywhere.") from error
 
     def evaluating_trainer(self, callbacks: Sequence[Callback] = (), **changes: Any) -> Trainer:
-        """A Trainer that only runs a network forward: no checkpoints, a progress bar."""
+        """A Trainer for forward passes only: with a progress bar, without checkpoints."""
         return self.trainer([*callbacks, ProgressBar(leave=False)], enable_checkpointing=False, **changes)
 
     def made(
@@ -125,15 +125,15 @@ class Session:
         read: Callable[[Path], Value],
         jointly: bool = False,
     ) -> Value:
-        """What ``read`` gives of the cache entry for ``key``, made where it does not exist or where ``reuse=false``.
+        """The cache entry for ``key`` as returned by ``read``; computed if missing, or with ``reuse=false``.
 
-        Between processes of one machine the entry is made once and waited for. The ranks of a distributed run cannot
-        wait for one another so: rank 0 keeps what was made.
+        Of several processes on a machine one computes the entry and the others wait. The ranks of a distributed run
+        cannot wait for one another in this way: rank 0 stores the result.
 
         Args:
             kind, key, write, read: as in :meth:`emodissect.core.cache.Cache.value`.
-            jointly: ``write`` is run by all ranks of a distributed run together, and rank 0's files are everybody's
-                (a training); else each rank has files of its own.
+            jointly: ``write`` is run by all ranks of a distributed run together and all read rank 0's files (a
+                training); else each rank writes its own files.
         """
         recompute = not self.cfg.reuse
         if not self.distributed:
@@ -142,7 +142,7 @@ class Session:
             return held
         folder = self.folder / DISTRIBUTED / (kind if jointly else f"{kind}-{rank()}")
         if not jointly:
-            shutil.rmtree(folder, ignore_errors=True)  # of another entry of the kind
+            shutil.rmtree(folder, ignore_errors=True)  # may hold another entry of this kind
         folder.mkdir(parents=True, exist_ok=True)
         write(folder)
         if jointly:
@@ -156,26 +156,26 @@ class Session:
         return self.cache.value(kind, key, keep, read, recompute)
 
     def tidy(self) -> None:
-        """Removes what this rank of a distributed run made outside the cache; rank 0 also what all made together."""
-        for made in (self.folder / DISTRIBUTED).glob("*"):
-            of_one = re.search(r"-(\d+)$", made.name)
-            if (int(of_one.group(1)) if of_one else 0) == rank():
-                shutil.rmtree(made, ignore_errors=True)
-        with suppress(OSError):  # there is none, or another rank still has files in it
+        """Remove this rank's temporary files of a distributed run; rank 0 also removes the shared ones."""
+        for folder in (self.folder / DISTRIBUTED).glob("*"):
+            suffix = re.search(r"-(\d+)$", folder.name)
+            if (int(suffix.group(1)) if suffix else 0) == rank():
+                shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # it does not exist, or another rank still has files in it
             (self.folder / DISTRIBUTED).rmdir()
 
     def end_loggers(self, failed: bool) -> None:
-        """Ends every logger; where its results are is added to the summary."""
+        """Finish every logger and add the location of its results to the outputs."""
         for name, sink in zip(self._loggers, sinks_of(self._loggers.values()), strict=False):
             if place := sink.finish(failed):
                 self.add_output(name, place)
 
     def add_output(self, what: str, path: Path | str) -> None:
-        """Notes a file for the summary."""
+        """Register an output, to be printed at the end."""
         self.written[what] = path
 
     def summary(self, figures: Mapping[str, Any]) -> None:
-        """Writes summary.json and manifest.json."""
+        """Write summary.json and manifest.json."""
         if not first_rank():
             return
         seconds = round(time.monotonic() - self.started, 2)
@@ -184,12 +184,12 @@ class Session:
         self.add_output("summary", self.folder / SUMMARY_FILE)
 
     def write_manifest(self) -> None:
-        """Writes manifest.json: at the start, so that a run that fails has one, and with all inputs at the end."""
+        """Write manifest.json: at the start, so that a failed run has one, and at the end with all inputs."""
         if first_rank():
             write_json(self.folder / "manifest.json", self.manifest())
 
     def manifest(self) -> dict[str, Any]:
-        """Everything this run came from."""
+        """The manifest of this run."""
         return manifest(
             Path(self.cfg.paths.root_dir),
             seed=self.cfg.seed,
@@ -200,12 +200,12 @@ class Session:
 
 @contextmanager
 def session(cfg: DictConfig) -> Iterator[Session]:
-    """Prepares a run, and ends its loggers whatever happens: a failed W&B run is marked failed.
+    """Prepare a run, and always finish its loggers: a failed W&B run is marked as failed.
 
-    Before any work the config's values, the run folder, free disk and loggers are tried.
+    The config, run folder, free disk space and loggers are checked before any work.
 
     Raises:
-        UserError: a value that its key does not take, a folder that cannot be written, too little disk, several
+        UserError: a value that its key does not accept, an unwritable folder, too little disk space, several
             processes in a multirun.
     """
     check_values(cfg)
@@ -216,13 +216,13 @@ def session(cfg: DictConfig) -> Iterator[Session]:
     quiet()
     run = Session(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
-    # jobs of a multirun differ in what their table says; the whole config is in each run folder
+    # in a multirun only the first job prints it; the differences are in the sweep's table
     if cfg.print_config and not (in_multirun() and HydraConfig.get().job.num):
         run.console.print(config_tree(cfg))
     failed = True
     try:
         run.write_manifest()
-        run.loggers  # noqa: B018  made now, so that a logger's fault comes before the work
+        run.loggers  # noqa: B018  created now, so that a logger fails before the work
         yield run
         failed = False
     except Exception as error:
@@ -244,7 +244,7 @@ def session(cfg: DictConfig) -> Iterator[Session]:
 
 
 def several_processes(trainer: DictConfig) -> bool:
-    """Whether the trainer of this config works in several processes: by its strategy, nodes or devices."""
+    """Whether the trainer of this config uses several processes, by its strategy, nodes or devices."""
     strategy = str(trainer.get("strategy", "auto"))
     if any(name in strategy for name in ("ddp", "fsdp", "deepspeed")) or int(trainer.get("num_nodes") or 1) > 1:
         return True
@@ -271,24 +271,24 @@ def logger_entries(cfg: DictConfig) -> dict[str, DictConfig]:
 
 
 def resolved(node: DictConfig) -> dict[str, Any]:
-    """A config node as plain values, interpolations resolved."""
+    """A config node as a plain dictionary, with interpolations resolved."""
     plain = OmegaConf.to_container(node, resolve=True)
     assert isinstance(plain, dict)
     return {str(name): value for name, value in plain.items()}
 
 
 def check_surroundings(cfg: DictConfig) -> None:
-    """Tries what would otherwise fail after the work: folders, disk space, the launcher. Raises UserError."""
+    """Check what would otherwise fail after the work: folders, disk space, the launcher. Raises UserError."""
     if in_multirun() and several_processes(cfg.trainer):
-        asked = ", ".join(f"trainer.{name}={cfg.trainer.get(name)}" for name in ("strategy", "devices"))
+        requested = ", ".join(f"trainer.{name}={cfg.trainer.get(name)}" for name in ("strategy", "devices"))
         raise UserError(
-            f"{asked} inside a multirun would start the whole sweep again in each process. "
+            f"{requested} inside a multirun would start the whole sweep again in each process. "
             "Sweep on one device per job (trainer=gpu, hydra/launcher=slurm), or run the jobs one by one."
         )
     for name, folder in (("paths.run_dir", cfg.paths.run_dir), ("paths.cache_dir", cfg.paths.cache_dir)):
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):  # of this process alone: many may start at once
+            with tempfile.TemporaryFile(dir=folder):  # a unique name: many processes may start at once
                 pass
         except OSError as error:
             raise UserError(f"{name}={folder} cannot be written: {error.strerror}. Give another folder.") from error
@@ -301,12 +301,12 @@ def check_surroundings(cfg: DictConfig) -> None:
 
 
 def quiet() -> None:
-    """Lets the summary speak: libraries' notices about hardware and defaults stay out of the terminal."""
+    """Silence the libraries' notices about hardware and defaults."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*number of training batches.*is smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", ".*The dirpath has changed.*")  # the best checkpoint is taken over
+    warnings.filterwarnings("ignore", ".*The dirpath has changed.*")  # the best checkpoint is carried over
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
     torch.set_float32_matmul_precision("high")

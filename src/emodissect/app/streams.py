@@ -1,4 +1,4 @@
-"""What is printed: it never ends the program, carries a parallel job's number, and is in the log file too."""
+"""Output streams: failing writes do not end the program, parallel jobs are numbered, and the log file has a copy."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rich.console import Console
 
 
 class SteadyStream:
-    """Standard output or error that never ends the program.
+    """Wrapper of standard output or error whose failing writes do not end the program.
 
-    When the reader of a pipe has exited, or the disk behind a redirected file is full, what is printed is dropped, and
-    the run continues: results are files. Characters that the encoding lacks are printed as ``?``.
+    When the reader of a pipe has exited, or the disk of a redirected file is full, output is discarded and the run
+    continues: results are files. Characters that the encoding lacks are printed as ``?``.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -27,7 +27,7 @@ class SteadyStream:
             reconfigure(errors="replace")
 
     def write(self, text: str) -> int:
-        """As of the stream; the text is dropped where it cannot be written."""
+        """Write to the stream; text that cannot be written is discarded."""
         try:
             return self._stream.write(text)
         except OSError:
@@ -35,7 +35,7 @@ class SteadyStream:
             return len(text)
 
     def flush(self) -> None:
-        """As of the stream."""
+        """Flush the stream, ignoring failures."""
         try:
             self._stream.flush()
         except OSError:
@@ -52,7 +52,7 @@ class SteadyStream:
 
 
 def keep_streams_open() -> None:
-    """Lets standard output and error be :class:`SteadyStream`, and gives a process without them the null device."""
+    """Wrap standard output and error in :class:`SteadyStream`; where they are None, use the null device."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -62,13 +62,13 @@ def keep_streams_open() -> None:
 
 
 class NumberedStream:
-    """Whole lines at a time, each with a job's number before it."""
+    """Stream wrapper that writes whole lines, each prefixed with a job's number."""
 
     def __init__(self, stream: TextIO, prefix: str) -> None:
         self._stream, self._prefix, self._line = stream, prefix, ""
 
     def write(self, text: str) -> int:
-        """Keeps what comes after the last end of a line until that line ends."""
+        """Write the complete lines; an incomplete last line is buffered until it ends."""
         *lines, self._line = (self._line + text).split("\n")
         if lines:
             self._stream.write("".join(f"{self._prefix}{line}\n" for line in lines))
@@ -76,7 +76,7 @@ class NumberedStream:
         return len(text)
 
     def isatty(self) -> bool:
-        """False: bars of several jobs would write over one another."""
+        """False: progress bars of several jobs would overwrite one another."""
         return False
 
     def __getattr__(self, name: str) -> Any:
@@ -84,7 +84,7 @@ class NumberedStream:
 
 
 def number_lines(number: int) -> None:
-    """Puts ``[number]`` before each line that this process prints; tables become narrower by as much."""
+    """Prefix each line that this process prints with ``[number]``; tables become narrower to match."""
     prefix = f"[{number}] "
     os.environ["COLUMNS"] = str(max(shutil.get_terminal_size().columns - len(prefix), 40))
     sys.stdout = cast(TextIO, NumberedStream(sys.stdout, prefix))
@@ -92,10 +92,10 @@ def number_lines(number: int) -> None:
 
 
 class LoggedConsole(Console):
-    """A console whose tables and sentences are also in the run's log file, 120 characters wide and without colours."""
+    """A console that also prints to the run's log file, 120 characters wide and without colours."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """As of rich's console."""
+        """Print to the console and to the log file."""
         super().print(*objects, **options)
         files = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
         for handler in [] if self.quiet else files:

@@ -1,4 +1,4 @@
-"""The end of a multirun: one table of all its jobs, the best by validation, and a run that holds them together."""
+"""Hydra callback for the end of a multirun: collects all jobs in one table, also after failures."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class SweepTable(Callback):
     """A Hydra callback: after the last job of a multirun it writes ``sweep.csv`` and ``sweep.html``.
 
     A failed job is a row with its error; the multirun then ends with exit code 1, after the table is written.
-    A multirun that is cut off has the same table of the jobs that began.
+    An interrupted multirun gets the same table of the jobs that began.
     """
 
     unfinished: ClassVar[Callable[[], object] | None] = None
-    """Ends the multirun of this process whose jobs are running."""
+    """Writes the table of the multirun that is running in this process."""
 
     def __init__(self) -> None:
         self.stood: dict[Path, int] = {}
@@ -45,26 +45,26 @@ class SweepTable(Callback):
 
     @classmethod
     def end_unfinished(cls) -> bool:
-        """Writes the table of a multirun that was cut off; whether any of its jobs began."""
+        """Write the table of an interrupted multirun; returns whether any of its jobs began."""
         end, cls.unfinished = cls.unfinished, None
         return end is not None and end() is not None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Notes what an earlier multirun left in the same folder: it is not a job of this one."""
+        """Note the jobs of earlier multiruns in the same folder, to exclude them from the table."""
         self.stood = job_folders(Path(config.hydra.sweep.dir))
         self.began = time.monotonic()
         numbers = [int(job.name) for job in self.stood if job.name.isdigit()]
         os.environ[FIRST_JOB] = str(max(numbers, default=-1) + 1)
         if OmegaConf.select(config, "hydra.sweeper.storage"):
-            self.stood = {}  # the jobs of the study so far are this multirun's too
+            self.stood = {}  # earlier jobs of the same Optuna study are included
         SweepTable.unfinished = lambda: self._collect(config)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        """Takes the time."""
+        """Start timing the job."""
         self.job_began = time.monotonic()
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Writes the wall time of the whole job into its summary, and readies the process for the next one."""
+        """Write the job's wall time to its summary, and restore the working directory for the next job."""
         path = Path(config.hydra.runtime.output_dir) / SUMMARY_FILE
         with suppress(OSError, ValueError):  # a job that failed has none
             summary = json.loads(path.read_text(encoding="utf-8"))
@@ -72,14 +72,14 @@ class SweepTable(Callback):
         leave_gone_directory()
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Collects the jobs' summaries."""
+        """Write the table; exits with code 1 if a job failed."""
         failed = self._collect(config)
         SweepTable.unfinished = None
         if failed:
             sys.exit(1)
 
     def _collect(self, config: DictConfig) -> int | None:
-        """Writes and shows the table; gives the number of failed jobs, None where no job began."""
+        """Write and print the table; returns the number of failed jobs, None if no job began."""
         folder = Path(config.hydra.sweep.dir)
         started = [job for job, when in job_folders(folder).items() if self.stood.get(job) != when]
         if not started:
@@ -91,9 +91,11 @@ class SweepTable(Callback):
         try:
             summarize_sweep(jobs, swept_words(started), folder, config)
             show_study(OmegaConf.select(config, "hydra.sweeper"), folder, Console())
-        except Exception as error:  # such as W&B that cannot be reached; Hydra would lose it in a warning
+        except Exception as error:  # e.g. W&B cannot be reached; Hydra would hide it in a warning
             console.print(
-                f"The sweep's end is incomplete: {user_error_message(error) or repr(error)}", style="red", markup=False
+                f"The sweep's summary is incomplete: {user_error_message(error) or repr(error)}",
+                style="red",
+                markup=False,
             )
         seconds = time.monotonic() - self.began
         console.print(f"{len(jobs)} jobs in {seconds:.1f} s: {seconds / len(jobs):.1f} s per job.", style="dim")
@@ -108,9 +110,9 @@ class SweepTable(Callback):
 
 
 def job_folders(folder: Path) -> dict[Path, int]:
-    """The jobs' folders in their order, each with the time (ns) at which its job was begun.
+    """The jobs' folders in order -> the time (ns) at which the job began.
 
-    Where Hydra writes no ``.hydra`` folder (``hydra.output_subdir=null``), a job is known by its own files.
+    Without ``.hydra`` folders (``hydra.output_subdir=null``), jobs are recognised by their own files.
     """
     begun = {path.parent.parent: path.stat().st_mtime_ns for path in folder.glob("**/.hydra/overrides.yaml")}
     for name in (MANIFEST_FILE, ERROR_FILE):
@@ -120,9 +122,9 @@ def job_folders(folder: Path) -> dict[Path, int]:
 
 
 def sweep_table(folder: Path, jobs: Sequence[Path]) -> pd.DataFrame:
-    """One row a job: its overrides, the plain figures of its summary.json, or its error.
+    """One row per job: its overrides and the scalars of its summary.json, or its error.
 
-    A job that left neither (killed, or still running) says so in ``error``.
+    For a job with neither (killed, or still running) ``error`` says so.
     """
     rows = []
     for job in jobs:
@@ -146,7 +148,7 @@ def overrides_of(job: Path) -> dict[str, Any]:
     for override in _words_of(job):
         name, _, value = override.lstrip("+").partition("=")
         found[name] = _plain(value)
-    if found.get("layer") == "named" and "layer.names" in found:  # layer=layer4.1.conv2, see command_line
+    if found.get("layer") == "named" and "layer.names" in found:  # layer=layer4.1.conv2, see arguments.with_layer_words
         found["layer"] = found.pop("layer.names")
     return found
 
@@ -163,7 +165,7 @@ def _words_of(job: Path) -> list[str]:
 
 
 def swept_words(jobs: Sequence[Path]) -> list[str]:
-    """The overrides that are not the same in every job, in the order they were typed."""
+    """The keys of the overrides that differ between jobs, in the order they were typed."""
     overrides = [overrides_of(job) for job in jobs]
     names = dict.fromkeys(name for given in overrides for name in given)
     return [name for name in names if len({str(given.get(name)) for given in overrides}) > 1]
@@ -174,7 +176,7 @@ def _number(job: Path) -> tuple[int, str]:
 
 
 def _plain(text: str) -> Any:
-    """A value as typed: a number, else the text without the quotes of Hydra's grammar."""
+    """A typed value: parsed as JSON where possible, else the text without Hydra's quotes."""
     try:
         return json.loads(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a multirun leaves: its table and heat maps in the terminal, as CSV, as a page, and as one W&B run."""
+"""Results of a multirun: its table and heat maps in the terminal, as CSV, as a page, and as one W&B run."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ SEEDS = "seeds.csv"
 """Means and intervals over the seeds of a sweep, in its folder."""
 
 RANKED_BY = ("delta_val", "val/acc", "neuron_accuracy")
-"""What a sweep's jobs are ranked by, on validation where there is a choice: the first that its jobs have."""
+"""Metrics that a sweep's jobs are ranked by: the first one that the jobs have."""
 
 
 def summarize_sweep(jobs: pd.DataFrame, swept: Sequence[str], folder: Path, config: DictConfig) -> None:
-    """Writes ``sweep.csv`` and ``sweep.html``, prints the table and the best job, and logs them as one W&B run.
+    """Write ``sweep.csv`` and ``sweep.html``, print the table and the best job, and log them as one W&B run.
 
-    Where seeds were swept, ``seeds.csv`` holds each figure's mean and interval over them.
+    If seeds were swept, ``seeds.csv`` has each metric's mean and interval over them.
 
     Args:
-        jobs: one row a job, see :func:`emodissect.app.sweep.sweep_table`.
+        jobs: one row per job, see :func:`emodissect.app.sweep.sweep_table`.
     """
     write_csv(jobs, folder / SWEEP_TABLE)
     replicates = over_seeds(jobs, swept)
     trainings = over_trainings(jobs, swept)
     value = next((name for name in RANKED_BY if name in jobs and jobs[name].notna().any()), RANKED_BY[0])
-    made_by = manifest(Path(config.paths.root_dir), folder=str(folder))
-    page = SweepPage(jobs, value, typed_command(), made_by, swept=swept, replicates=replicates)
+    origin = manifest(Path(config.paths.root_dir), folder=str(folder))
+    page = SweepPage(jobs, value, typed_command(), origin, swept=swept, replicates=replicates)
     page.write(folder / "sweep.html")
     console = Console()
     show(page, console)
@@ -65,18 +65,18 @@ def summarize_sweep(jobs: pd.DataFrame, swept: Sequence[str], folder: Path, conf
         show_trainings(trainings, console)
         written["trainings"] = TRAININGS
     for what, name in written.items():
-        _say_where(what, folder / name, console)
+        _print_path(what, folder / name, console)
     _log(page, folder, config, trainings)
 
 
 def show_study(sweeper: DictConfig | None, folder: Path, console: Console) -> None:
-    """The best trial of the whole Optuna study, where its storage holds trials of earlier multiruns too.
+    """Print the best trial of the whole Optuna study, where a storage keeps trials of earlier multiruns too.
 
-    ``study.csv`` has one row a trial: number, state, value and parameters.
+    Writes ``study.csv`` with one row per trial: number, state, value and parameters.
     """
     if sweeper is None or not isinstance(storage := sweeper.get("storage"), str):
         return
-    import optuna  # the extra that the storage is for
+    import optuna  # installed, because the sweeper needs it
 
     study = optuna.load_study(study_name=sweeper.study_name, storage=storage)
     trials = study.trials_dataframe(attrs=("number", "state", "value", "params", "datetime_start"))
@@ -94,15 +94,15 @@ def show_study(sweeper: DictConfig | None, folder: Path, console: Console) -> No
         highlight=False,
         markup=False,
     )
-    _say_where("study", folder / STUDY, console)
+    _print_path("study", folder / STUDY, console)
 
 
-def _say_where(what: str, path: Path, console: Console) -> None:
+def _print_path(what: str, path: Path, console: Console) -> None:
     console.print(f"[dim]{what}:[/] {escape(str(path))}", soft_wrap=True, highlight=False)
 
 
 def show(page: SweepPage, console: Console) -> None:
-    """The table of jobs, the heat maps, what failed, and the best job by validation."""
+    """Print the table of jobs, the heat maps, the errors, and the best job by validation."""
     jobs = page.jobs
     known = {column.name for column in columns.JOBS}
     varied = columns.plain(jobs, [name for name in page.swept if name in jobs and name not in known])
@@ -124,10 +124,10 @@ def show(page: SweepPage, console: Console) -> None:
 
 
 def heat_map(grid: pd.DataFrame, title: str) -> Table:
-    """A layer's cells by their two settings: green above zero, red below, the best of the sweep reversed.
+    """A layer's cells by two settings: green above zero, red below, the cell with the best job in reverse video.
 
     Args:
-        grid: its two axes, delta (a fraction), chosen.
+        grid: columns: the two axes, delta (a fraction), chosen.
     """
     down, across = grid.columns[0], grid.columns[1]
     cells: dict[tuple[str, str], str] = {}
@@ -141,7 +141,7 @@ def heat_map(grid: pd.DataFrame, title: str) -> Table:
 
 
 def show_trainings(trainings: pd.DataFrame, console: Console) -> None:
-    """The edit and cheap alternatives over trainings, and the verdict."""
+    """Print the results of the edit and of cheap alternatives over trainings, and the verdict."""
     shown = [*(columns.Column(str(name)) for name in trainings if name not in TRAINING_COLUMNS), *columns.TRAININGS]
     console.print(frame_table(trainings, "Over trainings, beside cheap alternatives", shown, console=console))
     for sentence in verdicts_over_trainings(trainings):
@@ -149,7 +149,7 @@ def show_trainings(trainings: pd.DataFrame, console: Console) -> None:
 
 
 def _log(page: SweepPage, folder: Path, config: DictConfig, trainings: pd.DataFrame) -> None:
-    """One W&B run that holds the sweep together, where the jobs logged to W&B."""
+    """Log the sweep as one W&B run, if its jobs were logged to W&B."""
     if (config.get("logger") or {}).get("wandb") is None:
         return
     config = resolvable(config, folder)
@@ -182,7 +182,7 @@ def _log(page: SweepPage, folder: Path, config: DictConfig, trainings: pd.DataFr
 def resolvable(config: DictConfig, folder: Path) -> DictConfig:
     """The multirun's config with the sweep's folder as its run folder, so that every ``${hydra:...}`` in it resolves.
 
-    Hydra sets ``HydraConfig`` for the jobs alone; at a multirun's end there is none.
+    Hydra sets ``HydraConfig`` only for the jobs, not for the end of a multirun.
     """
     config = config.copy()
     with open_dict(config):

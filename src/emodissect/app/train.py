@@ -1,4 +1,4 @@
-"""train.py: train a classifier, test its best checkpoint once, write and log what came out."""
+"""train.py: train a classifier, test its best checkpoint once, write and log the results."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from emodissect.report.terminal import figures_table
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
-    """Trains, keeps the best checkpoint by validation accuracy, and tests it once.
+    """Train, keep the best checkpoint by validation accuracy, and test it once.
 
-    With ``task`` set, another training job is run instead; with ``fit=false`` ``ckpt_path`` is only evaluated.
+    With ``task`` set, that function is run instead; with ``fit=false`` ``ckpt_path`` is only evaluated.
     """
     if cfg.get("task"):
         return instantiate(cfg.task, cfg, _recursive_=False) or {}
@@ -57,7 +57,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _readable(figures: Mapping[str, float], run: Session) -> dict[str, Any]:
-    """For the terminal. Where only some batches were validated, their accuracy has no interval."""
+    """Metrics for the terminal; validation accuracy has no interval if only some batches were validated."""
     shown: dict[str, Any] = {}
     few = any(run.cfg.trainer.get(name) for name in ("limit_val_batches", "overfit_batches", "fast_dev_run"))
     for split in ("val", "test"):

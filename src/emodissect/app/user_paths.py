@@ -1,4 +1,4 @@
-"""Paths in a composed config, as people write them: ``~``, numbers as names, relative ones under ``chdir``."""
+"""Normalization of paths in a composed config: ``~``, numeric names, and relative paths with ``chdir``."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from emodissect.app.arguments import PATHS
 
 
 def expand_user(path: object) -> str:
-    """A path with ``~`` as the home folder; the resolver ``expand_user`` of conf/."""
+    """A path with ``~`` expanded; the resolver ``expand_user`` of conf/."""
     return str(Path(str(path)).expanduser())
 
 
 def settle_paths(cfg: DictConfig) -> None:
-    """Expands ``~`` in every value that starts with it, and makes the values of path keys paths.
+    """Expand ``~`` in all values and normalize the values of path keys, in place.
 
-    A value of a path key that YAML reads as a number is text again. With ``hydra.job.chdir=true`` a relative path is
-    looked for where the command was typed. Values from the command line and from files are treated alike.
+    Numbers become text. With ``hydra.job.chdir=true`` an existing relative path is resolved against the directory of
+    the command. Values from the command line and from files are treated alike.
     """
     for node, key in list(_values(cfg)):
         value = node[key]
@@ -34,7 +34,7 @@ def settle_paths(cfg: DictConfig) -> None:
 
 
 def _where_typed(value: str) -> str | None:
-    """The absolute path of a relative one, where Hydra has changed the working directory and the file exists."""
+    """The absolute path of a relative one, if Hydra has changed the working directory and the file exists."""
     if not HydraConfig.initialized() or not HydraConfig.get().job.chdir:
         return None
     path, separator, name = value.partition(".py:")  # model.target=nets/mine.py:Net
@@ -45,7 +45,7 @@ def _where_typed(value: str) -> str | None:
 
 
 def _values(node: Any) -> Iterator[tuple[Any, Any]]:
-    """Every plain value under a node, as its parent and its key; interpolations and open values are passed over."""
+    """Every plain value under a node, as (parent, key); interpolations and missing values are skipped."""
     keys = list(node) if isinstance(node, DictConfig) else list(range(len(node)))
     for key in keys:
         if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):

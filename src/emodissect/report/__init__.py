@@ -1,4 +1,4 @@
-"""One self-contained HTML page a run: frames in, one file out, no network."""
+"""One self-contained HTML page per run: data frames in, one file out, no network."""
 
 from emodissect.report.dissection import DissectionPage
 from emodissect.report.editing import EditPage

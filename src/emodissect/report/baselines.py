@@ -1,4 +1,4 @@
-"""What cheap alternatives to an edit give: a section of the page, a table of the terminal, figures to sort runs by."""
+"""Results of the cheap alternatives to an edit: page section, terminal table, and logged summary metrics."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _TITLE = "Cheap alternatives"
 
 
 def ladder_section(ladder: pd.DataFrame, delta: float) -> list[Extra]:
-    """The section of the page; none where no alternative was asked for.
+    """The section of the page; empty where no alternative was evaluated.
 
     Args:
-        ladder: as :func:`emodissect.studies.baselines.climb` gives it.
+        ladder: as returned by :func:`emodissect.studies.baselines.climb`.
         delta: the chosen edit's change on test.
     """
     known = ladder[ladder["delta"].notna()] if len(ladder) else ladder
@@ -40,21 +40,21 @@ def ladder_section(ladder: pd.DataFrame, delta: float) -> list[Extra]:
 
 
 def readable(ladder: pd.DataFrame) -> pd.DataFrame:
-    """The ladder as people read it, without the alternatives that this network does not have."""
+    """The ladder for display, without the alternatives that are not available for this network."""
     known = ladder[ladder["delta"].notna()]
     fitted, settled = known["fitted_on"].map(_FITTED), known["settled"].replace("", DASH)
     return known.assign(alternative=known["words"], fitted_on=fitted, settled=settled)
 
 
 def ladder_table(ladder: pd.DataFrame) -> Table:
-    """The ladder for the terminal."""
+    """The ladder as a terminal table."""
     table = frame_table(readable(ladder), "Cheap alternatives, on test", LADDER)
     table.caption = " ".join(filter(None, [claims.ladder_notes(ladder), str(table.caption or "")])) or None
     return table
 
 
 def group_section(study: EditStudy, class_names: Sequence[str]) -> list[Extra]:
-    """The accuracy of each group, where groups were given."""
+    """The section with each group's accuracy; empty where no groups were given."""
     if not len(study.group_table):
         return []
     caption = (
@@ -65,19 +65,19 @@ def group_section(study: EditStudy, class_names: Sequence[str]) -> list[Extra]:
 
 
 def group_table(study: EditStudy, class_names: Sequence[str]) -> Table:
-    """The groups for the terminal."""
+    """The groups as a terminal table."""
     return frame_table(readable_groups(study, class_names), f"Accuracy by group ({study.groups}), on test", GROUPS)
 
 
 def readable_groups(study: EditStudy, class_names: Sequence[str]) -> pd.DataFrame:
-    """The groups as people read them."""
+    """The groups for display: class names instead of indices, and the change of accuracy."""
     groups = study.group_table
     names = [class_names[int(place)] for place in groups["class"]]
     return groups.assign(delta=groups["accuracy_after"] - groups["accuracy_before"], **{"class": names})
 
 
 def effects_section(study: EditStudy) -> list[Extra]:
-    """Whether labels tell what neurons do, where effects were estimated."""
+    """The section that relates label quality to the neurons' effects; empty where effects were not estimated."""
     if not len(study.neuron_effects):
         return []
     caption = (
@@ -89,7 +89,7 @@ def effects_section(study: EditStudy) -> list[Extra]:
 
 
 def effects_table(study: EditStudy) -> Table:
-    """The same for the terminal."""
+    """The same as a terminal table."""
     return frame_table(_effects(study), f"Labels against effects of neurons ({study.edit.layer})", EFFECTS)
 
 
@@ -98,7 +98,7 @@ def _effects(study: EditStudy) -> pd.DataFrame:
 
 
 def optimism_note(optimism: float, delta: float) -> str:
-    """Said in red where the edit was chosen on test: what random edits would have gained in the same way."""
+    """Warning for an edit chosen on test: what the best of as many random edits would have gained."""
     if np.isnan(optimism):
         return ""
     return (

@@ -1,4 +1,4 @@
-"""What captions say, each a function of the table or figure beside it, so that it can be tested against data."""
+"""Caption texts, each computed from the table or figure that it describes, so that tests can check it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from emodissect.studies.cells import settings_in
 
 SPLITS = {"val": "validation", "test": "test", "train": "training"}
 MOST_NAMED = 3
-"""Equals that are named; of more, the first and how many."""
+"""Ties listed by name; with more, the first is named and the others are counted."""
 
 EXAMPLES = {"tau": "tau=[0,0.5,1]", "level": "level=[0.01,0.05,0.1]", "factor": "factor=[1.25,1.5,2]"}
-"""For each setting a grid of it."""
+"""An example grid for each setting."""
 
 CONTROLS = {
-    "random": "as many living neurons, drawn at random whatever their labels",
-    "shuffled": "the whole study repeated with shuffled labels; its choice may have another size",
-    "all": "every neuron of the layer, so another size",
-    "scale_all": "every neuron of the layer, so another size",
-    "inverse": "the neurons that were not selected: it reads the labels, and has another size",
+    "random": "as many living neurons, drawn at random regardless of their labels",
+    "shuffled": "the whole study repeated with shuffled labels; the chosen edit may differ in size",
+    "all": "every neuron of the layer, so different in size",
+    "scale_all": "every neuron of the layer, so different in size",
+    "inverse": "the neurons that were not selected: uses the labels, and differs in size",
 }
-"""What each control keeps of the edit."""
+"""How each control relates to the edit."""
 
 
 def split_name(split: str) -> str:
@@ -36,13 +36,13 @@ def split_name(split: str) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """``a, b and c``."""
+    """Join names: ``a, b and c``."""
     *first, last = list(names) or [""]
     return f"{', '.join(first)} and {last}" if first else last
 
 
 def equals(frame: pd.DataFrame, column: str, largest: bool = True) -> pd.DataFrame:
-    """The rows with the largest (or smallest) value of a column, all of them where several tie."""
+    """The rows with the largest (or smallest) value of a column, including ties."""
     values = frame[column].to_numpy(dtype=float)
     if not np.isfinite(values).any():
         return frame[:0]
@@ -51,7 +51,7 @@ def equals(frame: pd.DataFrame, column: str, largest: bool = True) -> pd.DataFra
 
 
 def named(rows: pd.DataFrame, name: Callable[[pd.Series], str]) -> str:
-    """The rows by name; of many the first, and how many more are equal."""
+    """Join the names of tied rows; of more than ``MOST_NAMED``, name the first and count the others."""
     names = [name(row) for _, row in rows[:MOST_NAMED].iterrows()]
     if len(rows) <= MOST_NAMED:
         return listed(names)
@@ -59,7 +59,7 @@ def named(rows: pd.DataFrame, name: Callable[[pd.Series], str]) -> str:
 
 
 def setting(cell: pd.Series) -> str:
-    """``τ = −0.5, factor 1.5``: the numbers among the cell's settings."""
+    """A cell's numeric settings, e.g. ``τ = −0.5, factor 1.5``."""
     parts = [
         f"{'τ = ' if name == 'tau' else f'{name} '}{words.plain(cell[name])}"
         for name in settings_in(cell.to_frame().T)
@@ -69,21 +69,20 @@ def setting(cell: pd.Series) -> str:
 
 
 def changes_nothing(grid: pd.DataFrame) -> pd.Series:
-    """Which cells leave every neuron as it is; where the grid does not say so, those without any flip."""
+    """Mask of the cells whose edit changes no neuron (column ``identity``; without it: flips no prediction)."""
     if "identity" in grid:
         return grid["identity"].astype(bool)
     return (grid["gained"] == 0) & (grid["lost"] == 0)
 
 
 def distinct_edits(grid: pd.DataFrame) -> int:
-    """How many different edits the cells of a grid are, without those that change nothing; each cell is one where the
-    grid does not say."""
+    """Number of distinct edits in a grid that change something; without ``edit_id``, each cell counts as one."""
     acting = grid[~changes_nothing(grid)]
     return len(acting.groupby(["layer", "edit_id"])) if "edit_id" in grid else len(acting)
 
 
 def shared_words(grid: pd.DataFrame, names: Iterable[str]) -> dict[str, str]:
-    """Those columns of words that have one value in all cells of a grid, which a table need not repeat.
+    """Text columns that have one value in all cells of a grid, which a table need not repeat.
 
     Example:
         >>> shared_words(pd.DataFrame({"rule": ["scale", "scale"], "tau": [0, 1]}), ["rule", "tau"])
@@ -98,7 +97,7 @@ def shared_words(grid: pd.DataFrame, names: Iterable[str]) -> dict[str, str]:
 
 
 def shared_words_text(shared: Mapping[str, str], cells: int) -> str:
-    """``In all 12 cells: selection tau, rule scale.``; nothing where the cells share no words."""
+    """Sentence such as ``All 12 cells: selection tau, rule scale.``; empty where nothing is shared."""
     if not shared:
         return ""
     where = "This cell" if cells == 1 else f"All {cells} cells"
@@ -106,10 +105,10 @@ def shared_words_text(shared: Mapping[str, str], cells: int) -> str:
 
 
 def grid_text(grid: pd.DataFrame, where: str, alpha: float) -> str:
-    """What a grid of several cells shows: how many edits, how many beyond chance, and whether any gains.
+    """Summary of a grid of several cells: how many edits, how many beyond chance, and whether any gains.
 
     Args:
-        grid: one row a cell.
+        grid: one row per cell.
         where: the images, e.g. ``the validation images``.
         alpha: level at which a p-value counts.
     """
@@ -139,7 +138,7 @@ def grid_text(grid: pd.DataFrame, where: str, alpha: float) -> str:
 
 
 def one_cell_text(cell: pd.Series, where: str, band: float | None) -> str:
-    """What the only cell of a grid gave.
+    """Summary of a grid that has a single cell.
 
     Args:
         cell: the grid's row.
@@ -159,10 +158,10 @@ def one_cell_text(cell: pd.Series, where: str, band: float | None) -> str:
 
 
 def cells_text(cells: pd.DataFrame, band: float | None) -> str:
-    """The best of the cells of one heat map, all of them where several tie, and the band that chance flips give.
+    """Caption of a heat map: its best cells, including ties, and how many cells lie in the noise band.
 
     Args:
-        cells: one row a cell.
+        cells: one row per cell.
         band: half-width of the noise band, a fraction.
     """
     best = equals(cells, "delta")
@@ -182,29 +181,29 @@ def cells_text(cells: pd.DataFrame, band: float | None) -> str:
             f"{inside} of {len(cells)} cells lie in it."
         )
     if "chosen" in cells and cells["chosen"].astype(bool).any():
-        text += " The framed cell was taken."
+        text += " The framed cell was chosen."
     return text
 
 
 def optimistic_text(grid: pd.DataFrame, delta: float, where: str) -> str:
-    """Why an edit that was chosen on the images it is compared on looks better than it is.
+    """Warning for an edit that was chosen on the same images it is compared on.
 
     Args:
         grid: the cells that it was chosen from.
-        delta: of the chosen one.
+        delta: its change of accuracy.
         where: the images, e.g. ``test``.
     """
     tries = distinct_edits(grid)
     if tries == 1:
-        return f"Only one edit was tried, so nothing was chosen by its figure on the {where} images."
-    text = f"Optimistic figure: this edit was chosen on the same {where} images that it is compared on. "
+        return f"Only one edit was tried, so nothing was chosen by its result on the {where} images."
+    text = f"Optimistic estimate: this edit was chosen on the same {where} images that it is compared on. "
     if delta > 0:
         return text + f"Its gain is the best of {tries} tries and will shrink on new images."
     return text + f"Even so, the best of {tries} tries gains nothing."
 
 
 def same_draws(controls: pd.DataFrame) -> bool:
-    """Whether shuffled labels are the random neurons' very draws: a grid of one cell leaves them nothing to choose."""
+    """Whether shuffled labels repeat the random draws, as in a grid of one cell, where there is nothing to choose."""
     random, shuffled = (
         controls.loc[controls["control"] == name, "delta_test"].to_numpy(dtype=float) for name in ("random", "shuffled")
     )
@@ -213,17 +212,17 @@ def same_draws(controls: pd.DataFrame) -> bool:
 
 
 def shown_controls(controls: pd.DataFrame) -> pd.DataFrame:
-    """The controls without draws that are shown under another name."""
+    """The controls, without shuffled labels where they repeat the random draws."""
     return controls[controls["control"] != "shuffled"] if same_draws(controls) else controls
 
 
 def controls_table(controls: pd.DataFrame, delta: float, names: Mapping[str, str]) -> pd.DataFrame:
-    """One row a control: its draws, what it keeps of the edit, and how many draws do as well.
+    """One row per control: its draws, how it relates to the edit, and how many draws do as well.
 
     Args:
         controls: columns control and delta_test.
-        delta: of the edit, on the same images.
-        names: of the controls, in words.
+        delta: change of accuracy of the edit, on the same images.
+        names: control -> display name.
     """
     rows = []
     for kind, group in controls.groupby("control", sort=False):
@@ -245,25 +244,25 @@ def controls_table(controls: pd.DataFrame, delta: float, names: Mapping[str, str
 
 
 def controls_text(table: pd.DataFrame, delta: float, where: str) -> str:
-    """What the controls give beside the edit, from their table."""
-    said = [
+    """Caption comparing the edit with its controls, from :func:`controls_table`."""
+    results = [
         f"{row['reached']} of {row['draws']} draws of {row['control']} do as well or better"
         if row["draws"] > 1
         else f"{row['control']}: {words.points(row['median'])}"
         for row in table.to_dict("records")
     ]
     text = f"On {where}, the chosen edit changes accuracy by {words.points(delta)} points"
-    text = f"{text}; {'; '.join(said)}." if said else f"{text}."
+    text = f"{text}; {'; '.join(results)}." if results else f"{text}."
     if len(table) and (table["draws"] > 1).any():
         text += " If the labels matter, the line lies to the right of the clouds."
     return text
 
 
 def ladder_text(ladder: pd.DataFrame) -> str:
-    """What cheap alternatives give beside the edit: the best of them, the ceiling, and what this network lacks.
+    """Caption comparing the edit with cheap alternatives: the best of them, the ceiling, and those not available.
 
     Args:
-        ladder: as :func:`emodissect.studies.baselines.climb` gives it.
+        ladder: as returned by :func:`emodissect.studies.baselines.climb`.
     """
     text = (
         "Change of accuracy on test in points, with 95 % intervals, of the chosen edit (line) and of alternatives that "
@@ -271,7 +270,7 @@ def ladder_text(ladder: pd.DataFrame) -> str:
     )
     honest = ladder[(ladder["fitted_on"] != "test") & ladder["delta"].notna()]
     if honest["fitted_on"].isin(["val", "train"]).any():
-        text += " What is fitted was fitted on the images that the edit was chosen on, or on training images."
+        text += " Fitted alternatives used the images that the edit was chosen on, or training images."
     if len(honest):
         best = equals(honest, "delta")
         first = best.iloc[0]
@@ -281,7 +280,7 @@ def ladder_text(ladder: pd.DataFrame) -> str:
 
 
 def ladder_notes(ladder: pd.DataFrame) -> str:
-    """What the table of alternatives does not show: that a ceiling is not a result, and what is not available."""
+    """Notes on the table of alternatives: which one is a bound and not a result, and which are not available."""
     notes = [
         f"{words.sentence(str(row['words']).partition(':')[0]).removesuffix('.')} was fitted on the test images: "
         f"{words.points(row['delta'])} points are a bound, not a result."
@@ -298,7 +297,7 @@ def _alternative(row: pd.Series) -> str:
 
 
 def layers_text(layers: pd.DataFrame, level: float) -> str:
-    """What the layer table shows: where labels fit best, and where most neurons are labelled beyond chance."""
+    """Caption of the layer table: where labels fit best, and where most neurons are labelled beyond chance."""
 
     def name(row: pd.Series) -> str:
         return str(row["layer"])
@@ -327,7 +326,7 @@ def layers_text(layers: pd.DataFrame, level: float) -> str:
 
 
 def shares_text(shares: pd.DataFrame, layer: str) -> str:
-    """The most frequent fitting labels of a layer, all of them where several tie."""
+    """The most frequent fitting labels of a layer, including ties."""
     if shares.empty or not shares["share"].sum():
         return f"{layer}: no neuron's label fits at least half of its top images."
     counted = next((name for name in ("neurons", "count") if name in shares), None)
@@ -352,10 +351,10 @@ def shares_text(shares: pd.DataFrame, layer: str) -> str:
 def concept_classes(
     neurons: pd.DataFrame, layer: str, responses: Responses, class_names: Sequence[str]
 ) -> pd.DataFrame:
-    """Concept x class: mean activation of a concept's neurons on a class's images, in each neuron's own deviations.
+    """Concept x class: mean standardized activation of a concept's neurons on a class's images.
 
-    A neuron's mean on a class less its mean over the classes, divided by its standard deviation over images; then the
-    mean over the neurons. The index is the concepts, those of most neurons first; a column ``neurons`` counts them.
+    Per neuron: (mean on the class - mean over the classes) / standard deviation over images; then the mean over the
+    concept's neurons. Index: the concepts, those with most neurons first; the column ``neurons`` counts them.
     """
     living = neurons[(neurons["layer"] == layer) & ~neurons["dead"].astype(bool)]
     mean, spread = responses.mean.numpy(), responses.spread.numpy()
@@ -370,10 +369,10 @@ def concept_classes(
 
 
 def concept_classes_text(table: pd.DataFrame, class_names: Sequence[str], layer: str) -> str:
-    """What the matrix of concepts and classes shows: where the activation is highest."""
+    """Caption of the concept x class matrix: where the activation is highest."""
     text = (
-        f"{layer}: mean activation of the neurons of each label on each class's images, less their mean over classes, "
-        "in their own standard deviations."
+        f"{layer}: mean activation of the neurons of each label on each class's images, minus their mean over classes, "
+        "in units of each neuron's standard deviation."
     )
     values = table[[str(name) for name in class_names]].to_numpy(dtype=float)
     if not np.isfinite(values).any():
@@ -386,12 +385,12 @@ def concept_classes_text(table: pd.DataFrame, class_names: Sequence[str], layer:
 
 
 def one_label_text(neurons: pd.DataFrame, most: float = 0.5, fewest: int = 20) -> str:
-    """A warning where one label is given to most living neurons of a layer; else nothing.
+    """Warning where one label is given to most living neurons of a layer; empty otherwise.
 
     Args:
         neurons: the neuron table.
-        most: share of a layer's neurons from which its commonest label says little.
-        fewest: living neurons below which a layer is left out.
+        most: share of a layer's living neurons above which the commonest label is uninformative.
+        fewest: layers with fewer living neurons are skipped.
     """
     found = []
     for layer, rows in neurons[~neurons["dead"].astype(bool)].groupby("layer", sort=False):
@@ -404,16 +403,16 @@ def one_label_text(neurons: pd.DataFrame, most: float = 0.5, fewest: int = 20) -
         return ""
     return (
         f"{words.sentence('; '.join(found))} Such labels hardly tell neurons apart: look at their margins and q, and "
-        "compare with another similarity or other words."
+        "compare with another similarity or other concepts."
     )
 
 
 def ablation_text(frame: pd.DataFrame, layer: str, alpha: float) -> str:
-    """What ablating each concept's neurons shows: the falls beyond random neurons, or that there are none.
+    """Caption of an ablation: the drops in recall beyond those of random neurons, or that there are none.
 
     Args:
-        frame: as :class:`emodissect.studies.ConceptAblation` has it.
-        layer: whose neurons.
+        frame: of :class:`emodissect.studies.ConceptAblation`.
+        layer: whose neurons were ablated.
         alpha: level at which a p-value counts.
     """
     known = frame.dropna(subset=["drop", "p_value"])
@@ -422,20 +421,20 @@ def ablation_text(frame: pd.DataFrame, layer: str, alpha: float) -> str:
     beyond = known[known["p_value"] < alpha].sort_values("drop", ascending=False)
     rule = f"(p < {words.level(alpha)}, corrected for the size of the matrix)"
     if len(beyond):
-        said = "; ".join(map(_fall, beyond[:MOST_NAMED].to_dict("records")))
+        drops = "; ".join(map(_drop, beyond[:MOST_NAMED].to_dict("records")))
         more = f"; {len(beyond) - MOST_NAMED} more" if len(beyond) > MOST_NAMED else ""
-        of = f"{len(beyond)} of {len(known)} falls of recall go beyond as many random neurons"
-        return f"{layer}: {of} {rule}: {said}{more}."
+        of = f"{len(beyond)} of {len(known)} drops in recall exceed those of as many random neurons"
+        return f"{layer}: {of} {rule}: {drops}{more}."
     largest = equals(known, "drop")
-    text = f"{layer}: no fall of recall goes beyond as many random neurons {rule}."
+    text = f"{layer}: no drop in recall exceeds that of as many random neurons {rule}."
     if float(largest["drop"].iloc[0]) <= 0:
         return f"{text} No class loses recall."
     most = "The largest" if len(largest) == 1 else f"The first of {len(largest)} equal largest"
-    return f"{text} {most}, within chance: {_fall(largest.iloc[0].to_dict())}."
+    return f"{text} {most}, within chance: {_drop(largest.iloc[0].to_dict())}."
 
 
 def ablation_headline(frame: pd.DataFrame, layer: str, alpha: float) -> str:
-    """The surest result of an ablation in a sentence; :func:`ablation_text` says more."""
+    """The largest significant drop of an ablation in one sentence; :func:`ablation_text` is longer."""
     known = frame.dropna(subset=["drop", "p_value"])
     beyond = known[known["p_value"] < alpha].sort_values("drop", ascending=False)
     if beyond.empty:
@@ -444,11 +443,11 @@ def ablation_headline(frame: pd.DataFrame, layer: str, alpha: float) -> str:
             "as many random neurons."
         )
     first = beyond.iloc[0].to_dict()
-    more = f" {len(beyond)} of {len(known)} losses go beyond random neurons." if len(beyond) > 1 else ""
-    return f"{layer}: {_fall(first)}.{more}"
+    more = f" {len(beyond)} of {len(known)} drops exceed those of random neurons." if len(beyond) > 1 else ""
+    return f"{layer}: {_drop(first)}.{more}"
 
 
-def _fall(row: Mapping[Any, Any]) -> str:
+def _drop(row: Mapping[Any, Any]) -> str:
     return (
         f"without “{row['concept']}” ({words.count(int(row['neurons']), 'neuron')}) {row['class']} loses "
         f"{100 * row['drop']:.1f} points ({words.p_sentence(row['p_value'])}; random neurons cost it "
@@ -457,11 +456,11 @@ def _fall(row: Mapping[Any, Any]) -> str:
 
 
 def recognised_text(confusion: np.ndarray, class_names: Sequence[str]) -> str:
-    """How many test images are recognized, beside the commonest class's share, and the classes that are best and worst.
+    """Share of test images recognised, the commonest class's share, and the best and worst classes.
 
     Args:
-        confusion: images by true and predicted class.
-        class_names: in its order.
+        confusion: image counts, shape (true class, predicted class).
+        class_names: in the same order.
     """
     counts = np.asarray(confusion, dtype=float)
     of_class = counts.sum(axis=1)
@@ -482,7 +481,7 @@ def recognised_text(confusion: np.ndarray, class_names: Sequence[str]) -> str:
 
 
 def confused_text(confusion: np.ndarray, class_names: Sequence[str]) -> str:
-    """The most frequent confusion in images, and where it is another one the likeliest within a class."""
+    """Caption of a confusion matrix: the most frequent confusion in images and, if another, within a class."""
     counts = np.asarray(confusion, dtype=float)
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
@@ -510,11 +509,11 @@ def confused_text(confusion: np.ndarray, class_names: Sequence[str]) -> str:
 
 
 def majority_text(confusion: np.ndarray, class_names: Sequence[str]) -> str:
-    """Says so where a network is no better than always naming the commonest class; else nothing.
+    """Warning that a network is no better than always naming the commonest class; empty otherwise.
 
     Args:
-        confusion: images by true and predicted class.
-        class_names: in its order.
+        confusion: image counts, shape (true class, predicted class).
+        class_names: in the same order.
     """
     counts = np.asarray(confusion, dtype=float)
     total = counts.sum()

@@ -1,4 +1,4 @@
-"""Every column that people are shown, once: its name, titles, number format and meaning.
+"""Registry of all displayed columns: name, titles, number format and meaning.
 
 The page, the terminal and the loggers take their columns from here, so a new column of the neuron table is one entry
 of :data:`NEURONS` beside the code that computes it. CSV files and W&B tables hold every column of a frame under its
@@ -23,13 +23,13 @@ class Column:
 
     Attributes:
         name: of the frame's column.
-        title: above it, on a page.
+        title: heading on a page.
         form: how a cell is written: ``text``, ``long`` (text that wraps), ``list``, ``count``, ``percent`` (of a
-            fraction), ``points`` (a difference of fractions), ``p``, ``setting`` (a number as it was typed), ``id`` (a
-            whole number without commas), ``figure`` (as many digits as one reads), ``flag``, or a number of digits.
-        help: what it is, in a phrase.
-        short: the title on a terminal, where room is scarce; by default the title.
-        rank: which columns a narrow terminal leaves out: the highest first; 0 is always shown, None never.
+            fraction), ``points`` (a difference of fractions), ``p``, ``setting`` (a number as it was typed), ``id`` (an
+            integer without commas), ``figure`` (a sensible number of digits), ``flag``, or a number of digits.
+        help: its meaning, in a phrase.
+        short: heading in the terminal; by default the title.
+        rank: which columns a narrow terminal omits: the highest first; 0 is always shown, None never.
         on_page: whether tables of a page have it.
 
     Example:
@@ -47,7 +47,7 @@ class Column:
 
     @property
     def heading(self) -> str:
-        """The title on a page."""
+        """The heading on a page."""
         return self.title or self.name.replace("_", " ")
 
     @property
@@ -56,7 +56,7 @@ class Column:
         return self.form not in ("text", "long", "list", "flag")
 
     def shown(self, value: Any) -> str:
-        """A cell as people read it; a missing one is a dash."""
+        """A formatted cell; a missing value is a dash."""
         if self.form == "list":
             return ", ".join(map(str, value))
         if words.missing(value) or value is pd.NA:
@@ -88,7 +88,7 @@ NEURONS = (
     Column("layer", "layer", help="module path in the network"),
     Column("neuron", "neuron", "id", "its number in the layer"),
     Column("concept", "label", help="the concept that its top images share most"),
-    Column("label_set", "label set", "long", "the words that resampled images cannot exclude", rank=None),
+    Column("label_set", "label set", "long", "the concepts that remain plausible when images are resampled", rank=None),
     Column("explanation", "explanation", "long", "a sum of concepts that predicts the activation", rank=None),
     Column("explanation_pearson", "explanation r", 2, "of predicted and true activations, held-out images", rank=None),
     Column("relevance_concept", "used for", help="the label by relevance to the predicted class", rank=None),
@@ -97,7 +97,7 @@ NEURONS = (
     Column("edit", "edit", help="what the chosen edit does to it", rank=4),
     Column("similarity", "similarity", 2, "to that concept"),
     Column("margin", "margin", 2, "similarity above the second concept", rank=7),
-    Column("z", "z", 1, "distance from random image sets, in their standard deviations", rank=3),
+    Column("z", "z", 1, "standard deviations above random image sets", rank=3),
     Column("p_value", "p", "p", "share of random image sets with as large a similarity", rank=5),
     Column("q_value", "q", "p", "false discovery rate within the layer"),
     Column("accuracy", "accuracy", "percent", "share of its top images whose class is one of the label's"),
@@ -111,13 +111,13 @@ NEURONS = (
         "held_out",
         "held-out r",
         2,
-        "correlation with the label that half of the images choose, on the other half",
+        "correlation, on one half of the images, with the label chosen on the other",
         rank=8,
     ),
     Column("held_out_low", "held-out r from", 2, "95 % interval", rank=None, on_page=False),
     Column("held_out_high", "held-out r to", 2, "95 % interval", rank=None, on_page=False),
     Column("held_out_q", "held-out q", "p", "false discovery rate within the layer", rank=None, on_page=False),
-    Column("held_out_concept", "half's label", help="what half of the images choose", rank=None, on_page=False),
+    Column("held_out_concept", "half's label", help="label chosen on half of the images", rank=None, on_page=False),
     Column(
         "alike", "group", "id", "neurons of its layer with nearly the same concept profile (cosine 0.95)", rank=None
     ),
@@ -144,10 +144,10 @@ LAYERS = (
     Column("accuracy_others", "accuracy of others", "percent", "the same, of the others", short="of others", rank=3),
     Column("accuracy_chance", "accuracy by chance", "percent", "the same, for images drawn at random", short="chance",
            rank=1),
-    Column("mean_z", "mean z", 2, "mean distance from random image sets, in their standard deviations", rank=None,
+    Column("mean_z", "mean z", 2, "mean of standard deviations above random image sets", rank=None,
            on_page=False),
 )  # fmt: skip
-"""The layer table, in the published form and with what chance gives."""
+"""The layer table, as published, with chance levels."""
 
 SHARES = (
     Column("layer", "layer"),
@@ -171,7 +171,7 @@ GRID = (
     Column("layer", "layer"),
     Column("selection", "selection", rank=None),
     Column("rule", "rule", rank=None),
-    Column("selected", "selected", "count", "neurons the selection takes", short="chosen", rank=5),
+    Column("selected", "selected", "count", "neurons in the selection", short="chosen", rank=5),
     Column("accuracy_before", "before", "percent", "accuracy of the unedited network", rank=None),
     Column("accuracy_after", "after", "percent", "accuracy of the edited network", short="accuracy", rank=1),
     Column("delta", "change (points)", "points", "of accuracy", short="points"),
@@ -184,7 +184,7 @@ GRID = (
     Column("nll_before", "NLL before", 3, "negative log-likelihood of the unedited network", rank=None),
     Column("nll_after", "NLL after", 3, "negative log-likelihood of the edited network", rank=None),
 )
-"""The grid of an edit study; its settings (tau, factor, ...) come after the rule, see :func:`settings`."""
+"""The grid of an edit study; its settings (tau, factor, ...) follow the rule, see :func:`settings`."""
 
 CONTROLS = (
     Column("control", "control"),
@@ -195,7 +195,7 @@ CONTROLS = (
     Column("high", "97.5\xa0%", "points"),
     Column("reached", "as good as the edit", "count"),
 )
-"""What other edits give on the same images."""
+"""Results of the control edits on the same images."""
 
 MEASURES = (
     Column("measure", "measure"),
@@ -214,7 +214,7 @@ LADDER = (
     Column("p_value", "p", "p", "exact McNemar"),
     Column("p_against_edit", "p, against the edit", "p", "exact McNemar between the two", rank=None),
     Column("metric_delta", "metric (points)", "points", "change of the study's metric on test", short="metric"),
-    Column("metric_p_value", "p, metric", "p", "from exchanging an image's two predictions at random"),
+    Column("metric_p_value", "p, metric", "p", "permutation test: each image's two predictions swapped at random"),
     Column("accuracy_after", "accuracy", "percent", rank=2),
     Column("nll_after", "NLL", 3, "negative log-likelihood", rank=3),
     Column("settled", "setting found", rank=4),
@@ -230,7 +230,7 @@ EFFECTS = (
     Column("high", "to", 2, "95 % interval"),
     Column("p_value", "p", "p"),
 )
-"""What labels are worth against what neurons do."""
+"""Label quality against the effects of neurons."""
 
 GROUPS = (
     Column("class"),
@@ -249,7 +249,7 @@ ABLATION = (
     Column("recall_before", "recall", "percent", "of the unedited network", rank=2),
     Column("drop", "loss (points)", "points", "of recall", short="loses"),
     Column("random_mean", "random neurons", "points", "mean loss without as many random neurons", short="by random"),
-    Column("z", "z", 1, "how far the loss lies above random neurons, in their deviations", rank=1),
+    Column("z", "z", 1, "standard deviations above the loss from random neurons", rank=1),
     Column("p_value", "p", "p", "corrected for the size of the matrix"),
 )
 """What ablating each concept's neurons costs each class."""
@@ -284,7 +284,7 @@ JOBS = (
     Column("seconds", "seconds", 1, rank=None, on_page=False),
     Column("error", "error", "long", rank=None),
 )  # fmt: skip
-"""The jobs of a sweep. A page has the settings that differ and what one sorts by; the rest is in sweep.csv."""
+"""The jobs of a sweep. A page shows the settings that differ and the main results; the rest is in sweep.csv."""
 
 TRAININGS = (
     Column("what", "what"),
@@ -315,21 +315,21 @@ HELD_OUT = (
     Column("layer", "layer"),
     Column("holds", "holds", "percent", "neurons whose label correlates with them on held-out images (q < level)"),
     Column("pearson", "pearson", "figure", "correlation with the label's presence"),
-    Column("cosine", "cosine", "figure", "the same without taking off the means", rank=7),
-    Column("auprc", "auprc", "figure", "area under precision and recall, presence found by activation", rank=2),
+    Column("cosine", "cosine", "figure", "the same without subtracting the means", rank=7),
+    Column("auprc", "auprc", "figure", "area under the precision-recall curve of presence by activation", rank=2),
     Column("f1", "f1", "figure", "at the best threshold", rank=6),
     Column("iou", "iou", "figure", "of the images with the label and those of high activation", rank=5),
     Column("simulation", "simulation", "figure", "correlation with an activation simulated from the label", rank=1),
     Column(
         "explanation_pearson", "explanation", "figure", "correlation with the activation predicted by a sum", rank=1
     ),
-    Column("inverse_auc", "inverse auc", "figure", "presence found by activation, classes balanced", rank=4),
-    Column("mad", "mad", "figure", "mean activation with the label over that without, in deviations", rank=3),
+    Column("inverse_auc", "inverse auc", "figure", "presence detected by activation, classes balanced", rank=4),
+    Column("mad", "mad", "figure", "mean activation with the label minus that without, in standard deviations", rank=3),
     Column("true_pearson", "true pearson", "figure", "correlation with the label's true presence", rank=8),
     Column("clarity", "clarity", "figure", "how alike the top images are to CLIP", rank=9),
     Column("scattered", "scattered", "percent", "neurons whose top images are no more alike than random ones", rank=10),
 )
-"""How a layer's labels do on images that did not choose them, means over its neurons."""
+"""Scores of a layer's labels on images that they were not chosen on, means over its neurons."""
 
 RECOVERY = (
     Column("layer", "layer"),
@@ -344,7 +344,7 @@ RECOVERY = (
     Column("top3", "top-3", "percent", "neurons with the true concept among the first three labels", rank=4),
     Column("meta_auprc", "meta-AUPRC", "figure", rank=5),
 )
-"""Labels against a known truth."""
+"""Labels compared with a known ground truth."""
 
 PLANTED = (
     Column("layer", "layer"),
@@ -354,7 +354,7 @@ PLANTED = (
     Column("top1", "top-1", "percent", "neurons whose label is one that was planted"),
     Column("labelled", "label beyond chance", "percent"),
 )
-"""What each similarity makes of neurons built for the purpose."""
+"""How each similarity labels planted neurons."""
 
 EXPLANATIONS = (
     Column("layer", "layer"),
@@ -379,7 +379,7 @@ EXPLAINED_LAYERS = (
     Column("pearson_best_concept", "best concept", 2),
     Column("pearson_constant", "constant", 2, "one concept for the whole layer"),
 )
-"""An explanation beside what it is compared with, means over a layer's neurons."""
+"""An explanation and its baselines, means over a layer's neurons."""
 
 EXPLAINED_NEURONS = (
     Column("layer", "layer"),
@@ -401,14 +401,14 @@ COVERAGE = (
     Column("high", "to", "percent", "95 % interval (Wilson)", rank=1),
     Column("size", "words", 1, "mean number of words in a set"),
 )
-"""How often label sets hold the truth of planted neurons."""
+"""How often label sets contain the true concept of planted neurons."""
 
 RELEVANCE_LAYERS = (
     Column("layer", "layer"),
     Column("same_label", "same label", "percent", "neurons with the same label by activation and by relevance"),
     Column("shared_top", "shared top images", "percent", "top images by relevance that are among those by activation"),
 )
-"""How far labels by activation and by relevance agree."""
+"""Agreement of labels by activation and by relevance."""
 
 RELEVANCE_NEURONS = (
     Column("layer", "layer"),
@@ -430,7 +430,7 @@ STABILITY = (
     Column("chance", "by chance", "percent", "two labellings with the same concept shares"),
     Column("kappa", "kappa", "figure", "agreement beyond chance (Cohen)", rank=1),
 )
-"""Labels that survive a change which should not matter."""
+"""Stability of labels under changes that should not matter."""
 
 SANITY = (
     Column("layer", "layer"),
@@ -443,7 +443,7 @@ SANITY = (
     Column("passed", "passes", "flag"),
     Column("fails_in_literature", "fails in literature", "flag", rank=1),
 )
-"""Whether a metric falls when labels are spoilt."""
+"""Whether a metric drops when labels are corrupted."""
 
 
 def present(columns: Iterable[Column], frame: pd.DataFrame) -> list[Column]:
@@ -462,12 +462,12 @@ def on_terminal(columns: Iterable[Column], frame: pd.DataFrame) -> list[Column]:
 
 
 def plain(frame: pd.DataFrame, names: Sequence[str] | None = None) -> list[Column]:
-    """Columns of a frame that the registry does not know, as they are called and by their type."""
+    """Columns for a frame that is not in the registry: its own names, formats by type."""
     return [Column(str(name), form=_form_of(frame[name])) for name in (frame.columns if names is None else names)]
 
 
 def settings(frame: pd.DataFrame, names: Iterable[str]) -> list[Column]:
-    """Columns of an edit's settings: numbers as they were typed, tau under its letter."""
+    """Columns of an edit's settings: numbers as they were typed, tau as τ."""
     numbers = {name for name in names if pd.api.types.is_numeric_dtype(frame[name])}
     return [
         Column(name, "τ" if name == "tau" else name, "setting" if name in numbers else "text", short=name)
@@ -476,18 +476,18 @@ def settings(frame: pd.DataFrame, names: Iterable[str]) -> list[Column]:
 
 
 def after(columns: Sequence[Column], name: str, further: Iterable[Column]) -> list[Column]:
-    """The columns with further ones behind the one called ``name``."""
+    """The columns with further ones inserted after the one called ``name``."""
     at = [column.name for column in columns].index(name) + 1
     return [*columns[:at], *further, *columns[at:]]
 
 
 def renamed(columns: Iterable[Column], **titles: str) -> list[Column]:
-    """The columns with other titles on a terminal, e.g. ``significant="q < 0.05"``."""
+    """The columns with other terminal headings, e.g. ``significant="q < 0.05"``."""
     return [replace(column, short=titles.get(column.name, column.short)) for column in columns]
 
 
 def flat(frame: pd.DataFrame, columns: Sequence[Column] = ()) -> pd.DataFrame:
-    """A frame for loggers: the registry's columns first, lists as one text, joined with semicolons."""
+    """A frame for loggers: the registry's columns first, lists joined with semicolons."""
     known = [column.name for column in present(columns, frame)]
     return joined_lists(frame[[*known, *(name for name in frame if name not in known)]])
 

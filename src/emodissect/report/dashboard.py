@@ -1,6 +1,6 @@
 """A W&B workspace for a project: ``emodissect dashboard --project emodissect``.
 
-Sections follow the metrics' first word: train, val and test, dissect, edit, sweep. Needs the extra ``dashboard``.
+Sections follow the metrics' prefixes: train, val and test, dissect, edit, sweep. Needs the extra ``dashboard``.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any
 
 from emodissect.core.errors import UserError, missing_extra, nearest
 
-#: Stands for the user's own name where a dry run does not know it.
+#: Placeholder for the user's entity in a dry run.
 UNKNOWN_ENTITY = "your-entity"
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel, free of any library.
+    """One panel, independent of the W&B library.
 
     Attributes:
         kind: ``line``, ``lines_matching`` (a regular expression over metric names), ``bar``, ``scatter``, ``table``,
             ``images`` or ``parallel``.
-        title: what the reader sees.
+        title: the displayed title.
         metrics: names of metrics, tables or images; the regular expression; the x, y and colour of a scatter plot; the
             columns of a parallel-coordinates plot.
     """
@@ -43,15 +43,15 @@ class Part:
     panels: tuple[Panel, ...] = field(default=())
 
 
-#: Layers whose figures are shown unless others are named.
+#: Layers whose figures are shown by default.
 LAYERS = ("conv4b", "lin1", "lin2")
 
 
 def parts(layers: Sequence[str] = LAYERS) -> tuple[Part, ...]:
-    """The sections, the most asked-for first.
+    """The sections, the most used first.
 
     Args:
-        layers: whose heat maps and histograms are shown; the figures of all layers are found by their names.
+        layers: layers whose heat maps, histograms and metrics are shown.
     """
     return (
         Part(
@@ -78,7 +78,7 @@ def parts(layers: Sequence[str] = LAYERS) -> tuple[Part, ...]:
                     "What silencing a concept's neurons does",
                     tuple(f"edit/concept_ablation_{layer}" for layer in layers),
                 ),
-                Panel("bar", "Share of studies that claim a gain when labels say nothing", ("edit/null_claims",)),
+                Panel("bar", "Share of studies that claim a gain when labels are uninformative", ("edit/null_claims",)),
             ),
         ),
         Part(
@@ -121,7 +121,7 @@ def parts(layers: Sequence[str] = LAYERS) -> tuple[Part, ...]:
             (
                 Panel("line", "Accuracy", ("val/acc",)),
                 Panel("line", "Negative log-likelihood", ("val/nll",)),
-                Panel("bar", "Validation accuracy of the checkpoint that is kept", ("best/val/acc",)),
+                Panel("bar", "Validation accuracy of the best checkpoint", ("best/val/acc",)),
                 Panel("bar", "Test accuracy", ("test/acc",)),
                 Panel("bar", "Test macro F1", ("test/f1",)),
                 Panel("bar", "Test calibration error", ("test/ece",)),
@@ -157,7 +157,7 @@ COLUMNS = (
 
 
 def workspace(project: str, entity: str, name: str = "emodissect", sections: Sequence[Part] | None = None) -> Any:
-    """The workspace as the library ``wandb-workspaces`` has it, not yet sent.
+    """The workspace as an object of the library ``wandb-workspaces``, not yet saved.
 
     Raises:
         UserError: the library is not installed, or a panel is of an unknown kind.
@@ -185,8 +185,8 @@ def workspace(project: str, entity: str, name: str = "emodissect", sections: Seq
 
 
 def to_send(made: Any) -> dict[str, Any]:
-    """What saving the workspace would send: the view's names and its specification as plain JSON values."""
-    view = made._to_model()  # the library has no public way to look before sending
+    """The request that saving the workspace would send: the view's names and its specification as JSON values."""
+    view = made._to_model()  # the library has no public preview
     return {
         "entityName": view.entity,
         "projectName": view.project,
@@ -197,11 +197,11 @@ def to_send(made: Any) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code."""
+    """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser("emodissect dashboard", description="Builds a W&B workspace.")
     parser.add_argument("--project", required=True, help="the W&B project, as in logger.wandb.project")
     parser.add_argument("--entity", help="user or team; by default the one that is logged in")
-    parser.add_argument("--name", default="emodissect", help="of the workspace")
+    parser.add_argument("--name", default="emodissect", help="name of the workspace")
     parser.add_argument("--layers", default=",".join(LAYERS), help="whose heat maps and histograms are shown")
     parser.add_argument("--dry-run", action="store_true", help="print the JSON that would be sent, send nothing")
     given = parser.parse_args(arguments)
@@ -221,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _drawn(panel: Panel) -> Any:
-    """A panel in the library's form."""
+    """A panel as an object of the library."""
     _, reports, _ = _library()
     names = panel.metrics
     match panel.kind:
@@ -243,7 +243,7 @@ def _drawn(panel: Panel) -> Any:
             return reports.ParallelCoordinatesPlot(title=panel.title, columns=columns)
         case _:
             known = ("line", "lines_matching", "bar", "scatter", "table", "images", "parallel")
-            raise UserError(f"There is no panel of kind '{panel.kind}'. {nearest(panel.kind, known)}")
+            raise UserError(f"Unknown panel kind '{panel.kind}'. {nearest(panel.kind, known)}")
 
 
 def _library() -> tuple[Any, Any, Any]:
@@ -262,7 +262,7 @@ def _own_entity() -> str:
     try:
         entity = wandb.Api().default_entity
     except Exception as error:  # the client has no common error for "not logged in" and "not reachable"
-        raise UserError(f"W&B does not say who you are ({error}). Run 'wandb login', or give --entity.") from error
+        raise UserError(f"W&B did not return a user ({error}). Run 'wandb login', or give --entity.") from error
     if not entity:
         raise UserError("No W&B user is logged in. Run 'wandb login', or give --entity; --dry-run needs neither.")
     return str(entity)
@@ -273,6 +273,6 @@ def _save(made: Any) -> None:
         made.save()
     except Exception as error:
         raise UserError(
-            f"W&B rejected the workspace ({error}). Is the project '{made.entity}/{made.project}' there, and are "
-            "you logged in? --dry-run prints what would be sent."
+            f"W&B rejected the workspace ({error}). Check that the project '{made.entity}/{made.project}' exists and "
+            "that you are logged in. --dry-run prints what would be sent."
         ) from error

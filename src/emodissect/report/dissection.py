@@ -1,4 +1,4 @@
-"""The page of a dissection: layers, similarities against chance, concepts, and every neuron."""
+"""The page of a dissection: layers, similarities compared with chance, concepts, and every neuron."""
 
 from __future__ import annotations
 
@@ -18,35 +18,36 @@ from emodissect.report import claims, columns, figures, page
 from emodissect.report.neurons import NeuronFacts, neuron_payload, predicted_classes, saliency_tiles
 from emodissect.report.page import Content, Extra, Fact, Folded, Page, Section
 
-#: Layers whose figures are shown open; those of the others open on a click.
+#: Number of layers whose figures are expanded; the others' are collapsed.
 OPEN_LAYERS = 2
-#: Concepts of a matrix of concepts and classes.
+#: Maximum number of concepts in the concept x class matrix.
 MOST_CONCEPTS = 30
 
 
 @dataclass
 class DissectionPage(Page):
-    """What ``dissect.py`` shows.
+    """The page of ``dissect.py``.
 
     Attributes:
-        neurons: one row a neuron, as :class:`emodissect.dissection.labels.Dissection` has them.
+        neurons: one row per neuron, from :class:`emodissect.dissection.labels.Dissection`.
         layers: the layer table.
         shares: each concept's share of the correctly labelled neurons (columns layer, concept, neurons, share).
         images: the probe set.
         class_names: in the order of ``images.labels``.
-        command, manifest: where it comes from.
+        command, manifest: command line and manifest of the run.
         predictions: the network's, on any of the images; shown beside the true class.
-        null: by layer, the best similarities of random image sets.
-        tau: the cutoff.
+        null: layer -> best similarities of random image sets.
+        tau: similarity cutoff; None for none.
         level: of the false discovery rate.
-        title: of the page.
-        published: a layer table to show beside this one.
+        title: page title.
+        published: a published layer table, shown for comparison.
         heat: activation maps in [0, 1] by (layer, neuron), shape (rank, height, width).
         saliency: gradient saliency in [0, 1] by image id, shape (height, width).
-        held_out: how the labels that half of the images choose do on the other half, by layer and neuron.
-        about: what the neurons' cards say beside the labels.
+        held_out: scores, on one half of the images, of labels chosen on the other, by layer and neuron.
+        about: further facts for the neurons' cards.
         main_layer: whose figures come first; by default the layer with most neurons beyond chance.
         extras: further sections.
+        notes: further warnings.
     """
 
     kind: ClassVar[str] = "dissect"
@@ -73,7 +74,7 @@ class DissectionPage(Page):
     notes: Sequence[str] = ()
 
     def sections(self, content: Content) -> list[Section]:
-        """The parts that an edit's page includes as well."""
+        """The sections, which an edit's page includes as well."""
         parts = [
             Section("layers", "Layers", self._layers(content)),
             Section("similarity", "Similarity against chance", self._similarity(content), "Similarity"),
@@ -86,7 +87,7 @@ class DissectionPage(Page):
 
     @property
     def ordered_layers(self) -> list[str]:
-        """The main layer first, then those with most neurons labelled beyond chance, of equal ones the deepest."""
+        """The main layer first, then by neurons labelled beyond chance, descending; ties: the deeper layer first."""
         names = [str(name) for name in self.layers["layer"]]
         if not names:
             return []
@@ -185,8 +186,7 @@ class DissectionPage(Page):
             parts.append(
                 content.figure(
                     figures.layer_table(layers, self.published),
-                    "Measured here, and in orange what the study published "
-                    f"({words.count(len(matched), 'layer')} in both).",
+                    f"Measured here and, in orange, as published ({words.count(len(matched), 'layer')} in both).",
                 )
             )
         return page.block(parts=parts)
@@ -231,7 +231,7 @@ class DissectionPage(Page):
         return page.block(parts=parts)
 
     def _matrix(self, content: Content, layer: str) -> Markup:
-        """Concept x class: how active the neurons of each label are on each class's images."""
+        """Concept x class figure: mean activation of each label's neurons on each class's images."""
         table = claims.concept_classes(self.neurons, layer, self.about.responses[layer], self.class_names)
         shown = table.head(MOST_CONCEPTS)
         drawing = figures.concept_classes(
@@ -240,7 +240,7 @@ class DissectionPage(Page):
         return content.figure(drawing, claims.concept_classes_text(table, self.class_names, layer))
 
     def _counts(self) -> pd.DataFrame:
-        """All labelled neurons of each concept and layer, those beyond chance, and those whose label fits."""
+        """Counts by layer and concept: labelled neurons, those beyond chance, and those whose label fits."""
         living = self.neurons[~self.neurons["dead"].astype(bool)]
         counts = living.groupby(["layer", "concept"], sort=False).agg(
             labelled=("neuron", "size"), beyond=("significant", "sum")
@@ -255,7 +255,7 @@ class DissectionPage(Page):
         return content.figure(figures.concept_shares(shares, layer), claims.shares_text(shares, layer))
 
     def _by_layer(self, content: Content, draw: Any) -> Markup:
-        """A figure for each layer, the first ones open."""
+        """One figure per layer; those after the first ``OPEN_LAYERS`` are collapsed."""
         names = self.ordered_layers
         drawings = [draw(content, name) for name in names]
         if len(names) <= OPEN_LAYERS:
@@ -276,8 +276,8 @@ class DissectionPage(Page):
             if predicted
             else " and the class of each image. "
         )
-        text += "A label is worth believing when q is small and the images show what it says"
-        text += ", and when it holds on images that did not choose it." if self.held_out is not None else "."
+        text += "Trust a label when q is small, when the images show what it says"
+        text += " and when it holds on images that it was not chosen on." if self.held_out is not None else "."
         if self.heat:
             text += " The orange shade shows where in the image a convolutional neuron is active."
         static = page.table(strongest, columns.NEURONS)

@@ -34,26 +34,26 @@ MOST_FLIPS = 48
 
 @dataclass
 class EditPage(Page):
-    """What ``edit.py`` shows.
+    """The page of ``edit.py``.
 
     Attributes:
-        grid: one row a cell of the study, on validation; the chosen one has ``chosen`` True.
-        comparison: of the chosen edit on test, as :meth:`emodissect.studies.comparison.Comparison.row` gives it.
-        verdict: one sentence in plain words.
+        grid: one row per cell of the study, on validation; the chosen one has ``chosen`` True.
+        comparison: of the chosen edit on test, from :meth:`emodissect.studies.comparison.Comparison.row`.
+        verdict: the result in one sentence.
         class_names: in the order of the labels.
         controls: columns control, draw, delta_test.
         before, after: predictions on test, for the confusion and the flipped images.
         images: the test images.
         dissection: the labels that the edit used; its sections follow.
-        command, manifest: where it comes from.
-        optimistic: the edit was chosen on the images it is compared on; said in red.
+        command, manifest: command line and manifest of the run.
+        optimistic: the edit was chosen on the images it is compared on; shown as a red warning.
         selection_split, test_split: where it was chosen and compared, e.g. ``val+test``.
-        notes: further warnings, in red as well.
+        notes: further red warnings.
         checks: how the edit was compared, and how certain that is: name -> result.
-        alpha: level at which a p-value counts.
-        title: of the page.
+        alpha: significance level.
+        title: page title.
         grid_images: number of images behind the grid, for the width of the noise band.
-        ablations: by layer, what silencing each concept's neurons does to each class.
+        ablations: layer -> effect on each class of silencing each concept's neurons.
         extras: further sections.
     """
 
@@ -89,14 +89,14 @@ class EditPage(Page):
         if self.images is not None and self._moved:
             sections.append(Section("flips", "Images that flipped", self._flips(content), "Flips"))
         if self.checks:
-            sections.append(Section("judging", "How it was compared", self._judging(), "Comparison"))
+            sections.append(Section("judging", "How it was compared", self._checks(), "Comparison"))
         if self.ablations:
             ablated = Section("ablation", "Without the neurons of one concept", self._ablation(content), "Ablation")
             sections.insert(0, ablated)
         return sections
 
     def last_sections(self, content: Content) -> list[Section]:
-        """The labels."""
+        """The sections of the dissection whose labels the edit used."""
         return self.dissection.sections(content) if self.dissection is not None else []
 
     @property
@@ -104,7 +104,7 @@ class EditPage(Page):
         return ABLATION_TITLE if self.ablations else self.title
 
     def summary(self) -> str:
-        """What was found, in plain words: of an ablation first the classes that suffer, then the edit."""
+        """The result in plain words: the ablation's most affected class first, then the edit."""
         ablated = [claims.ablation_headline(found.frame, layer, self.alpha) for layer, found in self.ablations.items()]
         return " ".join([*ablated, "The edit: " * bool(ablated) + self.verdict])
 
@@ -121,7 +121,7 @@ class EditPage(Page):
 
     @property
     def _selected(self) -> str:
-        """The images that it was chosen on."""
+        """The images that the edit was chosen on."""
         return self._tested if self.optimistic else claims.split_name(self.selection_split)
 
     @property
@@ -168,9 +168,9 @@ class EditPage(Page):
         return facts
 
     def _grid(self, content: Content) -> Markup:
-        tried = len(self.grid)
+        cells_count = len(self.grid)
         where = f"the {self._selected} images"
-        if tried == 1:
+        if cells_count == 1:
             images = self.grid_images or _images_of(self.grid)
             band = figures.noise_band(self.grid, images) if images else None
             text = claims.one_cell_text(self.grid.iloc[0], where, band)
@@ -187,7 +187,7 @@ class EditPage(Page):
             worst_nll = float((self.grid["nll_after"] - self.grid["nll_before"]).abs().max())
         for key, cells in self.grid.groupby(by, sort=False, dropna=False):
             if len(cells) == 1 or cells.duplicated([name for name in map_axes(cells) if name]).any():
-                continue  # the table below says it
+                continue  # the table below shows it
             names = [str(part) for part in (key if isinstance(key, tuple) else (key,))]
             name = " · ".join(names)
             heat_map = figures.grid_heatmap(cells, f"{name}: accuracy", self.alpha, limit)
@@ -205,9 +205,9 @@ class EditPage(Page):
         shown = columns.after(columns.GRID, "rule", columns.settings(self.grid, settings))
         marked = list(self.grid["chosen"]) if "chosen" in self.grid else None
         differing = self.grid.dropna(axis=1, how="all").drop(columns=list(shared))
-        table = page.table(differing, shown, marked, claims.shared_words_text(shared, tried), limit=1000)
-        title = f"The grid as a table, {words.count(tried, 'row')}"
-        return page.block(text, drawings, folded=Folded(title, parts=[table], is_open=tried <= 12))
+        table = page.table(differing, shown, marked, claims.shared_words_text(shared, cells_count), limit=1000)
+        title = f"The grid as a table, {words.count(cells_count, 'row')}"
+        return page.block(text, drawings, folded=Folded(title, parts=[table], is_open=cells_count <= 12))
 
     def _cell_caption(self, cells: pd.DataFrame) -> str:
         images = self.grid_images or _images_of(cells)
@@ -258,11 +258,9 @@ class EditPage(Page):
         further = []
         if self.before is not None and self.after is not None:
             if not self._moved:
-                return page.block(figures=shown, parts=[page.block("No image gets another predicted class.")])
+                return page.block(figures=shown, parts=[page.block("No image changes its predicted class.")])
             first, last = (predictions.confusion().numpy() for predictions in (self.before, self.after))
-            caption = (
-                f"{words.count(self._moved, 'image')} of {len(self.before.labels):,} get another predicted class. "
-            )
+            caption = f"{words.count(self._moved, 'image')} of {len(self.before.labels):,} change predicted class. "
             caption += _largest_move(last - first, self.class_names)
             further.append(content.figure(figures.confusion_change(first, last, self.class_names), caption))
         return page.block(figures=shown, parts=further)
@@ -291,7 +289,7 @@ class EditPage(Page):
             groups.append({"title": title, "note": f"{note}. True class; predicted before → after.", "tiles": tiles})
         return page.render("flips.html.j2", groups=groups)
 
-    def _judging(self) -> Markup:
+    def _checks(self) -> Markup:
         frame = pd.DataFrame({"check": list(self.checks), "found": list(self.checks.values())})
         return page.table(frame, columns.CHECKS)
 
@@ -319,14 +317,14 @@ class EditPage(Page):
 
 def _measures(row: Mapping[str, Any]) -> pd.DataFrame:
     rows = []
-    for name, words_for_it in MEASURES.items():
+    for name, label in MEASURES.items():
         before, after = row.get(f"{name}_before"), row.get(f"{name}_after")
         if before is None or after is None:
             continue
-        scale = 100 if "(%)" in words_for_it else 1
+        scale = 100 if "(%)" in label else 1
         rows.append(
             {
-                "measure": words_for_it,
+                "measure": label,
                 "before": scale * before,
                 "after": scale * after,
                 "change": scale * (after - before),
@@ -337,7 +335,7 @@ def _measures(row: Mapping[str, Any]) -> pd.DataFrame:
 
 def _largest_move(difference: np.ndarray, class_names: Sequence[str]) -> str:
     if not np.abs(difference).max(initial=0):
-        return "The confusion is the same."
+        return "The confusion matrix is unchanged."
     row, column = words.place(np.abs(difference))
     amount = int(difference[row, column])
     more = "more" if amount > 0 else "fewer"
@@ -347,7 +345,7 @@ def _largest_move(difference: np.ndarray, class_names: Sequence[str]) -> str:
 
 
 def _images_of(cells: pd.DataFrame) -> int | None:
-    """The number of images behind the deltas, from a cell where gains and losses differ."""
+    """Number of images, recovered as (gained - lost) / delta from the cells where it is defined."""
     net = (cells["gained"] - cells["lost"]).to_numpy(dtype=float)
     delta = cells["delta"].to_numpy(dtype=float)
     flipped = (net != 0) & (delta != 0)

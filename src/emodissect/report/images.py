@@ -1,4 +1,4 @@
-"""Each image of a page once, as a WebP tile as small as the page's budget asks for."""
+"""The images of a page, each stored once as a WebP tile, compressed to fit the page's byte budget."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from emodissect.data.images import ImageSet
 #: Tile side in pixels and WebP quality, best first.
 QUALITIES = ((48, 80), (48, 60), (48, 40), (48, 20), (32, 40), (32, 15), (24, 20), (16, 20))
 
-#: Tiles that a quality is tried on first.
+#: Number of tiles on which the size at a quality is estimated first.
 SAMPLE = 400
 
 
@@ -29,7 +29,7 @@ class ImagePool:
     """Collects the images that a page shows, then packs them.
 
     Args:
-        budget: bytes of the tiles as base64, at most (kept as far as the smallest tiles allow).
+        budget: maximum size of all tiles in base64, in bytes; exceeded only where even the smallest tiles do not fit.
     """
 
     def __init__(self, budget: int = 6_500_000) -> None:
@@ -47,7 +47,7 @@ class ImagePool:
         return list(self._tiles)
 
     def add(self, images: ImageSet, ids: Iterable[int]) -> None:
-        """Ask for the images with these ids. Raises KeyError for an id that is not in the set."""
+        """Add the images with these ids. Raises KeyError for an id that is not in the set."""
         wanted = [int(i) for i in dict.fromkeys(ids) if int(i) not in self._tiles]
         if not wanted:
             return
@@ -58,7 +58,7 @@ class ImagePool:
             self._labels[image_id] = int(images.labels[row])
 
     def index(self, image_id: int) -> int:
-        """The number of the image's tile."""
+        """The index of the image's tile."""
         return self._place[int(image_id)]
 
     def label(self, image_id: int) -> int:
@@ -66,7 +66,7 @@ class ImagePool:
         return self._labels[int(image_id)]
 
     def tiles(self) -> list[str]:
-        """The tiles as WebP in base64, in the best quality that the budget allows."""
+        """The tiles as base64 WebP, at the best quality that fits the budget."""
         for side, quality in QUALITIES:
             if not self._tiles:
                 return []
@@ -76,7 +76,7 @@ class ImagePool:
             sampled = sum(len(_webp(square, quality)) for square in some)
             if not last and len(squares) > SAMPLE and sampled / len(some) * len(squares) > 0.98 * self.budget:
                 continue
-            with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as threads:  # the encoder lets others run beside it
+            with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as threads:  # the encoder releases the GIL
                 found = list(threads.map(_webp, squares, repeat(quality)))
             if last or sum(map(len, found)) <= self.budget:
                 return found

@@ -1,4 +1,4 @@
-"""The neurons as the page's script reads them: columns of short numbers, each name and image once."""
+"""The neuron data for the page's script: columns of rounded numbers, each name and image stored once."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from emodissect.report import columns
 from emodissect.report.images import ImagePool
 from emodissect.report.page import Content, pack_heat, render
 
-#: Distinct images shown at most; beyond it each neuron shows fewer of its top images.
+#: Maximum number of distinct images; beyond it each neuron shows fewer of its top images.
 MOST_IMAGES = 24_000
-#: Bytes of the concept profiles, and of the activations by class, at most.
+#: Maximum bytes of the concept profiles, and of the activations by class.
 MOST_BYTES = 700_000
 SHOWN = (10, 8, 6, 5, 4, 3, 2, 1)
 
@@ -37,7 +37,7 @@ def predicted_classes(predictions: Predictions | None) -> dict[int, int]:
 def saliency_tiles(
     content: Content, saliency: Mapping[int, ArrayLike], class_names: Sequence[str], predictions: Predictions | None
 ) -> Markup:
-    """Images of the pool under their gradient saliency, with the predicted class where it is wrong."""
+    """Images of the pool overlaid with their gradient saliency, with the predicted class where it is wrong."""
     predicted = predicted_classes(predictions)
     tiles = []
     for image_id, heat in saliency.items():
@@ -46,7 +46,7 @@ def saliency_tiles(
         tiles.append(content.image(image_id, class_names[truth], note, heat))
     text = (
         "Gradient saliency: where a small change of a pixel would change the score of the predicted class most. "
-        "If the shade lies beside the face, the classifier uses something other than the expression."
+        "If the shade lies outside the face, the classifier uses something other than the expression."
     )
     return render("tiles.html.j2", text=text, tiles=tiles)
 
@@ -61,18 +61,18 @@ def neuron_payload(
     held_out: pd.DataFrame | None = None,
     facts: NeuronFacts | None = None,
 ) -> dict[str, Any]:
-    """The neurons' labels and top images; the images are put into the pool.
+    """The neurons' labels and top images as JSON values; adds the images to the pool.
 
     Args:
-        neurons: one row a neuron.
+        neurons: one row per neuron.
         images: the probe set.
-        pool: of the page.
+        pool: the page's images.
         class_names: in the order of ``images.labels``.
-        predicted: class by image id, as far as known.
+        predicted: image id -> predicted class, where known.
         heat: activation maps in [0, 1] by (layer, neuron), shape (rank, height, width).
-        held_out: how half of the images' labels do on the other half, by layer and neuron; see
+        held_out: scores, on one half of the images, of labels chosen on the other, by layer and neuron; see
             :class:`emodissect.dissection.quality.held_out.HeldOut`.
-        facts: what the cards say beside the labels.
+        facts: further facts for the cards.
     """
     facts = facts or NeuronFacts()
     tops = [[int(i) for i in row] for row in neurons["top_ids"]]
@@ -131,14 +131,14 @@ def neuron_payload(
 
 @dataclass(frozen=True)
 class NeuronFacts:
-    """What a card says of a neuron beside its label.
+    """What a neuron's card shows besides its label.
 
     Attributes:
-        edits: what the chosen edit does to each neuron that it changes, by (layer, neuron).
-        concept_classes: the classes of each concept.
-        concepts: the names of the profiles' columns.
-        profiles: by layer, the similarity to each concept, Float["neuron concept"].
-        responses: by layer, activations by class and effects on the logits.
+        edits: (layer, neuron) -> what the chosen edit does to it, for each neuron that it changes.
+        concept_classes: concept -> its classes.
+        concepts: names of the profiles' columns.
+        profiles: layer -> similarity to each concept, Float["neuron concept"].
+        responses: layer -> activations by class and effects on the logits.
     """
 
     edits: Mapping[tuple[str, int], str] = field(default_factory=dict)
@@ -149,7 +149,7 @@ class NeuronFacts:
 
 
 def facts_payload(keys: Sequence[tuple[str, int]], facts: NeuronFacts, classes: int) -> dict[str, Any]:
-    """Profiles, activations by class and effects as bytes in base64, a row a neuron, as far as they fit the page."""
+    """Profiles, activations by class and effects, one row per neuron; those too large for the page are None or cut."""
     found: dict[str, Any] = {"profile": None, "byClass": None, "effects": None}
     if facts.profiles and all(layer in facts.profiles for layer, _ in keys):
         rows = np.stack([facts.profiles[layer][neuron] for layer, neuron in keys]).astype(np.float64)
@@ -182,7 +182,7 @@ def facts_payload(keys: Sequence[tuple[str, int]], facts: NeuronFacts, classes: 
 
 
 def packed(rows: np.ndarray) -> dict[str, Any]:
-    """A table as one byte a cell, 1 to 255 between its least and largest value and 0 for a missing one, in base64."""
+    """A table as base64 with one byte per cell: 1 to 255 from its minimum to its maximum, 0 for a missing value."""
     low, high = (float(end) for end in (np.nanmin(rows), np.nanmax(rows)))
     steps = 1 + (254 * (rows - low) / ((high - low) or 1.0)).round()
     data = base64.b64encode(np.where(np.isfinite(rows), np.nan_to_num(steps), 0).astype(np.uint8).tobytes()).decode()
@@ -190,10 +190,10 @@ def packed(rows: np.ndarray) -> dict[str, Any]:
 
 
 def alike(neurons: pd.DataFrame, profiles: Mapping[str, np.ndarray]) -> list[float]:
-    """Groups of neurons of one layer whose concept profiles hardly differ; NaN for a neuron that is in none.
+    """Group numbers of neurons of one layer with nearly the same concept profile; NaN for a neuron in no group.
 
-    A profile is taken less the layer's mean one. The clearest neuron (by z) that is in no group yet leads one: all
-    others in none whose profile has a cosine of .95 or more with its own.
+    Profiles are centred on the layer's mean. Greedily, by descending z: a neuron without a group leads one of all
+    ungrouped neurons whose profile has a cosine of at least 0.95 with its own.
     """
     groups = np.full(len(neurons), np.nan)
     count = 0
@@ -220,14 +220,14 @@ def alike(neurons: pd.DataFrame, profiles: Mapping[str, np.ndarray]) -> list[flo
 
 
 def with_held_out(neurons: pd.DataFrame, held_out: pd.DataFrame) -> pd.DataFrame:
-    """The neuron table with what half of the images' labels do on the other half, NaN where that is unknown."""
+    """The neuron table with the scores of labels on held-out images, NaN where unknown."""
     by_neuron = held_out.set_index(["layer", "neuron"]).reindex(pd.MultiIndex.from_frame(neurons[["layer", "neuron"]]))
     found = {"": "pearson", "_low": "pearson_low", "_high": "pearson_high", "_q": "pearson_q", "_concept": "concept"}
     return neurons.assign(**{f"held_out{end}": by_neuron[name].to_numpy() for end, name in found.items()})
 
 
 class _Names(dict[str, int]):
-    """Numbers for names, in the order they come."""
+    """Numbers names in the order in which they are first looked up."""
 
     def __missing__(self, name: str) -> int:
         self[name] = len(self)
@@ -239,7 +239,7 @@ class _Names(dict[str, int]):
 
 
 def _kept(tops: Sequence[Sequence[int]]) -> int:
-    """How many top images of each neuron can be shown."""
+    """How many top images of each neuron fit within ``MOST_IMAGES``."""
     for kept in SHOWN:
         if len({i for row in tops for i in row[:kept]}) <= MOST_IMAGES:
             return kept

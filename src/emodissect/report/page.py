@@ -1,4 +1,4 @@
-"""One self-contained HTML page: sections of prose, tables, figures and cards, written whole or not at all."""
+"""One self-contained HTML page: sections of prose, tables, figures and cards, written atomically."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from emodissect.report.figures import style
 from emodissect.report.images import ImagePool
 
 _TILE = re.compile(r"tile:(\d+)(?=\")")
-"""The address of an image until the page is packed."""
+"""Placeholder for an image's data URL until the page is assembled."""
 
 
 LONG_TABLE = 24
-"""Rows above which the table beside a figure opens on a click."""
+"""Number of rows above which the table beside a figure is collapsed."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One of the figures at the top: a number, what it is, and how to take it."""
+    """A key figure at the top of the page: its value, name and a note on how to read it."""
 
     value: str
     name: str
@@ -49,11 +49,11 @@ class Fact:
 
 @dataclass(frozen=True)
 class Extra:
-    """A further section: a table, a figure or both, with a caption that says what to conclude.
+    """An additional section: a table, a figure or both, with a caption that says what to conclude.
 
     Attributes:
-        columns: of the frame's table; None shows all, as they are called.
-        short: the title in the list of sections; by default the title.
+        columns: of the frame's table; None shows all under their own names.
+        short: title in the navigation; by default the title.
     """
 
     title: str
@@ -71,12 +71,12 @@ class Section:
     anchor: str
     title: str
     html: Markup
-    short: str = ""  # in the list of sections
+    short: str = ""  # title in the navigation
 
 
 @dataclass(frozen=True)
 class Folded:
-    """A part of a section that opens on a click."""
+    """A collapsible part of a section."""
 
     title: str
     figures: Sequence[Markup] = ()
@@ -86,21 +86,21 @@ class Folded:
 
 @dataclass
 class Content:
-    """What is collected while the sections are written: images, heat maps and the neurons' payload."""
+    """Collects images, heat maps and the neurons' payload while the sections are rendered."""
 
     pool: ImagePool = field(default_factory=ImagePool)
     payload: dict[str, Any] = field(default_factory=dict)
     figures: int = 0
 
     def figure(self, figure: Figure, caption: str) -> Markup:
-        """A figure with its caption."""
+        """HTML of a figure with its caption."""
         self.figures += 1
         wide = figure.get_size_inches()[0] > style.NARROW + 0.8
         drawing = Markup(style.svg(figure, f"f{self.figures}"))
         return render("figure.html.j2", svg=drawing, caption=caption, wide=wide)
 
     def image(self, image_id: int, caption: str = "", note: str = "", heat: ArrayLike | None = None) -> Markup:
-        """An image of the pool as a small picture; its pixels are put in when the page is packed."""
+        """HTML of an image of the pool as a small tile; its pixels are inserted when the page is assembled."""
         packed = None if heat is None else pack_heat(heat)
         return render("tile.html.j2", at=self.pool.index(image_id), caption=caption, note=note, heat=packed)
 
@@ -113,15 +113,15 @@ def table(
     limit: int | None = None,
     links: Sequence[str] = (),
 ) -> Markup:
-    """A static table that sorts on a click where scripts run.
+    """A static table that scripts make sortable.
 
     Args:
-        frame: one row a row.
-        columns: those shown; ones that the frame lacks are left out.
-        marked: highlighted rows.
+        frame: one table row per row.
+        columns: columns to show; those that the frame lacks are skipped.
+        marked: which rows are highlighted.
         caption: what to conclude.
-        limit: rows shown at most.
-        links: an address for the first cell of each row, relative to the page; empty for no link.
+        limit: maximum number of rows.
+        links: link of the first cell of each row, relative to the page; empty for no link.
     """
     chosen = on_page(columns, frame)
     records = frame.to_dict("records")
@@ -139,12 +139,12 @@ def block(
     parts: Sequence[Markup] = (),
     folded: Folded | None = None,
 ) -> Markup:
-    """A section's body: a paragraph, figures side by side, what follows them, and a part behind a click."""
+    """A section's body: a paragraph, figures side by side, further parts, and a collapsible part."""
     return render("block.html.j2", text=text, figures=figures, parts=parts, folded=folded)
 
 
 def extra_sections(content: Content, extras: Sequence[Extra]) -> list[Section]:
-    """The further sections that a caller adds."""
+    """The additional sections that a caller passes."""
     sections = []
     for at, extra in enumerate(extras):
         parts, folded = [], None
@@ -162,7 +162,7 @@ def extra_sections(content: Content, extras: Sequence[Extra]) -> list[Section]:
 
 
 def pack_heat(heat: ArrayLike, side: int = 14) -> dict[str, Any]:
-    """A map in [0, 1], shape (height, width), as one byte a cell in base64, no larger than ``side``."""
+    """A map in [0, 1], shape (height, width), as base64 with one byte per cell, downscaled to at most ``side``."""
     values = np.nan_to_num(np.asarray(heat, dtype=np.float32)).clip(0, 1)
     steps = [max(1, -(-length // side)) for length in values.shape]
     if steps != [1, 1]:
@@ -175,7 +175,7 @@ def pack_heat(heat: ArrayLike, side: int = 14) -> dict[str, Any]:
 
 
 class Page(ABC):
-    """A verb's page: a header, sections, and where they come from. Its subclasses have these as fields."""
+    """Base of the report pages: a header, sections, and their provenance. Subclasses declare these fields."""
 
     kind: ClassVar[str]
     title: str
@@ -189,23 +189,23 @@ class Page(ABC):
 
     @abstractmethod
     def facts(self) -> list[Fact]:
-        """The figures at the top."""
+        """The key figures at the top."""
 
     @abstractmethod
     def sections(self, content: Content) -> list[Section]:
-        """What is shown."""
+        """The sections of the page."""
 
     def last_sections(self, content: Content) -> list[Section]:
-        """What is shown after the sections that a caller adds."""
+        """Sections that follow the caller's additional ones."""
         return []
 
     def warnings(self) -> list[str]:
-        """What is said in red."""
+        """Warnings, shown in red."""
         return []
 
     @property
     def heading(self) -> str:
-        """The title that is shown."""
+        """The displayed title."""
         return self.title
 
     def html(self) -> str:
@@ -232,17 +232,17 @@ class Page(ABC):
         )
 
     def write(self, path: str | Path) -> Path:
-        """Write the page; it appears whole or not at all."""
+        """Write the page atomically."""
         return write(path, self.html())
 
 
 def _with_images(html: Markup, tiles: Sequence[str]) -> Markup:
-    """A section with the tiles that its images name by number."""
+    """A section with the tile placeholders replaced by data URLs."""
     return Markup(_TILE.sub(lambda found: f"data:image/webp;base64,{tiles[int(found[1])]}", html))
 
 
 def write(path: str | Path, html: str) -> Path:
-    """Write the page under a temporary name and rename it.
+    """Write the page atomically.
 
     Raises:
         UserError: the folder cannot be written.
@@ -261,7 +261,7 @@ def write(path: str | Path, html: str) -> Path:
 
 
 def _script_json(value: Any) -> str:
-    """JSON that cannot close its script element."""
+    """JSON that is safe inside a script element."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
@@ -288,7 +288,7 @@ def _environment() -> jinja2.Environment:
 
 
 def render(template: str, **values: Any) -> Markup:
-    """A template of this package, filled in; the result may be put into another as it is."""
+    """Render a template of this package; the result is safe to insert into another."""
     return Markup(_environment().get_template(template).render(**values))
 
 

@@ -1,4 +1,4 @@
-"""The page of a multirun: every job in one table, heat maps by layer, the best by validation with its test figure."""
+"""The page of a multirun: all jobs in one table, heat maps by layer, and the test result of the best by validation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from emodissect.report import claims, columns, figures, page
 from emodissect.report.columns import Column
 from emodissect.report.page import Content, Extra, Fact, Folded, Page, Section
 
-#: What says how a job differs from another.
+#: The columns that distinguish jobs.
 SETTINGS = ("layer", "selection", "rule", "tau", "factor", "seed")
 _BOUNDS = [
     f"{name}_{bound}" for name in ("delta_val", "accuracy_before", "accuracy_after") for bound in ("low", "high")
@@ -35,18 +35,18 @@ FIGURE_NAMES = {
 
 @dataclass
 class SweepPage(Page):
-    """What a multirun shows.
+    """The page of a multirun.
 
     Attributes:
-        jobs: one row a job: its overrides (``layer``, ``tau``, ``factor``, ...), ``delta_val`` and ``delta`` (change of
-            accuracy on validation and on test, fractions), where known ``delta_low``, ``delta_high``, ``p_value``,
-            ``accuracy_before``, ``accuracy_after``; ``error`` where it failed. Of the other columns those that
+        jobs: one row per job: its overrides (``layer``, ``tau``, ``factor``, ...), ``delta_val`` and ``delta`` (change
+            of accuracy on validation and on test, fractions), where known ``delta_low``, ``delta_high``, ``p_value``,
+            ``accuracy_before``, ``accuracy_after``; ``error`` where it failed. Of the other columns, those that
             differ between jobs are shown.
         value: the column that the jobs were ranked by; higher is better.
-        command, manifest: where it comes from.
-        swept: the columns that tell jobs apart; layer, tau and factor where nothing is given.
-        replicates: figures averaged over seeds (:func:`emodissect.studies.seeds.over_seeds`), where seeds were swept.
-        title: of the page.
+        command, manifest: command line and manifest of the multirun.
+        swept: the columns that distinguish jobs.
+        replicates: metrics averaged over seeds (:func:`emodissect.studies.seeds.over_seeds`), where seeds were swept.
+        title: page title.
         extras: further sections.
     """
 
@@ -74,12 +74,12 @@ class SweepPage(Page):
 
     @property
     def failed(self) -> pd.DataFrame:
-        """The jobs that left an error."""
+        """The jobs with an error."""
         return self.jobs[self.jobs["error"].notna()] if "error" in self.jobs else self.jobs[:0]
 
     @property
     def done(self) -> pd.DataFrame:
-        """The others."""
+        """The jobs without an error."""
         return self.jobs.drop(index=self.failed.index)
 
     @property
@@ -94,11 +94,11 @@ class SweepPage(Page):
         text += f", {words.count(len(self.failed), 'failed', 'failed')}. " if len(self.failed) else ", all finished. "
         best = self.best
         if best is None:
-            return text + f"No job has a figure called {self.value}."
-        alike = claims.equals(self.done, self.value)
-        text += f"Best by {self._ranking}: {claims.named(alike, self.name)} ({self._figure(best[self.value])})"
-        if len(alike) > 1:
-            return f"{text}: {len(alike)} jobs tie. {self._beside_nothing()}".strip()
+            return text + f"No job has the metric {self.value}."
+        tied = claims.equals(self.done, self.value)
+        text += f"Best by {self._ranking}: {claims.named(tied, self.name)} ({self._figure(best[self.value])})"
+        if len(tied) > 1:
+            return f"{text}: {len(tied)} jobs tie. {self._all_lose_text()}".strip()
         if self.value != "delta" and "delta" in best and not words.missing(best["delta"]):
             text += f"; on test it gives {words.points(best['delta'])} points"
             if "p_value" in best and not words.missing(best["p_value"]):
@@ -106,15 +106,15 @@ class SweepPage(Page):
         elif self.value == "val/acc" and "test/acc" in best and not words.missing(best["test/acc"]):
             text += f"; on test it reaches {words.percent(best['test/acc'])}"
         tries = words.count(len(self.done), "try", "tries")
-        text += f". {self._beside_nothing()}The best of {tries} looks better than it is: "
+        text += f". {self._all_lose_text()}The best of {tries} looks better than it is: "
         if "delta" in best or "test/acc" in best:
             return text + (
                 "trust the test figure of the job that validation chose, not the largest test figure in the table."
             )
         return text + "compare it with its chance level, which differs from job to job."
 
-    def _beside_nothing(self) -> str:
-        """Says so where every job's edit loses on the images that jobs are ranked by."""
+    def _all_lose_text(self) -> str:
+        """Sentence for a sweep in which every edit loses accuracy on validation; empty otherwise."""
         if self.value != "delta_val" or not (self.done["delta_val"].dropna() < 0).all():
             return ""
         return "On validation every edit loses accuracy: leaving the network alone is better than any of them. "
@@ -144,7 +144,7 @@ class SweepPage(Page):
         return words.percent(value) if self.value.endswith(("acc", "accuracy")) else words.number(float(value), 4)
 
     def name(self, row: pd.Series) -> str:
-        """A job in words: what tells it apart."""
+        """A job's settings that distinguish it, else its number."""
         parts = [
             f"{'τ =' if name == 'tau' else name} {words.plain(row[name])}" if _is_number(row[name]) else str(row[name])
             for name in self.swept
@@ -155,7 +155,7 @@ class SweepPage(Page):
 
     @property
     def axes(self) -> list[str]:
-        """Two settings that the heat maps go by: numbers that were swept, else those that jobs have anyway."""
+        """The two axes of the heat maps: swept numeric settings, else tau and factor where jobs have them."""
         numbers = [name for name in self.swept if name != "seed" and name in self.done]
         numbers = [name for name in numbers if pd.to_numeric(self.done[name], errors="coerce").notna().all()]
         further = [name for name in ("tau", "factor") if name in self.done and name not in numbers]
@@ -163,10 +163,10 @@ class SweepPage(Page):
         return sorted(chosen, key=["tau", "factor"].index) if set(chosen) == {"tau", "factor"} else chosen
 
     def grids(self) -> dict[str, pd.DataFrame]:
-        """The cells of each layer (and of each other word that was swept) by the swept numbers, if there are several.
+        """The heat maps with more than one cell: one per layer and combination of swept text settings.
 
         Columns: the two :attr:`axes`, delta (on validation), chosen, jobs, and p_value where each cell is one job.
-        Jobs that differ in their seed alone are one cell, their mean.
+        Jobs that share a cell, e.g. with different seeds, are averaged.
         """
         axes = self.axes
         needed = [*axes, self.value]
@@ -198,12 +198,12 @@ class SweepPage(Page):
         drawings = []
         for names, grid in self.grids().items():
             top = claims.equals(grid, "delta")
-            several = ", the mean of jobs alike" if (grid["jobs"] > 1).any() else ""
+            several = ", the mean over jobs in a cell" if (grid["jobs"] > 1).any() else ""
             caption = (
                 f"{names}: change on validation in points{several}; best {words.points(top['delta'].iloc[0])} at "
                 f"{claims.named(top, self._place)}."
             )
-            caption += " The best job of all is in the framed cell." if grid["chosen"].any() else ""
+            caption += " The framed cell contains the best job of the sweep." if grid["chosen"].any() else ""
             drawings.append(content.figure(figures.grid_heatmap(grid, names, limit=self.full_colour()), caption))
         return page.block(figures=drawings)
 
@@ -238,8 +238,8 @@ class SweepPage(Page):
             parts.append(content.figure(figures.deltas(rows, names), caption))
         shown = [*(Column(name, name) for name in settings), *columns.SEEDS]
         caption = (
-            "Each seed is a training of its own. The interval tells how far another training would differ, on the same "
-            "test images; what other test images would give is in the interval of each job."
+            "Each seed is a separate training. The interval covers the variation between trainings on the same test "
+            "images; each job's own interval covers the variation between test images."
         )
         parts.append(page.table(readable(self.replicates), shown, caption=caption))
         return page.block(parts=parts)
@@ -252,7 +252,7 @@ class SweepPage(Page):
             marked = [best is not None and index == best.name for index in done.index]
             caption = "The marked job is the one that validation chose." if best is not None else ""
             if any(links := self._links(done)):
-                caption += " A job's number leads to its report."
+                caption += " A job's number links to its report."
             parts.append(page.table(done, self._columns(done), marked, caption.strip(), limit=2000, links=links))
         folded = None
         if len(failed):
@@ -263,7 +263,7 @@ class SweepPage(Page):
         return page.block(parts=parts, folded=folded)
 
     def _columns(self, jobs: pd.DataFrame) -> list[Column]:
-        """What tells the jobs apart, and what one sorts by."""
+        """The columns of the job table: the settings that distinguish jobs, and the results."""
         known = [
             column
             for column in columns.present(columns.JOBS, jobs)
@@ -281,7 +281,7 @@ class SweepPage(Page):
         ]
 
     def _links(self, jobs: pd.DataFrame) -> list[str]:
-        """Where each job's report lies beside this page; empty where there is none."""
+        """Relative path of each job's report; empty where there is none."""
         if not {"folder", "job"} <= set(jobs):
             return [""] * len(jobs)
         return [
@@ -291,13 +291,13 @@ class SweepPage(Page):
 
 
 def readable(replicates: pd.DataFrame) -> pd.DataFrame:
-    """Figures over seeds as people read them: fractions in per cent or points, under names in words."""
+    """Metrics over seeds for display: fractions in per cent or points, with display names."""
     percent = {name: 100 * replicates[name] for name in ("mean", "sd", "low", "high")}
     return replicates.assign(**percent, figure=replicates["figure"].map(FIGURE_NAMES))
 
 
 def _joined(rows: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
-    """The values of several columns as one text a row, to group by."""
+    """The values of several columns joined into one string per row, to group by."""
     texts = [rows[name].map(lambda value: DASH if words.missing(value) else str(value)) for name in columns]
     return pd.Series([" · ".join(row) for row in zip(*texts, strict=True)] if texts else "", index=rows.index)
 

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: the config as a tree, results as tables."""
+"""Terminal output: the config as a tree, results as tables."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from emodissect.report import columns as registry
 from emodissect.report.columns import Column
 
 LONGEST_WORD, SHORTEST_FOLD = 40, 8
-"""Letters of a word that a column is made wide for: at first, and where a console is too narrow."""
+"""Word length in characters that a text column has room for: by default, and at least in a narrow console."""
 
 _HIDDEN = ("hydra", "paths", "print_config", "task_name")
 
 
 def config_tree(cfg: DictConfig) -> Tree:
-    """What the run is asked for, a branch a group: the class it names, and its arguments.
+    """The config of a run as a tree, one branch per group: its class and arguments.
 
-    Left out is what tells nothing: switches that are off, arguments left open, and the folders of ``paths``, which
-    the summary names. The whole config is in ``.hydra/config.yaml`` of the run folder.
+    Omitted: switches that are off, empty arguments, and the folders of ``paths``, which the summary shows. The whole
+    config is in ``.hydra/config.yaml`` of the run folder.
     """
     tree = Tree(f"[bold]{escape(str(cfg.task_name))}[/]", guide_style="dim")
     plain = OmegaConf.to_container(cfg, resolve=True)
@@ -37,18 +37,18 @@ def config_tree(cfg: DictConfig) -> Tree:
     folders = {str(folder) for folder in (plain.get("paths") or {}).values()}
     run_dir = str((plain.get("paths") or {}).get("run_dir", ""))
     for name, value in plain.items():
-        if str(name) not in _HIDDEN and value is not False and not _tells_nothing(value):
+        if str(name) not in _HIDDEN and value is not False and not _is_empty(value):
             tree.add(Text.assemble((f"{name!s}: ", "cyan"), written(_without_folders(value, folders, run_dir))))
     return tree
 
 
 def written(value: Any) -> str:
-    """A config value on one line: ``Class(key=value, ...)`` for a node with a target, plain YAML words otherwise.
+    """A config value on one line: ``Class(key=value, ...)`` for a node with a target, plain YAML otherwise.
 
-    Of several nodes with targets, their names; of more than eight words, the first and how many.
+    A group of several nodes with targets is shown by their names, more than eight lists by number and first names.
     """
     if isinstance(value, Mapping):
-        arguments = {k: v for k, v in value.items() if not str(k).startswith("_") and not _tells_nothing(v)}
+        arguments = {k: v for k, v in value.items() if not str(k).startswith("_") and not _is_empty(v)}
         target = str(value.get("_target_", "")).rpartition(".")[2]
         inside = ", ".join(f"{k}={_nested(v)}" for k, v in arguments.items())
         if target:
@@ -67,12 +67,12 @@ def _nested(value: Any) -> str:
     return f"{{{written(value)}}}" if isinstance(value, Mapping) and "_target_" not in value else written(value)
 
 
-def _tells_nothing(value: Any) -> bool:
+def _is_empty(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, Mapping | list) and not value)
 
 
 def _without_folders(value: Any, folders: Set[str], run_dir: str) -> Any:
-    """The value without the arguments that are one of the folders, or lie in the run's."""
+    """The value without the arguments that are one of the folders or inside the run folder."""
     if not isinstance(value, Mapping):
         return value
     return {
@@ -91,14 +91,14 @@ def frame_table(
 ) -> Table:
     """A data frame as a rich table; numbers are never cut or folded, missing ones are a dash.
 
-    Where the console is too narrow, the columns are closer together; where that is not enough, those of the highest
-    rank are left out, and the caption says so; at last long words are folded, never numbers.
+    In a narrow console the padding shrinks first, then columns of the highest rank are omitted (the caption says so),
+    then long words are folded.
 
     Args:
-        frame: a row a line.
-        title: above it.
-        columns: which to show, in this order, as far as the frame has them; None shows all by their type.
-        rows: shown at most.
+        frame: one table row per row.
+        title: above the table.
+        columns: which to show, in this order, if the frame has them; None shows all by their type.
+        rows: maximum number of rows.
         console: where it will be printed; None is the terminal.
     """
     console = console or Console()
@@ -148,12 +148,12 @@ def _laid_out(frame: pd.DataFrame, title: str, columns: Sequence[Column], longes
             escape(heading), justify="right" if column.is_number else "left", overflow="fold", min_width=width
         )
     for row in zip(*cells, strict=True):
-        table.add_row(*map(escape, row))  # a name in brackets is a name
+        table.add_row(*map(escape, row))  # names in brackets are not markup
     return table
 
 
 def too_wide(table: Table, console: Console) -> bool:
-    """Whether rich would cut numbers or leave out columns to print the table there."""
+    """Whether rich would cut numbers or drop columns to print the table in this console."""
     return _measured(table, console).minimum > console.width
 
 
@@ -162,7 +162,7 @@ def _measured(table: Table, console: Console) -> Measurement:
 
 
 def figures_table(figures: Mapping[str, Any], title: str) -> Table:
-    """Named figures, one a row."""
+    """A table of named numbers, one per row."""
     table = Table(title=escape(title), title_justify="left", title_style="bold", show_header=False)
     table.add_column(style="dim")
     table.add_column(justify="right", no_wrap=True)  # names fold, numbers do not
@@ -174,7 +174,7 @@ def figures_table(figures: Mapping[str, Any], title: str) -> Table:
 def matrix_table(
     title: str, corner: str, rows: Sequence[str], columns: Sequence[str], cells: Mapping[tuple[str, str], str]
 ) -> Table:
-    """A small matrix of cells, by row and column, in rich's markup; a missing one is a dash."""
+    """A small matrix of cells, given by (row, column) in rich's markup; a missing cell is a dash."""
     table = Table(title=escape(title), title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
     table.add_column(escape(corner), style="dim", justify="right", no_wrap=True)
     for column in columns:

@@ -28,22 +28,22 @@ NAMES = {
     "loss": "loss",
     "ece": "calibration error",
 }
-MISTAKES = 48  # tiles of the most confident ones
+MISTAKES = 48  # how many of the most confident ones are shown
 FRACTIONS = {"accuracy", "top-2 accuracy", "macro F1", "calibration error"}
 
 
 @dataclass
 class TrainPage(Page):
-    """What ``train.py`` shows.
+    """The page of ``train.py``.
 
     Attributes:
         metrics: name -> value, e.g. ``test/acc``; those of val and test are shown at the top.
         class_names: in the order of the labels.
-        history: column epoch and what was logged, as :meth:`EpochHistory.frame` gives it.
+        history: column epoch and the logged metrics, from :meth:`EpochHistory.frame`.
         predictions: on the test images.
         images: the test images.
-        command, manifest: where it comes from.
-        title: of the page.
+        command, manifest: command line and manifest of the run.
+        title: page title.
         saliency: gradient saliency in [0, 1] by image id, shape (height, width).
         extras: further sections, e.g. the audit of the images.
     """
@@ -78,7 +78,7 @@ class TrainPage(Page):
 
     def summary(self) -> str:
         if self.predictions is None:
-            return "The training run's figures."
+            return "The training run's metrics."
         counts = self.predictions.confusion().numpy()
         texts = (claims.recognised_text(counts, self.class_names), claims.majority_text(counts, self.class_names))
         return " ".join(filter(None, texts))
@@ -103,7 +103,7 @@ class TrainPage(Page):
         confused = claims.confused_text(counts, self.class_names)
         recall = self.predictions.recall().numpy()
         spread = (
-            f"Recall runs from {words.percent(np.nanmin(recall), 0)} to {words.percent(np.nanmax(recall), 0)}; the "
+            f"Recall ranges from {words.percent(np.nanmin(recall), 0)} to {words.percent(np.nanmax(recall), 0)}; the "
             f"mean over classes is {words.percent(np.nanmean(recall))}."
         )
         return page.block(
@@ -149,7 +149,7 @@ class TrainPage(Page):
             )
             for image_id, row in rows.items()
         ]
-        text = "The wrong answers of highest probability: true class, and the answer with its probability."
+        text = "The wrong answers with the highest probability: true class → answer and its probability."
         if shaded := sum(image_id in self.saliency for image_id in rows):
             of = "" if shaded == len(rows) else f", in {words.count(shaded, 'image')}"
             text += f" The orange shade shows the pixels that the answer depends on most{of}."

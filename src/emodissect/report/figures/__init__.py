@@ -1,4 +1,4 @@
-"""Figures: one function a figure, each returning a matplotlib ``Figure`` for a PNG, a logger or an inline SVG."""
+"""Figures: one function per figure, each returning a matplotlib ``Figure`` for a PNG, a logger or an inline SVG."""
 
 from emodissect.report.figures.dissection import (
     ImageRow,

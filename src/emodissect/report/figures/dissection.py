@@ -1,4 +1,4 @@
-"""Figures of a dissection: what the layers' neurons respond to, and against what null."""
+"""Figures of a dissection: what each layer's neurons respond to, compared with chance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from emodissect.report.figures.style import BLUE, GREEN, INK, LINE, MUTED, NARROW, ORANGE, WIDE, drawn, new
 
-#: Column of the layer table, and its heading in the study's form.
+#: Column of the layer table -> its heading in the published study's layout.
 STUDY_COLUMNS = {
     "interpretable": "interpretable",
     "not_interpretable": "not",
@@ -36,7 +36,7 @@ class ImageRow(NamedTuple):
 
 
 def image_rows(rows: Sequence[ImageRow]) -> Figure:
-    """Neurons one below the other: on the left what they fire for, on the right what they are used for."""
+    """One row per neuron: its top images by activation on the left, by relevance on the right."""
     ranks = max((max(len(row.active), len(row.relevant)) for row in rows), default=1)
     with drawn():
         figure = new(WIDE, max(1.0 * len(rows), 1.0))
@@ -46,8 +46,8 @@ def image_rows(rows: Sequence[ImageRow]) -> Figure:
             for axes in grid.flat:
                 axes.axis("off")
             for line, row in zip(grid, rows, strict=False):
-                word, images = (row.fires_for, row.active) if side == "fires for" else (row.used_for, row.relevant)
-                title = f"{row.neuron} {side} {word}" if word else f"{row.neuron}: no label by relevance"
+                label, images = (row.fires_for, row.active) if side == "fires for" else (row.used_for, row.relevant)
+                title = f"{row.neuron} {side} {label}" if label else f"{row.neuron}: no label by relevance"
                 line[0].set_title(title, fontsize=8, loc="left").set_in_layout(False)  # else it widens its column
                 for axes, image in zip(line, images, strict=False):
                     axes.imshow(np.moveaxis(image, 0, -1).squeeze(), cmap="gray", vmin=0, vmax=255)
@@ -57,7 +57,7 @@ def image_rows(rows: Sequence[ImageRow]) -> Figure:
 def similarity_histogram(
     best: ArrayLike, null: ArrayLike | None = None, tau: float | None = None, title: str = ""
 ) -> Figure:
-    """How similar each neuron is to its best concept, over what random image sets reach.
+    """Histogram of each neuron's similarity to its best concept, with that of random image sets for comparison.
 
     Args:
         best: highest similarity of each neuron, shape (neuron,); NaNs (dead neurons) are left out.
@@ -99,7 +99,7 @@ def concept_shares(shares: pd.DataFrame, title: str = "", limit: int = 30) -> Fi
 
     Args:
         shares: columns ``concept`` and ``share`` (fraction in [0, 1]).
-        limit: bars drawn; the rest are added up in a last one.
+        limit: number of bars; the rest are summed in one more.
     """
     ordered = shares.sort_values("share", ascending=False, kind="stable")
     ordered = ordered[ordered["share"] > 0]
@@ -151,11 +151,11 @@ def layer_proportions(layers: pd.DataFrame) -> Figure:
 
 
 def layer_table(layers: pd.DataFrame, published: pd.DataFrame | None = None) -> Figure:
-    """The layer table in the study's form, each published number under the one measured here.
+    """The layer table in the published study's layout, each published number below the measured one.
 
     Args:
-        layers: as :func:`emodissect.dissection.labels.layer_table` gives it.
-        published: the same columns, one row a layer; matched by ``layer``.
+        layers: from :func:`emodissect.dissection.labels.layer_table`.
+        published: the same columns, one row per layer; matched by ``layer``.
     """
     known = {} if published is None else {str(row["layer"]): row for _, row in published.iterrows()}
     step = 0.46 if known else 0.26
@@ -196,7 +196,7 @@ def label_quality(
     """Bars with intervals, e.g. the share of labels recovered by each similarity, against chance and a ceiling.
 
     Args:
-        names: one a bar.
+        names: one per bar.
         values: fractions in [0, 1], shape (bar,).
         low, high: ends of the intervals, shape (bar,).
         chance, ceiling: vertical lines.

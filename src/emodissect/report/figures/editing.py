@@ -31,9 +31,9 @@ from emodissect.studies.cells import map_axes
 
 #: Room for at least this many cells in a row, so that a narrow grid is not drawn as wide blocks.
 FEWEST_COLUMNS = 5
-#: Words for settings that are axes of a heat map.
+#: Axis labels of settings.
 AXIS_NAMES = {"tau": "τ"}
-#: Words for the controls' names.
+#: Display names of the controls.
 CONTROL_NAMES = {
     "random": "random neurons",
     "shuffled": "shuffled labels",
@@ -44,7 +44,7 @@ CONTROL_NAMES = {
 
 
 def noise_band(grid: pd.DataFrame, images: int) -> float:
-    """Half-width of the band that chance flips give: the median over cells of 1.96 sqrt(gained + lost) / images.
+    """Half-width of the band expected from chance flips: median over cells of 1.96 sqrt(gained + lost) / images.
 
     If an edit flipped right and wrong answers alike, gained - lost would scatter around 0 with variance gained + lost.
     """
@@ -66,13 +66,13 @@ def grid_heatmap(grid: pd.DataFrame, title: str = "", level: float = 0.05, limit
 
     Blue is better. The axes are :func:`emodissect.studies.cells.map_axes`; without a second there is one row.
 
-    A ring marks cells outside the noise band (exact McNemar p < level), a filled dot those that stay so after Holm's
+    A ring marks cells outside the noise band (exact McNemar p < level), a filled dot those still outside after Holm's
     correction over the grid, a frame the chosen cell.
 
     Args:
-        grid: its settings (tau, factor, ...), delta, and where given p_value, p_holm, chosen; one row a cell.
+        grid: its settings (tau, factor, ...), delta and, optionally, p_value, p_holm, chosen; one row per cell.
         title: of the figure.
-        level: of the marks.
+        level: cells with a smaller p-value are marked.
         limit: the change (a fraction) that gets the full colour, so that several figures compare (see
             :func:`full_colour`); by default the largest of this grid.
     """
@@ -92,7 +92,7 @@ def nll_heatmap(grid: pd.DataFrame, title: str = "", limit: float | None = None)
     """Change of the negative log-likelihood by the grid's axes. Orange is worse, as in :func:`grid_heatmap`.
 
     Args:
-        grid: its settings (tau, factor, ...), nll_before, nll_after, and where given chosen; one row a cell.
+        grid: its settings (tau, factor, ...), nll_before, nll_after and, optionally, chosen; one row per cell.
         title: of the figure.
         limit: the change that gets the full colour; by default the largest of this grid.
     """
@@ -104,11 +104,11 @@ def nll_heatmap(grid: pd.DataFrame, title: str = "", limit: float | None = None)
 
 
 def control_distribution(controls: pd.DataFrame, delta: float) -> Figure:
-    """What edits of the same size give when the labels are not used, with the chosen edit as a line.
+    """Change of accuracy of each control's draws, with the chosen edit as a line.
 
     Args:
         controls: columns control, draw and ``delta_test`` (change of accuracy, a fraction).
-        delta: of the chosen edit, on the same images.
+        delta: change of accuracy of the chosen edit, on the same images.
     """
     kinds = list(dict.fromkeys(str(kind) for kind in controls["control"]))
     with drawn():
@@ -180,7 +180,7 @@ def confusion(counts: ArrayLike, class_names: Sequence[str]) -> Figure:
 
 
 def recall_bars(recalls: dict[str, ArrayLike], class_names: Sequence[str], counts: ArrayLike | None = None) -> Figure:
-    """Recall of each class: one dot a network, e.g. ``{"before": ..., "after": ...}``, joined where there are two.
+    """Recall of each class: one bar per network, e.g. ``{"before": ..., "after": ...}``, and the change in points.
 
     Args:
         recalls: name -> fractions, shape (class,).
@@ -227,11 +227,11 @@ def recall_bars(recalls: dict[str, ArrayLike], class_names: Sequence[str], count
 def concept_ablation(
     drops: pd.DataFrame, beyond: pd.DataFrame | None = None, neurons: Sequence[int] | None = None, title: str = ""
 ) -> Figure:
-    """Fall of each class's recall (points) when the neurons of one concept are silenced.
+    """Change of each class's recall (points) when the neurons of one concept are silenced.
 
     Args:
-        drops: index = concepts, columns = classes; recall before minus after, fractions. A fall is drawn in orange.
-        beyond: same shape, True where the fall is beyond what random neurons of the same number give; marked by a dot.
+        drops: index = concepts, columns = classes; recall before minus after, fractions. A drop is drawn in orange.
+        beyond: same shape, True where the drop exceeds that of as many random neurons; marked by a dot.
         neurons: how many neurons each concept has.
     """
     handle = Line2D([], [], marker="o", linestyle="", color=INK, markersize=4)
@@ -242,7 +242,7 @@ def concept_ablation(
 
 
 def concept_classes(activity: pd.DataFrame, neurons: Sequence[int] | None = None, title: str = "") -> Figure:
-    """Activation of the neurons of each concept by class, in deviations: index = concepts, columns = classes."""
+    """Standardized activation of each concept's neurons by class: index = concepts, columns = classes."""
     return _concepts_by_class(activity, activity.to_numpy(dtype=float), 2, None, None, neurons, title)
 
 
@@ -283,15 +283,15 @@ def _concepts_by_class(
 def _by_axes(
     grid: pd.DataFrame, values: pd.Series, digits: int, better: int = 1, limit: float | None = None
 ) -> tuple[Figure, Axes, dict[tuple[int, int], pd.Series]]:
-    """The matrix of cells with its numbers and the frame around the chosen one; the cells by place."""
-    axes_by = map_axes(grid)
-    cutoffs, factors = (_steps(grid, name) for name in axes_by)
+    """Draw the cells with their numbers and a frame around the chosen one; also returns the cells by (row, column)."""
+    axis_names = map_axes(grid)
+    cutoffs, factors = (_steps(grid, name) for name in axis_names)
     table = np.full((len(cutoffs), len(factors)), np.nan)
     cells = {}
     for (_, cell), value in zip(grid.iterrows(), values, strict=True):
         row, column = (
             steps.index(cell[name]) if name is not None and not pd.isna(cell[name]) else 0
-            for name, steps in zip(axes_by, (cutoffs, factors), strict=True)
+            for name, steps in zip(axis_names, (cutoffs, factors), strict=True)
         )
         table[row, column] = value
         cells[row, column] = cell
@@ -309,14 +309,14 @@ def _by_axes(
             axes.add_patch(Rectangle((column + 0.03, row + 0.03), 0.94, 0.94, fill=False, edgecolor=INK, linewidth=1.8,
                                      clip_on=False))  # fmt: skip
     cell_ticks(axes, [_plain(cutoff) for cutoff in cutoffs], [_plain(factor) for factor in factors])
-    axes.set_xlim(0, columns)  # a few cells stay cells
-    rows_by, columns_by = (
+    axes.set_xlim(0, columns)  # a few cells are not stretched
+    row_label, column_label = (
         AXIS_NAMES.get(str(name), name or "") if any(_plain(step) for step in steps) else ""  # no values, no axis
-        for name, steps in zip(axes_by, (cutoffs, factors), strict=True)
+        for name, steps in zip(axis_names, (cutoffs, factors), strict=True)
     )
-    axes.set_xlabel(columns_by, x=len(factors) / columns / 2)
-    short = len(rows_by) == 1
-    axes.set_ylabel(rows_by, rotation=0 if short else 90, labelpad=8 if short else None)
+    axes.set_xlabel(column_label, x=len(factors) / columns / 2)
+    short = len(row_label) == 1
+    axes.set_ylabel(row_label, rotation=0 if short else 90, labelpad=8 if short else None)
     return figure, axes, cells
 
 

@@ -1,4 +1,4 @@
-"""Fonts for names whose letters the usual font lacks: Chinese, Japanese, Korean, Hindi, Thai, pictures."""
+"""Fallback fonts for characters that the default font lacks: Chinese, Japanese, Korean, Hindi, Thai, emoji."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _NO_LETTERS = ("Last Resort", "STIXNonUnicode", "STIXSize", "cm")  # boxes, priv
 
 
 def with_letters(figure: Figure) -> None:
-    """Gives every text of a figure the installed fonts that have its letters; a warning names letters that none has."""
+    """Set fallback fonts on the texts of a figure; warns of characters that no installed font has."""
     for axes in figure.axes:
-        axes.get_xticklabels(), axes.get_yticklabels()  # which makes their texts
+        axes.get_xticklabels(), axes.get_yticklabels()  # creates their texts
     texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
-    further = fonts_for(text.get_text() for text in texts)
-    if further:
+    fallbacks = fonts_for(text.get_text() for text in texts)
+    if fallbacks:
         for text in texts:
-            text.set_fontfamily([USUAL, *further])
+            text.set_fontfamily([USUAL, *fallbacks])
 
 
 def fonts_for(texts: Iterable[str]) -> list[str]:
-    """The fewest installed fonts that have the letters of the texts which the usual font lacks; mostly none."""
+    """Installed fonts that together have the characters which the default font lacks; usually none."""
     letters = frozenset(ord(letter) for text in texts for letter in text if not letter.isspace())
     lacking = letters - _letters(font_manager.findfont(USUAL))
     return list(_fonts(lacking)) if lacking else []
@@ -46,7 +46,7 @@ def _fonts(lacking: frozenset[int]) -> tuple[str, ...]:
         if not left:
             return tuple(found)
     log.warning(
-        "No font on this machine has the letters %s: figures show boxes for them. Install one that has, e.g. the "
+        "No installed font has the characters %s: figures show boxes instead. Install one that has them, e.g. the "
         "package fonts-noto-cjk or fonts-noto.",
         "".join(map(chr, sorted(left)[:20])),
     )
@@ -55,7 +55,7 @@ def _fonts(lacking: frozenset[int]) -> tuple[str, ...]:
 
 @lru_cache
 def _installed() -> tuple[tuple[str, str], ...]:
-    """Name and file of each family's upright font, the broad ones first."""
+    """Name and file of each family's upright font, those of broad coverage first."""
     fonts = {font.name: font.fname for font in font_manager.fontManager.ttflist if font.style == "normal"}
     named = [(name, path) for name, path in fonts.items() if not name.startswith(_NO_LETTERS)]
 

@@ -1,4 +1,4 @@
-"""How every figure looks: one palette, one type size, readable on white, on black and by colour-blind readers."""
+"""The style of every figure: one palette, one font size, readable on white, on black and by colour-blind readers."""
 
 from __future__ import annotations
 
@@ -63,19 +63,19 @@ _RC: Any = {
 
 @contextmanager
 def drawn() -> Iterator[None]:
-    """The settings that every figure is drawn and saved under."""
+    """Context manager with the settings under which every figure is drawn and saved."""
     with matplotlib.rc_context(_RC), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # fonts.py says it once
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # fonts.py warns once
         yield
 
 
 def new(width: float, height: float) -> Figure:
-    """An empty figure of the house style (no pyplot state, so it needs no closing). Sizes in inches."""
+    """An empty figure (outside pyplot, so it needs no closing). Sizes in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def save_png(figure: Figure, path: str | Path, dpi: int = 160) -> Path:
-    """Write a figure as PNG on white paper; the file appears whole or not at all."""
+    """Write a figure as PNG on a white background, atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with_letters(figure)
@@ -99,7 +99,7 @@ def svg(figure: Figure, prefix: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="(?!clip)[^"]*">', "<g>", text)  # only glyphs and clips are referred to
+    text = re.sub(r'<g id="(?!clip)[^"]*">', "<g>", text)  # only glyphs and clips are referenced
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r"url\(#", f"url(#{prefix}-", text)
     text = re.sub(r'href="#', f'href="#{prefix}-', text)
@@ -115,7 +115,7 @@ def svg(figure: Figure, prefix: str) -> str:
 def signed_cells(axes: Axes, values: ArrayLike, limit: float) -> None:
     """Fill a matrix of cells: blue above zero, orange below, stronger with size, nothing at zero.
 
-    The neutral centre is the page itself, so the same cells read on white and on black. Row 0 is on top.
+    Zero is transparent, so the same cells are readable on white and on black. Row 0 is on top.
     """
     table = np.asarray(values, dtype=float)
     for row, column in np.ndindex(*table.shape):

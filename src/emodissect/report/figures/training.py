@@ -13,11 +13,11 @@ from emodissect.report.figures.style import BLUE, GREEN, GREY, INK, NARROW, ORAN
 
 
 def training_curves(history: pd.DataFrame) -> Figure:
-    """Loss (above) and accuracy (below) by epoch; each panel is drawn where its columns are there.
+    """Loss (above) and accuracy (below) by epoch; a panel without data is left out.
 
     Args:
         history: column ``epoch`` and any of ``train/loss``, ``val/loss`` (else ``val/nll``), ``train/acc``,
-            ``val/acc``; several rows an epoch are merged.
+            ``val/acc``; several rows per epoch are averaged.
     """
     by_epoch = history.groupby("epoch").mean(numeric_only=True) if len(history) else history
     if "val/loss" not in by_epoch and "val/nll" in by_epoch:
@@ -51,11 +51,11 @@ def training_curves(history: pd.DataFrame) -> Figure:
 
 
 def deltas(jobs: pd.DataFrame, names: Sequence[str]) -> Figure:
-    """Change of accuracy with its interval, one row a job or study, the best on top.
+    """Change of accuracy with its interval, one row per job or study, the best on top.
 
     Args:
-        jobs: column ``delta`` and where given ``delta_low``, ``delta_high`` and ``p_value``; fractions.
-        names: of the rows.
+        jobs: column ``delta`` and, optionally, ``delta_low`` and ``delta_high``; fractions.
+        names: row labels.
     """
     order = np.argsort(-jobs["delta"].to_numpy(dtype=float), kind="stable")
     rows = jobs.iloc[order]
@@ -79,7 +79,7 @@ def deltas(jobs: pd.DataFrame, names: Sequence[str]) -> Figure:
 
 
 def concepts_over_epochs(history: pd.DataFrame, layers: Sequence[str]) -> Figure:
-    """Share of interpretable neurons of each layer while the network is trained.
+    """Share of interpretable neurons of each layer by epoch.
 
     Args:
         history: column ``epoch`` and ``dissect/<layer>/proportion`` (fractions).
