@@ -244,7 +244,7 @@ def test_the_config_chooses_by_name(tmp_path: Path) -> None:
     assert baselines_of(composed("edit", "study.baselines=[]", run_dir=tmp_path)) == []
     chosen = baselines_of(composed("edit", "study.baselines=[head,mirror]", run_dir=tmp_path))
     assert [baseline.name for baseline in chosen] == ["head", "mirror"]
-    with pytest.raises(UserError, match=r"study.baselines holds 'haed', which is unknown. Did you mean 'head'"):
+    with pytest.raises(UserError, match=r"study.baselines has the unknown entry 'haed'. Did you mean 'head'"):
         baselines_of(composed("edit", "study.baselines=[haed]", run_dir=tmp_path))
 
 

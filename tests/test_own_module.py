@@ -36,7 +36,7 @@ def test_it_is_trained_by_its_own_step_then_dissected_and_edited(verb: Verb) -> 
 def test_a_target_that_is_no_module_is_refused_before_it_is_called(verb: Verb) -> None:
     with pytest.raises(UserError, match=r"module\._target_=os\.system"):
         verb("train", "module=custom", "module._target_=os.system")
-    with pytest.raises(UserError, match="soft_labels=true is for module=classifier"):
+    with pytest.raises(UserError, match="soft_labels=true needs module=classifier"):
         verb("train", *OWN, "data=sketches", "soft_labels=true")
 
 

@@ -633,7 +633,7 @@ def test_resume_goes_on_with_a_training_and_starting_from_its_weights_does_not(v
     with pytest.raises(UserError, match=r"lacks epoch.*resume=false starts a new training from its weights"):
         verb("train", *words, "resume=true", f"ckpt_path={weights}")
     cycle, _ = verb("train", "data.train=200", "trainer.max_epochs=2", "seed=3")
-    with pytest.raises(UserError, match=r"laid out for 2 epochs, and trainer\.max_epochs=3"):
+    with pytest.raises(UserError, match=r"is for 2 epochs, and trainer\.max_epochs=3"):
         verb(
             "train",
             *("data.train=200", "trainer.max_epochs=3", "seed=3", "resume=true"),
@@ -720,7 +720,7 @@ def test_the_interval_is_that_of_the_images_that_were_tested(verb: Verb) -> None
     ],
 )
 def test_a_figure_that_nobody_logs_is_reported_before_the_first_epoch(words: list[str], verb: Verb) -> None:
-    with pytest.raises(UserError, match=r"follows monitor=val/nll2, which no epoch logs\. Did you mean 'val/nll'"):
+    with pytest.raises(UserError, match=r"has monitor=val/nll2, which is never logged\. Did you mean 'val/nll'"):
         verb("train", *words, "seed=11")
 
 

@@ -1,1 +1,1 @@
-"""What the verbs use: the classifier, its labels, the study of its edits, and their pages."""
+"""Stages shared by the verbs: the classifier, its labels, the study of its edits, and their pages."""

@@ -1,4 +1,4 @@
-"""The classifier that a run works on: from a checkpoint, from the cache, or trained now."""
+"""The classifier of a run: loaded from a checkpoint or the cache, or trained."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ NOT_THE_NETWORKS = ("preprocess", "class_order", "output")
 """Keys of the model group that are not arguments of the network."""
 
 WHERE_THE_DATA_LIES = ("cache_dir", "path", "data_dir", "ferplus", "num_workers", "audit", "in_memory_gib")
-"""Keys of the data group that say how images come, not what comes: the images' own hash says that."""
+"""Keys of the data group that only affect how images are loaded; the images' content is hashed separately."""
 
 WITH_CODE = ("model", "module", "augment", "optimizer", "scheduler", "trainer", "callbacks", "data")
-"""Groups whose objects decide what a training ends with."""
+"""Groups whose objects affect the result of a training."""
 
 CHECKPOINT = "classifier.ckpt"
 HISTORY = "history.csv"
-"""The figures of a training by epoch, beside its checkpoint."""
+"""The metrics of a training by epoch, in the folder of its checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class Trained:
 
     Attributes:
         classifier: with its weights, on the CPU.
-        checkpoint: the file; None of a network that was taken as made.
+        checkpoint: the file; None for a network used as constructed.
         weights: SHA-256 of the network's state.
-        metrics: of the training, empty for a checkpoint that was given.
+        metrics: of the training; empty for a given checkpoint.
     """
 
     classifier: Classifier
@@ -74,18 +74,18 @@ class Trained:
 
     @property
     def kept(self) -> list[Artifact]:
-        """The checkpoint as W&B keeps it."""
+        """The checkpoint as a W&B artifact; empty without a checkpoint."""
         return [classifier_artifact(self.checkpoint, self.weights)] if self.checkpoint else []
 
     @property
     def history(self) -> pd.DataFrame | None:
-        """What was logged by epoch, kept beside the checkpoint of a training that this project did."""
+        """The metrics by epoch, if the checkpoint comes from a training by this project."""
         path = self.checkpoint.parent / HISTORY if self.checkpoint else None
         return pd.read_csv(path) if path and path.exists() else None
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that its answer to an image depends on, for the keys of what is made with it."""
+        """Everything that its outputs depend on, for the cache keys of results computed with it."""
         return {
             "weights": self.weights,
             "architecture": architecture_hash(self.classifier.network),
@@ -96,26 +96,26 @@ class Trained:
 
 
 def evaluate(run: Session, classifier: Classifier) -> dict[str, float]:
-    """Accuracy and the rest on the test split, with a Wilson interval; as ``test/*``."""
-    # not logged by the trainer: each of these figures would be a curve of one point
+    """Metrics ``test/*`` on the test split, with a Wilson interval of the accuracy."""
+    # not logged by the trainer: each metric would be a curve of one point
     results = run.evaluating_trainer(logger=False).test(classifier, datamodule=run.data, verbose=False)
     figures = {name: float(value) for name, value in results[0].items()}
-    images = len(classifier.results["test"].ids)  # fewer than the split where trainer.limit_test_batches says so
+    images = len(classifier.results["test"].ids)  # fewer than the split with trainer.limit_test_batches
     low, high = wilson(round(figures["test/acc"] * images), images)
     return {**figures, "test/acc_low": float(low), "test/acc_high": float(high)}
 
 
 def trained_classifier(run: Session, fit: bool = True, needs_classes: bool = True) -> Trained:
-    """The classifier that the config asks for.
+    """The classifier described by the config.
 
-    Weights come from ``ckpt_path`` where it is given (and are trained on where ``fit`` asks for it), else from the
-    cache where the same training was done before, else from a training now. A training that was cut off resumes at
-    its last epoch; ``resume`` resumes the one in ``ckpt_path``, with its optimizer, schedule and epoch. With the
-    config's ``fit=false`` and no checkpoint it is the network as made: published weights, or random ones of the seed.
+    Weights come from ``ckpt_path`` if given (and are trained further with ``fit``), else from the cache if the same
+    training was done before, else from a new training. An interrupted training resumes at its last epoch; the config's
+    ``resume`` resumes the one in ``ckpt_path``, with its optimizer, schedule and epoch. With the config's
+    ``fit=false`` and no checkpoint the network is used as constructed: with published weights, or random ones.
 
     Args:
-        fit: train on what ``ckpt_path`` holds.
-        needs_classes: whether the network must give logits of the data's classes.
+        fit: whether to train the weights of ``ckpt_path`` further.
+        needs_classes: whether the network must output logits of the data's classes.
     """
     cfg = run.cfg
     given = Path(cfg.ckpt_path).expanduser() if cfg.ckpt_path else None
@@ -145,7 +145,7 @@ def trained_classifier(run: Session, fit: bool = True, needs_classes: bool = Tru
 
 
 def _training(folder: Path) -> tuple[Path, dict[str, float]]:
-    """The folder of a finished training, and the figures of its best epoch. Raises where it holds something else."""
+    """The folder of a finished training, and the metrics of its best epoch. Raises if the files are not valid."""
     read_state_dict(folder / CHECKPOINT)
     metrics = torch.load(folder / "metrics.pt", weights_only=True)
     return folder, {str(name): float(value) for name, value in metrics.items() if name.startswith("val/")}
@@ -187,7 +187,7 @@ def training_key(run: Session, given: Path | None) -> dict[str, Any]:
 
 
 def sources(*nodes: Any) -> dict[str, str]:
-    """The hash of the source behind every ``_target_`` in parts of a config, so that other code is another key."""
+    """``_target_`` -> hash of its source, for all targets in parts of a config, so that code changes the key."""
     found: dict[str, str] = {}
     for node in nodes:
         if isinstance(node, Mapping):
@@ -200,9 +200,9 @@ def sources(*nodes: Any) -> dict[str, str]:
 
 
 def _soft_labels(run: Session) -> tuple[Tensor, Tensor]:
-    """Ids and distributions over the classes of the images that training sees."""
-    seen = run.data.fitted()
-    return seen.ids, soft_labels(seen, run.data.splits.class_names)
+    """Ids and class distributions of the training images."""
+    images = run.data.fitted()
+    return images.ids, soft_labels(images, run.data.splits.class_names)
 
 
 def _without(node: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -214,34 +214,34 @@ def _without(node: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 def untrained(run: Session, needs_classes: bool = True) -> Classifier:
-    """The classifier that the config describes, as made, without a checkpoint's weights, once two images went through.
+    """The classifier described by the config, without a checkpoint's weights, after a dry run on two images.
 
     Args:
-        needs_classes: whether the network must give logits of the data's classes. Where it need not, and does not or
-            was never taught them (the config's ``fit=false`` without a checkpoint), ``knows_classes`` is False.
+        needs_classes: whether the network must output logits of the data's classes. If not required, and it does not
+            or was never trained (the config's ``fit=false`` without a checkpoint), ``knows_classes`` is False.
 
     Raises:
-        UserError: no file at ``ckpt_path``, a network that cannot take the images, or other logits than are needed.
+        UserError: no file at ``ckpt_path``, a network that does not accept the images, or outputs of the wrong shape.
     """
     given = Path(run.cfg.ckpt_path).expanduser() if run.cfg.ckpt_path else None
     if given is not None and not given.exists():
         raise UserError(f"ckpt_path={given} does not exist. Give a checkpoint file, or null to train one.")
     classifier = _build(run, given).eval()
     mismatch = classifier.check_output(classifier.dry_run(some_images(run, 2)))
-    taught = given is not None or run.cfg.get("fit", True)
-    if mismatch and (needs_classes or (given is None and taught)):
+    is_trained = given is not None or run.cfg.get("fit", True)
+    if mismatch and (needs_classes or (given is None and is_trained)):
         raise UserError(mismatch)
-    classifier.knows_classes = taught and not mismatch
+    classifier.knows_classes = is_trained and not mismatch
     return classifier
 
 
 def _build(run: Session, checkpoint: Path | None = None) -> Classifier:
-    """The classifier that the config describes; arguments left null are read from the checkpoint."""
+    """The classifier described by the config; null arguments are read from the checkpoint."""
     cfg = run.cfg
     model = resolved(cfg.model)
     require_network_maker(_constructor(resolved(cfg.module)), f"module._target_={cfg.module.get('_target_')}")
     module = instantiate(cfg.module)
-    if isinstance(module, LightningModule):  # it is the network, and trains itself
+    if isinstance(module, LightningModule):  # it is the network and defines its own training
         model = {"_target_": cfg.module._target_, **{name: model.get(name) for name in NOT_THE_NETWORKS}}
         network, module = module, partial(Classifier, channels_last=False)
     else:
@@ -265,9 +265,9 @@ def _build(run: Session, checkpoint: Path | None = None) -> Classifier:
 
 
 def _completed(model: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """The model group with its null arguments filled from the checkpoint: from tensor shapes, else from what it says.
+    """The model group with null arguments filled from the checkpoint: its hyperparameters, else its tensor shapes.
 
-    What it says is a stranger's: ``filled_from_file`` takes numbers only.
+    Hyperparameters in a file are untrusted: ``filled_from_file`` accepts numbers only.
     """
     constructor = _constructor(model)
     stored = checkpoint_arguments(checkpoint).get("model")
@@ -281,7 +281,7 @@ def _completed(model: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
 def _constructor(node: Mapping[str, Any]) -> Callable[..., Any]:
     try:
         return get_object(str(node.get("_target_")))
-    except Exception as error:  # whatever importing a module of the user's raises
+    except Exception as error:  # importing a user's module may raise anything
         raise UserError(f"_target_={node.get('_target_')} cannot be found: {error}") from error
 
 
@@ -290,22 +290,22 @@ def _callbacks(run: Session) -> list[Callback]:
 
 
 def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path) -> None:
-    """Trains and leaves the best checkpoint and its metrics in ``folder``."""
-    # whatever the verb drew before it came to this, the same key gives the same weights
+    """Train, and write the best checkpoint and its metrics to ``folder``."""
+    # seeded again, so that the weights do not depend on random numbers that the verb drew before
     seed_everything(run.cfg.seed, workers=True, verbose=False)
     classifier = _build(run, given)
     if given is not None:
         load_weights(classifier.network, given, run.cfg.ckpt_part)
     if run.cfg.task_name != "train":
         log.info(
-            "ckpt_path is null: %s is trained first, in %s epochs on %s images, and kept. "
-            "ckpt_path=<file> dissects weights of your own, dissect.py fit=false the network as it is made.",
+            "ckpt_path is null: %s is trained first, for %s epochs on %s images, and cached. "
+            "Use ckpt_path=<file> for your own weights, or dissect.py fit=false for the network as constructed.",
             *(type(classifier.network).__name__, run.cfg.trainer.max_epochs, f"{len(run.data.splits.train):,}"),
         )
     check_answers(classifier, run)
     own = classifier.network if isinstance(classifier.network, LightningModule) else None
     if own is not None and run.cfg.soft_labels:
-        raise UserError("soft_labels=true is for module=classifier: your own LightningModule is given classes.")
+        raise UserError("soft_labels=true needs module=classifier: your own LightningModule gets class indices.")
     if run.cfg.soft_labels:
         classifier.set_soft_labels(*_soft_labels(run))
     curves = EpochHistory()
@@ -316,14 +316,14 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
     else:
         data = PairsDataModule(run.data, classifier.preprocess, classifier.augment)
         callbacks.append(LogAccuracy())
-    begun = str(given) if given is not None and run.cfg.get("resume") else None
-    if begun:
-        callbacks.append(KeepEarlierBest(Path(begun)))
+    resumed = str(given) if given is not None and run.cfg.get("resume") else None
+    if resumed:
+        callbacks.append(KeepEarlierBest(Path(resumed)))
     trainer = run.trainer(callbacks, logger=[*run.loggers, curves.logger])
     resume = _Resume(run, key)
-    if begun:
-        require_resumable(Path(begun), trainer.max_epochs)
-    trainer.fit(own or classifier, datamodule=data, ckpt_path=resume.point_to(callbacks) or begun, weights_only=True)
+    if resumed:
+        require_resumable(Path(resumed), trainer.max_epochs)
+    trainer.fit(own or classifier, datamodule=data, ckpt_path=resume.point_to(callbacks) or resumed, weights_only=True)
     best = next((c.best_model_path for c in callbacks if isinstance(c, ModelCheckpoint) and c.monitor), "")
     if "val" in run.data.fitted_splits:
         log.warning(
@@ -335,7 +335,7 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if best:
         load_weights(classifier.network, Path(best))
-        # not logged: a new trainer counts from epoch 0, and its figures would appear in the first epoch
+        # not logged: a new trainer counts from epoch 0, so its metrics would be logged for the first epoch
         checked = run.evaluating_trainer(logger=False).validate(classifier, datamodule=run.data, verbose=False)
         metrics |= {name: float(value) for name, value in checked[0].items()}
     trainer.save_checkpoint(folder / CHECKPOINT, weights_only=True) if not best else _copy(best, folder / CHECKPOINT)
@@ -347,9 +347,9 @@ def _fit(run: Session, given: Path | None, key: Mapping[str, Any], folder: Path)
 
 
 def check_monitors(callbacks: Sequence[Callback], classifier: Classifier) -> None:
-    """Raises UserError for a figure that is followed and that no epoch will give, before the first one.
+    """Raise UserError for a monitored metric that will never be logged, before the first epoch.
 
-    With a callback of the user's own nothing is refused: it may log what it likes.
+    Not checked if there are user-defined callbacks: they may log anything.
     """
     if any(type(callback).__module__.split(".")[0] not in ("lightning", "emodissect") for callback in callbacks):
         return
@@ -357,11 +357,11 @@ def check_monitors(callbacks: Sequence[Callback], classifier: Classifier) -> Non
     followers = [(type(callback).__name__, getattr(callback, "monitor", None)) for callback in callbacks]
     for follower, monitor in (*followers, ("The schedule", classifier.monitor)):
         if monitor is not None and monitor not in logged:
-            raise UserError(f"{follower} follows monitor={monitor}, which no epoch logs. {nearest(monitor, logged)}")
+            raise UserError(f"{follower} has monitor={monitor}, which is never logged. {nearest(monitor, logged)}")
 
 
 def require_resumable(path: Path, max_epochs: int | None) -> None:
-    """Raises UserError for a file that a training to ``max_epochs`` cannot resume."""
+    """Raise UserError for a file from which training to ``max_epochs`` cannot resume."""
     held = read_checkpoint(path)
     needed = ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "loops")
     if missing := [name for name in needed if not isinstance(held, Mapping) or name not in held]:
@@ -377,7 +377,7 @@ def require_resumable(path: Path, max_epochs: int | None) -> None:
         ends += [int(s["total_steps"]) // by_epoch for s in held["lr_schedulers"] if "total_steps" in s]
     except (TypeError, ValueError, LookupError, ArithmeticError) as error:
         raise UserError(
-            f"resume=true: what {path} says of its training is damaged ({type(error).__name__}: {error}). "
+            f"resume=true: the training state in {path} is damaged ({type(error).__name__}: {error}). "
             "resume=false starts a new training from its weights."
         ) from error
     if max_epochs is not None and 0 <= max_epochs <= done:
@@ -387,13 +387,13 @@ def require_resumable(path: Path, max_epochs: int | None) -> None:
         )
     if ends and (max_epochs is None or max_epochs == -1 or max_epochs > min(ends)):
         raise UserError(
-            f"the schedule in {path} is laid out for {min(ends)} epochs, and trainer.max_epochs={max_epochs}. Go on to "
-            "the end it was laid out for, or take resume=false: a new training from its weights."
+            f"The schedule in {path} is for {min(ends)} epochs, and trainer.max_epochs={max_epochs}. Resume to that "
+            "number of epochs, or use resume=false for a new training from its weights."
         )
 
 
 def classifier_artifact(checkpoint: Path, weights: str) -> Artifact:
-    """A classifier as W&B keeps it."""
+    """A classifier as a W&B artifact."""
     return Artifact("classifier", "checkpoint", [checkpoint], {"weights": weights})
 
 
@@ -403,17 +403,17 @@ def _copy(source: str, target: Path) -> None:
 
 
 class _Resume:
-    """A pointer from a training's key to the last checkpoint of an unfinished run of it."""
+    """A pointer from a training's key to the last checkpoint of its unfinished run."""
 
     def __init__(self, run: Session, key: Mapping[str, Any]) -> None:
         self.run = run
         self.pointer = run.cache.root / "training" / f"{content_key(key)}.resume"
 
     def point_to(self, callbacks: list[Callback]) -> str | None:
-        """Points to where this run will keep its last checkpoint; gives the last run's, where one was cut off."""
+        """Point to this run's last checkpoint; returns that of an interrupted earlier run, if there is one."""
         found = self._last_state() if self.run.cfg.reuse else None
         keepers = [c for c in callbacks if isinstance(c, ModelCheckpoint)]
-        if found:  # in the folder of the run that was cut off: there lies the best so far, and its callbacks know it
+        if found:  # continue in the interrupted run's folder, which has the best checkpoint so far
             for keeper in keepers:
                 keeper.dirpath = str(Path(found).parent)
         kept = [c for c in keepers if c.monitor is None and c.dirpath]
@@ -424,7 +424,7 @@ class _Resume:
         return found
 
     def _last_state(self) -> str | None:
-        """The checkpoint of a training that was cut off; None where there is none, or none that can be used."""
+        """The last checkpoint of an interrupted training; None if there is none, or it is unusable."""
         try:
             last = Path(self.pointer.read_text(encoding="utf-8").strip())
             held = read_checkpoint(last)
@@ -433,12 +433,12 @@ class _Resume:
         except FileNotFoundError:
             return None
         except (UserError, OSError, ValueError, LookupError, TypeError) as error:
-            log.warning("The last state of a training that was cut off is unusable (%s): starting over.", error)
+            log.warning("The last checkpoint of the interrupted training is unusable (%s): starting over.", error)
             return None
-        log.warning("Resuming the training that was cut off after epoch %d (%s).", epoch, last)
+        log.warning("Resuming the training that was interrupted after epoch %d (%s).", epoch, last)
         return str(last)
 
     def done(self) -> None:
-        """Forgets the pointer."""
+        """Delete the pointer."""
         if first_rank():
             self.pointer.unlink(missing_ok=True)

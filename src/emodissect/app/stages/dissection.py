@@ -1,4 +1,4 @@
-"""The labels of a classifier's neurons, each step of them from the cache where it is there."""
+"""Labelling of a classifier's neurons; each step is read from the cache if it is there."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ PREDICTIONS = "predictions.safetensors"
 
 
 def labels_artifact(run: Session) -> Artifact:
-    """The labels in the run folder as W&B keeps them."""
+    """The labels in the run folder as a W&B artifact."""
     return Artifact("neuron-labels", "labels", [run.folder / "neurons.parquet", run.folder / "layers.csv"], run.inputs)
 
 
 class Plan:
-    """What a dissection is asked for, checked before anything is trained.
+    """The objects and settings of a dissection, checked before anything is trained.
 
     Args:
-        needs_classes: whether the network must give logits of the data's classes.
+        needs_classes: whether the network must output logits of the data's classes.
 
     Attributes:
         layer_words: a module path, a glob, a list of these, or ``all``.
@@ -69,17 +69,17 @@ class Plan:
 
     @cached_property
     def concepts(self) -> ConceptSet:
-        """The words, without those for classes that the data lack."""
+        """The concept set, without concepts of classes that the data lack."""
         return instantiate(self.run.cfg.concepts).of_data(self.run.data.splits.class_names)
 
     @cached_property
     def scorer(self) -> Scorer:
-        """How strongly each is present in each image."""
+        """Scores how strongly each concept is present in each image."""
         return instantiate(self.run.cfg.scorer)
 
     @property
     def doubts(self) -> str:
-        """Why the scorer may not know such images; empty where nothing speaks against it."""
+        """Why the scorer may be unreliable on these images; empty if there is no reason for doubt."""
         doubts = getattr(self.scorer, "doubts", None)
         return doubts(self.probe) if doubts else ""
 
@@ -90,19 +90,20 @@ class Plan:
 
     @property
     def keeps_values(self) -> bool:
-        """Whether every activation is needed, not only the top images."""
+        """Whether all activations are needed, not only those of the top images."""
         cfg = self.run.cfg
-        beside = self.explainer is not None or bool(cfg.get("label_sets") and cfg.label_sets.resamples)
-        return self.measure.needs_values or bool(cfg.label_quality) or beside or bool(cfg.get("leaderboard"))
+        resampled = bool(cfg.get("label_sets") and cfg.label_sets.resamples)
+        others = (self.explainer is not None, resampled, bool(cfg.label_quality), bool(cfg.get("leaderboard")))
+        return self.measure.needs_values or any(others)
 
     @cached_property
     def explainer(self) -> Explainer | None:
-        """What explains each neuron by a sum of concepts; None where only labels are wanted."""
+        """Explains each neuron by a sum of concepts; None if only labels are computed."""
         return instantiate(self.run.cfg.get("explanation"))  # an edit has none
 
     @cached_property
     def measure(self) -> Similarity:
-        """Neuron against concept."""
+        """The similarity of neurons and concepts."""
         return instantiate(self.run.cfg.similarity)
 
     @cached_property
@@ -123,14 +124,14 @@ class Plan:
 
     @property
     def thresholds(self) -> tuple[float, float]:
-        """tau and level. Of a grid's lists the published tau, or else the nearest, and the strictest level."""
+        """tau and level; of a grid's lists, the tau nearest to the published 0 and the strictest level."""
         cfg = self.run.cfg
         tau = min(cfg.tau, key=abs) if isinstance(cfg.tau, ListConfig) else cfg.tau
         level = min(cfg.level) if isinstance(cfg.level, ListConfig) else cfg.level
         return float(tau), float(level)
 
     def layers(self, classifier: Classifier) -> list[str]:
-        """The layers' paths. Of a pattern, those that a forward pass calls (fused attention leaves some out)."""
+        """The layers' paths; for a pattern, only layers that a forward pass calls (fused attention skips some)."""
         named = resolve_layers(classifier.network, self.layer_words)
         if not isinstance(self.layer_words, str) or self.layer_words in dict(classifier.network.named_modules()):
             return named
@@ -140,8 +141,8 @@ class Plan:
         return reached_layers(classifier.network, named, inputs, self.pool, channels_last=channels_last)
 
     def check(self) -> None:
-        """Tries everything that a person could have misspelt. Raises UserError."""
-        measure = self.measure  # made here, so that a wrong parameter of it is reported
+        """Validate the settings before any work. Raises UserError."""
+        measure = self.measure  # instantiated here, so that invalid parameters are reported
         self.explainer  # noqa: B018
         if sets := self.run.cfg.get("label_sets"):
             if not isinstance(sets.resamples, int) or sets.resamples < 0:
@@ -150,7 +151,7 @@ class Plan:
                 raise UserError(f"label_sets.level={sets.level}: must be above 0 and at most 1; 0.95 is usual.")
         if len(self.concepts) == 1 and not measure.needs_values:
             log.warning(
-                "A single concept (%s) tells %s nothing: a softmax over one is 1. Take similarity=pearson.",
+                "A single concept (%s) is meaningless to %s: a softmax over one concept is 1. Use similarity=pearson.",
                 *(self.concepts.names[0], type(measure).__name__),
             )
         names = self.run.data.splits.class_names
@@ -158,7 +159,7 @@ class Plan:
         chosen_ids(self.probe, self.run.cfg.saliency)
         if self.run.cfg.labels_dir:
             Dissection.load(self.run.cfg.labels_dir)
-        # a network's layers are known without training it, so a misspelt one costs nothing
+        # layers are known without training, so a misspelt one fails fast
         resolve_layers(untrained(self.run, self.needs_classes).network, self.layer_words)
         self.labelling.check(len(self.probe))
         self.scorer.check(self.probe, self.concepts, names)
@@ -166,18 +167,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class Dissected:
-    """A dissection with what the report shows beside it.
+    """A dissection and the further results that the report shows.
 
     Attributes:
         dissection: the labels.
-        predictions: the classifier's, of the probe images; without logits where it does not know their classes.
+        predictions: the classifier's, of the probe images; without logits if it does not know their classes.
         activations: by layer.
-        key: what the labels came from, for the caches behind.
-        heat: activation maps of conv neurons over their top images, by (layer, neuron).
-        saliency: of a few probe images, by id.
-        profiles: by layer, the similarity of each neuron to each concept.
-        responses: by layer, activations by class and effects on the logits.
-        warning: what a reader must know of labels that were given.
+        scores: of the concepts on the probe images.
+        key: everything that the labels depend on, for the keys of later cache entries.
+        heat: (layer, neuron) -> activation maps of conv neurons over their top images.
+        saliency: image id -> saliency map, of a few probe images.
+        profiles: layer -> similarity of each neuron to each concept.
+        responses: layer -> activations by class and effects on the logits.
+        warning: about labels from ``labels_dir``; empty if there is none.
     """
 
     dissection: Dissection
@@ -193,9 +195,9 @@ class Dissected:
 
 
 def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> Dissected:
-    """The labels of the layers' neurons. Activations, concept scores and each layer's labels come from the cache.
+    """Label the layers' neurons. Activations, concept scores and each layer's labels are cached.
 
-    The thresholds tau and level are applied to cached labels afterwards.
+    The thresholds tau and level are applied afterwards, to cached labels.
     """
     class_names = run.data.splits.class_names
     scores = plan.scorer.score(plan.probe, plan.concepts, class_names, run.cache)
@@ -239,7 +241,7 @@ def dissected(run: Session, plan: Plan, trained: Trained, layers: list[str]) -> 
 
 
 def with_label_sets(plan: Plan, found: Dissected) -> Dissected:
-    """The same with the column ``label_set`` of the neuron table: the words that cannot be excluded."""
+    """Add the column ``label_set`` to the neuron table: the concepts that remain plausible under resampling."""
     sets = plan.run.cfg.label_sets
     columns = []
     for name, layer in found.activations.items():
@@ -252,15 +254,15 @@ def with_label_sets(plan: Plan, found: Dissected) -> Dissected:
             int(plan.run.cfg.seed),
             progress=f"label sets of {name}",
         )
-        in_words = set_words(shares, found.scores.names, float(sets.level))
-        columns.append(pd.DataFrame({"layer": name, "neuron": range(len(in_words)), "label_set": in_words}))
+        label_sets = set_words(shares, found.scores.names, float(sets.level))
+        columns.append(pd.DataFrame({"layer": name, "neuron": range(len(label_sets)), "label_set": label_sets}))
     return with_columns(found, pd.concat(columns))
 
 
 def with_columns(found: Dissected, columns: pd.DataFrame) -> Dissected:
-    """The same with further columns of the neuron table, which replace those of labels that were given.
+    """Add columns to the neuron table, replacing those of the same name.
 
-    ``columns`` has ``layer`` and ``neuron`` too.
+    ``columns`` also has ``layer`` and ``neuron``.
     """
     labels, place = found.dissection, ["layer", "neuron"]
     kept = labels.neurons.drop(columns=columns.columns.difference(place), errors="ignore")
@@ -269,7 +271,7 @@ def with_columns(found: Dissected, columns: pd.DataFrame) -> Dissected:
 
 
 def with_maps(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Dissected:
-    """The same with the maps that the report lays over images."""
+    """Add the activation and saliency maps that the report overlays on images."""
     wanted = run.cfg.saliency
     if run.cfg.report != "full":
         return found
@@ -285,9 +287,9 @@ def with_maps(run: Session, plan: Plan, trained: Trained, found: Dissected) -> D
 def recorded(
     run: Session, plan: Plan, trained: Trained, layers: list[str], scores: ConceptScores | None = None
 ) -> tuple[dict[str, LayerActivations], Predictions, dict[str, Dissection]]:
-    """Each layer's activations on the probe images, the predictions, and the labels of layers recorded just now.
+    """Each layer's activations on the probe images, the predictions, and the labels of newly recorded layers.
 
-    One pass records all that the cache lacks, and labels it where scores are given.
+    One pass records everything that is not cached, and labels it if scores are given.
     """
 
     def key(layer: str) -> dict[str, Any]:
@@ -310,7 +312,7 @@ def recorded(
     predictions = held("predictions", prediction_key, _read_predictions)
     missing = [layer for layer in layers if activations[layer] is None]
     if missing or predictions is None:
-        # every run has a store of its own: two that record the same layer at once would write into each other's
+        # each run has its own store: two runs that record the same layer at once would overwrite each other's
         mine, recompute = content_key({"run": str(run.folder.absolute())}), not run.cfg.reuse
         with scratch_dir(run.cache.root / "stores", mine, owner=first_rank()) as store:
             recorder, predictions = _predict(run, plan, trained, missing, scores, store)
@@ -336,7 +338,7 @@ def _read_predictions(folder: Path) -> Predictions:
 
 
 def recording_settings(run: Session, plan: Plan) -> dict[str, Any]:
-    """What an activation depends on beside the classifier and the image."""
+    """Settings that activations depend on besides the classifier and the images."""
     return {
         "pool": plan.pool,
         "channels_last": str(run.cfg.layer.channels_last),
@@ -348,7 +350,7 @@ def recording_settings(run: Session, plan: Plan) -> dict[str, Any]:
 def _predict(
     run: Session, plan: Plan, trained: Trained, layers: list[str], scores: ConceptScores | None, store: Path
 ) -> tuple[RecordActivations, Predictions]:
-    """The pass of ``trainer.predict`` over the probe images, labelled by its callback where there are scores."""
+    """Run ``trainer.predict`` over the probe images, with a callback that records and, given scores, labels."""
     settings: dict[str, Any] = {
         "root": "network",
         "pool": plan.pool,
@@ -382,13 +384,13 @@ def _predict(
 
 
 def concepts_from(concepts: ConceptSet) -> dict[str, str]:
-    """Where the words come from: a set's name, or a file and its SHA-256."""
+    """The origin of the concepts: a set's name, or a file and its SHA-256."""
     path = Path(concepts.origin)
     return {"from": concepts.origin, **({"sha256": file_hash(path)} if path.is_file() else {})}
 
 
 def layer_summary(dissection: Dissection) -> Any:
-    """The layer table for the terminal."""
+    """The layer table as a terminal table."""
     tau = f"sim > {plain(dissection.tau)}"
     shown = columns.renamed(
         columns.LAYERS,

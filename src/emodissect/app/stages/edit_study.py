@@ -1,4 +1,4 @@
-"""What edit.py asks of a network: the study, ablated concepts, null studies; each kept in the cache."""
+"""The computations of edit.py: the study, concept ablations and null studies, each cached."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ from emodissect.studies.baselines import Alternative, Baseline, climb
 
 
 def grid_of(cfg: DictConfig, group: str) -> list[Any]:
-    """One object of a group for every value of its lists, e.g. `selection.tau=[0,0.5]` or `edit.factor=[1.5,2]`.
+    """One object of a group for each combination of its lists, e.g. `selection.tau=[0,0.5]` or `edit.factor=[1.5,2]`.
 
-    A list is an axis of the grid, whether it is given in the group or at the top (`tau=[0,0.5]`), unless the argument
-    it is for takes a list itself (`selection.concepts=[Tears,Frown]`; a list of lists is an axis then).
+    A list, in the group or at the top level (`tau=[0,0.5]`), is an axis of the grid, unless its argument accepts a list
+    (`selection.concepts=[Tears,Frown]`; a list of lists is an axis then).
     """
     written = OmegaConf.to_container(cfg[group], resolve=False)
     axes: dict[str, tuple[list[tuple[str, ...]], list[Any]]] = {}  # a list that two fields refer to is one axis
@@ -69,7 +69,7 @@ def baselines_of(cfg: DictConfig) -> list[Baseline]:
     known = resolved(cfg.baseline) if cfg.get("baseline") else {}
     wanted = list(known) if cfg.study.baselines is None else [str(name) for name in cfg.study.baselines]
     if unknown := [name for name in wanted if name not in known]:
-        raise UserError(f"study.baselines holds '{unknown[0]}', which is unknown. {nearest(unknown[0], known)}")
+        raise UserError(f"study.baselines has the unknown entry '{unknown[0]}'. {nearest(unknown[0], known)}")
     return [instantiate(known[name]) for name in wanted]
 
 
@@ -87,11 +87,11 @@ def _lists(node: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tupl
 
 
 def _takes_lists(node: Mapping[str, Any], name: str) -> bool:
-    """Whether the argument of an object's class or function is a sequence by its annotation."""
+    """Whether an argument of an object's class or function is annotated as a sequence."""
     try:
         parameters = inspect.signature(get_object(str(node.get("_target_"))), eval_str=True).parameters
         annotation = parameters[name].annotation
-    except Exception:  # whatever a user's annotations raise; the class itself says what is wrong with its arguments
+    except Exception:  # a user's annotations may raise anything; instantiating the class reports wrong arguments
         return False
     kinds = (
         get_args(annotation) if isinstance(annotation, UnionType) or get_origin(annotation) is Union else [annotation]
@@ -107,9 +107,9 @@ def _at(node: Any, path: Sequence[str]) -> Any:
 
 
 def check_editable(run: Session, plan: Plan, rules: Sequence[Any]) -> None:
-    """Tries the layers of an untrained network. Raises UserError for one that cannot be edited as asked."""
+    """Try the rules on the layers of an untrained network. Raises UserError for a layer that cannot be edited so."""
     if run.cfg.layer.get("keep"):
-        return  # which one is not known yet
+        return  # the layer is not known yet
     classifier = untrained(run)
     network = classifier.network
     with torch.inference_mode():
@@ -123,7 +123,7 @@ def check_editable(run: Session, plan: Plan, rules: Sequence[Any]) -> None:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a run asks of a network's edits; every answer is kept in the cache."""
+    """The inputs of an edit run, and its computations; each result is cached."""
 
     run: Session
     found: Dissected
@@ -135,11 +135,11 @@ class Asked:
 
     @property
     def inference(self) -> Inference:
-        """The classifier where the trainer would run it."""
+        """The classifier on the trainer's device."""
         return Inference.of(self.trained.classifier.to(self.run.device))
 
     def study(self) -> EditStudy:
-        """The grid, the choice and the look at test."""
+        """Evaluate the grid, choose an edit and evaluate it on test."""
         asked = self.run.cfg.study
         baselines, train = baselines_of(self.run.cfg), self.run.data.fitted()
         key = self._key("metric", "groups", "select_on_test", "alpha", "controls")
@@ -181,7 +181,7 @@ class Asked:
         fitted_on: str,
         make: Callable[[], Alternative],
     ) -> Alternative:
-        """From the cache where another edit of the layer was compared with it."""
+        """A cheap alternative, from the cache if another edit of the layer was compared with it."""
         key = {
             "classifier": self.trained.identity,
             "layer": layer,
@@ -193,17 +193,17 @@ class Asked:
         return self.run.made("alternatives", key, lambda folder: make().save(folder), Alternative.load)
 
     def _scores(self) -> ConceptScores | None:
-        """Of the images that the edit is chosen on, where labels were found on others."""
+        """Concept scores of the images that the edit is chosen on; None if any of them is a probe image."""
         images, plan = self.splits["selection_split"], Plan(self.run)
         if torch.isin(images.ids, plan.probe.ids).any():
             return None
         return plan.scorer.score(images, plan.concepts, self.run.data.splits.class_names, self.run.cache)
 
     def run_on_test(self, edit: Edit) -> tuple[Predictions, Predictions]:
-        """The unedited and the edited network on the test images: the one look at them, by ``EvaluateEdit``."""
+        """Predictions of the unedited and the edited network in the only pass over the test images."""
         callback, images = EvaluateEdit(edit, root="network"), self.splits["test_split"]
         classifier = self.trained.classifier
-        # one process, in the precision of the study: other ranks of a distributed run have ended by now
+        # one process, in the study's precision: other ranks of a distributed run have ended by now
         trainer = self.run.evaluating_trainer(
             [callback], logger=False, strategy="auto", devices=1, num_nodes=1, precision="32-true"
         )
@@ -214,7 +214,7 @@ class Asked:
         return callback.before, callback.after
 
     def null_studies(self) -> pd.DataFrame:
-        """How often the same study claims a gain when the labels are uninformative."""
+        """Repetitions of the study with uninformative labels: how often do they claim a gain?"""
         asked = self.run.cfg.study
 
         def write(folder: Path) -> None:
@@ -234,7 +234,7 @@ class Asked:
         return self.run.made("null-studies", key, write, _read_null_studies)
 
     def ablations(self) -> dict[str, ConceptAblation]:
-        """By layer, each class's fall of recall when the neurons of one concept are silenced."""
+        """Layer -> drop in each class's recall when the neurons of one concept are silenced."""
         found = {}
         for layer in self.layers:
             key = {**self._key("controls"), "layers": [layer], "selections": None, "rules": None}
@@ -252,7 +252,7 @@ class Asked:
         return found
 
     def _key(self, *of_study: str) -> dict[str, Any]:
-        """Everything that an answer depends on."""
+        """Everything that a result depends on."""
         return {
             "labels": self.found.key,
             "layers": list(self.layers),

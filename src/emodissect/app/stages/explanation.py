@@ -1,4 +1,4 @@
-"""dissect.py explanation=...: a sum of concepts beside each label, scored on images that did not fit it."""
+"""dissect.py explanation=...: each neuron as a sum of concepts, scored on images that it was not fitted on."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from emodissect.lightning.tracking import log_metrics
 from emodissect.report import Extra, columns
 from emodissect.report.terminal import frame_table
 
-_SHOWN = 20  # neurons in the report's table
+_SHOWN = 20  # number of neurons in the report's table
 
 
 @dataclass(frozen=True)
 class ExplanationTables:
-    """What ``explanation=...`` found.
+    """Results of ``explanation=...``.
 
     Attributes:
-        neurons: one row a neuron, with the column ``layer``; see
+        neurons: one row per neuron, with the column ``layer``; see
             :func:`emodissect.dissection.quality.explained.explained_neurons`.
     """
 
@@ -37,24 +37,24 @@ class ExplanationTables:
 
     @property
     def on_cards(self) -> pd.DataFrame:
-        """What the neuron table and the cards show."""
+        """Columns for the neuron table and the cards."""
         shown = self.neurons[["layer", "neuron", "explanation", "pearson"]]
         return shown.rename(columns={"pearson": "explanation_pearson"})
 
     def figures(self) -> dict[str, float]:
-        """For summary.json and loggers: ``dissect/lin2/explanation_pearson``."""
+        """Metrics for summary.json and loggers, e.g. ``dissect/lin2/explanation_pearson``."""
         return {f"dissect/{row['layer']}/explanation_pearson": row["pearson"] for row in self.layers.to_dict("records")}
 
     def save(self, run: Session) -> None:
-        """Writes explanations.parquet, and for people explanations.csv, in the run folder."""
+        """Write explanations.parquet and a readable explanations.csv to the run folder."""
         run.add_output("explanations", write_both(self.neurons, run.folder / "explanations.parquet"))
 
     def log(self, run: Session) -> None:
-        """Sends the layers' means to every logger."""
+        """Log the layers' means to every logger."""
         log_metrics(run.loggers, self.figures())
 
     def show(self, run: Session) -> None:
-        """Prints the layers' means."""
+        """Print the layers' means."""
         title = "Correlation of predicted and true activations on held-out images, mean over neurons"
         run.console.print(frame_table(self.layers, title, columns.EXPLAINED_LAYERS))
 
@@ -65,7 +65,7 @@ class ExplanationTables:
             Extra(
                 "What predicts the activations?",
                 "Each neuron as a weighted sum of concepts, fitted on half of the images. Its predictions of the other "
-                "half's activations are compared with the activations: the mean correlation over neurons, beside that "
+                "half's activations are compared with the activations: the mean correlation over neurons, next to that "
                 "of the label, the best single concept, and one constant concept for the layer.",
                 frame=self.layers,
                 columns=columns.EXPLAINED_LAYERS,
@@ -82,9 +82,9 @@ class ExplanationTables:
 
 
 def explained(plan: Plan, found: Dissected) -> ExplanationTables:
-    """Explains the neurons of every layer that was dissected."""
+    """Explain the neurons of all dissected layers."""
     assert plan.explainer is not None
-    beside: dict[str, Explainer] = {
+    others: dict[str, Explainer] = {
         "label": LabelExplainer(plan.measure),
         "best_concept": BestConceptExplainer(),
         "constant": ConstantExplainer(),
@@ -92,7 +92,7 @@ def explained(plan: Plan, found: Dissected) -> ExplanationTables:
     tables = []
     for name, layer in found.activations.items():
         parts = labelling_parts(layer, found.scores.at(layer.ids), int(plan.run.cfg.seed))
-        table = explained_neurons(parts, found.scores.names, plan.explainer, beside)
+        table = explained_neurons(parts, found.scores.names, plan.explainer, others)
         table.insert(0, "layer", name)
         tables.append(table)
     return ExplanationTables(pd.concat(tables, ignore_index=True))

@@ -1,4 +1,4 @@
-"""Labels that were found by an earlier run: whether they are of this network and of these images."""
+"""Labels of an earlier run (``labels_dir``): checks that they belong to this network and these images."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def given_labels(
     concepts: ConceptSet,
     weights: str,
 ) -> tuple[Dissection, dict[str, Any], str]:
-    """Labels from ``labels_dir=<folder>``, what they are for the manifest, and what a reader must know of them.
+    """Load the labels of ``labels_dir=<folder>`` and check them against this run.
 
     Args:
         weights: SHA-256 of this network's state.
 
     Returns:
-        the labels; their path, content hash and the weights they were found in; a warning, empty where all is well.
+        the labels; their path, content hash and network weights for the manifest; a warning, empty if there is none.
 
     Raises:
-        UserError: no or damaged labels, a layer that is missing or has another number of neurons, concepts that this
-            run's set does not hold, or top images that are not among the probe images.
+        UserError: missing or damaged labels, a layer that is missing or has another number of neurons, concepts that
+            are not in this run's set, or top images that are not among the probe images.
     """
     dissection = Dissection.load(folder)
     require_concepts(dissection.neurons, concepts.names, concepts.origin, folder)
@@ -49,30 +49,30 @@ def given_labels(
                 f"{layer.neurons:,}: they belong to another network. Give its own labels, or labels_dir=null."
             )
         top = torch.tensor([image for ids in rows["top_ids"] for image in ids], dtype=torch.int64)
-        strange = int((~torch.isin(top, probe.ids)).sum())
-        if strange:
+        unknown = int((~torch.isin(top, probe.ids)).sum())
+        if unknown:
             raise UserError(
-                f"labels_dir={folder} names {strange:,} top images of layer '{name}' that are not among this run's "
-                f"{len(probe):,} probe images: they were found on other images. Give the same data and probe settings, "
-                "or labels_dir=null to dissect now."
+                f"labels_dir={folder} has {unknown:,} top images of layer '{name}' that are not among this run's "
+                f"{len(probe):,} probe images: its labels are for other images. Give the same data and probe settings, "
+                "or labels_dir=null for a new dissection."
             )
-    path = Path(folder)  # of the run, or of its file of labels
-    found_in = _weights_of(path.parent if path.name == "neurons.parquet" else path)
-    described = {"path": str(folder), "content": dissection.fingerprint(), "weights": found_in}
+    path = Path(folder)  # the run folder, or the label file in it
+    labelled_weights = _weights_of(path.parent if path.name == "neurons.parquet" else path)
+    described = {"path": str(folder), "content": dissection.fingerprint(), "weights": labelled_weights}
     warning = ""
-    if found_in is None:
-        log.info("labels_dir=%s has no manifest.json beside it: which network they belong to is unknown.", folder)
-    elif found_in != weights:
+    if labelled_weights is None:
+        log.info("labels_dir=%s: no usable manifest.json, so it is unknown which network the labels are for.", folder)
+    elif labelled_weights != weights:
         warning = (
-            f"The labels are of another network: labels_dir={folder} was found in weights {found_in[:12]}, and this "
-            f"network's are {weights[:12]}. They are used as they are given."
+            f"The labels are of another network: those in labels_dir={folder} are for weights {labelled_weights[:12]}, "
+            f"and this network's are {weights[:12]}. They are used unchanged."
         )
         log.warning("%s", warning)
     return dissection, described, warning
 
 
 def _weights_of(folder: Path) -> str | None:
-    """The weights that a run's labels were found in; a run that was given labels itself names theirs."""
+    """The weights that a run's labels are for, also if that run got them from a ``labels_dir``; None if unknown."""
     try:
         inputs = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["inputs"]
         weights = (inputs.get("labels") or inputs["dissection"]["classifier"])["weights"]

@@ -54,21 +54,21 @@ from emodissect.similarity import Similarity
 log = logging.getLogger(__name__)
 
 SET_RESAMPLES = 200
-"""Of the images, for the label sets of planted neurons."""
+"""Number of resamples for the label sets of planted neurons."""
 
 LEAST_IMAGES = 20
-"""Halves of halves of fewer images correlate with anything."""
+"""With fewer images, quarters of them correlate with anything by chance."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What labels are evaluated by, checked before anything is trained."""
+    """The objects and settings of the label evaluation, checked before anything is trained."""
 
     run: Session
     plan: Plan
 
     def check(self) -> None:
-        """Tries everything that a person could have misspelt. Raises UserError."""
+        """Validate the settings before any work. Raises UserError."""
         images = len(self.plan.probe)
         if images < LEAST_IMAGES:
             raise UserError(
@@ -87,17 +87,17 @@ class Quality:
 
     @property
     def alphas(self) -> tuple[float, ...]:
-        """The share of the images called active; the first is that of the held-out scores."""
+        """Shares of the images that count as active; the held-out scores use the first."""
         return tuple(float(alpha) for alpha in self.run.cfg.quality.alphas)
 
     @cached_property
     def measures(self) -> dict[str, Similarity]:
-        """The similarities whose recovery of the truth is measured."""
+        """Name -> similarity whose recovery of the truth is measured."""
         return {str(name): instantiate(entry) for name, entry in self.run.cfg.quality.similarities.items()}
 
     @cached_property
     def explainers(self) -> dict[str, Explainer]:
-        """What is compared by its prediction of held-out activations: the run's label, other labels, and sums."""
+        """Name -> explainer whose predictions of held-out activations are compared: labels and weighted sums."""
         others = {name: LabelExplainer(measure) for name, measure in self.measures.items()}
         sums = {str(name): instantiate(entry) for name, entry in self.run.cfg.quality.explanations.items()}
         return {BASELINE: LabelExplainer(self.plan.measure), **others, **sums}
@@ -108,7 +108,7 @@ class Quality:
 
     @cached_property
     def other_scorers(self) -> dict[str, Scorer]:
-        """The run's scorer with other templates, and with another CLIP; none where it looks at no CLIP."""
+        """The run's scorer with other templates and with another CLIP; empty if it does not use CLIP."""
         if not self._of_clip:
             return {}
         cfg, quality = self.run.cfg.scorer, self.run.cfg.quality
@@ -120,9 +120,9 @@ class Quality:
 
     @cached_property
     def truth(self) -> ConceptScores | None:
-        """Each concept's true presence, where the data knows it.
+        """Each concept's true presence, if the data has it.
 
-        Drawn faces know all concepts. Where every concept is a class, the votes on the classes or the labels are it.
+        Drawn faces have it for all concepts. If every concept is a class, the class votes or labels are used.
         """
         names = self.run.data.splits.class_names
         classes = {class_key(name) for name in names}
@@ -135,12 +135,12 @@ class Quality:
             try:
                 return AnnotationScorer(source).score(self.plan.probe, self.plan.concepts, names)
             except UserError:
-                continue  # other concepts than are annotated, or no votes
+                continue  # some concepts are not annotated, or there are no votes
         return None
 
 
 def score_labels(run: Session, plan: Plan, trained: Trained, found: Dissected) -> QualityTables:
-    """Judges the labels of every layer that was dissected."""
+    """Evaluate the labels of all dissected layers."""
     quality, names, seed = Quality(run, plan), found.scores.names, int(run.cfg.seed)
     others = {
         name: scorer.score(plan.probe, plan.concepts, run.data.splits.class_names, run.cache)
@@ -203,7 +203,7 @@ def score_labels(run: Session, plan: Plan, trained: Trained, found: Dissected) -
 
 @dataclass(frozen=True)
 class Moved:
-    """Faces of which one property is moved at a time, with what was recorded and scored of them."""
+    """Drawn faces in which one property is varied at a time, with their activations and concept scores."""
 
     interventions: Interventions
     activations: Mapping[str, LayerActivations]
@@ -212,7 +212,7 @@ class Moved:
 
     @classmethod
     def of(cls, run: Session, plan: Plan, trained: Trained, layers: list[str]) -> Moved | None:
-        """None where the data cannot draw such faces, or the concepts' truth is not drawn."""
+        """Record and score such faces; None if the data cannot draw them, or not with the true presence of concepts."""
         interventions = run.data.interventions(int(run.cfg.seed))
         if interventions is None:
             return None
@@ -220,7 +220,7 @@ class Moved:
         try:
             presence = AnnotationScorer("presence").score(images, plan.concepts, names)
             scores = plan.scorer.score(images, plan.concepts, names, run.cache)
-        except UserError:  # other concepts than are drawn, or a table of scores that knows the probe images only
+        except UserError:  # some concepts are not drawn, or the scorer is a table of the probe images only
             return None
         activations = recorded(run, replace_probe(plan, images), trained, layers)[0]
         return cls(interventions, activations, scores.at(images.ids), presence.at(images.ids))
@@ -230,18 +230,18 @@ class Moved:
         return Part(self.interventions.changes(self._values(layer)), self.interventions.changes(self.scores))
 
     def caused(self, layer: str) -> Bool[Tensor, "neuron concept"]:
-        """The concept that each neuron follows."""
+        """Which concepts each neuron responds to under the interventions."""
         changes = self.interventions.changes(self._values(layer))
         return caused_concepts(changes, self.interventions.changes(self.presence))
 
     def responses(self, layer: LayerActivations) -> pd.DataFrame:
-        """How a layer's neurons answer to each property."""
+        """The dose-response table of a layer's neurons for each property."""
         return dose_response(self.interventions, self._values(layer.layer), layer.std)
 
     def _values(self, layer: str) -> Float[Tensor, "image neuron"]:
         values = self.activations[layer].values
         assert values is not None
-        return torch.as_tensor(values)  # ids ascend as the images do
+        return torch.as_tensor(values)  # rows are in the order of the images, by ascending id
 
 
 def _stability(
@@ -252,7 +252,7 @@ def _stability(
     others: Mapping[str, ConceptScores],
     part: HeldOut,
 ) -> pd.DataFrame:
-    """One row a change that should not matter (see ``agreement``); none of a dead layer."""
+    """One row per change that should not matter (see ``agreement``); empty for a dead layer."""
     given = scores.at(layer.ids)
     before = labels_of(layer, given, plan.measure)
     changed = {
@@ -272,9 +272,9 @@ def _stability(
 
 
 def _clarity(run: Session, plan: Plan, layer: LayerActivations, seed: int) -> dict[str, np.ndarray]:
-    """How alike each neuron's top images are to the scorer's CLIP, and which are no more alike than random images.
+    """How similar each neuron's top images are in CLIP space, and which are no more similar than random images.
 
-    Empty where the scorer embeds no images.
+    Empty if the scorer does not embed images.
     """
     embed = getattr(plan.scorer, "image_embeddings", None)
     if embed is None:
@@ -289,12 +289,12 @@ def _clarity(run: Session, plan: Plan, layer: LayerActivations, seed: int) -> di
 def labels_of(
     layer: LayerActivations, scores: Float[Tensor, "image concept"], measure: Similarity
 ) -> Int64[Tensor, " n"]:
-    """Each neuron's concept."""
+    """The index of each neuron's best concept."""
     return labelled(layer, scores, measure).argmax(1)
 
 
 def noised(probe: ImageSet, sd: float, seed: int) -> ImageSet:
-    """The images with normal noise of ``sd`` grey levels."""
+    """The images with Gaussian noise of standard deviation ``sd`` grey levels."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(probe.images.shape, generator=generator) * sd
     return replace(probe, images=(probe.images[:] + noise).round().clamp(0, 255).to(torch.uint8))
@@ -308,7 +308,7 @@ def replace_probe(plan: Plan, probe: ImageSet) -> Plan:
 
 
 def _other_top_k(measure: Similarity) -> list[Similarity]:
-    """The measure with half and with twice as many top images, where it has them."""
+    """The measure with half and with twice the ``top_k``; empty if it has none."""
     top_k = getattr(measure, "top_k", None)
     if top_k is None:
         return []
@@ -318,10 +318,9 @@ def _other_top_k(measure: Similarity) -> list[Similarity]:
 def _planted(
     plan: Plan, quality: Quality, found: Dissected, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Recovery of neurons that were built to detect given concepts, what is made of those built to detect none, and
-    how often label sets hold the truth.
+    """Results on planted neurons: recovery of their concepts, labels by kind of neuron, and coverage of label sets.
 
-    Empty where no neurons can be planted.
+    Empty if no neurons can be planted.
     """
     built = planted_layers(plan, quality, found, seed)
     if built is None:
@@ -343,8 +342,12 @@ def _planted(
 
 @dataclass(frozen=True)
 class PlantedLayers:
-    """Neurons with known concepts: ``planted neurons`` follow the true presence, up to noise; ``planted network``
-    sees the images. ``sources``: concept scores of the same images, of the scorer and true.
+    """Neurons with known concepts.
+
+    Attributes:
+        planted: the neurons and their true concepts.
+        layers: ``planted neurons`` follow the true presence up to noise; ``planted network`` sees the images.
+        sources: concept scores of the same images: the scorer's and the true presences.
     """
 
     planted: Planted
@@ -353,13 +356,13 @@ class PlantedLayers:
 
 
 def planted_layers(plan: Plan, quality: Quality, found: Dissected, seed: int) -> PlantedLayers | None:
-    """None where no truth is known, or fewer than two concepts vary."""
+    """Build planted neurons on the probe images; None if no truth is known, or fewer than two concepts vary."""
     if quality.truth is None:
         return None
     ids, order = torch.sort(plan.probe.ids)
     scores, truth = found.scores.at(ids), quality.truth.at(ids)
     if int((truth.amax(0) > truth.amin(0)).sum()) < 2:
-        log.info("Fewer than two concepts vary over the probe images: no neurons are planted.")
+        log.info("Fewer than two concepts vary over the probe images: planted neurons are skipped.")
         return None
     planted = planted_neurons(truth, seed=seed)
     network = planted_network(plan.probe.images[order].float() / 255, truth, planted, seed=seed)
@@ -375,9 +378,9 @@ def planted_layers(plan: Plan, quality: Quality, found: Dissected, seed: int) ->
 
 
 def _planted_explanations(plan: Plan, quality: Quality, found: Dissected, seed: int) -> pd.DataFrame:
-    """How explanations do on signed sums of true presences, from the scorer and from the presences themselves.
+    """Scores of explanations of planted sums of true presences, from the scorer's scores and from the presences.
 
-    Empty where no truth is known, or too few concepts vary.
+    Empty if no truth is known, or too few concepts vary.
     """
     if quality.truth is None:
         return pd.DataFrame()
@@ -400,9 +403,9 @@ def _planted_explanations(plan: Plan, quality: Quality, found: Dissected, seed: 
 def _logits(
     run: Session, plan: Plan, quality: Quality, found: Dissected, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Recovery of the class logits, whose labels are known on any data, and the sanity tests on these known labels.
+    """Recovery of the class logits, whose true labels are known on any data, and the sanity tests on these labels.
 
-    The true concept of logit c is the name of class c. No recovery where the scorer cannot score the class names.
+    The true concept of logit c is the name of class c. Recovery is empty if the scorer cannot score the class names.
     """
     names = run.data.splits.class_names
     layer = LayerActivations.of("class logits", found.predictions.ids, found.predictions.logits, 100)

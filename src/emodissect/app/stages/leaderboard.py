@@ -1,4 +1,4 @@
-"""dissect.py leaderboard=true: every similarity and explanation, ranked on neurons whose truth is known."""
+"""dissect.py leaderboard=true: similarities and explanations ranked on neurons with known concepts."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _SHORT = {
     "by interventions": "moved",
     MOVED: "changes",
 }
-"""Titles on a terminal."""
+"""Terminal headings."""
 
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """What ``leaderboard=true`` found; see :func:`emodissect.dissection.quality.leaderboard.leaderboard`."""
+    """Results of ``leaderboard=true``; see :func:`emodissect.dissection.quality.leaderboard.leaderboard`."""
 
     frame: pd.DataFrame
 
     @property
     def shown(self) -> pd.DataFrame:
-        """The table for people: each test's figure with its interval as one text."""
+        """The table for display: each test's score with its interval as one string."""
         texts = {}
         for test in compared_by(self.frame):
             text = (lambda x: number(x, 2)) if test in (PREDICTS, MOVED) else (lambda x: percent(x, 0))
@@ -49,35 +49,35 @@ class Leaderboard:
 
     @property
     def columns(self) -> list[Column]:
-        """Of the table for people."""
+        """Columns of the table for display."""
         tests = [Column(test, test) for test in compared_by(self.frame)]
         return [Column("method", "method"), Column("rank", "mean rank", 1), *tests]
 
     def save(self, run: Session) -> None:
-        """Writes leaderboard.csv in the run folder."""
+        """Write leaderboard.csv to the run folder."""
         write_csv(self.frame, run.folder / "leaderboard.csv")
         run.add_output("leaderboard", run.folder / "leaderboard.csv")
 
     def show(self, run: Session) -> None:
-        """Prints the table, without the intervals, for which a terminal is too narrow."""
+        """Print the table without intervals, for which a terminal is too narrow."""
         shown = [Column("method", "method"), Column("rank", "rank", 1)]
         for test in compared_by(self.frame):
             shown.append(Column(test, _SHORT.get(test, test), 2 if test in (PREDICTS, MOVED) else "percent"))
         run.console.print(frame_table(self.frame, "Ways to name neurons, the best first", shown))
 
     def extras(self) -> list[Extra]:
-        """A section of the report."""
+        """The section of the report."""
         caption = (
-            "Each method names the same neurons from the same half of the images. Shares are of neurons whose heaviest "
-            "concept is a true one; “predicts” is the mean correlation of predicted and true activations on the other "
-            "half, “predicts changes” the mean cosine of their changes where one property of a face is moved. "
+            "Each method labels the same neurons from the same half of the images. Shares are of neurons whose "
+            "heaviest concept is a true one; “predicts” is the mean correlation of predicted and true activations on "
+            "the other half, “predicts changes” the mean cosine of changes when one property of a face is varied. "
             "Intervals are 95 %; the rank is the mean over the tests."
         )
         return [Extra("Which way to name neurons is best?", caption, frame=self.shown, columns=self.columns)]
 
 
 def ranked(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Leaderboard:
-    """Ranks the similarities and explanations of ``quality`` on planted neurons and on the layers dissected."""
+    """Rank the similarities and explanations of ``quality`` on planted neurons and on the dissected layers."""
     quality, seed = Quality(run, plan), int(run.cfg.seed)
     cases = []
     planted = planted_layers(plan, quality, found, seed)

@@ -1,4 +1,4 @@
-"""What is looked at before a network's answers are used: are they logits, of the right classes, the same each time?"""
+"""Checks of a network's outputs before they are used: logits, class order, determinism."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _ORDER_IMAGES = 256
 
 
 def some_images(run: Session, count: int) -> Tensor:
-    """A few images from all over the first split that has any."""
+    """A few evenly spaced images of the first split that is not empty."""
     splits = run.data.splits
     images = next(split.images for split in (splits.val, splits.train, splits.test) if len(split))
     return images[torch.linspace(0, len(images) - 1, min(count, len(images))).long()]
 
 
 def check_answers(classifier: Classifier, run: Session) -> None:
-    """Reports a network whose outputs are not logits, are random, or depend on the batch.
+    """Warn about outputs that are not logits, are random, or depend on the batch.
 
     Raises:
-        UserError: NaN among the outputs; in an edit study, answers that differ from pass to pass or batch to batch.
+        UserError: NaN among the outputs; in an edit study, outputs that differ from pass to pass or batch to batch.
     """
     images, name = some_images(run, _CHECKED_IMAGES), type(classifier.network).__name__
     if not classifier.knows_classes or len(images) < 2:
@@ -47,17 +47,17 @@ def check_answers(classifier: Classifier, run: Session) -> None:
             f"{name} cannot be evaluated: {wrong}. Results would be meaningless: check the network and its weights."
         )
     if wrong is not None:
-        log.warning("%s: %s. Its figures change from run to run, or with data.eval_batch_size.", name, wrong)
+        log.warning("%s: %s. Its metrics change from run to run, or with data.eval_batch_size.", name, wrong)
     if kind is not None:
         log.warning(
-            "%s gives probabilities, not logits: %s. Accuracy holds; loss, NLL, calibration and edits of the last "
-            "layer take them for logits. Let its forward pass end before the softmax or sigmoid.",
+            "%s gives probabilities, not logits: %s. Accuracy is unaffected; loss, NLL, calibration and edits of the "
+            "last layer need logits. Remove the softmax or sigmoid from the end of its forward pass.",
             *(name, kind),
         )
 
 
 def report_class_order(classifier: Classifier, run: Session) -> None:
-    """Warns where some validation images suggest another class order than the config's."""
+    """Warn if a sample of the validation images suggests another class order than the config's."""
     val = run.data.splits.val
     if not classifier.knows_classes or not val.labelled:
         return

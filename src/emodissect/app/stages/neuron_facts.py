@@ -1,4 +1,4 @@
-"""What a neuron's card says beside its label: concept profile, activation by class, effect on the logits."""
+"""Further facts for the neurons' cards: concept profile, activation by class, effect on the logits."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from emodissect.recording import ActivationCollector
 log = logging.getLogger(__name__)
 
 IMAGES = 700
-"""Probe images behind the activations by class, where not all activations are kept."""
+"""Number of probe images for the activations by class, where not all activations are kept."""
 EFFECT_IMAGES = 140
-"""Probe images behind the effects on the logits."""
+"""Number of probe images for the effects on the logits."""
 
 
 def with_facts(run: Session, plan: Plan, trained: Trained, found: Dissected) -> Dissected:
-    """The same with each neuron's concept profile and responses by class, from the cache where they exist."""
+    """Add each neuron's concept profile and responses by class, cached."""
     key = {
         "labels": found.key,
         "images": [IMAGES, EFFECT_IMAGES, run.cfg.seed],
@@ -54,7 +54,7 @@ def with_facts(run: Session, plan: Plan, trained: Trained, found: Dissected) -> 
 
 
 def _profiles(run: Session, plan: Plan, found: Dissected) -> dict[str, np.ndarray]:
-    if run.cfg.labels_dir:  # labels that are given come from other words and scores
+    if run.cfg.labels_dir:  # given labels come from other scores
         return {}
     return {
         layer: plan.measure.of_layer(found.scores.at(activations.ids), activations).float().numpy()
@@ -82,8 +82,8 @@ def _responses(run: Session, plan: Plan, trained: Trained, found: Dissected) -> 
                 effects = logit_effects(
                     classifier.network, inputs, list(recorded), classifier.finished, run.cfg.layer.channels_last
                 )
-            except RuntimeError as error:  # such as an operation without a derivative
-                log.info("The effects of neurons on the logits are left out: %s", error)
+            except RuntimeError as error:  # e.g. an operation without a derivative
+                log.info("The effects of neurons on the logits are skipped: %s", error)
     responses = {}
     for layer, (values, labels) in recorded.items():
         assert values is not None
@@ -98,13 +98,13 @@ def _some(images: ImageSet, most: int, seed: int) -> ImageSet:
 
 
 def edited_neurons(edit: Edit) -> dict[tuple[str, int], str]:
-    """What an edit does to each neuron that it changes: ``× 1.5``, or the operation and its numbers."""
+    """(layer, neuron) -> what an edit does to it: ``× 1.5``, or the operation and its numbers."""
     values, operation = edit.operation.values, edit.operation
     neutral = torch.tensor(operation.neutral)
     changed = (values != neutral).reshape(len(values), -1).any(dim=1)
 
-    def said(row: Tensor) -> str:
+    def described(row: Tensor) -> str:
         numbers = ", ".join(f"{value:.4g}" for value in row.flatten().tolist())
         return f"× {numbers}" if isinstance(operation, Scaling) else f"{type(operation).__name__.lower()} {numbers}"
 
-    return {(edit.layer, neuron): said(values[neuron]) for neuron in changed.nonzero().flatten().tolist()}
+    return {(edit.layer, neuron): described(values[neuron]) for neuron in changed.nonzero().flatten().tolist()}

@@ -1,4 +1,4 @@
-"""From a task's results to its figures and its page."""
+"""Figures and report pages of the verbs' results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def dissection_figures(dissection: Dissection) -> dict[str, Figure]:
-    """By name: the layer table, and each layer's similarity histogram and concept shares."""
+    """Name -> figure: the layer table and proportions, each layer's similarity histogram and concept shares."""
     found = {"layer_table": figures.layer_table(dissection.layers)}
     if len(dissection.layers) > 1:
         found["layer_proportions"] = figures.layer_proportions(dissection.layers)
@@ -40,7 +40,7 @@ def dissection_figures(dissection: Dissection) -> dict[str, Figure]:
 
 
 def write_figures(run: Session, draw: Callable[[], Mapping[str, Figure]]) -> dict[str, Path]:
-    """Each figure as a PNG under ``figures/``: the files by the figures' names; none unless ``report=full``."""
+    """Write each figure as a PNG under ``figures/``; returns name -> file, empty unless ``report=full``."""
     if run.cfg.report != "full":
         return {}
     found = draw()
@@ -51,13 +51,13 @@ def write_figures(run: Session, draw: Callable[[], Mapping[str, Figure]]) -> dic
 
 
 def confusion_file(run: Session, classifier: Classifier) -> dict[str, Path]:
-    """The confusion matrix of the test split as a PNG under ``figures/``, by its name."""
+    """Write the confusion matrix of the test split as a PNG; returns name -> file."""
     counts = classifier.results["test"].confusion().numpy()
     return write_figures(run, lambda: {"confusion": figures.confusion(counts, classifier.class_names)})
 
 
 def dissection_page(run: Session, plan: Plan, trained: Trained, found: Dissected) -> DissectionPage:
-    """The page of a dissection; an edit's page takes its sections over."""
+    """The page of a dissection; an edit's page includes its sections."""
     return DissectionPage(
         neurons=found.dissection.neurons,
         layers=found.dissection.layers,
@@ -85,7 +85,7 @@ def dissection_page(run: Session, plan: Plan, trained: Trained, found: Dissected
 
 
 def write_page(run: Session, page: Any) -> Path | None:
-    """Writes ``report.html`` in the run folder."""
+    """Write ``report.html`` to the run folder; returns its path, None with ``report=none``."""
     if not first_rank() or run.cfg.report == "none":
         return None
     path = page.write(run.folder / "report.html")

@@ -1,4 +1,4 @@
-"""What ``label_quality=true`` found, as files, tables on the terminal, and sections of the report."""
+"""Results of ``label_quality=true``: files, terminal tables, and sections of the report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from emodissect.report import Extra, columns, figures
 from emodissect.report.terminal import frame_table
 
 SCORER, ANNOTATIONS = "scorer", "annotations"
-"""Where labels come from: the run's scorer, or the true presences."""
+"""Sources of the concept scores behind labels: the run's scorer, or the true presences."""
 
 FRAMES = ("neurons", "sanity", "recovery", "planted", "coverage", "explanations", "stability", "responses")
 
@@ -28,7 +28,7 @@ MEANS = (
 
 
 class About(NamedTuple):
-    """What a table is called on the terminal, in the report and in its list of sections; its caption and columns."""
+    """Titles of a table in the terminal, the report and its navigation; its caption and columns."""
 
     on_terminal: str
     title: str
@@ -41,23 +41,23 @@ ABOUT = {
     "recovery": About(
         "Recovery of the truth",
         "Do labels find the true concept?",
-        "the share of neurons whose label is their true concept, by similarity, from the scorer, and as a ceiling the "
-        "best that any similarity does from the true presences.",
+        "the share of neurons whose label is their true concept, by similarity, with the scorer's scores; the ceiling "
+        "is the best similarity with the true presences.",
         columns.RECOVERY,
         "Truth",
     ),
     "planted": About(
         "Planted neurons by kind",
         "What happens to neurons without a concept?",
-        "Neurons built to detect one concept, either of two, or none. “Labelled” is the share whose label is beyond "
-        "random image sets: of noise neurons that share is expected to be the level.",
+        "Neurons built to detect one concept, either of two, or none. “Label beyond chance” is the share whose label "
+        "beats random image sets: for noise neurons the level is expected.",
         columns.PLANTED,
         "Planted",
     ),
     "coverage": About(
         "Label sets that hold the truth of planted neurons",
         "Do label sets hold the truth?",
-        "The smallest set of words that holds a neuron's label in this share of the resamples, compared with what "
+        "The smallest set of concepts that holds a neuron's label in this share of the resamples, compared with what "
         "planted neurons were built from. Resampling shows what other images could change, not what the scorer gets "
         "wrong on every image.",
         columns.COVERAGE,
@@ -74,39 +74,39 @@ ABOUT = {
     "stability": About(
         "Labels that survive a change",
         "Do the labels survive?",
-        "The share of neurons that keep their label when what should not matter is changed, against what two "
-        "labellings with the same concept shares would agree on by chance.",
+        "The share of neurons that keep their label under a change that should not matter, compared with the chance "
+        "agreement of two labellings with the same concept shares.",
         columns.STABILITY,
         "Stability",
     ),
     "sanity": About(
         "Sanity tests of the metrics",
         "Can the metrics detect bad labels?",
-        "Half of the positives removed, or doubled at random: a metric that does not fall cannot tell good labels from "
+        "Half of the positives removed, or doubled at random: a metric that does not drop cannot tell good labels from "
         "bad ones on this data.",
         columns.SANITY,
         "Sanity tests",
     ),
 }
-"""The frames that are shown, in their order."""
+"""Frame -> its titles, in display order."""
 
 
 @dataclass(frozen=True)
 class QualityTables:
-    """What ``label_quality=true`` found. Every frame has the column ``layer``, or is empty.
+    """Results of ``label_quality=true``. Every frame has the column ``layer``, or is empty.
 
     Attributes:
         level: of the false discovery rate at which a label holds.
-        neurons: the held-out scores, one row a neuron.
-        sanity: the sanity tests, one row a layer, source of presence and metric.
-        recovery: of the known truths, one row a layer, similarity and source of the scores.
-        planted: what each similarity makes of each kind of planted neuron.
-        coverage: how often label sets hold the truth of planted neurons; one row a source of scores, kind and level.
-        explanations: one row a layer and kind of explanation, see
+        neurons: held-out scores, one row per neuron.
+        sanity: sanity tests, one row per layer, source of presence and metric.
+        recovery: of the known truths, one row per layer, similarity and source of the scores.
+        planted: labels of planted neurons, one row per similarity and kind of neuron.
+        coverage: how often label sets hold the truth of planted neurons; one row per source of scores, kind and level.
+        explanations: one row per layer and kind of explanation, see
             :func:`emodissect.dissection.quality.explained.explanation_table`.
-        stability: one row a layer and change.
-        responses: how each neuron answers to each property of a drawn face, see
-            :func:`emodissect.dissection.quality.truth.dose_response`; one row a neuron and property.
+        stability: one row per layer and change.
+        responses: how each neuron responds to each property of a drawn face, see
+            :func:`emodissect.dissection.quality.truth.dose_response`; one row per neuron and property.
     """
 
     level: float
@@ -128,7 +128,7 @@ class QualityTables:
         return means.reset_index()
 
     def figures(self) -> dict[str, float]:
-        """The layers' means as flat figures, for summary.json and loggers: ``dissect/lin2/held_out_pearson``."""
+        """The layers' means as metrics for summary.json and loggers, e.g. ``dissect/lin2/held_out_pearson``."""
         return {
             f"dissect/{row['layer']}/held_out_{name}": float(row[name])
             for row in self.layers.to_dict("records")
@@ -136,7 +136,7 @@ class QualityTables:
         }
 
     def save(self, run: Session) -> None:
-        """Writes label_quality_*.csv in the run folder, and the figure where a truth is known."""
+        """Write label_quality_*.csv to the run folder, and the figure if a truth is known."""
         for name in FRAMES:
             frame: pd.DataFrame = getattr(self, name)
             if len(frame):
@@ -146,15 +146,15 @@ class QualityTables:
         run.add_output("label quality", run.folder / "label_quality_neurons.csv")
 
     def log(self, run: Session) -> None:
-        """Sends the layers' means to every logger, and to W&B the tables."""
+        """Log the layers' means to every logger, and the tables to W&B."""
         log_metrics(run.loggers, self.figures())
         log_tables(run.loggers, {f"dissect/label_quality_{name}": getattr(self, name) for name in FRAMES[1:-1]})
 
     def show(self, run: Session) -> None:
-        """Prints the tables."""
+        """Print the tables."""
         held_out = columns.renamed(columns.HELD_OUT, holds=f"holds, q < {self.level:g}")
         tables: list[tuple[pd.DataFrame, str, Sequence[columns.Column]]] = [
-            (self.layers, "Labels on images that did not choose them, mean over neurons", held_out)
+            (self.layers, "Labels on held-out images, mean over neurons", held_out)
         ]
         tables += [(getattr(self, name), about.on_terminal, about.shown) for name, about in ABOUT.items()]
         for frame, title, shown in tables:
@@ -177,12 +177,12 @@ class QualityTables:
 
     @property
     def _shown_layer(self) -> str:
-        """The deepest dissected layer whose truth is known, else what there is."""
+        """The deepest dissected layer whose truth is known, else the first layer with a known truth."""
         own = [name for name in self.recovery["layer"].unique() if name in set(self.neurons["layer"])]
         return str(own[-1] if own else self.recovery["layer"].iloc[0])
 
     def _bars(self) -> Figure:
-        """Recovery by the scorer, with what the truth itself would give as the ceiling."""
+        """Figure of the recovery with the scorer's scores; the ceiling is the best with the true presences."""
         shown = self.recovery[self.recovery["layer"] == self._shown_layer]
         shown = shown[shown["truth"] == shown["truth"].iloc[0]]
         scorer = shown[shown["source"] == SCORER]

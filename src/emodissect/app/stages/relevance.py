@@ -1,4 +1,4 @@
-"""dissect.py relevance=true: what the neurons do to the logits, beside when they fire."""
+"""dissect.py relevance=true: effects of the neurons on the logits, and labels by relevance."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ from emodissect.recording import LayerActivations
 from emodissect.report import Extra, columns, figures
 from emodissect.report.terminal import frame_table
 
-_PICTURED, _TILES = 6, 6  # neurons, and top images of each, in the report's figure
-_SHOWN = 20  # neurons in the report's table
+_PICTURED, _TILES = 6, 6  # number of neurons, and of top images of each, in the report's figure
+_SHOWN = 20  # number of neurons in the report's table
 
 
 @dataclass(frozen=True)
 class RelevanceTables:
-    """What ``relevance=true`` found; ``neurons`` as
-    :func:`emodissect.dissection.relevance.relevance_table` gives them, with the column ``layer``.
+    """Results of ``relevance=true``.
+
+    Attributes:
+        neurons: from :func:`emodissect.dissection.relevance.relevance_table`, with the column ``layer``.
+        probe: the probe images.
     """
 
     neurons: pd.DataFrame
@@ -36,21 +39,21 @@ class RelevanceTables:
 
     @property
     def layers(self) -> pd.DataFrame:
-        """One row a layer: the share of neurons with the same label both ways, and of shared top images."""
+        """One row per layer: the share of neurons with the same label both ways, and of shared top images."""
         live = self.neurons[self.neurons["concept"] != ""]
         return live.groupby("layer", sort=False)[["same_label", "shared_top"]].mean().reset_index()
 
     @property
     def on_cards(self) -> pd.DataFrame:
-        """What the neuron table and the cards show."""
+        """Columns for the neuron table and the cards."""
         return self.neurons[["layer", "neuron", "relevance_concept", "drives", "effect"]]
 
     def save(self, run: Session) -> None:
-        """Writes relevance.parquet, and for people relevance.csv, in the run folder."""
+        """Write relevance.parquet and a readable relevance.csv to the run folder."""
         run.add_output("relevance", write_both(self.neurons, run.folder / "relevance.parquet"))
 
     def show(self, run: Session) -> None:
-        """Prints how far labels by activation and by relevance agree."""
+        """Print the agreement of labels by activation and by relevance."""
         run.console.print(frame_table(self.layers, "Labels by activation and by relevance", columns.RELEVANCE_LAYERS))
 
     def extras(self) -> list[Extra]:
@@ -59,7 +62,7 @@ class RelevanceTables:
         return [
             Extra(
                 "What the neurons do",
-                "Relevance is gradient x activation of the predicted class: the part of its logit that a neuron gives. "
+                "Relevance is gradient x activation for the predicted class: the neuron's contribution to its logit. "
                 "The same similarity labels neurons from activations and from relevance; where the labels differ, a "
                 "neuron is active for one concept and used for another.",
                 frame=self.layers,
@@ -79,7 +82,7 @@ class RelevanceTables:
         ]
 
     def _pictured(self, neurons: pd.DataFrame) -> Figure | None:
-        """Top images by activation and by relevance; None without a neuron, or where the images are not pixels."""
+        """Figure of the top images by activation and by relevance; None without neurons or for non-uint8 images."""
         if neurons.empty or self.probe.images.dtype != torch.uint8:
             return None
 
@@ -101,12 +104,12 @@ class RelevanceTables:
 
 
 def relevant(run: Session, plan: Plan, trained: Trained, found: Dissected) -> RelevanceTables:
-    """Relevance, effects and labels by relevance of every layer that was dissected."""
+    """Compute relevance, effects and labels by relevance for all dissected layers."""
     classifier = trained.classifier
     if not classifier.knows_classes:
         raise UserError(
             f"relevance=true needs logits of the classes {', '.join(run.data.class_names)}, and the outputs of "
-            f"{type(classifier.network).__name__} are not taken for them. Leave relevance=false."
+            f"{type(classifier.network).__name__} do not match them. Leave relevance=false."
         )
     names, scores = classifier.class_names, found.scores
     with classifier.preprocess.single():

@@ -1,4 +1,4 @@
-"""Where in the images: activation maps for the neuron cards, saliency of chosen images, accuracy without leaks."""
+"""Activation maps for the neuron cards, saliency of chosen images, and accuracy without leaked images."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def neuron_maps(
     settings: DictConfig,
     channels_last: ChannelsLast = "auto",
 ) -> Mapping[tuple[str, int], Tensor]:
-    """Activation maps of the ``saliency.maps`` clearest neurons of each layer over their top images.
+    """(layer, neuron) -> activation maps over its top images, for the ``saliency.maps`` clearest neurons of each layer.
 
     Layers whose output is not a map over the image have none.
     """
     from emodissect.dissection.saliency import (
-        top_image_maps,  # captum takes a second to import; runs without pictures skip it
+        top_image_maps,  # captum takes a second to import; runs without maps skip it
     )
 
     if not settings.maps:
@@ -44,12 +44,12 @@ def neuron_maps(
 
 
 def chosen_ids(images: ImageSet, settings: DictConfig) -> list[int]:
-    """``saliency.ids``, each of which must be among the images. Raises UserError."""
+    """``saliency.ids``. Raises UserError for an id that is not among the images."""
     named = [int(i) for i in settings.ids or ()]
     if unknown := sorted(set(named) - set(images.ids.tolist())):
         raise UserError(
             f"saliency.ids names images that do not exist: {', '.join(map(str, unknown[:5]))}. "
-            f"The ids run from {int(images.ids.min())} to {int(images.ids.max())}."
+            f"The ids range from {int(images.ids.min())} to {int(images.ids.max())}."
         )
     return named
 
@@ -57,7 +57,7 @@ def chosen_ids(images: ImageSet, settings: DictConfig) -> list[int]:
 def saliency_maps(
     classifier: Classifier, images: ImageSet, settings: DictConfig, seed: int, ids: Sequence[int] = ()
 ) -> dict[int, Tensor]:
-    """Gradient saliency of the images named in ``saliency.ids``, else of ``ids``, else of a few of each class."""
+    """Image id -> gradient saliency, for the images in ``saliency.ids``, else in ``ids``, else for a few per class."""
     from emodissect.dissection.saliency import saliency_of  # as above
 
     named = chosen_ids(images, settings)
@@ -71,10 +71,10 @@ def saliency_maps(
 
 
 def leaked_accuracy(data: FaceDataModule, outputs: Predictions, split: str = "test") -> pd.DataFrame:
-    """Accuracy on a split with and without the images whose pixels are also in the splits that training sees.
+    """Accuracy on a split with and without the images whose exact pixels are also in the training splits.
 
     Returns:
-        columns images, count, accuracy, low, high (Wilson, 95 %); empty where none leaked.
+        columns images, count, accuracy, low, high (Wilson, 95 %); empty if none leaked.
     """
     sources = [source for source in data.fitted_splits if source != split]
     found = [data.audit_report.leaked_into(split, source) for source in sources]
@@ -94,7 +94,7 @@ def leaked_accuracy(data: FaceDataModule, outputs: Predictions, split: str = "te
 
 
 def audit_extras(data: FaceDataModule, outputs: Predictions | None) -> list[Extra]:
-    """Sections of the report where ``data.audit`` asks for them."""
+    """Sections of the report on the image audit; empty without ``data.audit``."""
     if not data.audit:
         return []
     report = data.audit_report
@@ -103,10 +103,10 @@ def audit_extras(data: FaceDataModule, outputs: Predictions | None) -> list[Extr
     if outputs is not None and len(frame := leaked_accuracy(data, outputs)):
         where = " and ".join(data.fitted_splits)
         caption = (
-            f"Test images whose exact pixels are also in {where} say little about new faces: the figure without them "
-            "is the honest one."
+            f"Test images whose exact pixels are also in {where} say little about new faces: trust the accuracy "
+            "without them."
         )
         if data.clean:
-            caption += f" With data.clean=true their copies in {where} are left out of a training."
+            caption += f" With data.clean=true their copies in {where} are excluded from training."
         extras.append(Extra("With and without leaked images", caption, frame=frame))
     return extras

@@ -1,4 +1,4 @@
-"""An edit study in words: tables for the terminal, the figures to sort runs by, and the page's checks."""
+"""An edit study for display: terminal tables, summary metrics, and the page's checks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from emodissect.studies.cells import settings_in
 
 
 def edit_summary(study: EditStudy) -> dict[str, Any]:
-    """The figures that one sorts runs by."""
+    """The study's summary metrics, for summary.json."""
     val, test = study.val, study.test
     intervals = [f"accuracy_{when}{end}" for when in ("before", "after") for end in ("", "_low", "_high")]
     of_test = (*intervals, "delta", "gained", "lost", "p_value", "nll_before", "nll_after")
@@ -44,8 +44,8 @@ def edit_summary(study: EditStudy) -> dict[str, Any]:
 
 
 def best_cells(study: EditStudy) -> Any:
-    """The grid for the terminal."""
-    grid = study.grid.assign(idle=changes_nothing(study.grid))  # what changes nothing comes last
+    """The grid as a terminal table."""
+    grid = study.grid.assign(idle=changes_nothing(study.grid))  # cells that change nothing come last
     ordered = grid.sort_values(["chosen", "idle", "delta"], ascending=[False, True, False], kind="stable")
     ordered = ordered.drop(columns="idle").dropna(axis=1, how="all")
     where = f"the {study.tested_on} images" if study.optimistic else "validation"
@@ -54,7 +54,7 @@ def best_cells(study: EditStudy) -> Any:
 
 
 def readable_study(study: EditStudy, null: pd.DataFrame | None) -> dict[str, Any]:
-    """The chosen edit on test for the terminal."""
+    """Name -> formatted result of the chosen edit on test, for the terminal."""
     test = study.test
     found = {
         "accuracy before": percent(test.accuracy_before, 3),
@@ -76,7 +76,7 @@ def _p_shuffled(study: EditStudy) -> str:
 
 
 def ablation_table(ablation: ConceptAblation, layer: str, alpha: float) -> Any:
-    """What ablating concepts costs, the most certain losses first, for the terminal."""
+    """Losses of recall from ablating concepts as a terminal table, the most significant first."""
     known = ablation.frame.dropna(subset=["drop", "p_value"])
     ordered = known.sort_values(["p_value", "drop"], ascending=[True, False], kind="stable")
     beyond = int((known["p_value"] < alpha).sum())
@@ -92,14 +92,14 @@ def _detectable(study: EditStudy) -> str:
 
 
 def study_checks(study: EditStudy, null: pd.DataFrame | None) -> dict[str, str]:
-    """How the edit was compared, and how certain that is, for the page."""
+    """Check -> result for the page: how the edit was compared, and how certain that is."""
     where = (
         f"the {study.tested_on} images (optimistic)"
         if study.optimistic
         else f"validation; {study.tested_on} was read once, for this edit"
     )
-    way = (
-        f"only the part behind {study.edit.layer} was run again, on {study.kept_bytes / 1e6:,.0f} MB of kept outputs"
+    method = (
+        f"only the part after {study.edit.layer} was run again, on {study.kept_bytes / 1e6:,.0f} MB of cached outputs"
         if study.is_cut
         else f"every edit was evaluated in full: {study.cut_reason}"
     )
@@ -110,7 +110,7 @@ def study_checks(study: EditStudy, null: pd.DataFrame | None) -> dict[str, str]:
         "p against the same study with shuffled labels": _p_shuffled(study),
         "minimum detectable change (power 80 %)": _detectable(study),
         "best of as many random edits, if chosen on test": f"{points(study.optimism)} points on average",
-        "how the grid was evaluated": way,
+        "how the grid was evaluated": method,
         "check against the actual edited weights": f"{same}; logits differ by at most {study.logit_difference:.1e}",
     }
     if null is not None:
@@ -119,7 +119,7 @@ def study_checks(study: EditStudy, null: pd.DataFrame | None) -> dict[str, str]:
 
 
 def null_rate(null: pd.DataFrame) -> str:
-    """How many of the null studies claim a gain, with its exact interval."""
+    """The number of null studies that claim a gain, with the exact interval of their share."""
     claims, studies = int(null["claims_gain"].sum()), len(null)
     low, high = clopper_pearson(claims, studies)
     return f"{claims} of {studies} claim a gain: {percent(claims / studies)} (95 % {percent(low)} to {percent(high)})"
