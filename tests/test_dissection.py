@@ -228,7 +228,7 @@ def test_draws_too_dear_to_make_are_asked_for(world: World, caplog: pytest.LogCa
     values[:, 0] = world.scores.values[:, 1]
     layer = LayerActivations.of("lin", world.layer.ids, values, top_k=10)
     label_neurons({"lin": layer}, world.scores, Pearson(), world.probe, CONCEPTS, CLASSES, Labelling(draws=100))
-    assert "probe.null_draws=6000 is fine enough" in caplog.text
+    assert "Set probe.null_draws=6000." in caplog.text
 
 
 def test_thresholds_apply_to_labels_afterwards(world: World, tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_the_repr_is_three_lines(world: World) -> None:
 
 @pytest.mark.parametrize(("images", "top_images"), [(1, 1), (9, 10), (0, 10)])
 def test_top_images_are_ranked_among_more_images(images: int, top_images: int) -> None:
-    with pytest.raises(UserError, match=rf"top_images={top_images} are ranked among the probe images, of which there"):
+    with pytest.raises(UserError, match=rf"top_images={top_images} are chosen from the probe images, but there"):
         Labelling(top_images=top_images).check(images)
     Labelling(top_images=top_images).check(max(2, top_images))
 

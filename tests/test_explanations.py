@@ -221,7 +221,7 @@ def test_impossible_parameters(arguments: dict[str, float], message: str) -> Non
 
 def test_parts_that_do_not_fit() -> None:
     part = Part(torch.randn(9, 2), torch.randn(9, 3))
-    with pytest.raises(UserError, match="same neurons and concepts"):
+    with pytest.raises(UserError, match="need the same columns"):
         linear_explanation(part, Part(torch.randn(9, 2), torch.randn(9, 4)))
     top_only = LayerActivations.of("own", torch.arange(9), torch.randn(9, 2))
     with pytest.raises(UserError, match="every activation"):

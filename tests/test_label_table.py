@@ -60,34 +60,34 @@ def put(name: str, row: int, value: Any) -> Callable[[pd.DataFrame], pd.DataFram
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put("neuron", 5, 6), "neuron 6 of layer 'fc1' is there twice"),
-        (put("neuron", 5, 25), "neuron 5 of layer 'fc1' is missing, and there is one of number 25"),
-        (put("neuron", 5, -1), "-1 is not the number of a neuron"),
-        (put("neuron", 5, 5.5), "5.5 is not the number of a neuron"),
-        (put("neuron", 5, "five"), "'five' is not the number of a neuron"),
+        (put("neuron", 5, 6), "neuron 6 of layer 'fc1' occurs twice"),
+        (put("neuron", 5, 25), "neuron 5 of layer 'fc1' is missing, but numbers go up to 25"),
+        (put("neuron", 5, -1), "-1 is not a neuron number"),
+        (put("neuron", 5, 5.5), "5.5 is not a neuron number"),
+        (put("neuron", 5, "five"), "'five' is not a neuron number"),
         (put("layer", 5, "fc3"), "neuron 0 of layer 'fc3' is missing|neuron 5 of layer 'fc1' is missing"),
-        (put("layer", 5, None), "a row names no layer"),
-        (put("layer", 5, 7), "the column layer holds 7, not a name"),
+        (put("layer", 5, None), "a row has no layer name"),
+        (put("layer", 5, 7), "the column layer contains 7, not a name"),
         (lambda neurons: neurons.drop(index=5), "neuron 5 of layer 'fc1' is missing"),
-        (lambda neurons: pd.concat([neurons, neurons.iloc[:1]]), "neuron 0 of layer 'fc1' is there twice"),
-        (lambda neurons: neurons.iloc[:0], "they hold no neuron"),
+        (lambda neurons: pd.concat([neurons, neurons.iloc[:1]]), "neuron 0 of layer 'fc1' occurs twice"),
+        (lambda neurons: neurons.iloc[:0], "they contain no neurons"),
         (lambda neurons: neurons.drop(columns=["neuron", "top_ids"]), "lack the columns neuron, top_ids"),
         (put("similarity", 5, float("inf")), r"similarity is inf, not a finite number \(row 6, neuron 5\)"),
         (put("similarity", 5, "high"), "similarity is 'high', not a finite number"),
         (put("similarity", 5, None), "a living neuron has no concept or no similarity"),
         (put("concept", 5, ""), "a living neuron has no concept"),
         (put("concept", 3, "a"), "a dead neuron has a concept"),
-        (put("concept", 5, 3), "the column concept holds 3, not a name"),
-        (put("dead", 5, "maybe"), "dead holds values other than true and false"),
+        (put("concept", 5, 3), "the column concept contains 3, not a name"),
+        (put("dead", 5, "maybe"), "dead contains values other than true and false"),
         (put("q_value", 5, 1.5), "q_value is 1.5, not between 0 and 1"),
         (put("accuracy", 5, -0.1), "accuracy is -0.1, not between 0 and 1"),
         (put("z", 5, float("-inf")), "z is -inf, not a finite number"),
-        (put("top_ids", 5, [1.5] * 10), "top_ids holds values other than image ids"),
-        (put("top_ids", 5, [100] * 10), "top_ids names an image twice"),
+        (put("top_ids", 5, [1.5] * 10), "top_ids contains values other than image ids"),
+        (put("top_ids", 5, [100] * 10), "top_ids contains an image twice"),
         (put("top_ids", 5, [100, 101]), "top_ids and top_values differ in length"),
         (put("top_ids", 5, None), "top_ids is None, not a list"),
-        (put("top_values", 5, [float("inf")] * 10), "top_values holds values other than finite numbers"),
-        (put("runners_up", 5, ["a", 3]), "runners_up holds values other than names"),
+        (put("top_values", 5, [float("inf")] * 10), "top_values contains values other than finite numbers"),
+        (put("runners_up", 5, ["a", 3]), "runners_up contains values other than names"),
     ],
 )  # fmt: skip
 def test_a_table_that_does_not_hold_is_refused(
@@ -104,7 +104,7 @@ def test_an_older_versions_table_loads_and_says_what_it_lacks(
     older.to_parquet(tmp_path / "neurons.parquet")
     with caplog.at_level(logging.WARNING):
         found = Dissection.load(tmp_path)
-    assert "lack margin, accuracy_low, accuracy_high, dead, top_values, runners_up, which this version" in caplog.text
+    assert "lack margin, accuracy_low, accuracy_high, dead, top_values, runners_up, which older versions" in caplog.text
     assert found.neurons["margin"].isna().all()
     assert found.neurons["dead"].sum() == 2
     assert found.layers["interpretable"].tolist() == labels.layers["interpretable"].tolist()
@@ -115,14 +115,14 @@ def test_an_older_versions_table_loads_and_says_what_it_lacks(
 
 def test_concepts_that_the_set_does_not_hold(labels: Dissection) -> None:
     require_concepts(labels.neurons, ("a", "b", "c"), "abc", "labels")
-    with pytest.raises(UserError, match=r"labels_dir=labels has 1 concepts that ab does not hold, the first 'c'"):
+    with pytest.raises(UserError, match=r"labels_dir=labels has 1 concepts that ab does not contain, e.g. 'c'"):
         require_concepts(labels.neurons, ("a", "b"), "ab", "labels")
 
 
 @pytest.mark.parametrize(
     ("null", "message"),
     [
-        ({"fc9": np.zeros(3)}, "draws of the layer 'fc9', which the labels do not have"),
+        ({"fc9": np.zeros(3)}, "draws for layer 'fc9', which has no labels"),
         ({"fc1": np.array([np.inf])}, "not a list of finite numbers"),
         ({"fc1": np.zeros((2, 2))}, "not a list of finite numbers"),
         (b"no safetensors file", r"null\.safetensors is damaged"),
@@ -149,7 +149,7 @@ def test_rows_that_were_edited_are_used_with_a_warning(
     edited = labels.neurons.assign(similarity=-labels.neurons["similarity"])
     edited.to_parquet(tmp_path / "neurons.parquet", index=False)
     assert Dissection.load(tmp_path).neurons["similarity"].iloc[0] == -labels.neurons["similarity"].iloc[0]
-    assert "does not match the null.safetensors beside it: it was edited, or is damaged" in caplog.text
+    assert "does not match the null.safetensors next to it: it was edited, or is damaged" in caplog.text
 
 
 def test_csv_files_are_not_read_back(labels: Dissection, tmp_path: Path) -> None:
@@ -158,5 +158,5 @@ def test_csv_files_are_not_read_back(labels: Dissection, tmp_path: Path) -> None
         (tmp_path / name).write_text("something else\n")
     assert Dissection.load(tmp_path).fingerprint() == labels.fingerprint()
     (tmp_path / "neurons.parquet").unlink()
-    with pytest.raises(UserError, match="its CSV files are not read back"):
+    with pytest.raises(UserError, match="its CSV files cannot be loaded"):
         Dissection.load(tmp_path)

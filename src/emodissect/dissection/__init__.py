@@ -1,1 +1,1 @@
-"""Neuron labels, and whether they are right."""
+"""Labels neurons with concepts, and measures whether the labels are right."""

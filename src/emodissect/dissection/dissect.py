@@ -1,4 +1,4 @@
-"""Labels for the neurons of any network: record, score, compare."""
+"""Labels the neurons of any network: record activations, score concepts, compare."""
 
 from __future__ import annotations
 
@@ -57,36 +57,38 @@ def dissect(
     """Labels the neurons of a network's layers with concepts (CLIP-Dissect, Oikarinen & Weng 2023).
 
     Args:
-        network: any ``nn.Module`` or ``LightningModule``; its weights, modes and device are left as they were.
+        network: any ``nn.Module`` or ``LightningModule``; its weights, modes and device are unchanged.
         images: the probe set: a uint8 tensor (image, channel, height, width), a ``Dataset`` (images alone,
-            ``(image, label)`` or dicts; tensors or PIL images) or a ``DataLoader``. Floats in [0, 1] are raw too.
-        concepts: a list of words, ``{word: [classes]}``, or a file of words (.txt, .yaml, .json, .csv).
+            ``(image, label)`` or dicts; tensors or PIL images) or a ``DataLoader``. Floats in [0, 1] also count as raw.
+        concepts: a list of words, ``{word: [classes]}``, or a concept file (.txt, .yaml, .json, .csv).
         layers: a module path, a glob, a list of these, or ``all`` (every convolution and linear layer).
-        transform: raw image to network input, by batch, tensor or PIL image. None gives the network the images as they
-            are; uint8 images that it cannot take become values in [0, 1]. CLIP always sees the raw image.
-        clip: ``tiny`` (shipped; knows drawn faces only), a name of open_clip, or a weights file.
-        scorer: in place of a CLIP: an object with ``score``, or an (image, concept) array of scores.
+        transform: maps raw images to the network's input; may take a batch, a tensor or a PIL image. None passes the
+            images unchanged; uint8 images that the network cannot take are scaled to [0, 1]. CLIP always sees the raw
+            image.
+        clip: ``tiny`` (included; knows only drawn faces), an open_clip model name, or a weights file.
+        scorer: used in place of CLIP: an object with ``score``, or an (image, concept) array of scores.
         similarity: ``soft_wpmi``, ``wpmi``, ``rank_reorder``, ``cos_similarity``, ``cos_similarity_cubed``,
             ``pearson``, or an object.
         labels: one class index per image; None takes the data set's own. Without labels there is no neuron accuracy.
         class_names: in the order of the labels; None takes the data set's own (``classes``).
-        tau: a neuron is interpretable where its similarity is above it.
+        tau: a neuron is interpretable if its similarity is above tau.
         level: false discovery rate at which a label is significant.
-        null_draws: random image sets behind each p-value.
-        top_images: most activating images whose classes decide a neuron's accuracy.
-        pool: how positions become one number: ``avg``, ``max``, ``class_token`` or ``token_mean``.
+        null_draws: number of random image sets for the p-values.
+        top_images: number of most activating images used for a neuron's accuracy.
+        pool: how positions are pooled into one number: ``avg``, ``max``, ``class_token`` or ``token_mean``.
         channels_last: whether 4-D outputs are (image, height, width, neuron).
-        seed: of the random image sets.
-        batch_size: images in one forward pass.
+        seed: random seed of the random image sets.
+        batch_size: images per forward pass.
         device: where the network runs; None leaves it where it is.
-        cache_dir: where CLIP's embeddings are kept; None is the user's cache directory.
+        cache_dir: where CLIP's embeddings are cached; None is the user's cache directory.
         progress: show progress bars.
 
     Returns:
-        The labels; ``neurons`` and ``layers`` are pandas tables, and ``dissection["fc1"]`` is one layer's.
+        The labels; ``neurons`` and ``layers`` are pandas tables, and ``dissection["fc1"]`` is the table of one layer.
 
     Raises:
-        UserError: an unknown layer, word, CLIP or similarity, images the network cannot take, before any long work.
+        UserError: an unknown layer, CLIP or similarity, invalid concepts, or images that the network cannot take;
+            raised before any long computation.
 
     Example:
         >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
@@ -126,11 +128,11 @@ def dissect(
 
 
 class Labeller:
-    """Everything that labels need beside the network: words, scores, similarity, chance and thresholds.
+    """Labels recorded activations: holds the concepts, scorer, similarity, null and thresholds.
 
     Args:
         concepts, clip, scorer, similarity, tau, level, cache_dir, progress: as in :func:`dissect`.
-        labelling: how labels are compared with chance and with classes.
+        labelling: parameters of the null and of neuron accuracy.
     """
 
     def __init__(
@@ -153,16 +155,16 @@ class Labeller:
         self.cache = Cache(cache_dir or user_cache_dir())
 
     def known(self, class_names: Sequence[str]) -> ConceptSet:
-        """The concepts without classes that the images lack; without any classes where these are not known."""
+        """The concepts, with only those classes that the data set has; without classes where it has no class names."""
         if not class_names:
             return ConceptSet(self.concepts.names, {}, self.concepts.origin)
         return self.concepts.of_data(class_names)
 
     def shown(self, images: ImageSet) -> ImageSet:
-        """The images as uint8, which CLIP and figures need; as they are where scores are given and they are not raw.
+        """The images as uint8, which CLIP and figures need; unchanged if they are not raw and scores are given.
 
         Raises:
-            UserError: normalised images, and a scorer that looks at them.
+            UserError: the images are normalised, and the scorer needs raw ones.
         """
         if not isinstance(images.images, Tensor) or images.images.dtype == torch.uint8:
             return images
@@ -174,19 +176,19 @@ class Labeller:
             raise
 
     def check(self, images: ImageSet, class_names: Sequence[str]) -> None:
-        """Raises UserError for whatever would fail after the recording."""
+        """Raises UserError, before the recording, for anything that would fail after it."""
         self.labelling.check(len(images))
         if class_names and images.labelled and int(images.labels.max()) >= len(class_names):
             raise UserError(
-                f"class_names has {len(class_names)} names ({', '.join(class_names)}), and labels go up to "
-                f"{int(images.labels.max())}. Name one class per label, in the order of the labels."
+                f"class_names has {len(class_names)} names ({', '.join(class_names)}), but labels go up to "
+                f"{int(images.labels.max())}. Give one name per label, in the order of the labels."
             )
         self.scorer.check(images, self.known(class_names), class_names)
 
     def collector(
         self, layers: Sequence[str], pool: str = "avg", channels_last: ChannelsLast = "auto", **further: Any
     ) -> ActivationCollector:
-        """Keeps of these layers what the similarity and the labels read."""
+        """A collector that keeps what the similarity and the labels need from these layers."""
         return ActivationCollector(
             layers,
             pool=pool,
@@ -209,30 +211,30 @@ class Labeller:
 
 
 class GivenScores:
-    """A scorer of scores that are given: row i is of the i-th image of the probe set.
+    """A scorer that returns given scores.
 
     Args:
-        values: (image, concept), in the order of the images and of the concepts.
+        values: shape (image, concept), in the order of the probe images and of the concepts.
     """
 
     def __init__(self, values: Any) -> None:
         self.values: Float[Tensor, "image concept"] = torch.as_tensor(values, dtype=torch.float32)
 
     def check(self, images: ImageSet, concepts: ConceptSet, class_names: Sequence[str]) -> None:
-        """Raises UserError for scores of another shape, or not finite."""
+        """Raises UserError if the scores have the wrong shape or are not finite."""
         wanted = (len(images), len(concepts))
         if tuple(self.values.shape) != wanted or not bool(self.values.isfinite().all()):
             raise UserError(
-                f"scorer= is an array of shape {tuple(self.values.shape)}; finite scores of shape (image, concept) = "
-                f"{wanted} are needed."
+                f"scorer= is an array of shape {tuple(self.values.shape)}; it must hold finite scores of shape "
+                f"(image, concept) = {wanted}."
             )
 
     def score(self, images: ImageSet, concepts: ConceptSet, class_names: Sequence[str], cache: Cache) -> ConceptScores:
-        """The scores with the images' ids."""
+        """The given scores with the images' ids."""
         return ConceptScores(images.ids, concepts.names, self.values, self.fingerprint())
 
     def fingerprint(self) -> dict[str, Any]:
-        """Nothing is cached that depends on these scores."""
+        """A constant, since nothing that depends on these scores is cached."""
         return {"scorer": "given"}
 
 
@@ -250,9 +252,9 @@ def concepts_of(concepts: Concepts) -> ConceptSet:
 
 
 def scorer_of(scorer: Any, clip: Any, progress: bool = True) -> Scorer:
-    """The scorer that was given, given scores as a scorer, or CLIP."""
+    """The given scorer, an array of scores wrapped as a scorer, or CLIP."""
     if scorer is None:
-        from emodissect.concepts import ClipScorer  # open_clip takes seconds to import
+        from emodissect.concepts import ClipScorer  # imported here because open_clip takes seconds to import
 
         return ClipScorer(clip_named(clip), progress=progress)
     return scorer if hasattr(scorer, "score") else GivenScores(scorer)
@@ -268,11 +270,11 @@ def record_layers(
     context: Any = None,
     root: nn.Module | None = None,
 ) -> dict[str, LayerActivations]:
-    """The collector's layers on all images, in evaluation mode without gradients; modes and random state are put back.
+    """Records the collector's layers on all images, in eval mode without gradients; restores modes and random state.
 
     Args:
-        context: a context manager to run in, e.g. a trainer's autocast.
-        root: the part of the network that the collector's paths start from; None is the network.
+        context: a context manager for the forward passes, e.g. a trainer's autocast.
+        root: the submodule that the collector's paths are relative to; None is the network.
     """
     devices = {parameter.device for parameter in network.parameters() if parameter.device.type == "cuda"}
     recorded = collector.on(network if root is None else root)

@@ -1,4 +1,4 @@
-"""What a neuron responds to, as a weighted sum of concepts that predicts its activation."""
+"""Explains neurons by weighted sums of concepts that predict their activations."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from emodissect.dissection.quality.metrics import pearson
 from emodissect.similarity import Similarity, constant_neurons
 
 NONE = -1
-"""In ``Explanation.concepts``: no further concept."""
+"""Padding in ``Explanation.concepts``: no concept."""
 
-_NEURONS = 64  # whose residuals are held at a time
-_RIDGE = 1e-6  # of standardised scores: concepts that are copies of each other share their weight
-WIDTH = 1.959964  # standard errors on either side: 95 %
+_NEURONS = 64  # neurons per block, which limits the memory for residuals
+_RIDGE = 1e-6  # for standardised scores, so that identical concepts share their weight
+WIDTH = 1.959964  # half-width of a 95 % interval, in standard errors
 
 
 class Part(NamedTuple):
-    """Some of the images: activations and concept scores, their rows in the same order."""
+    """Activations and concept scores of a subset of the images, rows in the same order."""
 
     activations: Float[Tensor, "image neuron"]
     scores: Float[Tensor, "image concept"]
@@ -37,14 +37,14 @@ class Explanation:
     """A weighted sum of concepts for each neuron of a layer.
 
     The simulated activation of an image is ``sum_k weight_k (score_k - mean_k) / spread_k`` over the neuron's concepts,
-    in standard deviations of the neuron: a weight is how many of them the activation rises where the concept's score
-    rises by one of its own.
+    in standard deviations of the neuron: a weight is the rise of the activation, in its standard deviations, when the
+    concept's score rises by one of its own.
 
     Attributes:
-        concepts: of each neuron, the heaviest first; :data:`NONE` where it has fewer.
-        weights: of these, 0 where there is none.
+        concepts: the concepts of each neuron, largest absolute weight first; padded with :data:`NONE`.
+        weights: their weights, 0 for padding.
         low, high: 95 % interval of each weight, NaN where weights are not fitted.
-        mean, spread: what scores are standardised with; a score that never varied has a spread of 1.
+        mean, spread: mean and standard deviation that standardise the scores; the spread of a constant score is 1.
     """
 
     concepts: Int64[Tensor, "neuron term"]
@@ -61,42 +61,42 @@ class Explanation:
         weights: Float[Tensor, "neuron term"],
         scores: Float[Tensor, "image concept"],
     ) -> Explanation:
-        """From weights without intervals; ``scores``: of the labelling images, which standardise scores."""
+        """An explanation without intervals; scores are standardised by ``scores``, those of the labelling images."""
         unknown = torch.full_like(weights, torch.nan)
         return cls(concepts, weights, unknown, unknown, *_moments(scores))
 
     def matrix(self) -> Float[Tensor, "neuron concept"]:
-        """The weight of every concept, 0 for those that are not in a neuron's sum."""
-        dense = torch.zeros(len(self.concepts), len(self.mean) + 1)  # the last column takes what is padded
+        """Dense weights of all concepts, 0 for those that are not in a neuron's sum."""
+        dense = torch.zeros(len(self.concepts), len(self.mean) + 1)  # the last column receives the padding
         return dense.scatter_(1, self.concepts % dense.shape[1], self.weights.float())[:, :-1]
 
     def simulate(self, scores: Float[Tensor, "image concept"]) -> Float[Tensor, "image neuron"]:
-        """The activations that the explanation predicts for images with these scores; 0 without any concept."""
+        """Predicted activations of images with these scores; 0 for neurons without a concept."""
         return ((scores - self.mean) / self.spread).float() @ self.matrix().t()
 
     def change(self, scores: Float[Tensor, "change concept"]) -> Float[Tensor, "change neuron"]:
-        """The change of activation that the explanation predicts for a change of the scores."""
+        """Predicted change in activation for a change in the scores."""
         return (scores / self.spread).float() @ self.matrix().t()
 
     def correlation(self, held_out: Part) -> Float[Tensor, " neuron"]:
-        """Pearson of the simulated with the true activations of images that fitted nothing; 0 without any concept."""
+        """Pearson correlation of simulated and true activations on held-out images; 0 for neurons without a concept."""
         return pearson(held_out.activations, self.simulate(held_out.scores))
 
     def of(self, neurons: Bool[Tensor, " neuron"]) -> Explanation:
-        """The explanation of some of the neurons."""
+        """The explanation of a subset of the neurons."""
         concepts, weights, low, high = (x[neurons] for x in (self.concepts, self.weights, self.low, self.high))
         return Explanation(concepts, weights, low, high, self.mean, self.spread)
 
     def words(self, names: Sequence[str]) -> list[str]:
-        """Each neuron's sum as a text, e.g. ``0.61 Smile − 0.20 Frown``; of a lone concept just its name or −name."""
+        """Each neuron's sum as text, e.g. ``0.61 Smile − 0.20 Frown``; for a single concept just its name or −name."""
         return [_text(row, own, names) for row, own in zip(self.concepts.tolist(), self.weights.tolist(), strict=True)]
 
 
 class Explainer(Protocol):
-    """A way to explain neurons: what ``explanation=...`` names."""
+    """The interface of a method that explains neurons, chosen by ``explanation=...``."""
 
     def __call__(self, proposing: Part, deciding: Part) -> Explanation:
-        """Explains every neuron from two parts of the images: what one proposes, the other may decide on."""
+        """Explains every neuron from two subsets of the images: one proposes concepts, the other may select them."""
 
 
 def linear_explanation(
@@ -110,23 +110,23 @@ def linear_explanation(
     """A sparse signed sum of concepts for each neuron.
 
     1. Lasso on the standardised scores and activations of ``proposing`` (scikit-learn's coordinate descent on the Gram
-       matrix), at ``penalty`` times the smallest penalty that silences every concept. The ``candidates`` heaviest
-       concepts are proposed.
-    2. From the heaviest on, a concept joins where it adds at least ``least_gain`` to the correlation of simulated and
-       true activations of ``deciding``, the weights of all being least squares on ``proposing``. A neuron that no
-       concept predicts so well has none.
-    3. The weights are least squares on both parts. Their intervals are those of a misspecified linear model (White
-       1980), so they hold for "either of two" as well; they do not account for the choice of concepts.
+       matrix), at ``penalty`` times the smallest penalty that sets every weight to 0. The ``candidates`` concepts with
+       the largest absolute weights are proposed.
+    2. In that order, a concept is added if it raises the correlation of simulated and true activations on ``deciding``
+       by at least ``least_gain``, with least-squares weights from ``proposing``. A neuron for which no concept does so
+       has none.
+    3. The final weights are least squares on both parts. Their intervals are robust to a misspecified model (White
+       1980), e.g. a neuron that responds to either of two concepts; they do not account for the choice of concepts.
 
     After Oikarinen & Weng, *Linear Explanations for Individual Neurons* (ICML 2024), who propose with GLM-SAGA.
 
     Memory: two concept x concept and two concept x neuron matrices, and a copy of the scores.
 
     Args:
-        penalty: share in (0, 1) of the smallest penalty without concepts; smaller proposes more.
+        penalty: fraction in (0, 1) of the smallest penalty that sets every weight to 0; smaller proposes more concepts.
 
     Raises:
-        UserError: parts of different neurons or concepts, or an impossible parameter.
+        UserError: the parts differ in neurons or concepts, or a parameter is out of range.
 
     >>> scores = torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
     >>> activations = (scores[:, [1]] - 0.5 * scores[:, [3]]).float()
@@ -153,7 +153,7 @@ def linear_explanation(
 
 @dataclass(frozen=True)
 class LabelExplainer:
-    """``explanation=label``: the concept most similar to each neuron, with weight 1; none where it never varies."""
+    """``explanation=label``: the concept most similar to each neuron, with weight 1; none for constant neurons."""
 
     similarity: Similarity
 
@@ -166,7 +166,7 @@ class LabelExplainer:
 
 @dataclass(frozen=True)
 class BestConceptExplainer:
-    """``explanation=best_concept``: that of largest absolute correlation with each neuron, which is its weight."""
+    """``explanation=best_concept``: the concept with the largest absolute correlation, which is also its weight."""
 
     def __call__(self, proposing: Part, deciding: Part) -> Explanation:
         part = _both(proposing, deciding)
@@ -178,7 +178,7 @@ class BestConceptExplainer:
 
 @dataclass(frozen=True)
 class ConstantExplainer:
-    """``explanation=constant``: that of highest mean correlation for every neuron, what any method must beat."""
+    """``explanation=constant``: a baseline, the concept with the highest mean correlation for every neuron."""
 
     def __call__(self, proposing: Part, deciding: Part) -> Explanation:
         part = _both(proposing, deciding)
@@ -205,7 +205,7 @@ class LinearExplainer:
 
 
 class _Products(NamedTuple):
-    """Means of products of standardised columns, in float32, and the number of images."""
+    """Gram and cross-product matrices of standardised columns (float32, divided by N), and the number of images N."""
 
     gram: Float[Tensor, "concept concept"]
     cross: Float[Tensor, "concept neuron"]
@@ -213,7 +213,7 @@ class _Products(NamedTuple):
 
     @classmethod
     def of(cls, part: Part, mean: Tensor, spread: Tensor) -> _Products:
-        """Scores standardised with given moments and then centred; activations with their own, constant ones 0."""
+        """Products of scores, standardised with the given moments and centred, and of standardised activations."""
         z = ((part.scores - mean) / spread).float()
         z -= z.mean(0)
         images = len(z)
@@ -222,13 +222,13 @@ class _Products(NamedTuple):
 
 
 def _candidates(products: _Products, penalty: float, most: int) -> Int64[Tensor, "neuron candidate"]:
-    """The concepts of largest lasso weight of each neuron, the heaviest first; ties, and zeros, by their number."""
-    from sklearn.linear_model import lasso_path  # most of a second, which only this waits for
+    """The concepts with the largest absolute lasso weights of each neuron, in descending order; ties by index."""
+    from sklearn.linear_model import lasso_path  # imported here because it takes most of a second
 
     gram, cross, images = products
     concepts, neurons = cross.shape
     most = min(most, concepts)
-    # scikit-learn's unit is the sum over images; the data behind the products are read for their shape alone
+    # scikit-learn expects sums over images; given the Gram matrix, it only uses the shape of the data
     dense = np.ascontiguousarray(gram.double().numpy()) * images
     shape, target = np.broadcast_to(np.zeros(1), (images, concepts)), np.zeros(images)
     target[0] = images**0.5  # a standardised activation's norm, which scikit-learn's tolerance is relative to
@@ -243,7 +243,7 @@ def _candidates(products: _Products, penalty: float, most: int) -> Int64[Tensor,
         )
         return torch.from_numpy(weights[:, 0]).abs().argsort(descending=True, stable=True)[:most]
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # coordinate descent releases the interpreter
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # coordinate descent releases the GIL
         return torch.stack(list(threads.map(heaviest, range(neurons))))
 
 
@@ -253,7 +253,7 @@ def _greedy(
     most: int,
     least_gain: float,
 ) -> Tensor:
-    """Which candidates join, tried in their order: fitted on the first products, scored on the second."""
+    """Greedy forward selection of candidates, in their order: fitted on the first products, scored on the second."""
     neurons, candidates = cross[0].shape
     chosen = torch.zeros(neurons, candidates, dtype=torch.bool)
     reached = torch.zeros(neurons)
@@ -269,7 +269,7 @@ def _greedy(
 
 
 def _least_squares(gram: Tensor, cross: Tensor, chosen: Tensor) -> Float[Tensor, "neuron candidate"]:
-    """Weights of the chosen candidates, 0 of the others."""
+    """Least-squares weights of the chosen candidates, 0 for the others."""
     inside = chosen[:, :, None] & chosen[:, None, :]
     eye = torch.eye(gram.shape[1])
     system = torch.where(inside, gram, 0.0) + torch.where(chosen, _RIDGE, 1.0)[:, None, :] * eye
@@ -279,11 +279,11 @@ def _least_squares(gram: Tensor, cross: Tensor, chosen: Tensor) -> Float[Tensor,
 def _fitted(
     part: Part, mean: Tensor, spread: Tensor, concepts: Int64[Tensor, "neuron term"]
 ) -> tuple[Float[Tensor, "neuron term"], Float[Tensor, "neuron term"]]:
-    """Least squares weights and their standard errors; 0 and NaN where there is no concept.
+    """Least-squares weights and their standard errors; 0 and NaN where there is no concept.
 
-    With z the standardised scores, a the standardised activation, w = (z'z)^-1 z'a and e = a - z w, image i moves
-    weight k by ((z'z / N)^-1 z_i)_k e_i + w_k (z_ik² - a_i²) / 2, the second part because the standard deviations that
-    z and a are standardised with are those of the same images. The variance is the mean square of that over N.
+    With z the standardised scores, a the standardised activation, w = (z'z)^-1 z'a and e = a - z w, the influence of
+    image i on weight k is ((z'z / N)^-1 z_i)_k e_i + w_k (z_ik² - a_i²) / 2; the second term accounts for standardising
+    z and a on the same images. The variance is the mean square of the influence, divided by N.
     """
     images = len(part.scores)
     weights, errors = [], []
@@ -337,9 +337,9 @@ def _check_parameters(max_concepts: int, least_gain: float, penalty: float, cand
     if max_concepts < 1 or candidates < 1:
         raise UserError(f"max_concepts={max_concepts}, candidates={candidates}: both must be integers >= 1.")
     if not 0 < penalty < 1:
-        raise UserError(f"penalty={penalty}: must be between 0 and 1; 0.1 is usual.")
+        raise UserError(f"penalty={penalty} must be between 0 and 1, e.g. 0.1.")
     if not 0 <= least_gain < 1:
-        raise UserError(f"least_gain={least_gain}: a gain of correlation, at least 0 and below 1; 0.02 is usual.")
+        raise UserError(f"least_gain={least_gain} must be a gain in correlation in [0, 1), e.g. 0.02.")
 
 
 def _check_parts(proposing: Part, deciding: Part) -> None:
@@ -347,6 +347,6 @@ def _check_parts(proposing: Part, deciding: Part) -> None:
     rows = [(len(part.activations), len(part.scores)) for part in (proposing, deciding)]
     if shapes[0] != shapes[1] or any(a != s or a < 3 for a, s in rows):
         raise UserError(
-            f"Parts of {rows[0]} and {rows[1]} images (activations, scores) with {shapes[0]} and {shapes[1]} (neurons, "
-            "concepts): both need the same neurons and concepts, and at least 3 images with a row in each."
+            f"The parts have {rows[0]} and {rows[1]} rows (activations, scores), {shapes[0]} and {shapes[1]} columns "
+            "(neurons, concepts). Both need the same columns, and at least 3 images with a row in each matrix."
         )

@@ -1,4 +1,4 @@
-"""The words that cannot be excluded: how far a label depends on which images happened to be in the probe set."""
+"""Confidence sets of labels: the concepts that remain plausible when the probe images are resampled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from emodissect.core.statistics import wilson
 from emodissect.similarity import Similarity, constant_neurons
 
 LEVELS = (0.5, 0.8, 0.95)
-"""At which coverage is reported."""
+"""Levels at which coverage is reported."""
 
 
 def label_shares(
@@ -27,14 +27,14 @@ def label_shares(
     seed: int = 0,
     progress: str = "",
 ) -> Float[Tensor, "neuron concept"]:
-    """The share of resamples in which each concept is a neuron's label; 0 of a neuron that never varies.
+    """The share of resamples in which each concept is a neuron's label; 0 for constant neurons.
 
     A resample draws as many images as there are, with replacement (Efron's bootstrap), the same for all neurons of the
-    layer. It knows what other images could have changed; it does not know what the scores get wrong of every image.
+    layer. This captures variation over images, but no systematic errors of the scores.
 
     Args:
         activations, scores: of the probe images, rows in the same order.
-        resamples: each takes as long as one labelling.
+        resamples: number of resamples; each takes as long as one labelling.
 
     >>> from emodissect.similarity import Pearson
     >>> scores = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
@@ -42,7 +42,7 @@ def label_shares(
     [[0.0, 1.0, 0.0]]
     """
     if resamples < 1:
-        raise UserError(f"resamples={resamples}: must be an integer >= 1; 200 is usual.")
+        raise UserError(f"resamples={resamples} must be an integer >= 1, e.g. 200.")
     generator = np.random.default_rng(seed)
     images, neurons = activations.shape
     counts = torch.zeros(neurons, scores.shape[1])
@@ -55,22 +55,24 @@ def label_shares(
 
 
 def label_sets(shares: Float[Tensor, "neuron concept"], level: float = 0.95) -> Bool[Tensor, "neuron concept"]:
-    """The smallest set of each neuron that holds its label in at least ``level`` of the resamples; ties by column.
+    """The smallest set of concepts that contains a neuron's label in at least ``level`` of the resamples.
+
+    Ties go to the lower column.
 
     >>> label_sets(torch.tensor([[0.1, 0.6, 0.3], [0.0, 0.96, 0.04]])).tolist()
     [[True, True, True], [False, True, False]]
     """
     if not 0 < level <= 1:
-        raise UserError(f"level={level}: must be above 0 and at most 1; 0.95 is usual.")
+        raise UserError(f"level={level} must be in (0, 1], e.g. 0.95.")
     order = shares.argsort(dim=1, descending=True, stable=True)
     ranked = shares.gather(1, order).double()
     before = ranked.cumsum(1) - ranked
-    kept = (before < level - 1e-6) & (ranked > 0)  # shares are counts over resamples: sums that tie must stay ties
+    kept = (before < level - 1e-6) & (ranked > 0)  # tolerance for rounding in sums of shares
     return torch.zeros_like(kept).scatter_(1, order, kept)
 
 
 def set_words(shares: Float[Tensor, "neuron concept"], names: Sequence[str], level: float = 0.95) -> list[str]:
-    """Each neuron's set in words, the most frequent first, e.g. ``Smile, Twinkling or Crinkled Eyes``."""
+    """Each neuron's set as text, the most frequent concept first, e.g. ``Smile, Twinkling or Crinkled Eyes``."""
     sets = label_sets(shares, level)
     order = shares.argsort(dim=1, descending=True, stable=True)
     return [", ".join(names[c] for c in row.tolist() if held[c]) for row, held in zip(order, sets, strict=True)]
@@ -81,11 +83,11 @@ def coverage_table(
     truth: Bool[Tensor, "neuron concept"],
     kinds: Sequence[str],
 ) -> pd.DataFrame:
-    """How often a set holds a true concept, on neurons whose truth is known.
+    """How often a set contains a true concept, for neurons with ground truth.
 
     Returns:
-        One row a kind and level: kind, level, neurons, covered (share whose set holds a true concept) with its Wilson
-        interval (low, high), size (mean number of concepts in the set). Kinds without a truth have no row.
+        One row per kind and level: kind, level, neurons, covered (share whose set contains a true concept) with its
+        Wilson interval (low, high), size (mean number of concepts in the set). Kinds without ground truth have no row.
     """
     rows = []
     for kind in dict.fromkeys(kinds):

@@ -1,4 +1,4 @@
-"""What a table of neuron labels must hold, checked whenever one is read from a file."""
+"""Validates tables of neuron labels that are read from files."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ Rows = Sequence[int] | np.ndarray
 
 
 def checked_labels(neurons: pd.DataFrame, where: str | Path) -> pd.DataFrame:
-    """The table with plain column types; columns that older versions did not write are filled with "unknown".
+    """The validated table with plain column types; columns that older versions did not write are filled as unknown.
 
-    Each layer's neurons must be numbered from 0, each once; numbers must be finite (unknown: NaN), shares within
-    [0, 1], lists of one length; a living neuron has a concept and a similarity.
+    Each layer's neurons must be numbered from 0 without gaps or duplicates; numbers must be finite (unknown: NaN),
+    shares within [0, 1], paired lists of equal length; a living neuron has a concept and a similarity.
 
     Args:
         neurons: one row per neuron. Untrusted.
 
     Raises:
-        UserError: what does not hold, with the row, the column and the value.
+        UserError: the first violation, with its row, column and value.
 
     Example:
         >>> table = pd.DataFrame({"layer": "fc", "neuron": [0, 0], "concept": ["a", "b"], "similarity": [1.0, 2.0],
         ...     "top_ids": [[3], [4]]})
         >>> checked_labels(table, "neurons.parquet")
         Traceback (most recent call last):
-        emodissect.core.errors.UserError: The labels in neurons.parquet are damaged: neuron 0 of layer 'fc' is there \
+        emodissect.core.errors.UserError: The labels in neurons.parquet are damaged: neuron 0 of layer 'fc' occurs \
 twice. Copy them again, or dissect again (labels_dir=null).
     """
     fault = _Fault(where)
     if missing := [name for name in NEEDED if name not in neurons]:
         raise UserError(
-            f"The labels in {where} lack the columns {', '.join(missing)}; they hold "
-            f"{', '.join(map(str, neurons.columns[:20])) or 'nothing'}. Only neurons.parquet of a dissect.py or "
-            "edit.py run is read back (its CSV files are not). Dissect again with labels_dir=null."
+            f"The labels in {where} lack the columns {', '.join(missing)}; they have "
+            f"{', '.join(map(str, neurons.columns[:20])) or 'none'}. Only neurons.parquet of a dissect.py or "
+            "edit.py run can be loaded (not its CSV files). Dissect again with labels_dir=null."
         )
     if neurons.empty:
-        raise fault("they hold no neuron")
+        raise fault("they contain no neurons")
     table = neurons.reset_index(drop=True).copy()
     _texts(table, fault)
     _neuron_numbers(table, fault)
@@ -62,7 +62,7 @@ twice. Copy them again, or dissect again (labels_dir=null).
     for name in NUMBERS:
         table[name] = _numbers(table, name, fault) if name in table else np.nan
     _dead(table, fault)
-    if len({*_PAIRS[1]} & {*table}) == 1:  # names without similarities say nothing
+    if len({*_PAIRS[1]} & {*table}) == 1:  # names and similarities are useless without each other
         table = table.drop(columns=list(_PAIRS[1]), errors="ignore")
     for name in LISTS:
         _lists(table, name, fault)
@@ -71,32 +71,33 @@ twice. Copy them again, or dissect again (labels_dir=null).
         fault.at(table, first != second, lambda row, pair=pair: f"{' and '.join(pair)} differ in length")  # type: ignore[misc]
     if absent:
         log.warning(
-            "The labels in %s lack %s, which this version writes: shown as unknown. labels_dir=null dissects again.",
+            "The labels in %s lack %s, which older versions did not write: shown as unknown. To compute them, dissect "
+            "again with labels_dir=null.",
             *(where, ", ".join(absent)),
         )
     return table[[*(name for name in _ORDER if name in table), *(n for n in table if n not in _ORDER)]]
 
 
 def require_concepts(neurons: pd.DataFrame, names: Collection[str], origin: str, where: str | Path) -> None:
-    """Raises UserError for a label or a runner-up that is none of a concept set's names."""
+    """Raises UserError for a label or a runner-up that is not in the concept set."""
     used = {*neurons["concept"], *(name for row in neurons["runners_up"] for name in row)} - {""}
     strange = sorted(used - set(names))
     if strange:
         raise UserError(
-            f"labels_dir={where} has {len(strange):,} concepts that {origin} does not hold, the first '{strange[0]}'. "
-            f"{nearest(strange[0], names)} Give the concepts that the labels were found with (concepts=...), or "
+            f"labels_dir={where} has {len(strange):,} concepts that {origin} does not contain, e.g. '{strange[0]}'. "
+            f"{nearest(strange[0], names)} Set concepts=... to the concepts that the labels were computed with, or "
             "labels_dir=null to dissect now."
         )
 
 
 def checked_null(null: Mapping[str, np.ndarray], layers: Collection[str], where: str | Path) -> None:
-    """Raises UserError where a null's draws are of other layers than the labels, or no finite numbers."""
+    """Raises UserError if a null has draws for layers without labels, or draws that are not finite numbers."""
     fault = _Fault(where)
     if other := [name for name in null if name not in layers]:
-        raise fault(f"it holds draws of the layer '{other[0]}', which the labels do not have: it is another run's file")
+        raise fault(f"it has draws for layer '{other[0]}', which has no labels, so it belongs to another run")
     for name, draws in null.items():
         if draws.ndim != 1 or draws.dtype.kind != "f" or not np.isfinite(draws).all():
-            raise fault(f"the draws of layer '{name}' are not a list of finite numbers")
+            raise fault(f"the draws for layer '{name}' are not a list of finite numbers")
 
 
 _ORDER = (
@@ -116,7 +117,7 @@ class _Fault:
         )
 
     def at(self, table: pd.DataFrame, wrong: Any, what: Callable[[int], str]) -> None:
-        """Raises for the first row that is wrong."""
+        """Raises for the first row where `wrong` is true."""
         wrong = np.asarray(wrong, dtype=bool)
         if wrong.any():
             row = int(wrong.argmax())
@@ -127,28 +128,28 @@ def _texts(table: pd.DataFrame, fault: _Fault) -> None:
     for name in ("layer", "concept"):
         values = table[name].astype(object).where(table[name].notna(), "")
         if other := [value for value in values if not isinstance(value, str)]:
-            raise fault(f"the column {name} holds {other[0]!r:.60}, not a name")
+            raise fault(f"the column {name} contains {other[0]!r:.60}, not a name")
         cleaned = [clean_name(value) for value in values] if name == "concept" else list(values)
         if cleaned != list(table[name]):
             table[name] = cleaned
     if (table["layer"] == "").any():
-        raise fault("a row names no layer")
+        raise fault("a row has no layer name")
 
 
 def _neuron_numbers(table: pd.DataFrame, fault: _Fault) -> None:
     numbers = pd.to_numeric(table["neuron"], errors="coerce").to_numpy(dtype=np.float64)
     fault.at(
         table, ~(np.isfinite(numbers) & (numbers == np.floor(numbers)) & (numbers >= 0) & (numbers < 2**31)),
-        lambda row: f"{table['neuron'].iloc[row]!r:.40} is not the number of a neuron",
+        lambda row: f"{table['neuron'].iloc[row]!r:.40} is not a neuron number",
     )  # fmt: skip
     table["neuron"] = numbers.astype(np.int64)
     for layer, rows in table.groupby("layer", sort=False)["neuron"]:
         counts = rows.value_counts()
         if (counts > 1).any():
-            raise fault(f"neuron {counts[counts > 1].index.min()} of layer '{layer}' is there twice")
+            raise fault(f"neuron {counts[counts > 1].index.min()} of layer '{layer}' occurs twice")
         if rows.max() >= len(rows):
             gap = next(number for number in range(len(rows) + 1) if number not in counts.index)
-            raise fault(f"neuron {gap} of layer '{layer}' is missing, and there is one of number {rows.max()}")
+            raise fault(f"neuron {gap} of layer '{layer}' is missing, but numbers go up to {rows.max()}")
 
 
 def _numbers(table: pd.DataFrame, name: str, fault: _Fault) -> np.ndarray:
@@ -168,7 +169,7 @@ def _dead(table: pd.DataFrame, fault: _Fault) -> None:
     if "dead" not in table:
         table["dead"] = unknown
     elif not table["dead"].isin([True, False]).all():
-        raise fault("the column dead holds values other than true and false")
+        raise fault("the column dead contains values other than true and false")
     table["dead"] = table["dead"].astype(bool)
     named = table["concept"] != ""
     fault.at(table, ~table["dead"] & (unknown | ~named), lambda row: "a living neuron has no concept or no similarity")
@@ -194,10 +195,10 @@ def _lists(table: pd.DataFrame, name: str, fault: _Fault) -> None:
         good = np.isfinite(numbers) & whole if name == "top_ids" else np.isfinite(numbers) | unknown
     wrong = np.zeros(len(lists), dtype=bool)
     wrong[row_of[~good]] = True
-    fault.at(table, wrong, lambda row: f"{name} holds values other than {_what(name)}")
+    fault.at(table, wrong, lambda row: f"{name} contains values other than {_what(name)}")
     if name == "top_ids":
         twice = np.array([len(set(row)) < len(row) for row in lists])
-        fault.at(table, twice, lambda row: "top_ids names an image twice")
+        fault.at(table, twice, lambda row: "top_ids contains an image twice")
     convert: Callable[[Any], Any] = int if name == "top_ids" else clean_name if name in NAME_LISTS else _number
     table[name] = [[convert(value) for value in row] for row in lists]
 

@@ -1,4 +1,4 @@
-"""From activations and concept scores to neuron labels, the layer table and concept shares."""
+"""Computes neuron labels, the layer table and concept shares from activations and concept scores."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ log = logging.getLogger(__name__)
 RUNNERS_UP = 4
 NO_CONCEPT = ""
 REFERENCE_LEVEL = 0.05
-"""The false discovery rate that the null's draws are made for; other levels only read their p-values."""
+"""The false discovery rate that determines the number of null draws; other levels use the same p-values."""
 THRESHOLDED = ("interpretable", "significant")
-_CHEAP = 2**23  # (draw, concept) pairs that are scored in seconds
+_CHEAP = 2**23  # number of (draw, concept) pairs that takes only seconds to score
 
 
 @dataclass(frozen=True)
 class Labelling:
-    """How labels are compared with chance and with classes.
+    """Parameters of the null and of neuron accuracy.
 
     Attributes:
-        draws: random image sets behind each p-value; more where a wide layer needs them, see ``draws_to_pass``.
-        top_images: images whose classes decide a neuron's accuracy.
-        seed: of the random image sets.
+        draws: number of random image sets for the p-values; wide layers may use more, see ``draws_to_pass``.
+        top_images: number of most activating images used for a neuron's accuracy.
+        seed: random seed of the random image sets.
     """
 
     draws: int = 1000
@@ -54,25 +54,25 @@ class Labelling:
     seed: int = 0
 
     def check(self, images: int) -> None:
-        """Raises UserError where so few images cannot be ranked."""
+        """Raises UserError if there are fewer than two images, or fewer than ``top_images``."""
         if images < max(2, self.top_images):
             raise UserError(
-                f"top_images={self.top_images} are ranked among the probe images, of which there "
-                f"{'is' if images == 1 else 'are'} {images}. Give more images, or top_images={max(1, images)} or fewer "
-                "(probe.limit, probe.top_images)."
+                f"top_images={self.top_images} are chosen from the probe images, but there "
+                f"{'is' if images == 1 else 'are'} only {images}. Give more images, or top_images={max(1, images)} or "
+                "fewer (probe.limit, probe.top_images)."
             )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dissection:
-    """The labels of a network's neurons, at thresholds that :meth:`at` changes without any recomputation.
+    """The labels of a network's neurons, at thresholds that :meth:`at` changes without recomputation.
 
     Attributes:
         neurons: one row per neuron of each layer.
-        layers: one row per layer, the published study's table with its null.
+        layers: one row per layer: the published study's table, with its null.
         shares: each concept's share of the correctly labelled neurons, by layer.
-        null: by layer, the best similarity of random image sets, Float["draw"] (pooled over neurons).
-        tau: a neuron is interpretable where its similarity is above it.
+        null: by layer, the highest similarity of random image sets, Float["draw"] (pooled over neurons).
+        tau: a neuron is interpretable if its similarity is above tau.
         level: false discovery rate at which a label is significant.
 
     Example:
@@ -103,10 +103,10 @@ class Dissection:
         tau: float = 0.0,
         level: float = REFERENCE_LEVEL,
     ) -> Dissection:
-        """The tables of all layers from the rows of their neurons.
+        """Builds the layer tables from the rows of the neurons.
 
         Args:
-            neurons: as in the class; columns ``interpretable`` and ``significant`` are computed.
+            neurons: as in the class; the columns ``interpretable`` and ``significant`` are computed.
             null: as in the class.
             tau, level: the thresholds.
         """
@@ -115,7 +115,7 @@ class Dissection:
 
     @classmethod
     def joined(cls, parts: Sequence[Dissection]) -> Dissection:
-        """Several layers' labels as one, at the first part's thresholds."""
+        """Joins the labels of several layers, at the first part's thresholds."""
         neurons = pd.concat([part.neurons for part in parts], ignore_index=True)
         null = {layer: draws for part in parts for layer, draws in part.null.items()}
         return cls.of_neurons(neurons, null, parts[0].tau, parts[0].level)
@@ -137,7 +137,7 @@ class Dissection:
         rows = self.neurons[self.neurons["layer"] == layer]
         if rows.empty:
             known = list(self.layers["layer"])
-            raise UserError(f"The labels hold no layer '{layer}'. {nearest(layer, known)}")
+            raise UserError(f"The labels have no layer '{layer}'. {nearest(layer, known)}")
         return rows.sort_values("neuron").reset_index(drop=True)
 
     def __repr__(self) -> str:
@@ -163,14 +163,14 @@ class Dissection:
         return "\n".join(lines)
 
     def fingerprint(self) -> str:
-        """SHA-256 of every neuron's row, whatever the thresholds."""
+        """SHA-256 of all neuron rows, independent of the thresholds."""
         rows = self.neurons.drop(columns=list(THRESHOLDED), errors="ignore")
         return hashlib.sha256(rows.to_json(orient="split", double_precision=15).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Writes neurons.parquet and .csv, layers.csv, shares.csv and null.safetensors, which holds the thresholds.
 
-        The CSV files are for people and spreadsheets; they are never read back.
+        The CSV files are for reading and for spreadsheets; they are never loaded.
         """
         folder.mkdir(parents=True, exist_ok=True)
         write_both(self.neurons, folder / "neurons.parquet")
@@ -182,17 +182,17 @@ class Dissection:
 
     @classmethod
     def load(cls, folder: str | Path, sealed: bool = False) -> Dissection:
-        """Reads what :meth:`save` wrote, from neurons.parquet and null.safetensors; never from a CSV file.
+        """The inverse of :meth:`save`: loads neurons.parquet and null.safetensors, never a CSV file.
 
-        Both are checked (:func:`emodissect.dissection.label_table.checked_labels`). Without null.safetensors, as a
-        table of one's own may be, shares by chance are unknown.
+        Both are validated (:func:`emodissect.dissection.label_table.checked_labels`). Without null.safetensors, e.g.
+        for a table from another source, shares by chance are unknown.
 
         Args:
-            folder: of a run, or a neurons.parquet.
-            sealed: the files' hashes have been compared, as those of a cache entry.
+            folder: a run folder, or the path of a neurons.parquet.
+            sealed: whether the files' hashes have already been verified, as for a cache entry.
 
         Raises:
-            UserError: the folder holds no labels, damaged ones, or a null.safetensors that is not theirs.
+            UserError: the folder has no labels, or damaged ones, or a null.safetensors that does not belong to them.
         """
         path = Path(folder)
         path = path.parent if path.name == "neurons.parquet" else path
@@ -201,9 +201,8 @@ class Dissection:
             neurons = read_parquet(table, sealed)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{folder} holds no neuron labels ({error}). Give the run folder of a dissect.py run, "
-                "which has neurons.parquet in it (its CSV files are not read back), or leave labels_dir=null to "
-                "dissect now."
+                f"{folder} contains no neuron labels ({error}). Give the folder of a dissect.py run, which contains "
+                "neurons.parquet (its CSV files cannot be loaded), or leave labels_dir=null to dissect now."
             ) from error
         neurons = checked_labels(neurons, table)
         null, about = _read_null(path / "null.safetensors")
@@ -211,12 +210,12 @@ class Dissection:
         tau, level = (float(about.get(name, known)) for name, known in (("tau", 0.0), ("level", REFERENCE_LEVEL)))
         found = cls.of_neurons(neurons, null, tau, level)
         if about.get("neurons", content := found.fingerprint()) != content:
-            log.warning("%s does not match the null.safetensors beside it: it was edited, or is damaged.", table)
+            log.warning("%s does not match the null.safetensors next to it: it was edited, or is damaged.", table)
         return found
 
 
 def _read_null(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The null's draws by layer, and what was written with them; none where there is no such file."""
+    """The null's draws by layer, and the file's metadata; both empty if there is no such file."""
     if not path.exists():
         return {}, {}
     try:
@@ -225,7 +224,7 @@ def _read_null(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             null = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
         about = {name: text for name, text in held.items() if name != "content"}
         if held.get("content", content := content_key({**about, "null": null})) != content:
-            raise ValueError("its content is not what was written")
+            raise ValueError("its content has changed since it was written")
         return null, about
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise UserError(
@@ -244,13 +243,13 @@ def with_thresholds(neurons: pd.DataFrame, tau: float, level: float) -> pd.DataF
 
 
 def require_living(dissection: Dissection) -> Dissection:
-    """Raises UserError where every neuron of every layer is dead, so that nothing can be said of the network."""
+    """Raises UserError if every neuron of every layer is dead."""
     neurons = dissection.neurons
     if len(neurons) and bool(neurons["dead"].all()):
         layers = ", ".join(map(str, dissection.layers["layer"]))
         raise UserError(
             f"All {len(neurons)} neurons of {layers} are dead: each has the same activation for every probe image. Are "
-            "the weights trained, and is the input what the network was trained on (size, channels, mean and std)?"
+            "the weights trained, and does the input match the training data (size, channels, mean and std)?"
         )
     return dissection
 
@@ -267,8 +266,8 @@ def label_neurons(
     """Labels every neuron of every layer.
 
     Args:
-        scores: of at least the same images, by id.
-        class_names: the classes in the order of ``probe.labels``; none where the images have no labels.
+        scores: concept scores of at least these images, matched by id.
+        class_names: the classes in the order of ``probe.labels``; empty if the images have no labels.
     """
     tables, nulls = [], {}
     for name, layer in activations.items():
@@ -286,7 +285,7 @@ def label_layer(
     class_names: Sequence[str],
     labelling: Labelling,
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """One row per neuron, and the layer's null of the best similarity.
+    """The label table of a layer, one row per neuron, and the null of the highest similarity.
 
     A dead neuron (the same activation for every image) has no concept and a similarity of NaN: it is neither
     interpretable nor significant, and takes no part in the false discovery rate.
@@ -350,9 +349,9 @@ def _p_values(
     layer: LayerActivations,
     labelling: Labelling,
 ) -> Float[Tensor, " neuron"]:
-    """p-values from the null, and from further draws where a wide layer's few clear neurons could not pass otherwise.
+    """p-values from the null, with additional draws if in a wide layer no neuron could be significant otherwise.
 
-    Where further draws are dear a warning says how many it would take.
+    Where additional draws would take too long, a warning says how many are needed.
     """
     draws, seed = len(null), labelling.seed
     p_value = permutation_p(best, null)
@@ -361,8 +360,8 @@ def _p_values(
         return p_value
     if measure.needs_values or needed * presence.shape[1] > _CHEAP:
         log.warning(
-            "Layer %s: some neurons lie beyond all %s draws of the null, too few to pass a false discovery rate of %g "
-            "among %s neurons: p-values are no finer than 1/%s. probe.null_draws=%d is fine enough.",
+            "Layer %s: some neurons exceed all %s draws of the null, but that is too few draws for a false discovery "
+            "rate of %g among %s neurons: the smallest p-value is 1/%s. Set probe.null_draws=%d.",
             *(layer.layer, f"{draws:,}", REFERENCE_LEVEL, f"{layer.neurons:,}", f"{draws + 1:,}", needed),
         )
         return p_value
@@ -390,10 +389,10 @@ def neuron_accuracy(
     concept: Int64[Tensor, " neuron"],
     class_mask: Bool[Tensor, "concept class"],
 ) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
-    """The share of a neuron's top images whose class is one of its label's classes, and that share by chance.
+    """The share of a neuron's top images whose class is one of its label's classes, and the same share by chance.
 
-    Chance is what images drawn at random from the probe set would give: the sum of the shares of the label's classes.
-    Both are NaN for a concept without classes.
+    Chance is the expected share for images drawn at random from the probe set: the sum of the class frequencies of the
+    label's classes. Both are NaN for a concept without classes.
     """
     accepted = class_mask[concept]  # neuron class
     if not (probe.labelled and class_mask.shape[1]):
@@ -403,14 +402,14 @@ def neuron_accuracy(
     hit = accepted.gather(1, labels.T)
     priors = torch.bincount(probe.labels, minlength=class_mask.shape[1]).float() / len(probe)
     chance = accepted.float() @ priors
-    stands_for_none = ~accepted.any(dim=1)
+    without_class = ~accepted.any(dim=1)
     accuracy = hit.float().mean(dim=1)
     nan = torch.tensor(float("nan"))
-    return torch.where(stands_for_none, nan, accuracy), torch.where(stands_for_none, nan, chance)
+    return torch.where(without_class, nan, accuracy), torch.where(without_class, nan, chance)
 
 
 def layer_table(neurons: pd.DataFrame, nulls: Mapping[str, np.ndarray], tau: float) -> pd.DataFrame:
-    """The study's table, one row a layer, with what chance would give beside it.
+    """The published study's table, one row per layer, with chance levels.
 
     ``proportion`` is the share of live neurons that are interpretable (similarity > tau), ``proportion_null`` the same
     share among random image sets, ``significant`` the number of neurons with q below the level.
@@ -443,8 +442,8 @@ def layer_table(neurons: pd.DataFrame, nulls: Mapping[str, np.ndarray], tau: flo
 def concept_shares(neurons: pd.DataFrame, correct_at: float = 0.5) -> pd.DataFrame:
     """Each concept's share of a layer's correctly labelled neurons.
 
-    A neuron counts as correctly labelled when at least ``correct_at`` of its top images are of a class that its label
-    stands for.
+    A neuron counts as correctly labelled if at least a share ``correct_at`` of its top images belong to one of its
+    label's classes.
     """
     correct = neurons[neurons["accuracy"] >= correct_at]
     counts = correct.groupby(["layer", "concept"], sort=False).size().rename("neurons").reset_index()
@@ -456,9 +455,9 @@ def most_interpretable(layers: pd.DataFrame, by: str = "interpretable", tails: S
     """The layer to edit.
 
     Args:
-        by: ``interpretable`` counts interpretable neurons, as the study does, which favours wide layers;
-            ``corrected`` takes the share of interpretable neurons above the share among random image sets.
-        tails: layers that are not considered, e.g. the logits.
+        by: ``interpretable`` counts interpretable neurons, as the published study does, which favours wide layers;
+            ``corrected`` takes the share of interpretable neurons minus that among random image sets.
+        tails: layers to exclude, e.g. the logits.
 
     Raises:
         UserError: an unknown criterion.

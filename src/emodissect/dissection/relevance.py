@@ -1,4 +1,4 @@
-"""What a neuron does, not only when it fires: its share in the predicted class, and its effect on every class."""
+"""Measures what neurons contribute: relevance for the predicted class, and effects on every class's logit."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from emodissect.recording.pooling import ChannelsLast
 
 @dataclass(frozen=True)
 class Relevance:
-    """What a layer's neurons do to the logits.
+    """Contributions of a layer's neurons to the logits.
 
     Attributes:
-        ids: the images, ascending.
-        values: gradient x activation of the predicted class's logit, summed over positions: to first order, how much
-            of the logit would be missing without the neuron.
-        gradients: mean over images of the gradient of each logit, summed over positions: how much a logit rises where
-            the neuron is raised by 1 at every position.
+        ids: the images' ids, ascending.
+        values: gradient x activation of the predicted class's logit, summed over positions: the neuron's contribution
+            to the logit, to first order.
+        gradients: mean over images of the gradient of each logit, summed over positions: the first-order change in the
+            logit when the neuron is raised by 1 at every position.
     """
 
     ids: Int64[Tensor, " image"]
@@ -50,14 +50,14 @@ def relevance(
 ) -> dict[str, Relevance]:
     """Gradient x activation of layers (Shrikumar et al. 2016), at the modules' own outputs.
 
-    One forward pass and a backward pass for each class, for all layers together.
+    Takes one forward pass per batch and one backward pass per class, for all layers together.
 
     Args:
-        network: gives logits; run as in a test, its state restored.
-        preprocess: uint8 images -> the network's input.
+        network: returns logits; run in eval mode, its state restored.
+        preprocess: maps uint8 images to the network's input.
         channels_last: where the neurons are in a module's output, see
             :func:`emodissect.recording.pooling.neuron_axis`.
-        finish: the network's output -> logits (image, class), where they are not the output itself.
+        finish: maps the network's output to logits (image, class), if it is not the logits itself.
 
     Raises:
         UserError: a layer whose output no logit depends on.
@@ -69,8 +69,8 @@ def relevance(
     for logits, found in layer_gradients(network, batches, layers, finish, channels_last):
         if unused := [name for name in layers if name not in found]:
             raise UserError(
-                f"The logits do not depend on {listed(unused)}: relevance needs layers that the network's output is "
-                "computed from."
+                f"The logits do not depend on {listed(unused)}. Relevance needs layers that the logits are computed "
+                "from."
             )
         predicted, every = logits.argmax(1), torch.arange(len(logits))
         for name, (product, gradient) in found.items():
@@ -88,18 +88,18 @@ def relevance_table(
     class_names: Sequence[str],
     top_images: int = 10,
 ) -> pd.DataFrame:
-    """What each neuron does beside when it fires.
+    """Compares neurons' labels by relevance with those by activation, and lists their effects on the logits.
 
     Args:
-        layer: its activations on the same images.
-        labels: by activation.
-        relevance_labels: by relevance, of the same similarity.
+        layer: the layer's activations on the same images.
+        labels: labels by activation.
+        relevance_labels: labels by relevance, with the same similarity.
 
     Returns:
-        One row a neuron: neuron, concept, relevance_concept, same_label, shared_top (share of the top images by
-        relevance that are among those by activation), top_ids, relevance_top_ids, drives (the class whose logit the
-        neuron moves most; "−CLASS" where it lowers it), effect (by how much), and ``effect_CLASS`` of every class: the
-        change of the logit per standard deviation of the neuron, to first order, mean over the images.
+        One row per neuron: neuron, concept, relevance_concept, same_label, shared_top (share of the top images by
+        relevance that are also top images by activation), top_ids, relevance_top_ids, drives (the class whose logit
+        the neuron changes most; "−CLASS" if it lowers it), effect (that change), and ``effect_CLASS`` for every class:
+        the first-order change in the logit per standard deviation of the neuron, mean over the images.
     """
     by_relevance = LayerActivations.of(layer.layer, found.ids, found.values, top_images)
     tops, own = by_relevance.top_ids.t(), layer.top_ids[:top_images].t()

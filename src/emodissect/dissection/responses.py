@@ -1,4 +1,4 @@
-"""What neurons give for each class, and what they add to each class's logit."""
+"""Activations of neurons by class, and their effects on each class's logit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from emodissect.core.tensor_files import save_tensors
 from emodissect.recording.pooling import ChannelsLast, first_tensor, neuron_axis
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""Of a neuron's activations on the images of a class."""
+"""Quantile levels of a neuron's activations on the images of a class."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +27,11 @@ class Responses:
     """One layer's activations by class, and its neurons' effects on the logits.
 
     Attributes:
-        quantiles: of the activations on each class's images, at :data:`QUANTILES`; NaN for a class without images.
-        mean: of the activations on each class's images.
+        quantiles: quantiles of the activations on each class's images, at :data:`QUANTILES`; NaN for a class without
+            images.
+        mean: mean activation on each class's images.
         spread: standard deviation of each neuron over all images.
-        effects: see :func:`logit_effects`; None where they are not known.
+        effects: see :func:`logit_effects`; None if unknown.
     """
 
     quantiles: Float[Tensor, "neuron class quantile"]
@@ -39,7 +40,7 @@ class Responses:
     effects: Float[Tensor, "neuron class"] | None = None
 
     def save(self, path: Path) -> None:
-        """Written as one safetensors file."""
+        """Writes one safetensors file."""
         found = {name: getattr(self, name) for name in ("quantiles", "mean", "spread", "effects")}
         save_tensors({name: value.contiguous() for name, value in found.items() if value is not None}, path)
 
@@ -77,16 +78,16 @@ def logit_effects(
     channels_last: ChannelsLast = "auto",
     batch_size: int = 64,
 ) -> dict[str, Float[Tensor, "neuron class"]]:
-    """What each neuron adds to each class's logit, to first order: the mean over images of activation x gradient.
+    """First-order contribution of each neuron to each class's logit: the mean over images of activation x gradient.
 
-    For a neuron whose output goes to the logits by one linear layer it is its mean activation times its weight to the
-    class, exactly; elsewhere it is the first term of the Taylor series of removing it (Molchanov et al. 2017).
-    Positions of a map are summed.
+    If a single linear layer maps the neuron's output to the logits, it is exactly the mean activation times the weight
+    to the class; otherwise, it is the first Taylor term of removing the neuron (Molchanov et al. 2017). Positions of a
+    map are summed.
 
     Args:
-        network: run as in a test; modes and gradients are left as they were.
-        inputs: the network's, one row an image.
-        layers: module paths. Those without a tensor as output are left out.
+        network: run in eval mode; modes and gradients are unchanged.
+        inputs: the network's inputs, one row per image.
+        layers: module paths. Modules that do not return a tensor are left out.
         channels_last: see :func:`emodissect.recording.pooling.neuron_axis`.
     """
     sums: dict[str, Tensor] = {}
@@ -103,9 +104,10 @@ def layer_gradients(
     finish: Callable[[Any], Tensor],
     channels_last: ChannelsLast,
 ) -> Iterator[tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]]:
-    """Each batch's logits, and of each layer activation x gradient, and gradient, (class image neuron), maps summed.
+    """Yields each batch's logits, and per layer (activation x gradient, gradient) of shape (class, image, neuron).
 
-    One forward and as many backward passes as there are classes. A layer that the logits do not depend on is left out.
+    Positions of maps are summed. A batch takes one forward pass and one backward pass per class. Layers that the logits
+    do not depend on are left out.
     """
     kept: dict[str, Tensor] = {}
 
@@ -114,7 +116,7 @@ def layer_gradients(
         if first is None or not first.is_floating_point():
             return None
         kept[layer] = first if first.requires_grad else first.detach().requires_grad_()
-        # an in-place operation behind it leaves the kept one as it is
+        # a clone, so that a later in-place operation does not change the kept tensor
         return kept[layer].clone() if isinstance(output, Tensor) else None
 
     def by_neuron(name: str, values: Tensor) -> Float[Tensor, "image neuron"]:

@@ -1,4 +1,4 @@
-"""Where in an image: gradients of the predicted class, and the maps of convolutional neurons."""
+"""Locates evidence in images: gradient saliency of the predicted class, and activation maps of neurons."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from emodissect.core.evaluation_mode import evaluating
 from emodissect.data.images import ImageSet
 from emodissect.recording.pooling import ChannelsLast, first_tensor, neuron_axis
 
-#: uint8 images -> the network's input, one view an image.
+#: maps uint8 images to the network's input, one view per image
 Preprocessing = Callable[[Tensor], Tensor]
 
 
@@ -29,21 +29,21 @@ def gradient_saliency(
     noise: float = 0.1,
     seed: int = 0,
 ) -> Float[Tensor, "image height width"]:
-    """How much a small change of each pixel changes the score of the class that the network predicts.
+    """Gradient saliency maps of the predicted class.
 
-    The absolute gradient of the highest logit with respect to the input (Simonyan et al. 2014), the largest over
-    channels, divided by its 99th percentile in each image and cut at 1; by captum. With ``samples`` it is the mean over
-    noisy copies of the input (SmoothGrad, Smilkov et al. 2017), which is easier on the eye.
+    The absolute gradient of the highest logit with respect to the input (Simonyan et al. 2014), maximum over channels,
+    divided by its 99th percentile in each image and clipped at 1; computed by captum. With ``samples``, the mean over
+    noisy copies of the input (SmoothGrad, Smilkov et al. 2017), which gives smoother maps.
 
     Args:
-        network: gives logits; evaluated as it is used in a test, its state restored.
-        preprocess: uint8 images -> the network's input; the map is scaled back to the images' size.
-        samples: noisy copies; 0 takes the plain gradient.
-        noise: standard deviation of the noise, as a share of the input's range.
-        seed: of the noise; the global random state is left as it was.
+        network: returns logits; run in eval mode, its state restored.
+        preprocess: maps uint8 images to the network's input; the map is resized to the images' size.
+        samples: number of noisy copies; 0 takes the plain gradient.
+        noise: standard deviation of the noise, as a fraction of the input's range.
+        seed: random seed of the noise; the global random state is unchanged.
 
     Returns:
-        Values in [0, 1]; all 0 where no pixel matters.
+        Values in [0, 1]; all 0 if no pixel has a gradient.
     """
     inputs = preprocess(images).detach()
     with evaluating(network), torch.enable_grad(), torch.random.fork_rng(devices=[]):
@@ -86,11 +86,11 @@ def activation_maps(
     layer: str,
     channels_last: ChannelsLast = "auto",
 ) -> Float[Tensor, "image neuron height width"] | None:
-    """The output of a layer before pooling, at the module's own output; None where it is not a map over the image.
+    """A layer's unpooled output; None if it is not a spatial map.
 
     Args:
-        network: run as in a test, its state and hooks restored.
-        preprocess: uint8 images -> the network's input.
+        network: run in eval mode, its state and hooks restored.
+        preprocess: maps uint8 images to the network's input.
         channels_last: where the neurons are in the module's output, see
             :func:`emodissect.recording.pooling.neuron_axis`.
 
@@ -107,7 +107,7 @@ def activation_maps(
         if first is not None and first.ndim == 4:
             if neuron_axis(network, layer, first.shape, channels_last) == -1:
                 first = first.movedim(-1, 1)
-            seen.append(first.detach().clone())  # a copy: an in-place ReLU behind would overwrite it
+            seen.append(first.detach().clone())  # a clone, since a following in-place ReLU would overwrite it
 
     handle = modules[layer].register_forward_hook(keep)
     try:
@@ -126,15 +126,15 @@ def top_image_maps(
     batch_size: int = 128,
     channels_last: ChannelsLast = "auto",
 ) -> dict[tuple[str, int], Float[Tensor, "rank height width"]]:
-    """The activation map of each neuron over each of its top images, for the neuron cards.
+    """The activation map of each neuron on each of its top images, for the neuron cards.
 
-    One pass a layer over the distinct top images. A map runs from 0 at the neuron's lowest to 1 at its highest value
-    over its top images; of a neuron that is constant there it is 0.
+    Takes one forward pass per layer over the distinct top images. Maps are scaled from the neuron's minimum (0) to its
+    maximum (1) over its top images; the maps of a neuron that is constant there are 0.
 
     Args:
         network, preprocess: as in :func:`activation_maps`.
-        neurons: rows of the neuron labels (columns layer, neuron, top_ids); choose those worth showing, e.g. the 200 of
-            highest z, since each takes ten maps. Layers without maps over the image are left out.
+        neurons: rows of the neuron labels (columns layer, neuron, top_ids), e.g. the 200 neurons with the highest z;
+            each needs as many maps as it has top images. Layers without spatial maps are left out.
         channels_last: as in :func:`activation_maps`.
     """
     found: dict[tuple[str, int], Tensor] = {}
