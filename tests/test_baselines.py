@@ -31,6 +31,7 @@ from emodissect.models.preprocessing import Preprocess
 from emodissect.studies import EditStudy, run_study
 from emodissect.studies.baselines import (
     LADDER,
+    Alternatives,
     Baseline,
     LearnedScale,
     MirrorView,
@@ -253,8 +254,7 @@ def found() -> EditStudy:
     return run_study(
         *(Inference(flat, network()), ["lin"], labels(), [Tau(0.0)], [Scale(factor=3.0)], VAL, TEST),
         controls=20,
-        baselines=[LearnedScale(), RefittedHead(), MirrorView(), TenCrops()],
-        train=faces(200, 3),
+        alternatives=Alternatives([LearnedScale(), RefittedHead(), MirrorView(), TenCrops()], faces(200, 3)),
     )
 
 

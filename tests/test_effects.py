@@ -19,7 +19,7 @@ from emodissect.editing.learned import Learned
 from emodissect.editing.selection import AllNeurons, Inverse, RandomNeurons, Tau, fitted
 from emodissect.models.inference import Inference
 from emodissect.studies import EditStudy, run_study
-from emodissect.studies.baselines import LearnedScale, best_alternative
+from emodissect.studies.baselines import Alternatives, LearnedScale, best_alternative
 
 COUNT = GOOD + NOISE
 
@@ -126,7 +126,7 @@ def test_a_learned_edit_is_baked_controlled_and_fitted_once(monkeypatch: pytest.
 
 
 def test_the_ceiling_is_fitted_on_test_and_never_an_alternative() -> None:
-    found = study(baselines=[LearnedScale()])
+    found = study(alternatives=Alternatives([LearnedScale()]))
     rows = found.ladder.set_index("name")
     assert rows.loc["ceiling", "fitted_on"] == "test"
     assert rows.loc["ceiling", "note"] == "not a result: fitted on the images that it is compared on"

@@ -19,7 +19,7 @@ from emodissect.editing.other_weights import OtherWeights, row_scale
 from emodissect.editing.selection import AllNeurons, Tau
 from emodissect.models.inference import Inference
 from emodissect.studies import EditStudy, run_study
-from emodissect.studies.baselines import RefittedHead
+from emodissect.studies.baselines import Alternatives, RefittedHead
 
 COUNT = GOOD + NOISE
 SCALE = torch.cat([torch.full((GOOD,), 3.0), torch.full((NOISE,), 1 / 3)])
@@ -88,7 +88,8 @@ def test_rows_that_changed_otherwise_are_no_scale() -> None:
 
 
 def test_a_scaled_checkpoint_has_controls_and_the_ladder(tmp_path: Path) -> None:
-    found = study([saved(tmp_path / "edited.pt", Edit("lin", Scaling(SCALE)))], baselines=[RefittedHead()])
+    rule = saved(tmp_path / "edited.pt", Edit("lin", Scaling(SCALE)))
+    found = study([rule], alternatives=Alternatives([RefittedHead()]))
     assert found.claims_gain
     assert found.identical_predictions
     assert (found.controls["control"] == "random").sum() == 20

@@ -19,7 +19,7 @@ from emodissect.editing.from_function import FromFunction
 from emodissect.editing.selection import AllNeurons
 from emodissect.models.inference import Inference
 from emodissect.studies import EditStudy, run_study
-from emodissect.studies.baselines import RefittedHead
+from emodissect.studies.baselines import Alternatives, RefittedHead
 
 
 def scaled(net: nn.Module) -> None:
@@ -39,7 +39,7 @@ def without_noise(net: nn.Module) -> nn.Module:
 
 def study(*functions: object) -> EditStudy:
     rules = [FromFunction(function) for function in functions]  # type: ignore[arg-type]
-    given = {"baselines": [RefittedHead()], "controls": 20}
+    given = {"alternatives": Alternatives([RefittedHead()]), "controls": 20}
     return run_study(Inference(flat, network()), ["lin"], labels(), [AllNeurons()], rules, VAL, TEST, **given)  # type: ignore[arg-type]
 
 

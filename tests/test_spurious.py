@@ -28,7 +28,7 @@ from emodissect.editing.selection import LabelledWith, Tau
 from emodissect.models.inference import Inference
 from emodissect.models.predictions import Predictions
 from emodissect.studies import EditStudy, run_study
-from emodissect.studies.baselines import RefittedHead
+from emodissect.studies.baselines import Alternatives, RefittedHead
 from emodissect.studies.metrics import METRICS, check_metric, groups_of, measured, metric_change
 
 HAPPY = CLASS_NAMES.index("Happy")
@@ -153,7 +153,7 @@ def found() -> EditStudy:
         metric="worst_group",
         groups="Glasses",
         controls=40,
-        baselines=[RefittedHead()],
+        alternatives=Alternatives([RefittedHead()]),
     )
 
 

@@ -21,7 +21,7 @@ from emodissect.editing.recalibration import batchnorm_behind, recalibrated
 from emodissect.editing.selection import Tau
 from emodissect.models.inference import Inference, predict
 from emodissect.studies import EditStudy, run_study
-from emodissect.studies.baselines import RefittedHead, best_alternative
+from emodissect.studies.baselines import Alternatives, RefittedHead, best_alternative
 from emodissect.studies.label_effects import correlation, label_effects, neuron_effects
 
 COUNT = GOOD + NOISE
@@ -91,7 +91,7 @@ def study(net: nn.Module, **settings: object) -> EditStudy:
 
 
 def test_the_edit_with_a_refitted_head_stands_beside_the_head_alone(tmp_path: Path) -> None:
-    found = study(network(), refit_head=True, baselines=[RefittedHead()])
+    found = study(network(), alternatives=Alternatives([RefittedHead()], refit_head=True))
     rows = found.ladder.set_index("name")
     both = rows.loc["edit_and_head"]
     on, test = kept(), kept(TEST)
@@ -105,18 +105,18 @@ def test_the_edit_with_a_refitted_head_stands_beside_the_head_alone(tmp_path: Pa
     assert best["name"] == "head", "the edit itself is no alternative to it"
     found.save(tmp_path)
     pd.testing.assert_frame_equal(EditStudy.load(tmp_path).ladder, found.ladder, check_dtype=False)
-    assert study(network(), refit_head=True).ladder["name"].tolist() == ["edit_and_head"]
+    assert study(network(), alternatives=Alternatives(refit_head=True)).ladder["name"].tolist() == ["edit_and_head"]
 
 
 def test_recalibration_with_the_edit_and_alone() -> None:
     net = normalised()
     state = {name: value.numpy().tobytes() for name, value in net.state_dict().items()}
-    found = study(net, recalibrate=True, train=faces(256, 3))
+    found = study(net, alternatives=Alternatives(train=faces(256, 3), recalibrate=True))
     rows = found.ladder.set_index("name")
     assert rows.index.tolist() == ["batchnorm", "edit_and_batchnorm"]
     assert rows.loc["edit_and_batchnorm", "settled"].endswith("against recalibration alone")
     assert {name: value.numpy().tobytes() for name, value in net.state_dict().items()} == state
-    none = study(network(), recalibrate=True, train=faces(50, 3)).ladder
+    none = study(network(), alternatives=Alternatives(train=faces(50, 3), recalibrate=True)).ladder
     assert none["note"].tolist() == ["no BatchNorm with running statistics lies behind 'lin'"]
 
 

@@ -9,12 +9,11 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from emodissect.concepts import ConceptScores
 from emodissect.core.errors import UserError
 from emodissect.core.statistics import detectable_delta
-from emodissect.data.datamodule import stratified_rows
 from emodissect.data.images import ImageSet
 from emodissect.editing.edit import Edit
 from emodissect.editing.effects import estimate_effects
@@ -23,16 +22,7 @@ from emodissect.editing.rules import Rule, Scale
 from emodissect.editing.selection import AllNeurons, Selection, needs_images
 from emodissect.models.inference import Inference
 from emodissect.models.predictions import Predictions
-from emodissect.studies.baselines import (
-    Baseline,
-    Recall,
-    ceiling,
-    climb,
-    compared,
-    made_now,
-    recalibrated_rows,
-    refitted_head_rows,
-)
+from emodissect.studies.baselines import Alternatives
 from emodissect.studies.cells import grid, grid_frame, labels_of
 from emodissect.studies.comparison import compare
 from emodissect.studies.decision import Decision, Question, decide, optimism
@@ -42,7 +32,7 @@ from emodissect.studies.result import EditStudy
 
 log = logging.getLogger(__name__)
 
-_TRAIN_IMAGES = 10_000  # that baselines are fitted on
+_NO_ALTERNATIVES = Alternatives()
 _FEWEST_DRAWS = 99  # p < .05 even if three draws are as good; with 39, one such draw gives (1 + 1) / 40, not below .05
 
 
@@ -122,14 +112,10 @@ def run_study(
     memory_limit: int = 2 * 2**30,
     progress: bool = False,
     groups: str | None = None,
-    baselines: Sequence[Baseline] = (),
-    train: ImageSet | None = None,
-    refit_head: bool = False,
-    recalibrate: bool = False,
+    alternatives: Alternatives = _NO_ALTERNATIVES,
     effects: int = 0,
     concept_scores: ConceptScores | None = None,
     run_on_test: Callable[[Edit], tuple[Predictions, Predictions]] | None = None,
-    recall: Recall = made_now,
 ) -> EditStudy:
     """Try every layer x selection x rule on validation, choose the best, and evaluate it once on test.
 
@@ -146,19 +132,13 @@ def run_study(
             grid, so a large grid gets fewer draws, but never fewer than 99 (or `controls`, if that is smaller).
         batch_size, memory_limit: see :class:`~emodissect.editing.fast.edited_logits.EditedLogits`.
         groups: an annotated concept of the images; its presence x class defines the groups of `worst_group`.
-        baselines: cheap alternatives, fitted on the images that the edit is chosen on and compared on test.
-        train: training images on which they are fitted as well; at most 10,000 are used, stratified by class.
-        refit_head: also refit the head behind the edit, and compare with refitting the head alone.
-        recalibrate: also recompute the BatchNorm statistics behind the layer on training images, with the edit and
-            alone.
+        alternatives: what the edit is compared with on test.
         effects: number of random edits used to estimate each neuron's effect, see
             :func:`~emodissect.editing.effects.estimate_effects`; 0 skips this.
         concept_scores: concept scores of the images that the edit is chosen on, for the held-out score of each
             neuron's label.
         run_on_test: returns the predictions of the unedited and of the edited network on the test images, e.g. from a
             trainer with ``EvaluateEdit``; None runs both here.
-        recall: returns the cached predictions of an alternative from a study of another edit of the layer, or
-            computes them.
 
     Raises:
         UserError: before any forward pass: unknown layer, metric or concept, empty image sets, overlapping validation
@@ -213,32 +193,14 @@ def run_study(
     identical = torch.equal(fast.predicted, exact.predicted)
     require_same_logits(fast.logits, exact.logits, f"{cell.rule.name} on layer '{cell.layer}'")
     comparison = compare(before, exact)
-    fitted_on: dict[str, Callable[[], EditedLogits]] = {"test" if optimistic else "val": lambda: chosen_val}
-    if train is not None:
-        some = train
-        if len(train) > _TRAIN_IMAGES:
-            some = train.subset(stratified_rows(train.labels, _TRAIN_IMAGES, seed))
-        on_train = _LogitsByLayer(inference, some, batch_size, room, progress)
-        fitted_on["train"] = lambda: on_train[cell.layer]
     shown = question.shown_metric
     on_groups = question.groups_in(question.test)
 
     def change(predictions: Predictions) -> MetricChange | None:
         return None if shown == "accuracy" else metric_change(shown, before, predictions, on_groups, seed=seed)
 
-    def row(logits: Tensor) -> dict[str, Any]:
-        return compared(logits, before, exact, change)
-
-    further = []
-    if refit_head:
-        further += refitted_head_rows(edit, chosen_val, next(iter(fitted_on)), chosen_test, row)
-    if recalibrate and train is not None:
-        further += recalibrated_rows(edit, train, chosen_test, row)
-    ladder = climb(baselines, fitted_on, chosen_test, before, exact, change, recall)
-    if len(ladder):
-        further.append(ceiling(chosen_test, before, exact, change, recall))
-    if further:
-        ladder = pd.concat([ladder, pd.DataFrame(further)], ignore_index=True) if len(ladder) else pd.DataFrame(further)
+    chosen_on = {"test" if optimistic else "val": chosen_val}
+    ladder = alternatives.ladder(edit, chosen_on, chosen_test, before, exact, change, seed)
     of_neurons = pd.DataFrame()
     if effects:
         estimated = estimate_effects(chosen_val, draws=effects, seed=seed)

@@ -23,7 +23,7 @@ from emodissect.models.inference import Inference
 from emodissect.models.network_input import NetworkInput, Transform, on_device
 from emodissect.models.network_output import LogitsOf, as_logits, logits_of
 from emodissect.models.predictions import Predictions
-from emodissect.studies.baselines import LADDER, Baseline
+from emodissect.studies.baselines import LADDER, Alternatives, Baseline
 from emodissect.studies.comparison import Comparison, compare
 from emodissect.studies.result import EditStudy
 from emodissect.studies.run import run_study
@@ -172,8 +172,7 @@ def study(
             listed,
             chosen_on,
             tested_on,
-            baselines=baselines,
-            train=learned_on,
+            alternatives=Alternatives(baselines, learned_on),
             metric=metric,
             select_on_test=select_on_test,
             alpha=alpha,

@@ -34,7 +34,7 @@ from emodissect.models.inference import Inference
 from emodissect.models.predictions import Predictions
 from emodissect.recording import resolve_layers
 from emodissect.studies import ConceptAblation, EditStudy, ablate_concepts, null_studies, run_study
-from emodissect.studies.baselines import Alternative, Baseline, climb
+from emodissect.studies.baselines import Alternative, Alternatives, Baseline, climb
 
 
 def grid_of(cfg: DictConfig, group: str) -> list[Any]:
@@ -149,6 +149,8 @@ class Asked:
         key |= {"baselines": [fingerprint(baselines), source_hash(learn_scale)] if baselines else []}
         key["images"]["train"] = train.fingerprint() if baselines or asked.recalibrate else None
         self.run.inputs["study"] = key
+        recall = partial(self._alternative, key["images"])
+        alternatives = Alternatives(baselines, train, asked.refit_head, asked.recalibrate, recall)
 
         def write(folder: Path) -> None:
             run_study(
@@ -161,14 +163,10 @@ class Asked:
                 seed=self.run.cfg.seed,
                 progress=True,
                 groups=asked.groups,
-                baselines=baselines,
-                train=train,
-                refit_head=asked.refit_head,
-                recalibrate=asked.recalibrate,
+                alternatives=alternatives,
                 effects=asked.effects,
                 concept_scores=scores,
                 run_on_test=self.run_on_test,
-                recall=partial(self._alternative, key["images"]),
             ).save(folder)
 
         return self.run.made("studies", key, write, EditStudy.load)

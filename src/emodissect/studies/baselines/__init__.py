@@ -2,19 +2,10 @@
 
 from emodissect.studies.baselines.baseline import Baseline, NotAvailable, Predictor
 from emodissect.studies.baselines.head import RefittedHead
-from emodissect.studies.baselines.ladder import (
-    Alternative,
-    Recall,
-    best_alternative,
-    ceiling,
-    climb,
-    compared,
-    made_now,
-)
+from emodissect.studies.baselines.ladder import Alternative, Alternatives, best_alternative, ceiling, climb
 from emodissect.studies.baselines.learned_scale import LearnedScale
 from emodissect.studies.baselines.temperature import TemperatureAndBiases
 from emodissect.studies.baselines.views import MirrorView, TenCrops
-from emodissect.studies.baselines.with_edit import recalibrated_rows, refitted_head_rows
 
 LADDER: tuple[Baseline, ...] = (TemperatureAndBiases(), LearnedScale(), RefittedHead(), MirrorView(), TenCrops())
 """Every cheap alternative; the meaning of `study.baselines=null`."""
@@ -22,20 +13,16 @@ LADDER: tuple[Baseline, ...] = (TemperatureAndBiases(), LearnedScale(), Refitted
 __all__ = [
     "LADDER",
     "Alternative",
+    "Alternatives",
     "Baseline",
     "LearnedScale",
     "MirrorView",
     "NotAvailable",
     "Predictor",
-    "Recall",
     "RefittedHead",
     "TemperatureAndBiases",
     "TenCrops",
     "best_alternative",
     "ceiling",
     "climb",
-    "compared",
-    "made_now",
-    "recalibrated_rows",
-    "refitted_head_rows",
 ]

@@ -6,8 +6,8 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import partial
+from dataclasses import dataclass, fields, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,20 @@ from torch import Tensor
 
 from emodissect.core.statistics import mcnemar
 from emodissect.core.tensor_files import save_tensors
+from emodissect.data.datamodule import stratified_rows
+from emodissect.data.images import ImageSet
+from emodissect.editing.edit import Edit
 from emodissect.editing.fast.edited_logits import EditedLogits
 from emodissect.editing.learned import learn_scale
 from emodissect.models.predictions import Predictions
 from emodissect.studies.baselines.baseline import Baseline, NotAvailable
-from emodissect.studies.baselines.with_edit import WITH_EDIT
+from emodissect.studies.baselines.with_edit import WITH_EDIT, recalibrated_rows, refitted_head_rows
 from emodissect.studies.comparison import compare
 from emodissect.studies.metrics import MetricChange
 
 _NO_PULL = 1e-8
 _CEILING_ITERATIONS = 150
+_TRAIN_IMAGES = 10_000  # that baselines are fitted on
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +96,66 @@ the alternative, from a cache or computed."""
 def made_now(layer: str, baseline: Baseline | None, fitted_on: str, make: Callable[[], Alternative]) -> Alternative:
     """Computes the alternative without a cache."""
     return make()
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """What an edit is compared with on the test images.
+
+    Attributes:
+        baselines: cheap alternatives, fitted on the images that the edit is chosen on.
+        train: training images on which they are fitted as well; at most 10,000 are used, stratified by class.
+        refit_head: also refit the head behind the edit, and compare with refitting the head alone.
+        recalibrate: also recompute the BatchNorm statistics behind the layer on training images, with the edit and
+            alone.
+        recall: returns the cached predictions of an alternative from a study of another edit of the layer, or
+            computes them.
+    """
+
+    baselines: Sequence[Baseline] = ()
+    train: ImageSet | None = None
+    refit_head: bool = False
+    recalibrate: bool = False
+    recall: Recall = made_now
+
+    def ladder(
+        self,
+        edit: Edit,
+        chosen_on: Mapping[str, EditedLogits],
+        test: EditedLogits,
+        before: Predictions,
+        edited: Predictions,
+        change: Callable[[Predictions], MetricChange | None],
+        seed: int,
+    ) -> pd.DataFrame:
+        """One row per alternative, see :func:`climb`; then the rows that include the edit, and the ceiling.
+
+        Args:
+            chosen_on: the images that the edit was chosen on, under the name of their split.
+            test, before, edited, change: as in :func:`climb`.
+            seed: of the choice of training images.
+        """
+        ((split, chosen),) = chosen_on.items()
+        fitted_on: dict[str, Callable[[], EditedLogits]] = {split: lambda: chosen}
+        if (train := self.train) is not None:
+            if len(train) > _TRAIN_IMAGES:
+                train = train.subset(stratified_rows(train.labels, _TRAIN_IMAGES, seed))
+            fitted_on["train"] = cache(partial(replace, chosen, images=train))
+
+        def row(logits: Tensor) -> dict[str, Any]:
+            return compared(logits, before, edited, change)
+
+        rows = []
+        if self.refit_head:
+            rows += refitted_head_rows(edit, chosen, split, test, row)
+        if self.recalibrate and self.train is not None:
+            rows += recalibrated_rows(edit, self.train, test, row)
+        ladder = climb(self.baselines, fitted_on, test, before, edited, change, self.recall)
+        if len(ladder):
+            rows.append(ceiling(test, before, edited, change, self.recall))
+        if not rows:
+            return ladder
+        return pd.concat([ladder, pd.DataFrame(rows)], ignore_index=True) if len(ladder) else pd.DataFrame(rows)
 
 
 def climb(
