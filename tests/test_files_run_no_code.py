@@ -223,7 +223,7 @@ def test_a_resumed_checkpoint_names_no_files_outside_its_folder(state: dict[str,
 
     path = tmp_path / "last.ckpt"
     torch.save(training_state(tmp_path, **{name: filled(value) for name, value in state.items()}), path)
-    with pytest.raises(UserError, match=r"is refused: the state of its callback ModelCheckpoint.* does not lie in"):
+    with pytest.raises(UserError, match=r"is refused: the state of its callback ModelCheckpoint.* is not in"):
         require_resumable(path, 10)
 
 

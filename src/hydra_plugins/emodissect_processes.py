@@ -1,6 +1,6 @@
-"""A Hydra launcher: several jobs of a multirun at a time on this machine, each in a process of its own.
+"""A Hydra launcher that runs several jobs of a multirun in parallel on this machine, each in its own process.
 
-Hydra finds launchers in the package ``hydra_plugins`` only.
+Hydra only finds launchers in the package ``hydra_plugins``.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SECONDS_TO_END = 30
-"""For a job to close its files, once the multirun is asked to end."""
+"""Time for a job to close its files after the multirun was told to end."""
 
 
 class ProcessLauncher(Launcher):
-    """Forks each job from the process of the multirun, which imports the libraries once for all of them.
+    """Forks each job from the multirun's process, which imports the libraries once for all jobs.
 
-    A job that is killed (out of memory, by a scheduler) is one failed row; all others run. joblib's pool, by
-    comparison, ends with its first dead worker.
+    A killed job (out of memory, by a scheduler) is one failed row; all others run. joblib's pool, by comparison, ends
+    with its first dead worker.
 
     Args:
-        n_jobs: jobs at a time, which share the cores; -1 for one per core.
-        preload: modules that are imported before the first fork.
+        n_jobs: number of parallel jobs, which share the cores; -1 for one per core.
+        preload: modules to import before the first fork.
     """
 
     def __init__(self, n_jobs: int = 2, preload: Sequence[str] = ()) -> None:
@@ -54,7 +54,7 @@ class ProcessLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         if "fork" not in multiprocessing.get_all_start_methods() or sys.platform == "darwin":
             raise HydraException(
-                "hydra/launcher=processes forks its jobs, which this system does not do safely. "
+                "hydra/launcher=processes forks its jobs, which is not safe on this system. "
                 "Use hydra/launcher=joblib (pip install hydra-joblib-launcher)."
             )
         self.config, self.task_function, self.hydra_context = config, task_function, hydra_context
@@ -73,7 +73,7 @@ class ProcessLauncher(Launcher):
         waiting = deque(enumerate(job_overrides, initial_job_idx))
         running: dict[
             int, tuple[int, BaseProcess, Connection]
-        ] = {}  # by sentinel, which is ready when a process has ended
+        ] = {}  # by sentinel, which becomes ready when a process ends
         results: dict[int, JobReturn] = {}
         try:
             while waiting or running:
@@ -81,7 +81,7 @@ class ProcessLauncher(Launcher):
                     number, overrides = waiting.popleft()
                     log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
                     receiver, sender = fork.Pipe(duplex=False)
-                    # Python drops what is raised while it forks, and a child must be known to be ended
+                    # Python drops exceptions raised while forking, and every child must be registered to be ended
                     with HeldSignals() as held:
                         process: BaseProcess = fork.Process(
                             target=self._work, args=(number, list(overrides), sender, held)
@@ -97,7 +97,7 @@ class ProcessLauncher(Launcher):
         return [results[number] for number in sorted(results)]
 
     def _work(self, number: int, overrides: list[str], sender: Connection, held: HeldSignals) -> None:
-        """A job, in its own process."""
+        """Run a job in its own process."""
         held.release()
         assert self.config is not None
         assert self.hydra_context is not None
@@ -121,7 +121,7 @@ class ProcessLauncher(Launcher):
         sender.send(done.return_value)
 
     def _result(self, number: int, process: BaseProcess, receiver: Connection) -> JobReturn:
-        """What a job returned. Of one that died it is the worst there is, and how it died is its error."""
+        """A job's return value; for a job that died, the worst value, with the cause as its error."""
         from emodissect.app.cli import ERROR_FILE, leave_error, worst_for
 
         assert self.config is not None
@@ -141,7 +141,7 @@ class ProcessLauncher(Launcher):
 
 
 def _end(processes: Sequence[BaseProcess]) -> None:
-    """Ends the jobs that still run: each closes what it has open."""
+    """Terminate the running jobs, giving each time to close its files."""
     for process in processes:
         process.terminate()
     for process in processes:

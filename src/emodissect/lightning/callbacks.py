@@ -1,4 +1,4 @@
-"""Small callbacks of every training: the learning rate in the logs, one seed per epoch, the progress bar."""
+"""Small callbacks for training: logging the learning rate, seeding each epoch, the progress bar."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from emodissect.models.network_output import logits_of
 
 
 class LogLearningRate(Callback):
-    """Logs the first parameter group's learning rate as ``train/lr`` at each epoch's start."""
+    """Logs the first parameter group's learning rate as ``train/lr`` at the start of each epoch."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.loggers:
@@ -20,7 +20,7 @@ class LogLearningRate(Callback):
 
 
 class SeedEpochs(Callback):
-    """Reseeds torch in each epoch by the run's seed and the epoch, so that a resumed training draws the same."""
+    """Seeds torch in each epoch from the run's seed and the epoch, so that a resumed training is reproducible."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -31,7 +31,7 @@ class SeedEpochs(Callback):
 
 
 class LogAccuracy(Callback):
-    """Logs ``val/acc`` of a user's own LightningModule, so that the best epoch by accuracy is known."""
+    """Logs ``val/acc`` of a user-defined LightningModule, so that ModelCheckpoint can monitor it."""
 
     def on_validation_batch_end(
         self,
@@ -49,10 +49,10 @@ class LogAccuracy(Callback):
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar without the logger's version, which for W&B is a random id."""
+    """Lightning's progress bar without the logger's version, which for W&B is a random id."""
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """The text after the bar."""
+        """The metrics shown after the bar."""
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}

@@ -1,4 +1,4 @@
-"""Callbacks that look into any LightningModule: activations while it predicts, neuron labels while it trains."""
+"""Callbacks for any LightningModule: record activations while it predicts, label neurons while it trains."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from emodissect.similarity import Similarity
 
 
 def part_of(module: LightningModule, root: str) -> nn.Module:
-    """The part of a module that layer paths start from: the module itself, or the submodule ``root``."""
+    """The module that layer paths are relative to: the LightningModule itself, or its submodule ``root``."""
     try:
         return module.get_submodule(root)
     except AttributeError as error:
-        raise UserError(f"root={root!r}: {type(module).__name__} has no module of that path.") from error
+        raise UserError(f"root={root!r}: {type(module).__name__} has no submodule of that path.") from error
 
 
 class RecordActivations(Callback):
     """Records layers of any LightningModule during ``trainer.predict``.
 
-    Rows are placed by the batches' image ids; batches without ids are numbered in the order of the loader.
+    Rows are ordered by the batches' image ids; images without ids are numbered in the order of the loader.
 
     Args:
         layers: module paths, globs, or ``all``.
-        root: the submodule that paths start from; empty is the module.
+        root: the submodule that paths are relative to; empty for the module itself.
         pool: how positions of a layer's output are pooled, see :func:`emodissect.recording.pooling.pooled`.
         top_k: images kept per neuron.
-        keep_values: also keep every activation, memory-mapped under ``store_dir`` where it is given.
-        images: how many there will be, so that a full disk is reported before the first.
-        channels_last: whether 4-D outputs hold the neurons on the last axis: auto, true or false.
+        keep_values: also keep all activations, memory-mapped in ``store_dir`` if given.
+        images: expected number of images, so that insufficient disk space is reported before the first batch.
+        channels_last: whether 4-D outputs have the neurons on the last axis: auto, true or false.
 
     Attributes:
-        activations: by layer, once predicting ended; the same on every rank.
+        activations: layer -> activations, after predicting; the same on every rank.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class RecordActivations(Callback):
         self._seen = 0
 
     def collector(self) -> ActivationCollector:
-        """Where a predict pass is recorded."""
+        """A new collector for a predict pass."""
         return ActivationCollector(
             self.layers,
             self.pool,
@@ -112,24 +112,24 @@ class RecordActivations(Callback):
 class DissectNeurons(RecordActivations):
     """Labels the neurons of any LightningModule: every n epochs of a fit and at its end, or after ``trainer.predict``.
 
-    A training is left bit-identical: the network runs in evaluation mode without gradients, every random generator is
-    put back, and no BatchNorm statistic moves. Figures per layer (``dissect/<layer>/<figure>``) go through
-    ``pl_module.log``, so that EarlyStopping and ModelCheckpoint can follow them; tables and images go to the loggers.
+    Training stays bit-identical: the network runs in evaluation mode without gradients, all random generators are
+    restored, and BatchNorm statistics do not change. Metrics per layer (``dissect/<layer>/<metric>``) go through
+    ``pl_module.log``, so that EarlyStopping and ModelCheckpoint can monitor them; tables and images go to the loggers.
 
     Args:
         layers: a module path, a glob, a list of these, or ``all``, relative to the module.
-        concepts: a list of words, ``{word: [classes]}``, a file, or a concept set.
-        images: the probe set, in any form that :func:`emodissect.dissect` takes, or a function of the datamodule that
-            gives it. None takes the validation set in a fit, and the images predicted on in a predict.
+        concepts: a list of names, ``{name: [classes]}``, a file, or a concept set.
+        images: the probe set, in any form that :func:`emodissect.dissect` accepts, or a function that returns it, given
+            the datamodule. None: the validation set in a fit, the predicted images in a predict.
         every_n_epochs: 0 dissects only at the end of the fit.
-        root: the submodule that paths start from; empty is the module.
+        root: the submodule that paths are relative to; empty for the module itself.
         transform, clip, scorer, similarity, labels, class_names, tau, level, null_draws, top_images, pool,
             channels_last, seed, batch_size, cache_dir, progress: as in :func:`emodissect.dissect`.
         keep_values, store_dir: as in :class:`RecordActivations`.
 
     Attributes:
         dissection: the latest labels.
-        probe: the images that they were found on.
+        probe: the images used for labelling.
 
     Example:
         >>> callback = DissectNeurons("layer4", ["smile", "frown"], clip="tiny", every_n_epochs=5)
@@ -191,7 +191,7 @@ class DissectNeurons(RecordActivations):
     # -- while fitting -------------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # before any training: a misspelt layer or word must not cost an epoch
+        # before any training, so that a misspelt layer or concept fails fast
         resolve_layers(part_of(pl_module, self.root), self.layers)
         with torch.random.fork_rng():
             self._given, self._names = self._probe_of(trainer)
@@ -239,15 +239,15 @@ class DissectNeurons(RecordActivations):
 
     def _log(self, pl_module: LightningModule) -> None:
         assert self.dissection is not None
-        # every process has the same labels: nothing is left to synchronise
+        # all ranks have the same labels, so there is nothing to synchronize
         pl_module.log_dict(finite(dissection_metrics(self.dissection)), rank_zero_only=False, batch_size=1)
 
     def _probe_of(self, trainer: Trainer) -> tuple[ImageSet, Sequence[str]]:
-        """The probe images as given, and the classes' names."""
+        """The probe images as given, and the class names."""
         data: LightningDataModule | None = getattr(trainer, "datamodule", None)
         source = self.images(data) if callable(self.images) else self.images
         if source is None:
-            # Lightning has no public way to the loaders as they were given, before a sampler deals them out
+            # Lightning has no public access to the original loaders, before a distributed sampler is inserted
             validation = trainer.fit_loop.epoch_loop.val_loop._data_source
             source = validation.dataloader() if validation.is_defined() else None
             source = next(iter(source), None) if isinstance(source, list | tuple) else source

@@ -1,4 +1,4 @@
-"""What a training logged, by epoch; kept in its checkpoints, so that a resumed one has the curves of all its epochs."""
+"""The logged metrics of a training by epoch, saved in its checkpoints so that a resumed one keeps earlier epochs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class EpochHistory(Callback):
-    """Notes every figure that is logged while a classifier trains under the epoch it belongs to.
+    """Records every metric that is logged while a classifier trains, by epoch.
 
     Attributes:
-        logger: to be given to the trainer beside its others; it hears what callbacks send to loggers.
-        epochs: the figures by epoch; of several in one epoch the last.
+        logger: pass it to the trainer with the other loggers; it receives what callbacks send to loggers.
+        epochs: epoch -> metrics; of several values in an epoch, the last.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class EpochHistory(Callback):
         self._now = trainer.current_epoch
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Lightning tells its loggers an epoch's figures only once its checkpoints are written
+        # Lightning sends an epoch's metrics to loggers only after writing checkpoints
         self._note_section(trainer, "val/")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -41,14 +41,14 @@ class EpochHistory(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.epochs = {}
-        with suppress(LookupError, TypeError, ValueError, AttributeError):  # of a checkpoint that others made
+        with suppress(LookupError, TypeError, ValueError, AttributeError):  # a checkpoint from elsewhere
             self.epochs = {
                 int(epoch): {str(name): float(value) for name, value in figures.items()}
                 for epoch, figures in state_dict["epochs"].items()
             }
 
     def frame(self) -> pd.DataFrame:
-        """One row an epoch: column ``epoch`` and every figure, NaN where an epoch lacks it."""
+        """One row per epoch: column ``epoch`` and all metrics, NaN where an epoch lacks one."""
         rows = [{"epoch": epoch, **self.epochs[epoch]} for epoch in sorted(self.epochs)]
         return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["epoch"])
 
@@ -66,11 +66,11 @@ class EpochHistory(Callback):
 
 
 class _Listener(Logger):
-    """A logger that hands on what it is sent."""
+    """A logger that passes metrics to a function."""
 
-    def __init__(self, hear: Callable[[Mapping[str, float]], None]) -> None:
+    def __init__(self, receive: Callable[[Mapping[str, float]], None]) -> None:
         super().__init__()
-        self.hear = hear
+        self.receive = receive
 
     @property
     def name(self) -> str:
@@ -82,8 +82,8 @@ class _Listener(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.hear(metrics)
+        self.receive(metrics)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the manifest holds them."""
+        """Ignore hyperparameters: they are in the manifest."""

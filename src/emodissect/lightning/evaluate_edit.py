@@ -1,4 +1,4 @@
-"""A callback that evaluates an edit of any LightningModule beside the unedited module."""
+"""A callback that compares an edit of any LightningModule with the unedited module."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from emodissect.studies.study import evaluated_row, predictions_of
 
 
 class EvaluateEdit(Callback):
-    """Evaluates an edit beside the unedited module in any validation or test loop.
+    """Compares an edit with the unedited module in any validation or test loop.
 
-    Each batch is run as it is and inside ``edited``; the weights are restored to the last bit after each. Figures
-    (``edit/<stage>/<figure>``: accuracy before and after, delta with its interval, flips both ways, the exact McNemar
-    p-value) go through ``pl_module.log``: they are in ``trainer.callback_metrics``, and EarlyStopping can follow.
+    Each batch is run without the edit and inside ``edited``, which restores the weights exactly. Metrics
+    (``edit/<stage>/<metric>``: accuracy before and after, delta with its interval, flips both ways, the exact McNemar
+    p-value) go through ``pl_module.log``: they are in ``trainer.callback_metrics``, and EarlyStopping can monitor them.
 
     Args:
-        edit: one, or several that are applied together; layer paths are relative to the module.
-        logits: ``logits(module, images)`` where ``module(images)`` does not give them.
-        root: the submodule that layer paths start from; empty is the module.
+        edit: one edit, or several that are applied together; layer paths are relative to the module.
+        logits: ``logits(module, images)``, if ``module(images)`` does not return them.
+        root: the submodule that layer paths are relative to; empty for the module itself.
 
     Attributes:
-        comparison: of the last loop that ended.
-        before, after: the predictions behind it.
+        comparison: of the last completed loop.
+        before, after: its predictions.
 
     Example:
         >>> from emodissect.editing.rules import Scale
@@ -52,7 +52,7 @@ class EvaluateEdit(Callback):
         self._seen = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for edit in self.edits:  # what does not fit is reported before the first batch
+        for edit in self.edits:  # an edit that does not fit is reported before the first batch
             edit.changes(part_of(pl_module, self.root))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -105,5 +105,5 @@ class EvaluateEdit(Callback):
         rows = [row for part in gathered(self._rows) for row in part]
         self.before, self.after = predictions_of(rows)
         self.comparison = compare(self.before, self.after)
-        # every process has the same rows: nothing is left to synchronise
+        # all ranks have the same rows, so there is nothing to synchronize
         module.log_dict(finite(edit_metrics(self.comparison, stage)), rank_zero_only=False, batch_size=1)

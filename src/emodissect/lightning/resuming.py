@@ -1,4 +1,4 @@
-"""What a resumed training takes from its checkpoint beside weights: states of callbacks, and the best epoch so far."""
+"""State that a resumed training takes from its checkpoint besides weights: callbacks, and the best epoch so far."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
 def require_own_paths(content: Any, path: str | Path) -> None:
-    """Raises UserError for a checkpoint whose ModelCheckpoint states name files outside their own folder.
+    """Raise UserError for a checkpoint whose ModelCheckpoint states name files outside their own folder.
 
-    Lightning removes the checkpoint that a better one replaces, folders with all that is in them, and takes its path
-    from this state. It looks whether the path begins with the folder's, and does not resolve ``..``.
+    Lightning deletes the checkpoint that a better one replaces, including whole folders, and takes its path from this
+    state. It only checks that the path starts with the folder's, without resolving ``..``.
 
     Args:
-        content: of the checkpoint. Untrusted.
+        content: the loaded checkpoint; untrusted.
 
     Example:
         >>> state = {"dirpath": "/runs/1", "best_model_path": "/runs/1/../../home/me"}
         >>> require_own_paths({"callbacks": {"ModelCheckpoint": state}}, "last.ckpt")
         Traceback (most recent call last):
         emodissect.core.errors.UserError: last.ckpt is refused: the state of its callback ModelCheckpoint names \
-/runs/1/../../home/me, which does not lie in its folder /runs/1. Lightning would remove such files. Where did this \
-file come from? resume=false takes its weights alone.
+/runs/1/../../home/me, which is not in its folder /runs/1. Lightning would delete such files. Check where this file \
+comes from; resume=false uses only its weights.
     """
     states = content.get("callbacks") if isinstance(content, Mapping) else None
     for name, state in states.items() if isinstance(states, Mapping) else ():
@@ -46,8 +46,8 @@ file come from? resume=false takes its weights alone.
             if not isinstance(folder, str) or not isinstance(named, str) or not _inside(named, folder):
                 raise UserError(
                     f"{path} is refused: the state of its callback {str(name)[:60]} names {str(named)[:200]}, which "
-                    f"does not lie in its folder {folder}. Lightning would remove such files. Where did this file come "
-                    "from? resume=false takes its weights alone."
+                    f"is not in its folder {folder}. Lightning would delete such files. Check where this file comes "
+                    "from; resume=false uses only its weights."
                 )
 
 
@@ -68,10 +68,10 @@ def _inside(path: str, folder: str) -> bool:
 
 
 class KeepEarlierBest(Callback):
-    """Takes over the best checkpoint of the run that is resumed, so that a worse one does not become the best.
+    """Carries over the best checkpoint of the resumed run, so that a worse one does not become the best.
 
-    Lightning's ModelCheckpoint forgets scores when its folder changes: the first epoch after resuming is then the
-    best, however bad.
+    Lightning's ModelCheckpoint forgets its scores when its folder changes: the first epoch after resuming then counts
+    as the best, however bad it is.
 
     Args:
         resumed: the checkpoint that the training resumes from.
@@ -92,8 +92,8 @@ class KeepEarlierBest(Callback):
         here = [path for path in (best, self.resumed.parent / best.name) if path.is_file()]
         if not here:
             log.warning(
-                "The best checkpoint so far (%s = %.4f) is neither at %s nor beside %s: the best of the epochs from "
-                "here on is kept.",
+                "The best checkpoint so far (%s = %.4f) is neither at %s nor next to %s: only epochs from now on count "
+                "for the best.",
                 *(keeper.monitor, float(score), best, self.resumed),
             )
             return

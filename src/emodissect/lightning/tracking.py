@@ -1,4 +1,4 @@
-"""What a dissection and an edit send to loggers: curves, results, tables, images and artifacts."""
+"""Logging of dissections and edits: curves, results, tables, images and artifacts."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from emodissect.studies.comparison import Comparison
 
 
 def finite(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics that are finite numbers: no logging back end can draw the others."""
+    """The metrics that are finite numbers; back ends cannot plot others."""
     return {name: float(value) for name, value in metrics.items() if value is not None and np.isfinite(value)}
 
 
 def log_metrics(loggers: Iterable[Logger], metrics: Mapping[str, float], step: int | None = None) -> None:
-    """Sends finite numbers to every logger: points of curves where a step is given, else results of the whole run."""
+    """Log finite numbers to every logger: as points of curves if a step is given, else as results of the whole run."""
     numbers = finite(metrics)
     for sink in sinks_of(loggers):
         if step is None:
@@ -36,10 +36,10 @@ def log_metrics(loggers: Iterable[Logger], metrics: Mapping[str, float], step: i
 
 
 def log_history(loggers: Iterable[Logger], history: pd.DataFrame) -> None:
-    """Sends the curves of a training that was done before.
+    """Log the curves of an earlier training.
 
     Args:
-        history: one row per epoch: column ``epoch``, and the figures, NaN where an epoch lacks one.
+        history: one row per epoch: column ``epoch``, and the metrics, NaN where an epoch lacks one.
     """
     for sink in sinks_of(loggers):
         for row in history.to_dict("records"):
@@ -47,7 +47,7 @@ def log_history(loggers: Iterable[Logger], history: pd.DataFrame) -> None:
 
 
 def log_tables(loggers: Iterable[Logger], frames: Mapping[str, pd.DataFrame], step: int | None = None) -> None:
-    """Sends data frames by name; empty ones are left out."""
+    """Log data frames by name; empty ones are skipped."""
     for sink in sinks_of(loggers):
         for name, frame in frames.items():
             if len(frame):
@@ -55,14 +55,14 @@ def log_tables(loggers: Iterable[Logger], frames: Mapping[str, pd.DataFrame], st
 
 
 def log_images(loggers: Iterable[Logger], figures: Mapping[str, Path], step: int | None = None) -> None:
-    """Sends PNG files by name."""
+    """Log PNG files by name."""
     for sink in sinks_of(loggers):
         for name, path in figures.items():
             sink.image(name, path, step)
 
 
 def log_artifact(loggers: Iterable[Logger], made: Artifact, made_from: Sequence[Artifact] = ()) -> None:
-    """Sends files with the artifacts that they were made from."""
+    """Log an artifact with its input artifacts."""
     for sink in sinks_of(loggers):
         sink.artifact(made, made_from)
 
@@ -80,16 +80,16 @@ def log_dissection(
     tables: bool = True,
     warning: str = "",
 ) -> None:
-    """Logs ``dissect/<layer>/<figure>``, the tables of neurons, layers and concept shares, and histograms.
+    """Log ``dissect/<layer>/<metric>``, the tables of neurons, layers and concept shares, and histograms.
 
     Args:
-        probe: the images that top images are taken from.
-        step: the trainer's step while it trains, or None for the result of a run.
-        cards: the neurons of highest z of each layer that get a row with their top images.
-        figures: PNG files by name, logged as images under ``dissect/``.
-        metrics: False where the module logs them itself.
-        tables: False sends numbers alone; the labels' artifact holds the rest.
-        warning: what a reader must know of the labels; in the run's summary.
+        probe: the probe images, for the top images.
+        step: the trainer's step during training, or None for the result of a run.
+        cards: number of neurons per layer, by descending z, that get a row with their top images.
+        figures: name -> PNG file, logged as images under ``dissect/``.
+        metrics: False if the module logs them itself.
+        tables: False logs only numbers; the rest is in the labels' artifact.
+        warning: about the labels; goes to the run's summary.
     """
     if metrics:
         log_metrics(loggers, dissection_metrics(dissection), step)
@@ -113,7 +113,7 @@ def log_dissection(
 
 
 def dissection_metrics(dissection: Dissection) -> dict[str, float]:
-    """Each layer's numbers as ``dissect/<layer>/<column>``; NaN where a layer has none."""
+    """The numbers of the layer table as ``dissect/<layer>/<column>``; NaN where missing."""
     return {
         f"dissect/{row['layer']}/{column.name}": float(row[column.name])
         for row in dissection.layers.to_dict("records")
@@ -123,7 +123,7 @@ def dissection_metrics(dissection: Dissection) -> dict[str, float]:
 
 
 def card_table(neurons: pd.DataFrame, probe: ImageSet, class_names: Sequence[str], cards: int) -> pd.DataFrame:
-    """The most clearly labelled neurons of each layer with their top images side by side."""
+    """Table of the neurons of highest z in each layer, with their top images side by side."""
     names = [column.name for column in columns.on_page(columns.NEURONS, neurons)]
     rows = []
     for _, group in neurons[~neurons["dead"]].groupby("layer", sort=False):
@@ -138,7 +138,7 @@ def card_table(neurons: pd.DataFrame, probe: ImageSet, class_names: Sequence[str
 
 
 def edit_metrics(comparison: Comparison, stage: str) -> dict[str, float]:
-    """A comparison's plain figures as ``edit/<stage>/<figure>``."""
+    """A comparison's scalars as ``edit/<stage>/<metric>``."""
     return {
         f"edit/{stage}/{name}": float(value)
         for name, value in comparison.row().items()
@@ -147,7 +147,7 @@ def edit_metrics(comparison: Comparison, stage: str) -> dict[str, float]:
 
 
 def log_study(loggers: Sequence[Logger], study: EditStudy, figures: Mapping[str, Path] | None = None) -> None:
-    """Logs an edit study: results as ``edit/*``, the grid and the controls as tables, figures (PNG files) as images."""
+    """Log an edit study: results as ``edit/*``, the grid and the controls as tables, figures (PNG files) as images."""
     results = {
         "edit/delta": study.test.delta,
         "edit/p_value": study.test.p_value,

@@ -1,6 +1,6 @@
-"""Logging back ends, one file each: what a run sends to W&B, TensorBoard, MLflow or a CSV file.
+"""Logging back ends, one module each: W&B, TensorBoard, MLflow and CSV files.
 
-A back end's own library is imported when one of its loggers is used, not before.
+A back end's library is imported only when one of its loggers is used.
 """
 
 from emodissect.lightning.sinks.sink import Artifact, Picture, Sink, register_sink, sink_for, sinks_of

@@ -1,4 +1,4 @@
-"""CSV files: ``metrics.csv`` and ``hparams.yaml`` by Lightning, and each table as a file beside them."""
+"""CSV files: ``metrics.csv`` and ``hparams.yaml`` by Lightning, and each table as a file next to them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from emodissect.lightning.sinks.sink import Sink, register_sink, without_picture
 
 @register_sink("lightning.pytorch.loggers.csv_logs.CSVLogger")
 class CSVSink(Sink):
-    """Tables become ``<log_dir>/<name>.csv``; a later one of the same name replaces it. Images are left out."""
+    """Tables become ``<log_dir>/<name>.csv``; a later one of the same name replaces it. Images are skipped."""
 
     def table(self, name: str, frame: pd.DataFrame, step: int | None = None) -> None:
         path = Path(self.logger.log_dir) / f"{name}.csv"

@@ -1,4 +1,4 @@
-"""MLflow: parameters, curves, and figures, tables and checkpoints as artifacts. Needs the extra ``mlflow``."""
+"""MLflow: parameters and metrics; figures, tables and checkpoints as artifacts. Needs the extra ``mlflow``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from emodissect.lightning.sinks.sink import Artifact, Sink, register_sink, witho
 DATABASE = "mlflow.db"
 
 PARAMETERS = 250
-"""Characters of a parameter's value that Lightning sends; the artifact ``config.yaml`` holds all of them."""
+"""Length in characters to which Lightning cuts a parameter's value; the artifact ``config.yaml`` is complete."""
 
 
 def mlflow_logger(
@@ -29,11 +29,11 @@ def mlflow_logger(
     run_name: str | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> Logger:
-    """A logger to an MLflow server, or to an SQLite file that ``mlflow ui`` shows.
+    """A logger for an MLflow server, or for an SQLite file that ``mlflow ui`` can open.
 
     Args:
-        experiment_name, run_name, tags: as in MLflow; the experiment is created where it is missing.
-        save_dir: where ``mlflow.db`` and the artifacts go without a server.
+        experiment_name, run_name, tags: as in MLflow; a missing experiment is created.
+        save_dir: folder of ``mlflow.db`` and the artifacts if there is no server.
         tracking_uri: the server's address, or null for the file.
 
     Raises:
@@ -53,13 +53,13 @@ def mlflow_logger(
     try:
         if location is None:
             _create(client, experiment_name, None)
-        else:  # jobs of a sweep that start together must not create the database twice
+        else:  # concurrent jobs of a sweep must not create the database twice
             with FileLock(folder / f".{DATABASE}.lock"):
                 _create(client, experiment_name, location)
     except mlflow.MlflowException as error:
         raise UserError(
-            f"MLflow at {tracking_uri} cannot be used ({error}). logger.mlflow.tracking_uri=null keeps a file instead, "
-            "logger=csv logs without MLflow."
+            f"MLflow at {tracking_uri} cannot be used ({error}). Use logger.mlflow.tracking_uri=null for a local file, "
+            "or logger=csv to log without MLflow."
         ) from error
     return MLFlowLogger(experiment_name, run_name=run_name, tracking_uri=tracking_uri, tags=dict(tags or {}))
 
@@ -71,7 +71,7 @@ def _create(client: Any, name: str, location: str | None) -> None:
 
 @register_sink("lightning.pytorch.loggers.mlflow.MLFlowLogger")
 class MLflowSink(Sink):
-    """Text of the summary becomes tags; tables are ``<name>.json``, which MLflow shows as tables."""
+    """Text in the summary is logged as tags, tables as ``<name>.json``, which MLflow displays as tables."""
 
     def config(self, values: Mapping[str, Any]) -> None:
         super().config(values)
@@ -102,4 +102,4 @@ class MLflowSink(Sink):
 
     def finish(self, failed: bool) -> str | None:
         super().finish(failed)
-        return f"run {self.logger.run_id}; look at it with: mlflow ui --backend-store-uri {self.logger._tracking_uri}"
+        return f"run {self.logger.run_id}; view it with: mlflow ui --backend-store-uri {self.logger._tracking_uri}"

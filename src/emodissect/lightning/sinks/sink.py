@@ -1,4 +1,4 @@
-"""What a logging back end is sent, and how one is found for a Lightning logger."""
+"""The interface of logging back ends, and the registry that maps Lightning loggers to them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Picture:
-    """An image in a cell of a table.
+    """An image in a table cell.
 
     Attributes:
         pixels: uint8 (height, width) or (height, width, channel).
-        caption: the words below it.
+        caption: text below the image.
     """
 
     pixels: np.ndarray
@@ -35,13 +35,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Artifact:
-    """Files that a back end keeps as one artifact.
+    """Files that a back end stores as one artifact.
 
     Attributes:
-        name: the artifact's; W&B numbers its versions by content.
+        name: the artifact's name; W&B versions it by content.
         kind: ``checkpoint``, ``labels`` or ``edited-checkpoint``.
-        paths: files, or folders whose files are taken.
-        metadata: e.g. content hashes of the inputs, so that the lineage is there offline too.
+        paths: files, or folders with files.
+        metadata: e.g. content hashes of the inputs, so that the lineage is recorded offline too.
     """
 
     name: str
@@ -53,44 +53,44 @@ class Artifact:
 class Sink:
     """Sends results to one logger.
 
-    The methods here are what every Lightning logger can take; a back end overrides those for which it has more.
-    A sink of your own: subclass this, and register it for your logger's class with :func:`register_sink`.
+    The base class works with any Lightning logger (metrics and config only); back ends override what they support.
+    To add your own, subclass it and register it for your logger's class with :func:`register_sink`.
 
     Args:
-        logger: the Lightning logger behind it.
+        logger: the Lightning logger.
     """
 
     def __init__(self, logger: Logger) -> None:
         self.logger: Any = logger
 
     def config(self, values: Mapping[str, Any]) -> None:
-        """The run's config, interpolations resolved."""
+        """Log the run's resolved config."""
         self.logger.log_hyperparams(dict(values))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """One point of each curve. ``epoch`` among the values is the epoch that they belong to."""
+        """Log one point of each curve; ``epoch`` among the values is the epoch that they belong to."""
         self.logger.log_metrics(dict(values), step=step)
 
     def summary(self, values: Mapping[str, float | str]) -> None:
-        """Results of the whole run, each once; text is left out here."""
+        """Log results of the whole run; the base class skips text."""
         numbers = {name: value for name, value in values.items() if not isinstance(value, str)}
         if numbers:
             self.logger.log_metrics(numbers, step=None)
 
     def table(self, name: str, frame: pd.DataFrame, step: int | None = None) -> None:
-        """A data frame; cells may be :class:`Picture`."""
+        """Log a data frame; cells may be :class:`Picture`."""
 
     def image(self, name: str, path: Path, step: int | None = None) -> None:
-        """A figure from a PNG file."""
+        """Log a figure from a PNG file."""
 
     def histogram(self, name: str, values: Sequence[float], step: int | None = None) -> None:
-        """The distribution of values."""
+        """Log a histogram of values."""
 
     def artifact(self, artifact: Artifact, made_from: Sequence[Artifact] = ()) -> None:
-        """Keeps files, and what they were made from."""
+        """Log files as an artifact, with the artifacts that they were made from."""
 
     def finish(self, failed: bool) -> str | None:
-        """Ends the run. Returns where its results are, for the last lines in the terminal."""
+        """End the run; returns the location of its results, for the terminal."""
         self.logger.finalize("failed" if failed else "success")
         return None
 
@@ -98,14 +98,14 @@ class Sink:
 SinkClass = TypeVar("SinkClass", bound=type[Sink])
 
 _SINKS: dict[str, type[Sink]] = {}
-"""By the qualified name of the logger's class, so that no back end is imported before it is used."""
+"""Qualified name of a logger's class -> its sink; names, so that no back end is imported before it is used."""
 
 
 def register_sink(logger_class: type[Logger] | str) -> Callable[[SinkClass], SinkClass]:
-    """Class decorator: the sink of loggers of this class and of its subclasses.
+    """Class decorator that registers a sink for a logger class and its subclasses.
 
     Args:
-        logger_class: the class, or its qualified name where importing it takes long or needs an extra.
+        logger_class: the class, or its qualified name if importing it is slow or needs an extra.
 
     Example:
         >>> from emodissect.lightning.sinks import Sink, register_sink, sink_for
@@ -127,9 +127,9 @@ def register_sink(logger_class: type[Logger] | str) -> Callable[[SinkClass], Sin
 
 
 def sink_for(logger: Logger) -> Sink:
-    """The sink of a logger: the one registered for its class or the nearest base class, else metrics and config only.
+    """The sink registered for the logger's class or nearest base class, else one for metrics and config only.
 
-    Whatever goes wrong inside it is a warning: results are on disk, and a logging back end must not end a run.
+    Its exceptions become warnings: results are on disk, and a logging back end must not end a run.
     """
     _import_all()
     kinds = (_SINKS.get(_qualified(kind)) for kind in type(logger).__mro__)
@@ -138,12 +138,12 @@ def sink_for(logger: Logger) -> Sink:
 
 
 def sinks_of(loggers: Iterable[Logger]) -> list[Sink]:
-    """The sinks of a trainer's loggers; none in the other processes of a distributed run than the first."""
+    """The sinks of a trainer's loggers; empty on ranks other than 0."""
     return [sink_for(logger) for logger in loggers] if first_rank() else []
 
 
 class _Guarded:
-    """A sink whose exceptions are warnings."""
+    """A sink whose exceptions become warnings."""
 
     def __init__(self, kind: type[Sink], logger: Logger) -> None:
         self._sink, self._name = kind(logger), type(logger).__name__
@@ -169,7 +169,7 @@ class _Guarded:
 
 
 def without_pictures(frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns that hold no :class:`Picture`."""
+    """The columns without :class:`Picture` cells."""
     return frame[[name for name in frame if not frame[name].map(lambda cell: isinstance(cell, Picture)).any()]]
 
 
@@ -179,7 +179,7 @@ def _qualified(kind: type) -> str:
 
 @functools.cache
 def _import_all() -> None:
-    """Imports the files of this package: each registers its sink."""
+    """Import all modules of this package; each registers its sink."""
     package = importlib.import_module(__package__)
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{__package__}.{module.name}")

@@ -1,4 +1,4 @@
-"""TensorBoard: curves, images, histograms, and tables as text."""
+"""TensorBoard: curves, images and histograms; tables as text."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from PIL import Image
 from emodissect.lightning.sinks.sink import Sink, register_sink, without_pictures
 
 ROWS = 100
-"""Rows of a table that are shown; TensorBoard has no tables, and long text is cut."""
+"""Maximum number of rows of a table; TensorBoard has no tables, and cuts long text."""
 
 
 @register_sink("lightning.pytorch.loggers.tensorboard.TensorBoardLogger")
 class TensorBoardSink(Sink):
-    """Figures go to the Images tab, tables and words to the Text tab, the config to HParams and ``hparams.yaml``."""
+    """Figures go to the Images tab, tables and text to the Text tab, the config to HParams and ``hparams.yaml``."""
 
     def summary(self, values: Mapping[str, float | str]) -> None:
         super().summary(values)

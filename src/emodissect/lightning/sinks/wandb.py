@@ -1,4 +1,4 @@
-"""Weights & Biases: a logger that never asks a question, and what it is sent."""
+"""Weights & Biases: a logger that never prompts, and its sink."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ log = logging.getLogger(__name__)
 _MODES = ("auto", "online", "offline", "disabled")
 
 _SYNONYMS = {"dryrun": "offline", "run": "online"}
-"""W&B's own older words."""
+"""W&B's older names of modes."""
 
 _OWN_FOLDERS = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache", "WANDB_CONFIG_DIR": "config"}
-"""What W&B keeps below the home directory unless these variables name another folder."""
+"""Variable -> subfolder: folders that W&B keeps in the home directory unless the variable names another."""
 
 
 LAUNCH = "wandb.sdk.launch.inputs.internal"
@@ -50,10 +50,10 @@ def logged_in_to_wandb() -> bool:
 
 
 def wandb_mode(mode: str) -> str:
-    """The mode W&B runs in: ``auto`` follows ``WANDB_MODE``, else is online where logged in and offline elsewhere.
+    """The W&B mode to use: ``auto`` follows ``WANDB_MODE`` if set, else is online if logged in and offline if not.
 
     Raises:
-        UserError: an unknown mode, or ``online`` without being logged in (W&B would ask for the key).
+        UserError: an unknown mode, or ``online`` without being logged in (W&B would prompt for the key).
     """
     given = f"logger.wandb.mode={mode}"
     if mode == "auto":
@@ -83,37 +83,37 @@ def wandb_logger(
     tags: Sequence[str] = (),
     id: str | None = None,
 ) -> WandbLogger:
-    """A W&B logger in a mode that fits the machine.
+    """A W&B logger, by default online only if the user is logged in.
 
     Args:
         project, entity, job_type, group, name: as in ``wandb.init``.
-        save_dir: where the run's files go; it is created where missing.
+        save_dir: folder of the run's files; created if missing.
         mode: ``auto``, ``online``, ``offline`` or ``disabled``, see :func:`wandb_mode`.
-        tags: those of ``WANDB_TAGS`` are added.
-        id: an earlier run's id; the run is continued.
+        tags: the tags in ``WANDB_TAGS`` are added.
+        id: id of an earlier run to continue.
 
     Raises:
-        UserError: see :func:`wandb_mode`; also where W&B refuses the key or cannot be reached.
+        UserError: see :func:`wandb_mode`; also if W&B rejects the key or cannot be reached.
     """
     chosen = wandb_mode(mode)
-    # W&B says more than a summary needs; its own words stay in the run's debug log.
+    # silence W&B's terminal output; its messages stay in the run's debug log
     os.environ.setdefault("WANDB_SILENT", "true")
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     if not first_rank():
         return WandbLogger(project=project, save_dir=save_dir, offline=True)  # a dummy: rank 0 logs
     if id and chosen == "offline":
         log.warning(
-            "The W&B run %s is continued offline: `wandb sync` does not join what two offline runs of one id logged. "
-            "Use logger.wandb.mode=online to continue it, or logger.wandb.id=null for a run of its own.",
+            "The W&B run %s is continued offline: `wandb sync` does not merge two offline runs with one id. "
+            "Use logger.wandb.mode=online to continue it, or logger.wandb.id=null for a new run.",
             id,
         )
     prepare_user_folders()
     import wandb
 
     if LAUNCH not in sys.modules and hasattr(wandb.Run, "_detect_and_apply_job_inputs"):
-        # it applies inputs that a program has staged with this module, and would import it (1.5 s) to find none
+        # it applies inputs staged with this module; without any, skip importing it (1.5 s)
         wandb.Run._detect_and_apply_job_inputs = lambda self: None  # type: ignore[method-assign]
-    # of each run W&B keeps the installed packages: for the jobs of a sweep they are listed once
+    # W&B lists the installed packages for each run; the jobs of a sweep share one list
     if not hasattr(wandb.util.working_set, "cache_info"):
         listed = wandb.util.working_set
         wandb.util.working_set = functools.cache(lambda: tuple(listed()))
@@ -141,9 +141,9 @@ def wandb_logger(
 
 
 def prepare_user_folders() -> None:
-    """Gives W&B folders it can write and a user it can name, where the machine has neither (containers, clusters).
+    """Set W&B's folder and user variables on machines without a writable home or login name (containers, clusters).
 
-    W&B stages artifacts below the home directory; a read-only one would fail the run at its end.
+    W&B stages artifacts in the home directory; with a read-only one the run would fail at its end.
     """
     try:
         getpass.getuser()
@@ -168,7 +168,7 @@ def prepare_user_folders() -> None:
 
 
 def _writable(home: Path) -> bool:
-    """Whether the folders that W&B creates under the home directory can be."""
+    """Whether W&B can create its folders in the home directory."""
     return all(
         os.access(next(path for path in (home / part, *(home / part).parents) if path.exists()), os.W_OK)
         for part in (".local/share/wandb", ".cache/wandb", ".config/wandb")
@@ -176,9 +176,9 @@ def _writable(home: Path) -> bool:
 
 
 def define_steps(run: Any) -> None:
-    """The x-axis of each curve: epochs for training and validation, the trainer's step for what callbacks log.
+    """Set the x-axis of each curve: epochs for training and validation, the trainer's step for other callbacks.
 
-    Results of the whole run are hidden from the automatic charts, where each would be a chart of one point.
+    Test metrics are hidden from the automatic charts, where each would be a single point.
     """
     for step in ("epoch", "trainer/global_step"):
         run.define_metric(step, hidden=True)
@@ -213,7 +213,7 @@ class WandbSink(Sink):
         shown = frame.map(
             lambda cell: wandb.Image(cell.pixels, caption=cell.caption) if type(cell) is Picture else cell
         )
-        # not dataframe=, which looks every cell up by its column's name: two thirds of the time of a table
+        # not dataframe=, which looks up every cell by column name and takes three times as long
         rows: list[Any] = list(zip(*(shown[column].values for column in shown), strict=True))
         self._log({name: wandb.Table(columns=[str(column) for column in shown], data=rows)}, step)
 
@@ -228,16 +228,16 @@ class WandbSink(Sink):
         self._log({name: wandb.Histogram(list(values))}, step)
 
     def artifact(self, artifact: Artifact, made_from: Sequence[Artifact] = ()) -> None:
-        """Keeps files, and names what they were made from: in the metadata, and online also as used by this run.
+        """Log files, and record what they were made from: in the metadata, and online also as inputs of this run.
 
-        The same content is the same version wherever it was made, so the lineage joins runs that share a cache.
+        Equal content is the same version in every run, so the lineage connects runs that share a cache.
         """
         if getattr(self.run, "disabled", False):
             return
         if not self.run.offline:
             for used in made_from:
-                self.run.use_artifact(_as_wandb_takes_it(used))
-        self.run.log_artifact(_as_wandb_takes_it(artifact, made_from=[used.name for used in made_from]))
+                self.run.use_artifact(_wandb_artifact(used))
+        self.run.log_artifact(_wandb_artifact(artifact, made_from=[used.name for used in made_from]))
 
     def finish(self, failed: bool) -> str | None:
         place = self._place()
@@ -246,7 +246,7 @@ class WandbSink(Sink):
         return place
 
     def _place(self) -> str:
-        """The run's address, or how to upload an offline run."""
+        """The run's URL, or the command that uploads an offline run."""
         if getattr(self.run, "disabled", False):
             return "disabled"
         if self.run.offline:
@@ -257,7 +257,7 @@ class WandbSink(Sink):
         self.run.log({**values, **({} if step is None else {"trainer/global_step": step})})
 
 
-def _as_wandb_takes_it(artifact: Artifact, **further: Any) -> Any:
+def _wandb_artifact(artifact: Artifact, **further: Any) -> Any:
     import wandb
 
     made = wandb.Artifact(artifact.name, type=artifact.kind, metadata={**artifact.metadata, **further})
