@@ -66,7 +66,7 @@ def test_a_comparison_reads_as_one_sentence() -> None:
 
 
 def test_other_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="different images"):
+    with pytest.raises(ValueError, match="differ in their images"):
         compare(of([0], [0]), of([0], [1]))
     with pytest.raises(ValueError, match="no images"):
         compare(of([], []), of([], []))

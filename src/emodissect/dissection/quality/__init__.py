@@ -1,4 +1,4 @@
-"""Are the labels right? Held-out scores, sanity tests, simulation, planted truth and stability; pure."""
+"""Measures label quality: held-out scores, sanity tests, simulation, planted ground truth and stability."""
 
 from emodissect.dissection.quality.calibration import (
     Calibration,

@@ -1,4 +1,4 @@
-"""Concept scores calibrated: to presence, from the scores alone, and to the activation of a neuron, on images of it."""
+"""Calibrates concept scores: to presence, from the scores alone, or to a neuron's activations."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from emodissect.dissection.quality.metrics import pearson
 
 _ROUNDS = 200
 _FLOOR = 1e-3
-_STEEPNESS = torch.logspace(-1, 1.5, 8, dtype=torch.float64)  # in standard deviations of the score
+_STEEPNESS = torch.logspace(-1, 1.5, 8, dtype=torch.float64)  # per standard deviation of the score
 _THRESHOLD = torch.linspace(-2.5, 2.5, 11, dtype=torch.float64)
 _REFINEMENTS = 3
-_NEURONS = 64  # fitted at a time
+_NEURONS = 64  # neurons per block
 
 
 class Calibration(NamedTuple):
-    """s = sigmoid(alpha (score + beta)), one pair a column."""
+    """s = sigmoid(alpha (score + beta)), with one alpha and beta per column."""
 
     alpha: Float[Tensor, " column"]
     beta: Float[Tensor, " column"]
@@ -31,13 +31,13 @@ class Calibration(NamedTuple):
 
 
 def calibrated_presence(scores: Float[Tensor, "image concept"]) -> Calibration:
-    """alpha and beta of each concept, from its scores alone: neither neurons nor annotations are looked at.
+    """alpha and beta of each concept, from its scores alone, without neurons or annotations.
 
-    The scores of a concept are taken for a mixture of two normal distributions of one variance, of images without and
-    with it, fitted by expectation maximisation from the quartiles. The chance that an image belongs to the upper one is
-    a sigmoid, with alpha = (m1 - m0) / v and beta = log(w / (1 - w)) / alpha - (m0 + m1) / 2 for the means m0 < m1,
-    the variance v and the upper one's share w. It passes 0.5 where both are as likely. Scores that do not vary, or do
-    not fall apart at all, give alpha = 0: a presence of 0.5 everywhere.
+    A concept's scores are modelled as a mixture of two normal distributions with equal variance, for images without and
+    with the concept, fitted by expectation maximisation starting from the quartiles. The posterior probability of the
+    upper component is a sigmoid with alpha = (m1 - m0) / v and beta = log(w / (1 - w)) / alpha - (m0 + m1) / 2, for
+    means m0 < m1, variance v and weight w of the upper component; it is 0.5 where both components are equally likely.
+    Scores that are constant or do not separate get alpha = 0: a presence of 0.5 everywhere.
     """
     scores = scores.double()
     middle, spread = scores.mean(0), scores.std(0, correction=0)
@@ -67,15 +67,15 @@ def _offset(low: Tensor, high: Tensor, variance: Tensor, share: Tensor) -> Tenso
 
 
 def calibrate(activations: Float[Tensor, "image neuron"], scores: Float[Tensor, "image neuron"]) -> Calibration:
-    """alpha > 0 and beta of each neuron that make the simulated activations correlate best with the real ones.
+    """alpha > 0 and beta of each neuron that maximise the correlation of simulated and real activations.
 
-    A grid over steepness and threshold in the score's own standard deviations, refined three times around its best
-    cell: two parameters a neuron, no gradient, the same answer everywhere. alpha > 0: a label may not be inverted.
+    A grid search over steepness and threshold, in standard deviations of the score, refined three times around the best
+    cell: two parameters per neuron, no gradients, deterministic. alpha > 0, so that labels cannot be inverted.
     """
     if len(activations) < 3 or activations.shape != scores.shape:
         raise UserError(
-            f"Activations {tuple(activations.shape)}, scores {tuple(scores.shape)}: a calibration needs at least three "
-            "images and the label's score beside each neuron."
+            f"Activations have shape {tuple(activations.shape)} and scores {tuple(scores.shape)}: a calibration needs "
+            "at least three images, and the score of each neuron's label."
         )
     parts = zip(activations.split(_NEURONS, dim=1), scores.split(_NEURONS, dim=1), strict=True)
     fitted = [_calibrated(a, c) for a, c in parts]
@@ -89,7 +89,7 @@ def _calibrated(activations: Tensor, scores: Tensor) -> Calibration:
     a = (activations - activations.mean(0)).float()
 
     def fit(k: Tensor, t: Tensor) -> Tensor:
-        """The correlation up to the activations' norm, which is the same for every k and t."""
+        """The correlation times the activations' norm, which is the same for every k and t."""
         simulated = torch.sigmoid(k.float() * (standard - t.float()))
         simulated -= simulated.mean(0)
         length = simulated.norm(dim=0)
@@ -118,5 +118,5 @@ def _calibrated(activations: Tensor, scores: Tensor) -> Calibration:
 def simulation_score(
     calibration: Calibration, activations: Float[Tensor, "image neuron"], scores: Float[Tensor, "image neuron"]
 ) -> Float[Tensor, " neuron"]:
-    """Pearson between held-out activations and their simulation."""
+    """Pearson correlation of held-out activations and their simulation."""
     return pearson(activations, calibration.predict(scores))

@@ -1,4 +1,4 @@
-"""How alike a neuron's exemplars are."""
+"""Clarity: the similarity of a neuron's exemplars to each other."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def clarity(
 ) -> Float[Tensor, " neuron"]:
     """Mean pairwise cosine of a neuron's exemplars: (|mean v|^2 - 1/n) n / (n - 1) over n unit embeddings v.
 
-    1: all the same; about the mean cosine of the probe set: no more alike than random images (polysemantic, or noise).
-    0 for a single exemplar.
+    1: all exemplars are the same; the mean cosine of the probe set: no more similar than random images (polysemantic,
+    or noise). 0 for a single exemplar.
     """
     n = len(top_rows)
     if n < 2:
@@ -26,7 +26,7 @@ def clarity(
 def random_clarity(
     embeddings: Float[Tensor, "image dimension"], exemplars: int, draws: int = 1000, seed: int = 0
 ) -> Float[Tensor, " draw"]:
-    """The clarity of random image sets of the same size: what a neuron must exceed to be about one thing."""
+    """The clarity of random image sets of the same size: the null for a neuron's clarity."""
     generator = torch.Generator().manual_seed(seed)
     size = min(exemplars, len(embeddings))
     rows = torch.stack([torch.randperm(len(embeddings), generator=generator)[:size] for _ in range(draws)], 1)

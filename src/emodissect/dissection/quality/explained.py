@@ -1,4 +1,4 @@
-"""Explanations from one half of the images, scored on the other, which chose nothing."""
+"""Evaluates explanations, fitted on one half of the images, on the other half."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from emodissect.dissection.quality.uncertainty import pearson_interval
 from emodissect.recording import LayerActivations
 
 BASELINE = "label"
-"""The explanation that others are compared with: the word of the run's similarity."""
+"""The baseline for the other explanations: the label from the run's similarity."""
 
 
 class Parts(NamedTuple):
-    """A layer's images: two quarters that explain, and a half that scores."""
+    """A layer's images, split: two quarters to fit explanations, and a half to score them."""
 
     proposing: Part
     deciding: Part
@@ -31,11 +31,11 @@ class Parts(NamedTuple):
 
 
 def labelling_parts(layer: LayerActivations, scores: Float[Tensor, "image concept"], seed: int = 0) -> Parts:
-    """The split that every held-out score is of: by image id, the first half split once more.
+    """The split for all held-out scores: two halves by image id, the first split again into two quarters.
 
     Args:
-        layer: with all its values.
-        scores: rows in the order of ``layer.ids``.
+        layer: a layer with all its activations.
+        scores: concept scores, rows in the order of ``layer.ids``.
 
     Raises:
         UserError: the layer kept only its top images.
@@ -51,7 +51,7 @@ def labelling_parts(layer: LayerActivations, scores: Float[Tensor, "image concep
 
 
 def held_out_pearson(explained: Explanation, held_out: Part) -> dict[str, np.ndarray]:
-    """``pearson`` of simulated and true activations of each neuron, with its 95 % interval (``pearson_low``, ...)."""
+    """``pearson``, the correlation of simulated and true activations, and its 95 % interval (``pearson_low``, ...)."""
     found = explained.correlation(held_out).double()
     low, high = pearson_interval(held_out.activations, explained.simulate(held_out.scores))
     return {"pearson": found.numpy(), "pearson_low": low.numpy(), "pearson_high": high.numpy()}
@@ -60,12 +60,12 @@ def held_out_pearson(explained: Explanation, held_out: Part) -> dict[str, np.nda
 def explained_neurons(
     parts: Parts, names: Sequence[str], explainer: Explainer, beside: Mapping[str, Explainer]
 ) -> pd.DataFrame:
-    """One row a neuron: how an explanation, and what it is compared with, do on held-out images.
+    """Explains each neuron and scores the explanation, and others for comparison, on held-out images.
 
     Returns:
-        neuron, explanation (in words), concepts, weights, weights_low, weights_high (lists), pearson with its interval,
-        and ``pearson_NAME`` for each of ``beside``. Of a neuron that never varies on the labelling or on the held-out
-        images the explanation is empty and the scores are NaN.
+        One row per neuron: neuron, explanation (as text), concepts, weights, weights_low, weights_high (lists), pearson
+        with its interval, and ``pearson_NAME`` for each explainer in ``beside``. For a neuron that is constant on the
+        labelling or the held-out images, the explanation is empty and the scores are NaN.
     """
     found = explainer(parts.proposing, parts.deciding)
     kept = [row[row != NONE] for row in found.concepts]
@@ -92,17 +92,17 @@ def explanation_table(
     """How well each kind of explanation predicts held-out activations.
 
     Args:
-        truth: the true weight of every concept, where it is known.
-        changes: of activations and scores under interventions, where the data can draw them.
+        truth: the true weight of every concept, if known.
+        changes: changes in activations and scores under interventions, if the data can draw them.
 
     Returns:
-        One row an explainer: explanation, neurons (live ones), concepts (mean number of them), pearson (mean over
-        neurons of the held-out correlation of simulated and true activation) with its 95 % interval over neurons,
-        ratio (to :data:`BASELINE`, where it is among them), where ``changes`` are given ``moved`` (mean over neurons of
-        the cosine of predicted and true changes) with its interval, and over the neurons whose true weights are known
-        ``top1`` (share whose heaviest concept is a true one, of the true sign), ``exact`` (share with the true
-        concepts and no others) and ``covered`` (share of the true weights that lie in their 95 % interval, of fitted
-        ones; a concept left out is not covered).
+        One row per explainer: explanation, neurons (number of live ones), concepts (their mean number), pearson (mean
+        over neurons of the held-out correlation of simulated and true activations) with its 95 % interval over neurons,
+        ratio (to :data:`BASELINE`, if that is included). With ``changes``, ``moved`` (mean over neurons of the cosine
+        of predicted and true changes) with its interval. Over the neurons with known true weights, ``top1`` (share
+        whose concept of largest absolute weight is true and has the true sign), ``exact`` (share with exactly the true
+        concepts) and, for fitted weights, ``covered`` (share of the true weights inside their 95 % interval; a missing
+        concept is not covered).
     """
     counted = live(parts)
     rows = []
@@ -148,6 +148,6 @@ def _recovered(found: Explanation, truth: Float[Tensor, "neuron concept"]) -> di
 
 
 def live(parts: Parts) -> Bool[Tensor, " neuron"]:
-    """Neurons that vary on the labelling and on the held-out images."""
+    """Mask of the neurons that vary on both the labelling and the held-out images."""
     labelling = torch.cat([parts.proposing.activations, parts.deciding.activations])
     return (labelling != labelling[:1]).any(0) & (parts.held_out.activations != parts.held_out.activations[:1]).any(0)

@@ -1,4 +1,4 @@
-"""Labels from one half of the images, evaluated on the other."""
+"""Labels neurons on one half of the images and evaluates the labels on the other."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from emodissect.similarity import Pearson, Similarity
 LINEAR = LinearExplainer()
 
 _SANE = 0.1
-"""Pearson on the labelling half above which a label is believed enough to be part of the sanity tests."""
+"""Pearson correlation on the labelling half above which a label is trusted enough for the sanity tests."""
 
 _OF_SCORES = ("pearson", "auprc")
-"""Metrics of the scores themselves: neither has a threshold, and AUPRC looks at their order alone."""
+"""Metrics computed from raw scores: neither needs a threshold, and AUPRC depends only on their order."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class HeldOut:
     """A layer's labels from one part of the probe set, scored on the other.
 
     Attributes:
-        neurons: one row a neuron: neuron, concept, each held-out metric with its p-value (``iou``, ``iou_p``), the
+        neurons: one row per neuron: neuron, concept, each held-out metric with its p-value (``iou``, ``iou_p``), the
             intervals of Pearson and of the simulation (``pearson_low``), ``pearson_q`` (false discovery rate in the
-            layer), ``true_pearson`` where the truth is known, ``explanation`` (a sum of concepts in words) and
+            layer), ``true_pearson`` if the ground truth is known, ``explanation`` (a sum of concepts, as text) and
             ``explanation_pearson`` with its interval, the correlation of simulated and true activations. A neuron that
             is dead on either part has no label and no scores.
-        sanity: one row a metric, see :func:`emodissect.dissection.quality.sanity.sanity_table`, with the column
-            ``presence``: ``scorer``, and ``annotations`` where the truth is known; empty where no label is believed.
-        labels: the concept of each neuron, by the first part.
-        other: the concept of each neuron, by the second part.
-        live: neurons that are dead on neither part.
+        sanity: one row per metric, see :func:`emodissect.dissection.quality.sanity.sanity_table`, with the column
+            ``presence``: ``scorer``, and ``annotations`` if the ground truth is known; empty if no label is trusted.
+        labels: index of each neuron's label from the first part.
+        other: index of each neuron's label from the second part.
+        live: mask of the neurons that are dead on neither part.
     """
 
     neurons: pd.DataFrame
@@ -67,16 +67,16 @@ def held_out(
     top_k: int = 100,
     seed: int = 0,
 ) -> HeldOut:
-    """Labels from one half of the images, scored on the other.
+    """Label neurons on one half of the images and score the labels on the other.
 
-    Everything that is fitted (labels, presences, simulations, further concepts) is fitted on the first half.
+    Everything that is fitted (labels, presences, simulations, explanations) is fitted on the first half.
 
     Args:
-        layer: with all its values.
-        scores: rows in the order of ``layer.ids``.
-        presence: the scores are presences in [0, 1] already; else each concept's are calibrated, see
+        layer: a layer with all its activations.
+        scores: concept scores, rows in the order of ``layer.ids``.
+        presence: whether the scores are already presences in [0, 1]; otherwise they are calibrated by concept, see
             :func:`emodissect.dissection.quality.calibration.calibrated_presence`.
-        alphas: share of the images called active; the sanity tests are run with each, the scores are of the first.
+        alphas: fractions of images that count as active; the sanity tests use all, the scores the first.
     """
     first, second = halves(layer.ids, seed)
     fit, held = part_of(layer, first, top_k), part_of(layer, second, top_k)
@@ -121,17 +121,15 @@ def held_out(
         tests["annotations"] = (right.amax(1), truth[second][:, right.argmax(1)])
     sanity = [
         sane.assign(presence=source)
-        for source, (believed, c) in tests.items()
-        if len(sane := _sanity(held.values, c, live & (believed > _SANE), alphas, seed))
+        for source, (trusted, c) in tests.items()
+        if len(sane := _sanity(held.values, c, live & (trusted > _SANE), alphas, seed))
     ]
     return HeldOut(frame, pd.concat(sanity, ignore_index=True) if sanity else pd.DataFrame(), labels, other, live)
 
 
-def _sanity(
-    activations: Tensor, presence: Tensor, believed: Tensor, alphas: Sequence[float], seed: int
-) -> pd.DataFrame:
-    """The sanity tests of the believed labels; empty where none is present on some images and absent on others."""
-    positives = (presence[:, believed] >= 0.5).sum(0)
+def _sanity(activations: Tensor, presence: Tensor, trusted: Tensor, alphas: Sequence[float], seed: int) -> pd.DataFrame:
+    """The sanity tests of the trusted labels; empty if no label is present on some images and absent on others."""
+    positives = (presence[:, trusted] >= 0.5).sum(0)
     if not bool(((positives >= 2) & (positives < len(presence))).any()):
         return pd.DataFrame()
-    return sanity_table(activations[:, believed], presence[:, believed], sanity_metrics(alphas), seed=seed)
+    return sanity_table(activations[:, trusted], presence[:, trusted], sanity_metrics(alphas), seed=seed)

@@ -1,4 +1,4 @@
-"""A recorded layer under a similarity: on all its images, or on some."""
+"""Computes similarities of a recorded layer on all or some of its images."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from emodissect.similarity import Similarity
 
 
 def for_measure(layer: LayerActivations, measure: Similarity) -> LayerActivations:
-    """The layer with as many top images as the similarity needs, whatever top_k it was recorded with.
+    """The layer with as many top images as the similarity needs, regardless of the top_k it was recorded with.
 
-    Raises UserError where not all of its values are kept.
+    Raises UserError if it did not keep all activations.
     """
     if layer.values is None:
         raise UserError(f"Layer '{layer.layer}' kept only its top images; evaluating labels needs every activation.")
@@ -27,11 +27,11 @@ def for_measure(layer: LayerActivations, measure: Similarity) -> LayerActivation
 def labelled(
     layer: LayerActivations, scores: Float[Tensor, "image concept"], measure: Similarity
 ) -> Float[Tensor, "neuron concept"]:
-    """The similarity of a layer whose values are all kept."""
+    """The similarity of each neuron and concept, for a layer with all activations."""
     return measure.of_layer(scores, for_measure(layer, measure))
 
 
 def part_of(layer: LayerActivations, kept: Bool[Tensor, " image"], top_k: int = 100) -> LayerActivations:
-    """The layer on some of its images."""
+    """The layer restricted to the images ``kept``."""
     assert layer.values is not None
     return LayerActivations.of(layer.layer, layer.ids[kept], torch.as_tensor(layer.values)[kept], top_k)

@@ -1,4 +1,4 @@
-"""Every way to name neurons, similarities and explanations alike, against every truth: one table."""
+"""Ranks all labelling methods, similarities and explanations alike, on every kind of ground truth."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from emodissect.dissection.quality.explained import Parts, live, mean_interval
 from emodissect.dissection.quality.metrics import cosine
 
 PREDICTS, MOVED = "predicts", "predicts changes"
-"""The tests that need no truth: activations of held-out images, and their changes under interventions."""
+"""The tests without ground truth: predicting activations of held-out images, and changes under interventions."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Neurons that methods are tried on.
+    """A layer of neurons that methods are tested on.
 
     Attributes:
-        parts: their images.
-        truths: by the name of a test, the true concepts of each neuron; none of a neuron that is left out of it.
-        changes: of activations and scores under interventions, where they are known.
-        predicts: whether the prediction of held-out activations is a test too.
+        parts: activations and scores on the split images.
+        truths: by test name, the true concepts of each neuron; neurons without any are left out of the test.
+        changes: changes in activations and scores under interventions, if available.
+        predicts: whether the prediction of held-out activations is also a test.
     """
 
     parts: Parts
@@ -39,16 +39,16 @@ class Case:
 
 
 def leaderboard(cases: Sequence[Case], explainers: Mapping[str, Explainer]) -> pd.DataFrame:
-    """Ranks methods by their mean rank over the tests; a test joins the live neurons of all cases that have it.
+    """Ranks methods by their mean rank over the tests; a test pools the live neurons of all cases that have it.
 
-    Every method is given the same images, two quarters of the probe set.
+    Every method gets the same images, two quarters of the probe set.
 
     Returns:
-        One row a method, the best first: method, rank (mean over tests, 1 the best, ties their mean), for each test
-        TEST, TEST_low, TEST_high, and seconds (of the processor, over all cases). A truth's test is the share of
-        neurons whose heaviest concept is a true one and has a positive weight, with Wilson's 95 % interval; the others
-        are means over neurons of the correlation of predicted and true activations (``predicts``) or of the cosine of
-        their changes (``predicts changes``).
+        One row per method, best first: method, rank (mean over tests, 1 is best, ties averaged), for each test TEST,
+        TEST_low, TEST_high, and seconds (CPU time over all cases). Tests with ground truth give the share of neurons
+        whose top concept (largest absolute weight) is true and has a positive weight, with Wilson's 95 % interval; the
+        others are means over neurons of the correlation of predicted and true activations (``predicts``) or of the
+        cosine of their changes (``predicts changes``).
     """
     rows = []
     for name, explainer in explainers.items():
@@ -86,7 +86,7 @@ def compared_by(frame: pd.DataFrame) -> list[str]:
 
 
 def names_truth(found: Explanation, truth: Bool[Tensor, "neuron concept"]) -> Bool[Tensor, " neuron"]:
-    """Whether each neuron's heaviest concept is a true one and makes the neuron more active."""
+    """Whether each neuron's concept with the largest absolute weight is true and has a positive weight."""
     weights: Float[Tensor, "neuron concept"] = found.matrix()
     heaviest = weights.abs().argmax(1, keepdim=True)
     return (truth.gather(1, heaviest) & (weights.gather(1, heaviest) > 0))[:, 0]

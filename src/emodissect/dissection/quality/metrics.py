@@ -1,10 +1,10 @@
-"""How well a label says when its neuron is active: the scores in use today, over images that did not choose the label.
+"""Metrics of how well a label predicts when its neuron is active, for images that were not used to choose the label.
 
-Every metric is ``f(activations, presence) -> Float["neuron"]``: activations a ``[image neuron]``, and beside each
-neuron the presence c in [0, 1] of the concept it is labelled with, ``[image neuron]``. B marks the top ``alpha``
-fraction of a neuron's activations (at least one image), c~ = c >= 0.5. Definitions after Oikarinen et al. 2025,
-"Evaluating Neuron Explanations: a unified framework with sanity checks". Undefined cases get the value of a label that
-says nothing: 0, or 0.5 for the inverse AUC.
+Every metric is ``f(activations, presence) -> Float["neuron"]``, with activations a ``[image neuron]`` and, for each
+neuron, the presence c in [0, 1] of its label ``[image neuron]``. B marks the top ``alpha`` fraction of a neuron's
+activations (at least one image), c~ = c >= 0.5. Definitions after Oikarinen et al. 2025, "Evaluating Neuron
+Explanations: a unified framework with sanity checks". Undefined cases get the value of an uninformative label: 0, or
+0.5 for the inverse AUC.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from emodissect.similarity.top import top_rows
 Metric = Callable[[Float[Tensor, "image neuron"], Float[Tensor, "image neuron"]], Float[Tensor, " neuron"]]
 
 ALPHA = 0.005
-_BLOCK = 2**23  # elements scored at a time
+_BLOCK = 2**23  # activations per block
 
 
 def pearson(activations: Float[Tensor, "image neuron"], presence: Float[Tensor, "image neuron"]) -> Tensor:
@@ -36,7 +36,7 @@ def pearson(activations: Float[Tensor, "image neuron"], presence: Float[Tensor, 
 
 
 def cosine(activations: Float[Tensor, "image neuron"], presence: Float[Tensor, "image neuron"]) -> Tensor:
-    """Cosine of a and c, not centred."""
+    """Cosine similarity of a and c, not centred."""
     a, c = activations.double(), presence.double()
     return _ratio((a * c).sum(0), a.norm(dim=0) * c.norm(dim=0))
 
@@ -44,7 +44,7 @@ def cosine(activations: Float[Tensor, "image neuron"], presence: Float[Tensor, "
 def auprc(
     activations: Float[Tensor, "image neuron"], presence: Float[Tensor, "image neuron"], alpha: float = ALPHA
 ) -> Tensor:
-    """Average precision of c as a score for B; tied scores are one threshold, as in scikit-learn."""
+    """Average precision of c as a score for B; tied scores share one threshold, as in scikit-learn."""
     return average_precision(presence, top_fraction(activations, alpha))
 
 
@@ -59,7 +59,7 @@ def f1(
 def iou(
     activations: Float[Tensor, "image neuron"], presence: Float[Tensor, "image neuron"], alpha: float = ALPHA
 ) -> Tensor:
-    """Intersection of B and c~ over their union."""
+    """Intersection over union of B and c~."""
     top, present = top_fraction(activations, alpha), presence >= 0.5
     return _ratio((top & present).sum(0).double(), (top | present).sum(0).double())
 
@@ -96,17 +96,17 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "mad": mad,
     }
 )
-"""All metrics, the trusted first."""
+"""All metrics, the most reliable first."""
 
 OF_TOP = frozenset({"auprc", "f1", "iou"})
-"""Metrics that look at the top ``alpha`` fraction of the activations."""
+"""Metrics that use the top ``alpha`` fraction of the activations."""
 
 COMPARISON_ONLY = frozenset({"inverse_auc", "mad"})
 """Metrics that fail one of the two sanity tests; for comparison with CoSy."""
 
 
 def at_alpha(alpha: float) -> dict[str, Metric]:
-    """All metrics, those of the top images with this share of them."""
+    """All metrics, with ``alpha`` set for those of the top images."""
     of_top: dict[str, Metric] = {
         "auprc": partial(auprc, alpha=alpha),
         "f1": partial(f1, alpha=alpha),
@@ -122,18 +122,18 @@ def of_labels(
     names: tuple[str, ...] = tuple(METRICS),
     alpha: float = ALPHA,
 ) -> dict[str, Float[Tensor, " neuron"]]:
-    """Each metric of each neuron with its labelled concept, over blocks of neurons; ``alpha``: the share called active.
+    """Each metric of each neuron with its label, by name; ``alpha`` is the fraction of images that count as active.
 
     Raises:
-        UserError: an unknown metric, or axes that do not fit.
+        UserError: an unknown metric, or shapes that do not match.
     """
     for name in names:
         if name not in METRICS:
-            raise UserError(f"No metric is called '{name}'. {nearest(name, METRICS)}")
+            raise UserError(f"The metric '{name}' is unknown. {nearest(name, METRICS)}")
     if len(activations) != len(presence) or len(labels) != activations.shape[1]:
         raise UserError(
-            f"Activations {tuple(activations.shape)}, presence {tuple(presence.shape)}, {len(labels)} labels: the "
-            "images must be the same and each neuron needs one label."
+            f"Activations have shape {tuple(activations.shape)}, presence {tuple(presence.shape)}, and there are "
+            f"{len(labels)} labels: both need the same images, and each neuron one label."
         )
     step = max(_BLOCK // max(len(activations), 1), 1)
     metrics = at_alpha(alpha)
@@ -149,7 +149,7 @@ def of_labels(
 def top_fraction(activations: Float[Tensor, "image neuron"], alpha: float) -> Bool[Tensor, "image neuron"]:
     """B: the ceil(alpha · N) most activating images of each neuron; ties as in ``top_rows``."""
     if not 0 < alpha <= 1:
-        raise UserError(f"alpha={alpha}: a share of the images in (0, 1]; recent papers use 0.005.")
+        raise UserError(f"alpha={alpha} must be a fraction of the images in (0, 1]; recent papers use 0.005.")
     marked = torch.zeros(activations.shape, dtype=torch.bool, device=activations.device)
     return marked.scatter_(0, top_rows(activations, max(1, ceil(alpha * len(activations) - 1e-9))), True)
 
@@ -157,7 +157,7 @@ def top_fraction(activations: Float[Tensor, "image neuron"], alpha: float) -> Bo
 def average_precision(
     scores: Float[Tensor, "image column"], relevant: Bool[Tensor, "image column"]
 ) -> Float[Tensor, " column"]:
-    """sum over thresholds of (recall gained) · precision, one threshold a distinct score; 0 with nothing relevant."""
+    """Sum over distinct scores of (recall gained) · precision; 0 if nothing is relevant."""
     ordered, order = scores.sort(dim=0, descending=True)
     hits = relevant.gather(0, order).double()
     end = tie_ends(ordered)
@@ -166,12 +166,12 @@ def average_precision(
 
 
 def mid_ranks(values: Tensor) -> Tensor:
-    """Ranks from 1 upward, tied values sharing their mean rank."""
+    """Ranks starting at 1; tied values get their mean rank."""
     return torch.from_numpy(rankdata(values.cpu().numpy(), axis=0)).to(values.device)
 
 
 def tie_ends(ordered: Tensor) -> Tensor:
-    """For each place of sorted columns, the last place with the same value."""
+    """For each position in sorted columns, the last position with the same value."""
     places = torch.arange(len(ordered), device=ordered.device)[:, None].expand(ordered.shape)
     last = torch.ones_like(ordered, dtype=torch.bool)
     last[:-1] = ordered[1:] != ordered[:-1]
@@ -180,7 +180,7 @@ def tie_ends(ordered: Tensor) -> Tensor:
 
 
 def centred(columns: Tensor) -> Tensor:
-    """Columns less their mean, in float64."""
+    """Columns minus their mean, in float64."""
     shifted = columns.double() - columns[:1].double()  # a constant column becomes exactly zero
     return shifted - shifted.mean(0)
 

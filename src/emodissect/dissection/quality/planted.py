@@ -1,4 +1,4 @@
-"""Neurons built to detect known concepts, so that every label can be checked against the truth."""
+"""Plants neurons that detect known concepts, so that labels can be checked against ground truth."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor, nn
 
 from emodissect.core.errors import UserError
 
-_FILTERS, _FILTER, _POOL = 32, 7, 4  # how many random filters, their width, and the width of an averaged cell
+_FILTERS, _FILTER, _POOL = 32, 7, 4  # number of random filters, kernel size, and pooling size
 
 KINDS = ("single", "either_or", "noise", "dead")
-"""What is planted."""
+"""The kinds of planted neurons."""
 
 
 @dataclass(frozen=True)
 class Planted:
-    """Activations with the concepts they were made from; ``kind``: single, either_or, noise or dead."""
+    """Activations with their true concepts; ``kind``: single, either_or, noise or dead, per neuron."""
 
     activations: Float[Tensor, "image neuron"]
     truth: Bool[Tensor, "neuron concept"]
     kind: tuple[str, ...]
 
     def of_kind(self, kind: str) -> Bool[Tensor, " neuron"]:
-        """Which neurons are of a kind."""
+        """Mask of the neurons of a kind."""
         return torch.tensor([own == kind for own in self.kind])
 
 
@@ -41,10 +41,10 @@ def planted_neurons(
 ) -> Planted:
     """Single-concept, either-or, noise and dead neurons over the images of ``presence``.
 
-    With z_c the standardised presence of concept c, e standard normal noise of each image and neuron and s the
-    ``noise_scale``: single z_c + s e; either-or max(z_c, z_d) + s e; noise e; dead 0. Each is multiplied by a random
-    gain and offset, so that no similarity profits from a common scale. Concepts that never vary are not planted;
-    single concepts are dealt in turn, pairs are drawn.
+    With z_c the standardised presence of concept c, e standard normal noise for each image and neuron and s the
+    ``noise_scale``: single z_c + s e; either-or max(z_c, z_d) + s e; noise e; dead 0. All but dead neurons get a random
+    gain and offset, so that no similarity benefits from a common scale. Concepts that never vary are not planted;
+    single neurons cycle through the concepts, pairs are drawn at random.
 
     Raises:
         UserError: fewer than two concepts vary.
@@ -76,14 +76,14 @@ def planted_neurons(
 
 @dataclass(frozen=True)
 class Mixtures:
-    """Activations that are signed sums of concepts, with the weights they were made from."""
+    """Activations that are signed sums of concepts, with their true weights."""
 
     activations: Float[Tensor, "image neuron"]
     weights: Float[Tensor, "neuron concept"]
 
     @property
     def truth(self) -> Bool[Tensor, "neuron concept"]:
-        """The concepts of each sum."""
+        """Mask of the concepts in each sum."""
         return self.weights != 0
 
 
@@ -94,11 +94,11 @@ def planted_mixtures(
     noise_scale: float = 0.5,
     seed: int = 0,
 ) -> Mixtures:
-    """Signed sums of drawn concepts over the images of ``presence``.
+    """Signed sums of randomly drawn concepts over the images of ``presence``.
 
-    With z_c the standardised presence and e standard normal noise: sum_c w_c z_c + ``noise_scale`` e, the w_c uniform
-    in [0.4, 1] with random signs. The weights given back are in standard deviations of the activation, as
-    :class:`emodissect.dissection.explanations.Explanation` has them.
+    With z_c the standardised presence and e standard normal noise: sum_c w_c z_c + ``noise_scale`` e, with w_c uniform
+    in [0.4, 1] and random signs. The returned weights are in standard deviations of the activation, as in
+    :class:`emodissect.dissection.explanations.Explanation`.
 
     Raises:
         UserError: fewer than ``concepts`` concepts vary.
@@ -106,7 +106,9 @@ def planted_mixtures(
     presence = presence.double()
     varying = ((presence.amax(0) - presence.amin(0)) > 0).nonzero()[:, 0].numpy()
     if len(varying) < concepts:
-        raise UserError(f"Mixtures of {concepts} concepts need as many whose presence varies; {len(varying)} do.")
+        raise UserError(
+            f"Mixtures of {concepts} concepts need as many with varying presence, but only {len(varying)} vary."
+        )
     generator = np.random.default_rng(seed)
     standard = (presence - presence.mean(0)) / presence.std(0, correction=0).clamp(min=1e-12)
     weights = torch.zeros(neurons, presence.shape[1], dtype=torch.float64)
@@ -122,9 +124,9 @@ def planted_mixtures(
 class PlantedNetwork(nn.Module):
     """A network whose layer ``neurons`` detects given concepts in images.
 
-    ``features`` (fixed random filters, ReLU, average pooling) -> ``detectors`` (linear, one unit a concept) ->
-    ``neurons`` (linear): a single neuron reads one detector, an either-or neuron the larger of two, a noise neuron a
-    wave over the pixels so short that no two images share its phase, a dead neuron nothing.
+    ``features`` (fixed random filters, ReLU, average pooling) -> ``detectors`` (linear, one unit per concept) ->
+    ``neurons`` (linear): a single neuron reads one detector, an either-or neuron the maximum of two, a noise neuron the
+    sine of a random projection of the pixels, steep enough to look like noise, and a dead neuron nothing.
 
     Takes pixels in [0, 1].
     """
@@ -152,7 +154,7 @@ class PlantedNetwork(nn.Module):
             self.neurons.weight[planted.of_kind("dead")] = 0.0
 
     def forward(self, images: Float[Tensor, "image channel height width"]) -> Float[Tensor, "image neuron"]:
-        """The activations of the planted neurons."""
+        """Activations of the planted neurons."""
         found = self.detectors(self.features(images))
         read = found[:, self.concepts].amax(2)
         read[:, self.noise] = self.waves(images.flatten(1)).sin()
@@ -165,11 +167,11 @@ def planted_network(
     planted: Planted,
     seed: int = 0,
 ) -> PlantedNetwork:
-    """A network with neurons of the same kinds and concepts as ``planted``, built to detect them in these images.
+    """A network whose neurons have the same kinds and concepts as ``planted``, fitted to detect them in these images.
 
-    Its detectors are the ridge regression of the standardised presence on the standardised features, 0.001 times
-    the number of images being the penalty. Unlike planted activations its neurons see images, and as well as 32 random
-    filters can.
+    Its detectors are a ridge regression of the standardised presence on the standardised features, with a penalty of
+    0.001 times the number of images. Unlike planted activations, its neurons see images, as well as 32 random filters
+    allow.
     """
     probed = nn.Sequential(nn.Conv2d(images.shape[1], 1, _FILTER, stride=2, padding=_FILTER // 2),
                            nn.AvgPool2d(_POOL, ceil_mode=True))  # fmt: skip

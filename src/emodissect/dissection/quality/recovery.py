@@ -1,4 +1,4 @@
-"""How much of a known truth a similarity recovers: top-1, top-3 and meta-AUPRC, with intervals, against chance."""
+"""Measures how much of a known ground truth a similarity recovers: top-1, top-3 and meta-AUPRC."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from emodissect.dissection.quality.metrics import average_precision
 
 @dataclass(frozen=True)
 class Share:
-    """A figure in [0, 1] with its interval over neurons, and what guessing gives."""
+    """A figure in [0, 1] with its interval over neurons and its chance level."""
 
     value: float
     low: float
@@ -27,7 +27,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Recovery:
-    """Recovery of the truth by a similarity over ``neurons`` neurons that have one."""
+    """How much of the ground truth a similarity recovers, over ``neurons`` neurons that have one."""
 
     neurons: int
     top1: Share
@@ -35,7 +35,7 @@ class Recovery:
     meta_auprc: Share
 
     def row(self) -> dict[str, float]:
-        """Flat, for a table: ``top1``, ``top1_low``, ``top1_high``, ``top1_chance``, …"""
+        """A flat table row: ``top1``, ``top1_low``, ``top1_high``, ``top1_chance``, …"""
         flat: dict[str, float] = {"neurons": self.neurons}
         for name in ("top1", "top3", "meta_auprc"):
             share: Share = getattr(self, name)
@@ -50,23 +50,26 @@ def recovery(
     draws: int = 200,
     seed: int = 0,
 ) -> Recovery:
-    """Of the neurons with at least one true concept:
+    """Recovery of the ground truth, over the neurons with at least one true concept.
 
-    - top1, top3: the share with a true concept among the one or three most similar;
-    - meta-AUPRC: average precision of the similarity as a score for the truth over the neuron x concept matrix of
-      these neurons (it asks that similarities of different neurons compare).
+    - top1, top3: the share of neurons with a true concept among the one or three most similar;
+    - meta-AUPRC: average precision of the similarity as a score for the truth over the neuron x concept matrix (so
+      similarities must be comparable across neurons).
 
-    Intervals: Wilson's of the shares, a bootstrap over neurons of the meta-AUPRC. Chance: a random order of the
+    Intervals: Wilson for the shares, a bootstrap over neurons for the meta-AUPRC. Chance: a random order of the
     concepts (hypergeometric), and the share of true entries.
 
     Raises:
-        UserError: shapes differ, or no neuron has a truth.
+        UserError: the shapes differ, or no neuron has a true concept.
     """
     if similarity.shape != truth.shape:
-        raise UserError(f"Similarity {tuple(similarity.shape)}, truth {tuple(truth.shape)}: both are neuron x concept.")
+        raise UserError(
+            f"Similarity has shape {tuple(similarity.shape)} and truth {tuple(truth.shape)}: both must be (neuron, "
+            "concept)."
+        )
     known = truth.any(1)
     if not known.any():
-        raise UserError("No neuron has a known concept: there is no truth to recover.")
+        raise UserError("No neuron has a true concept, so there is nothing to recover.")
     similarity, truth = similarity[known], truth[known]
     neurons, concepts = truth.shape
     ranked = truth.gather(1, similarity.argsort(dim=1, descending=True, stable=True))
@@ -89,7 +92,7 @@ def recovery(
 
 
 def best_concepts(presence_similarity: Float[Tensor, "neuron concept"]) -> Bool[Tensor, "neuron concept"]:
-    """The truth by annotation: each neuron's most correlated true concept; none where no correlation is above 0."""
+    """Ground truth from annotations: each neuron's most similar true concept; none if no similarity is above 0."""
     best: Int64[Tensor, " neuron"] = presence_similarity.argmax(1)
     truth = torch.zeros(presence_similarity.shape, dtype=torch.bool)
     truth[torch.arange(len(best)), best] = presence_similarity.amax(1) > 0

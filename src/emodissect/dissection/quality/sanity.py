@@ -1,4 +1,4 @@
-"""Two tests that a metric of labels must pass: it must fall when labels go missing and when labels are made up."""
+"""Two sanity tests of label metrics: a metric must fall when labels go missing and when labels are added at random."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ RECTIFIED = "cosine, rectified"
 
 
 def missing_labels(presence: Float[Tensor, "image neuron"], seed: int = 0) -> Float[Tensor, "image neuron"]:
-    """Half of each concept's positives (c >= 0.5; rounded up), drawn at random, become 0."""
+    """Sets a random half (rounded up) of each concept's positives (c >= 0.5) to 0."""
     positive = presence >= 0.5
     return torch.where(_drawn(positive, (positive.sum(0) + 1) // 2, seed), 0.0, presence)
 
 
 def extra_labels(presence: Float[Tensor, "image neuron"], seed: int = 0) -> Float[Tensor, "image neuron"]:
-    """As many random negatives as there are positives (all negatives where there are fewer) become 1."""
+    """Sets as many random negatives as there are positives to 1 (all negatives if there are fewer)."""
     positive = presence >= 0.5
     return torch.where(_drawn(~positive, positive.sum(0), seed), 1.0, presence)
 
 
 def sanity_metrics(alphas: Sequence[float]) -> dict[str, Metric]:
-    """What is tested: every metric, those of the top images at each share ``alphas``, the first under the plain name.
+    """The metrics to test: all, with those of the top images at each fraction in ``alphas``, the first as plain name.
 
-    The cosine is there a second time, of activations whose negative part is cut off: it is not centred, so what is
-    recorded before a ReLU gives it signs and an offset that it was not made for.
+    The cosine also appears for rectified activations: it is not centred, so activations recorded before a ReLU have
+    signs and an offset that it was not designed for.
     """
     first, *others = alphas
     tested: dict[str, Metric] = {}
@@ -59,28 +59,28 @@ def sanity_table(
     draws: int = 5,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Both tests of every metric, on neurons beside the presence of their labels.
+    """Runs both sanity tests for every metric, on activations and the presence of each neuron's label.
 
-    The share of neurons whose metric falls, as Oikarinen et al. 2025 count it: averaged over ``draws`` random
-    corruptions, by more than ``least_fall`` of the metric's range (over neurons with their labels, their corrupted
-    labels and each other's). A metric passes a test where at least ``pass_mark`` of the neurons' fall. Neurons whose
-    concept has under two positives or no negative say nothing and are left out. Give neurons whose labels are
-    believed: the score of one that is labelled wrongly has nowhere to fall.
+    A neuron's metric falls if its mean over ``draws`` random corruptions is lower by more than ``least_fall`` of the
+    metric's range (over neurons with their own, corrupted and each other's labels), as in Oikarinen et al. 2025. A
+    metric passes a test if it falls for at least a share ``pass_mark`` of the neurons. Neurons whose concept has fewer
+    than two positives or no negatives are left out. Use neurons with trusted labels: the score of a wrong label cannot
+    fall.
 
     Returns:
-        One row a metric: metric, neurons, score, missing_score, missing_lowered (share), missing_p (exact sign test
+        One row per metric: metric, neurons, score, missing_score, missing_lowered (share), missing_p (exact sign test
         that more than half are lowered), missing_passed, the same for ``extra``, passed (both), fails_in_literature
-        (Oikarinen et al. 2025 found it to fail on theirs: for comparison only).
+        (fails in Oikarinen et al. 2025; for comparison only).
 
     Raises:
-        UserError: no neuron has a concept with both positives and negatives.
+        UserError: no neuron has a concept with at least two positives and one negative.
     """
     positives = (presence >= 0.5).sum(0)
     usable = (positives >= 2) & (positives < len(presence))
     if not usable.any():
         raise UserError(
-            "No labelled concept is present (>= 0.5) on at least two images and absent on one: "
-            "the sanity tests need both."
+            "The sanity tests need a labelled concept that is present (>= 0.5) on at least two images and absent on "
+            "at least one."
         )
     activations, presence = activations[:, usable], presence[:, usable]
     rows = []

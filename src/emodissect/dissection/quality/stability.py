@@ -1,4 +1,4 @@
-"""Do labels survive a change that should not matter: another half of the images, top_k, template or CLIP?"""
+"""Measures label stability under changes that should not matter: other images, top_k, prompt template or CLIP."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from emodissect.core.statistics import wilson
 
 @dataclass(frozen=True)
 class Agreement:
-    """The share of neurons with the same label both times: Wilson interval, chance, and kappa (0 chance, 1 perfect)."""
+    """The share of neurons with the same label in two labellings, its Wilson interval, chance level and kappa."""
 
     neurons: int
     share: float
@@ -30,21 +30,23 @@ def agreement(
     second: Int64[Tensor, " neuron"],
     counted: Bool[Tensor, " neuron"] | None = None,
 ) -> Agreement:
-    """How many neurons keep their label, over those ``counted`` (live ones, say; None: all).
+    """Agreement of two labellings over the neurons in ``counted`` (e.g. live ones; None: all).
 
-    Chance is what two labellings with these concept shares would agree on if they knew nothing of each other:
-    sum over concepts of the product of the shares; kappa = (share - chance) / (1 - chance) (Cohen 1960).
+    Chance is the expected agreement of two independent labellings with these concept shares: the sum over concepts of
+    the product of the shares. kappa = (share - chance) / (1 - chance) (Cohen 1960): 0 is chance, 1 is perfect.
 
     Raises:
-        UserError: the labellings are of different neurons, or none is counted.
+        UserError: the labellings differ in their number of neurons, or no neuron is counted.
     """
     if first.shape != second.shape or (counted is not None and counted.shape != first.shape):
-        raise UserError(f"Labels of {len(first)} and {len(second)} neurons: both must be of the same neurons in order.")
+        raise UserError(
+            f"There are labels for {len(first)} and {len(second)} neurons: both must be of the same neurons, in order."
+        )
     if counted is not None:
         first, second = first[counted], second[counted]
     neurons = len(first)
     if not neurons:
-        raise UserError("No neuron is counted: is the whole layer dead?")
+        raise UserError("No neurons are counted: is the whole layer dead?")
     same = int((first == second).sum())
     low, high = wilson(same, neurons)
     concepts = int(torch.max(first.max(), second.max())) + 1
@@ -57,12 +59,13 @@ def agreement(
 def halves(
     ids: Int64[Tensor, " image"], seed: int = 0, share: float = 0.5
 ) -> tuple[Bool[Tensor, " image"], Bool[Tensor, " image"]]:
-    """Two disjoint parts that together are all images; by image id, so the order of the rows does not matter.
+    """Masks of a random split of the images into two parts; it depends on image ids, not on the order of the rows.
 
-    ``share``: of the first part, rounded down but leaving at least one image on either side where there are two.
+    ``share``: fraction of images in the first part, rounded down, with at least one image in each part if there are
+    two.
     """
     if not 0 < share < 1:
-        raise UserError(f"share={share}: the first part's share of the images, between 0 and 1.")
+        raise UserError(f"share={share} must be the first part's fraction of the images, between 0 and 1.")
     images = len(ids)
     taken = min(max(int(images * share), 1), max(images - 1, 1))
     rows = ids.argsort()[torch.from_numpy(np.random.default_rng(seed).permutation(images)[:taken])]

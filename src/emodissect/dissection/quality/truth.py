@@ -1,4 +1,4 @@
-"""How much of a known truth each similarity finds in a layer."""
+"""Ground truth of neurons, and how much of it each similarity finds."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ from emodissect.recording import LayerActivations
 from emodissect.similarity import Pearson, Similarity, best_similarity_null, cos_similarity, permutation_p
 
 TOP = 100
-"""Images whose mean presence is the truth of a neuron's top images."""
+"""Number of top images whose mean presence defines a neuron's true concept."""
 
 
 def true_concepts(
     layer: LayerActivations, presence: Float[Tensor, "image concept"], top: int = TOP
 ) -> dict[str, Bool[Tensor, "neuron concept"]]:
-    """The true concept of each neuron of a trained network, by two measures that favour different similarities.
+    """The true concept of each neuron of a trained network, by two definitions that favour different similarities.
 
     - ``correlation``: the concept whose true presence correlates most with the activation, over all images;
-    - ``top images``: the concept whose true presence, in standard deviations, is highest on the mean of the ``top``
-      most activating images.
+    - ``top images``: the concept with the highest mean standardised presence on the ``top`` most activating images.
 
-    None of a neuron where that is not above 0.
+    A neuron whose highest value is not above 0 has no true concept.
     """
     standard = (presence - presence.mean(0)) / presence.std(0).clamp(min=1e-6)
     return {
@@ -43,15 +42,16 @@ def true_concepts(
 def caused_concepts(
     changes: Float[Tensor, "change neuron"], presence: Float[Tensor, "change concept"]
 ) -> Bool[Tensor, "neuron concept"]:
-    """The true concept of each neuron, by intervention: the concept whose changes its own changes follow most.
+    """The true concept of each neuron, by intervention: the concept whose changes best match the neuron's changes.
 
-    Only one property of a face moves at a time, so concepts that go along with each other among faces come apart. The
-    measure is the cosine of the changes (not centred: no change of presence, no change of activation). None of a
-    neuron where no cosine is above 0.
+    Only one property of a face changes at a time, which separates concepts that are correlated across faces. The match
+    is the cosine of the changes (not centred, since no change in presence should mean no change in activation). A
+    neuron without a cosine above 0 has no true concept.
 
     Args:
-        changes: of the activations, moved less unmoved; see :class:`emodissect.data.interventions.Interventions`.
-        presence: the same changes of each concept's true presence.
+        changes: changes in activation, moved minus unmoved; see
+            :class:`emodissect.data.interventions.Interventions`.
+        presence: the corresponding changes in each concept's true presence.
     """
     return best_concepts(cos_similarity(presence.float(), changes.float()))
 
@@ -59,16 +59,16 @@ def caused_concepts(
 def dose_response(
     interventions: Interventions, activations: Float[Tensor, "image neuron"], spread: Float[Tensor, " neuron"]
 ) -> pd.DataFrame:
-    """How each neuron answers to each property, everything else fixed.
+    """The response of each neuron to each property, with everything else fixed.
 
     Args:
-        activations: of their images, rows in the same order.
-        spread: each neuron's standard deviation over the probe images, the unit of a response; 0: no response.
+        activations: activations on the interventions' images, rows in the same order.
+        spread: each neuron's standard deviation over the probe images, the unit of responses; 0 gives no response.
 
     Returns:
-        One row a neuron and property: neuron, moved, slope (mean over faces of the least squares change of activation
-        over the property's whole range) with its 95 % interval over faces (Student's t), and responses (a list: the
-        mean change from the unmoved faces at each value, the lowest first).
+        One row per neuron and property: neuron, moved, slope (least-squares change in activation over the property's
+        whole range, mean over faces) with its 95 % interval over faces (Student's t), and responses (a list of mean
+        changes from the unmoved faces at each value, in ascending order of the value).
     """
     unit = torch.where(spread > 0, spread, torch.inf)
     changed = interventions.changes(activations) / unit
@@ -102,16 +102,16 @@ def recovered(
     *,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How much of the truth each similarity finds from each source of scores.
+    """How much of the ground truth each similarity recovers from each source of scores.
 
     Args:
-        layer: with all its values.
-        sources: concept scores by name, rows in the order of ``layer.ids``; the true presences are the ceiling.
-        truths: the true concepts of each neuron, by the name of what they are taken from.
+        layer: a layer with all its activations.
+        sources: concept scores by name, rows in the order of ``layer.ids``; true presences are the ceiling.
+        truths: the true concepts of each neuron, by the name of their definition.
 
     Returns:
-        One row a similarity, source and truth, as ``Recovery.row`` gives it. None for a
-        truth of no live neuron.
+        One row per similarity, source and truth, with the columns of ``Recovery.row``. Truths without a live neuron
+        have no row.
     """
     rows = []
     for name, measure in measures.items():
@@ -135,12 +135,12 @@ def planted_table(
     draws: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """What each similarity makes of each kind of planted neuron.
+    """The results of each similarity on each kind of planted neuron.
 
     Returns:
-        One row a similarity and kind: similarity, kind, neurons, labelled (the share whose label is beyond random
-        image sets, p < ``level``: of noise neurons these are false, and ``level`` is what one expects; a dead neuron
-        is never labelled), and for kinds with a truth its recovery, see
+        One row per similarity and kind: similarity, kind, neurons, labelled (the share with a significant label,
+        p < ``level``: for noise neurons these are false positives, with an expected share of ``level``; dead neurons
+        are never labelled), and for kinds with true concepts the recovery, see
         :meth:`emodissect.dissection.quality.recovery.Recovery.row`.
     """
     rows = []

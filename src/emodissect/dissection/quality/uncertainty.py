@@ -1,7 +1,6 @@
-"""How sure a held-out score is: permutation p-values, and the interval of a correlation.
+"""Uncertainty of held-out scores: permutation p-values, and intervals of correlations.
 
-Nothing is assumed about distributions: behind a ReLU most activations are zero, and the scores of a rare concept are
-skewed.
+No distributions are assumed, since after a ReLU most activations are zero, and the scores of rare concepts are skewed.
 """
 
 from __future__ import annotations
@@ -18,12 +17,14 @@ from torch import Tensor
 from emodissect.core.errors import UserError
 from emodissect.dissection.quality.metrics import ALPHA, centred, mid_ranks, pearson, tie_ends, top_fraction
 
-_BLOCK = 2**22  # activations scored at a time: 32 MiB in float64
-_DRAWS = 64  # drawn at a time
-_LEVEL = 1e-9  # differences of correlations that rounding makes
+_BLOCK = 2**22  # activations per block: 32 MiB in float64
+_DRAWS = 64  # draws per block
+_LEVEL = 1e-9  # tolerance for rounding errors in correlations
 
 
 class Interval(NamedTuple):
+    """Bounds of an interval, per neuron."""
+
     low: Float[Tensor, " neuron"]
     high: Float[Tensor, " neuron"]
 
@@ -35,14 +36,14 @@ def pearson_interval(
     draws: int = 499,
     seed: int = 0,
 ) -> Interval:
-    """Interval of the correlation of each neuron's activations with the values beside it.
+    """Interval of the correlation of each neuron's activations with its column of values.
 
-    The hull of two: Fisher's, tanh(atanh r ± z / sqrt(N - 3)), which is right where the two have nothing to do with
-    each other, whatever their distributions, and the percentiles over images drawn with replacement, which are right
-    where they do. All of [-1, 1] below four images.
+    The union of two intervals: Fisher's, tanh(atanh r ± z / sqrt(N - 3)), which is valid for independent variables of
+    any distribution, and the bootstrap percentiles over images, which are valid for dependent ones. [-1, 1] for fewer
+    than four images.
     """
     if not 0 < level < 1:
-        raise UserError(f"level={level}: a level between 0 and 1 such as 0.95.")
+        raise UserError(f"level={level} must be between 0 and 1, e.g. 0.95.")
     images = len(activations)
     r = pearson(activations, values)
     if images < 4:
@@ -61,7 +62,7 @@ def pearson_interval(
 def _resampled(
     x: Float[Tensor, "image neuron"], y: Float[Tensor, "image neuron"], draws: int, seed: int
 ) -> Float[Tensor, "draw neuron"]:
-    """Correlations over images drawn with replacement."""
+    """Correlations over bootstrap samples of the images."""
     images = len(x)
     counts = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=draws)
     weights = torch.from_numpy(counts / images)
@@ -76,7 +77,7 @@ def _resampled(
 def pearson_p(
     activations: Float[Tensor, "image neuron"], values: Float[Tensor, "image neuron"], draws: int = 999, seed: int = 0
 ) -> Float[Tensor, " neuron"]:
-    """One-sided permutation p-value of a correlation above 0, of each neuron with the values beside it."""
+    """One-sided permutation p-value for a positive correlation of each neuron with its column of values."""
     parts = []
     for block in _blocks(activations):
         x, y = (_unit(part[:, block]) for part in (activations, values))
@@ -98,20 +99,20 @@ def p_values(
     draws: int = 999,
     seed: int = 0,
 ) -> dict[str, Float[Tensor, " neuron"]]:
-    """One-sided p-value of each metric: how likely activations with permuted images score as high.
+    """One-sided p-value of each metric: how often activations with permuted images score as high.
 
-    - pearson, cosine, inverse_auc, mad: ``draws`` pairings, (1 + draws as high) / (1 + draws). Permuted, the cosine
-      rises with the correlation alone and the inverse AUC with the sum of the ranks.
+    - pearson, cosine, inverse_auc, mad: ``draws`` permutations, (1 + number as high) / (1 + draws). Under permutation,
+      the cosine increases with the correlation, and the inverse AUC with the sum of the ranks.
     - auprc: ``draws`` random sets of |B| images.
-    - f1, iou: both rise with TP alone, which is hypergeometric (Fisher's exact test).
+    - f1, iou: both increase with TP, which is hypergeometric (Fisher's exact test).
 
     Args:
-        scores: what Pearson and AUPRC are of.
-        presence: the scores as presence c in [0, 1]; c~ = c >= 0.5.
-        alpha: share of the images called active, B.
+        scores: concept scores, for Pearson and AUPRC.
+        presence: the scores as presence c in [0, 1], for the other metrics; c~ = c >= 0.5.
+        alpha: fraction of images that count as active, B.
     """
     if draws < 1:
-        raise UserError(f"draws={draws}: at least one; the smallest p-value is 1 / (1 + draws).")
+        raise UserError(f"draws={draws} must be an integer >= 1; the smallest p-value is 1 / (1 + draws).")
     parts = []
     for block in _blocks(activations):
         values, own = activations[:, block], labels[block]
@@ -134,7 +135,7 @@ def _paired_p(
     draws: int,
     seed: int,
 ) -> dict[str, Float[Tensor, " neuron"]]:
-    """p-values of the metrics that are functions of sums over the images, all draws of a concept in one product."""
+    """p-values of the metrics that are functions of sums over images, with one matrix product per concept."""
     concepts = {int(concept): (labels == concept).nonzero()[:, 0] for concept in labels.unique()}
     statistics = {concept: _Sums(activations[:, own], scores[:, concept], presence[:, concept])
                   for concept, own in concepts.items()}  # fmt: skip
@@ -151,7 +152,7 @@ def _paired_p(
 
 
 class _Sums:
-    """The neurons of one concept, and what they are scored against."""
+    """Precomputed activations, scores and presence for all neurons labelled with one concept."""
 
     def __init__(
         self,
@@ -170,7 +171,7 @@ class _Sums:
         self.columns = _unit(columns)
 
     def paired(self, orders: Int64[Tensor, "image draw"]) -> dict[str, Float[Tensor, "draw neuron"]]:
-        """The metrics, up to increasing functions, with the images in other orders."""
+        """The metrics, up to increasing functions, for permuted images."""
         scores, presence, present = (column[orders].t() for column in self.columns.t())
         return {
             "pearson": scores @ self.unit,
@@ -183,7 +184,7 @@ class _Sums:
         """(mean a | c~ - mean a | not c~) / standard deviation of a | not c~."""
         if not self.inside or not self.outside:
             return present.new_zeros(len(present), self.unit.shape[1])
-        inside = present @ self.unit * self.norms  # centred, so that those outside sum to its opposite
+        inside = present @ self.unit * self.norms  # centred, so the sum over the other images is its negative
         mean_out = -inside / self.outside
         variance = (self.squares.sum(0) - present @ self.squares) / self.outside - mean_out.square()
         known = variance > 1e-12 * self.squares.mean(0)
@@ -198,7 +199,7 @@ def _unit(columns: Float[Tensor, "image column"]) -> Float[Tensor, "image column
 
 
 def _orders(images: int, draws: int, seed: int) -> Iterator[Int64[Tensor, "image draw"]]:
-    """Permutations of the images, a few at a time; the same seed gives the same again."""
+    """Yields permutations of the images in blocks; deterministic for a seed."""
     generator = np.random.default_rng(seed)
     for start in range(0, draws, _DRAWS):
         many = min(_DRAWS, draws - start)
@@ -217,7 +218,7 @@ def _auprc_p(
     draws: int,
     seed: int,
 ) -> Float[Tensor, " neuron"]:
-    """(1 + draws that reach it) / (1 + draws), against average precisions of random sets as large as B."""
+    """(1 + number of draws as high) / (1 + draws), with average precisions of random sets of the size of B."""
     images, size = len(top), int(top[:, 0].sum()) if top.shape[1] else 0
     generator = np.random.default_rng(seed)
     random = torch.from_numpy(np.stack([generator.choice(images, size, replace=False) for _ in range(draws)]))
@@ -234,7 +235,7 @@ def _auprc_p(
 
 
 def _average_precision_at(places: Int64[Tensor, "set member"]) -> Float[Tensor, " set"]:
-    """Average precision of sets of images from their ranks (tied images at the last of them)."""
+    """Average precision of sets of images from their ranks (tied images share the last of their ranks)."""
     places = places.sort(dim=1).values
     hits = torch.searchsorted(places, places, right=True)
     return (hits.double() / (places + 1)).mean(1)
