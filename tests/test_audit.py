@@ -162,4 +162,4 @@ def test_nearly_equal_images_are_found_whatever_their_brightness_and_compression
     assert table["near_id"].to_dict() == {0: -1, 1: 0, 2: -1, 10: 0, 20: 0, 21: -1}
     assert table["near_leaked"].to_dict() == {0: True, 1: True, 2: False, 10: True, 20: True, 21: False}
     assert not table.loc[21, "near_duplicate"]  # equal to 2: a duplicate, which is another fault
-    assert "3 images are nearly equal to an earlier one, 4 to one of another split" in report.summary()
+    assert "3 near-duplicates of an earlier image, 4 of one in another split" in report.summary()

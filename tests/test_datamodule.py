@@ -164,7 +164,11 @@ def test_wrong_options_are_reported(make, options, message):
 
 @pytest.mark.parametrize(
     ("split", "limit", "message"),
-    [("vla", None, "Did you mean 'val'"), ("train+train", None, "named twice"), ("train", 0, "at least one image")],
+    [
+        ("vla", None, "Did you mean 'val'"),
+        ("train+train", None, "named twice"),
+        ("train", 0, "probe.limit=0: must be an integer >= 1"),
+    ],
 )
 def test_wrong_probe_is_reported(make, split, limit, message):
     with pytest.raises(UserError, match=message):

@@ -189,7 +189,7 @@ def test_second_read_takes_the_cache_and_a_changed_file_does_not(make, small, tm
         (lambda line: line.replace(",", ",7 ", 1), "line 7: the row has 2,305 pixels"),
         (lambda line: line.replace(" ", " x", 1), "line 7: pixel 2 is 'x"),
         (lambda line: line.replace(",", ",256 ", 1).replace(" ", "_", 1), "line 7: pixel 1 is '256_"),
-        (lambda line: "5,-1" + line[line.index(" ") :], "line 7: pixel 1 is '-1'; pixels are whole numbers"),
+        (lambda line: "5,-1" + line[line.index(" ") :], "line 7: pixel 1 is '-1'; pixels are integers"),
         (lambda line: "5,300" + line[line.index(" ") :], "line 7: pixel 1 is '300'"),
         (lambda line: "5,4294967301" + line[line.index(" ") :], "line 7: pixel 1 is '4294967301'"),
         (lambda line: "5,18446744073709551617" + line[line.index(" ") :], "line 7: pixel 1 is '18446744073709551617'"),
@@ -243,7 +243,7 @@ def test_csv_without_rows_and_without_letters(make, tmp_path):
 
 def test_contest_csv_without_usage_is_recognised(make, tmp_path):
     (tmp_path / "train.csv").write_text("emotion,pixels\n0,1 2 3\n")
-    with pytest.raises(UserError, match=r"lacks the columns usage.*take fer2013\.csv"):
+    with pytest.raises(UserError, match=r"lacks the columns usage.*use fer2013\.csv"):
         _ = make(tmp_path / "train.csv").splits
 
 
@@ -258,7 +258,7 @@ def test_contest_csv_without_usage_is_recognised(make, tmp_path):
         ({"usage": np.zeros(28, int)}, "no PublicTest and no PrivateTest images"),
         ({"class_names": np.array(["Angri", *CLASS_NAMES[1:]])}, "Did you mean 'angry'"),
         ({"pixels": np.uint8(3)}, r"pixels is uint8 \(\)"),
-        ({"labels": np.zeros(28, int)}, "holds no image of Disgust, Fear, Happy, Sad, Surprise, Neutral"),
+        ({"labels": np.zeros(28, int)}, "has no image of Disgust, Fear, Happy, Sad, Surprise, Neutral"),
         ({"ferplus_votes": np.full((28, 10), np.nan)}, "ferplus_votes is float64 .* counts from 0 to 255"),
         ({"ferplus_votes": np.full((28, 10), -1)}, "ferplus_votes is int64 .* counts from 0 to 255"),
         ({"ferplus_votes": np.full((28, 10), 0.5)}, "counts from 0 to 255"),
@@ -312,7 +312,7 @@ def test_a_missing_class_folder_and_a_broken_image(make, small, tmp_path):
         _ = make(tmp_path / "fer").splits
     for split in ("train", "test"):
         shutil.rmtree(tmp_path / "fer" / split / "sad")
-    with pytest.raises(UserError, match="holds no image of Sad"):
+    with pytest.raises(UserError, match="has no image of Sad"):
         _ = make(tmp_path / "fer").splits
 
 
@@ -364,7 +364,7 @@ def test_soft_labels_sum_to_one_and_fall_back_on_the_label():
     assert soft[3].tolist() == [0, 0, 1, 0, 0, 0, 0]
     backwards = soft_labels(images, CLASS_NAMES[::-1])
     assert torch.equal(backwards[:3], soft[:3].flip(1))
-    with pytest.raises(UserError, match="no votes on calm"):
+    with pytest.raises(UserError, match="no votes for calm"):
         soft_labels(images, ("calm",))
     with pytest.raises(UserError, match=r"data\.ferplus"):
         soft_labels(ImageSet(images.images, images.labels, images.ids), CLASS_NAMES)
@@ -395,10 +395,10 @@ def test_ferplus_majority_labels_keep_the_ids(make, small, tmp_path):
     ("change", "message"),
     [
         (lambda text: text.replace("contempt", "scorn"), "lacks the FER. columns contempt"),
-        (lambda text: "\n".join(text.splitlines()[:-1]), "votes on 27 images, the data set 28"),
-        (lambda text: text.replace(".png,", ".png,x", 1), "line 2: a vote is not a whole number"),
-        (lambda text: text.replace(".png,", ".png,1.", 1), "line 2: a vote is not a whole number"),
-        (lambda text: text.replace(".png,", ".png,300", 1), "line 2: a vote is not a whole number"),
+        (lambda text: "\n".join(text.splitlines()[:-1]), "votes on 27 images, the data set has 28"),
+        (lambda text: text.replace(".png,", ".png,x", 1), "line 2: a vote is not an integer"),
+        (lambda text: text.replace(".png,", ".png,1.", 1), "line 2: a vote is not an integer"),
+        (lambda text: text.replace(".png,", ".png,300", 1), "line 2: a vote is not an integer"),
         (lambda text: text.replace("Training", "PublicTest", 1), "line 2: its Usage differs from row 0"),
     ],
 )

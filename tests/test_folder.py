@@ -109,7 +109,7 @@ def test_folder_names_can_stand_in_a_configuration(tmp_path):
     OmegaConf.register_new_resolver("class_folders", class_folders, replace=True)
     config = OmegaConf.create({"path": str(root), "class_names": "${class_folders:${path},null}"})
     assert list(config.class_names) == ["A", "b", "c"]  # of a and A the first
-    with pytest.raises(UserError, match="there is no"):
+    with pytest.raises(UserError, match="no such file or folder"):
         class_folders("nowhere", str(tmp_path))
 
 
@@ -163,7 +163,7 @@ def test_unreadable_files_are_all_named_or_left_out(make, tmp_path, caplog):
     splits = make(root, skip_unreadable=True).splits
     assert splits.train.ids.tolist() == [0, 2, 3]
     assert splits.test.ids.tolist() == [5]
-    assert "They are left out" in caplog.text
+    assert "They are skipped" in caplog.text
 
 
 def test_second_read_takes_the_cache_and_another_size_does_not(make, tmp_path, monkeypatch):
@@ -203,7 +203,7 @@ def test_wrong_options(make, tmp_path, options, message):
 
 
 def test_missing_and_empty_folders(make, tmp_path):
-    with pytest.raises(UserError, match=r"there is no .*nowhere"):
+    with pytest.raises(UserError, match=r"no such file or folder: .*nowhere"):
         make("nowhere")
     (tmp_path / "own" / "train" / "a").mkdir(parents=True)
     with pytest.raises(UserError, match="no image files in class folders"):
@@ -216,7 +216,7 @@ def test_missing_and_empty_folders(make, tmp_path):
 
 def test_more_than_the_disk_holds_is_refused_before_reading(make, tmp_path):
     root = draw(tmp_path / "own", {"train/a": 1, "train/b": 1, "val/a": 1, "test/a": 1})
-    with pytest.raises(UserError, match="GiB are free on the disk of the cache"):
+    with pytest.raises(UserError, match="GiB are free on the cache's disk"):
         _ = make(root, size=1_000_000).splits
 
 
@@ -253,7 +253,7 @@ def test_what_is_no_readable_file_is_named_and_skipped(make, tmp_path, caplog):
     for _ in range(2):  # read, then from the cache
         caplog.clear()
         assert len(make(root, skip_unreadable=True).splits.train) == 6
-        assert "2 of 10 files are left out: train/a/dangling.png, train/a/pipe.png" in caplog.text
+        assert "2 of 10 files are skipped: train/a/dangling.png, train/a/pipe.png" in caplog.text
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -309,12 +309,14 @@ def test_lab_is_converted_by_its_definition(tmp_path):
 
 def test_one_class_is_an_error_that_names_the_folder_that_was_meant(make, tmp_path):
     draw(tmp_path / "X" / "archive" / "images", {"train/a": 2, "train/b": 2})
-    with pytest.raises(UserError, match=r"one class only, 'archive'.*Did you mean data\.path=.*/X/archive/images\?"):
+    with pytest.raises(UserError, match=r"only one class, 'archive'.*Did you mean data\.path=.*/X/archive/images\?"):
         make(tmp_path / "X")
     draw(tmp_path / "Y", {"raf/train/a": 1, "raf/train/b": 1, "sfew/train/a": 1, "sfew/train/b": 1})
-    with pytest.raises(UserError, match=r"whole data sets, .*Y/raf, .*Y/sfew\. Did you mean data\.path=.*Y/raf\?"):
+    with pytest.raises(UserError, match=r"whole data sets: .*Y/raf, .*Y/sfew\. Did you mean data\.path=.*Y/raf\?"):
         make(tmp_path / "Y")
-    with pytest.raises(UserError, match=r"one class only, 'a'; two or more are needed\. Class folders lie directly"):
+    with pytest.raises(
+        UserError, match=r"only one class, 'a'; two or more are needed\. Class folders must be directly"
+    ):
         make(draw(tmp_path / "Z", {"train/a": 2}))
 
 
@@ -331,9 +333,9 @@ def test_folders_as_they_come_are_read_or_reported_with_counts(make, tmp_path, c
     assert data.splits.train.labels.tolist() == [1, 1, 1, 0, 0]
     for note in (
         "Read together as train: Train/ (3 images), train/ (2 images).",
-        "Beside the split folders, not read: more/ (4 images).",
+        "Next to the split folders, not read: more/ (4 images).",
         "Without images: 1 folders (train/calm).",
-        "Left by an operating system, not read: @eaDir/.",
+        "System folders, not read: @eaDir/.",
         "Files of other kinds, not read: .heic 1.",
         "Outside class folders, without a label: 1 images in",
     ):
@@ -383,7 +385,7 @@ def test_subjects_stay_on_one_side(make, tmp_path, caplog):
     assert not subjects[0] & subjects[2]
     assert not subjects[1] & subjects[2]
     assert [torch.bincount(part.labels).tolist() for part in parts] == [[32, 64], [4, 8], [4, 8]]
-    assert "20 groups whole" in caplog.text
+    assert "20 groups kept together" in caplog.text
     assert make(root, split_by=r"S\d+").splits.val.ids.tolist() == data.splits.val.ids.tolist()
     assert make(root, split_by=r"S\d+", split_seed=1).splits.val.ids.tolist() != data.splits.val.ids.tolist()
 

@@ -107,10 +107,10 @@ def test_a_list_for_each_split_and_an_archive_of_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["path,label"], "holds no images"),
+        (["path,label"], "has no images"),
         (["path,label", "a.png"], r"row 2: it has 1 columns, the first row 2"),
         (["path,label", '"a.png,0'], "cannot be read as a list"),
-        (["path,label", "a.png,0", "b.png,7"], r"The labels go from 0 to 7, and data\.class_names has 2 names"),
+        (["path,label", "a.png,0", "b.png,7"], r"The labels range from 0 to 7, and data\.class_names has 2 names"),
         (["path,label", "a.png,calm", "b.png,glad"], "has a class 'glad', which is not in data.class_names"),
     ],
 )
@@ -175,11 +175,11 @@ def test_affectnet(layout: str, tmp_path: Path, caplog: Any) -> None:
     data = AffectNet(path=root, cache_dir=tmp_path / "cache", size=4, val_from="train")
     assert data.class_names == AFFECT_NET
     assert [len(part) for part in parts(data)] == [56, 8, 16]
-    assert "30 of 110 images are labelled none, uncertain or no face: left out." in caplog.text
+    assert "30 of 110 images are labelled none, uncertain or no face: excluded." in caplog.text
     assert shades(data.splits.test) == pytest.approx([88 + n for n in range(22) if n % 11 < 8], abs=1)
     seven = AffectNet(path=root, cache_dir=tmp_path / "cache", size=4, val_from="train", class_names=AFFECT_NET[:7])
     assert len(seven.splits.test) == 14
-    assert "10 of 80 images have a class that is not in data.class_names: left out." in caplog.text
+    assert "10 of 80 images have a class that is not in data.class_names: excluded." in caplog.text
 
 
 def test_ferplus_folders(tmp_path: Path, caplog: Any) -> None:
@@ -199,7 +199,7 @@ def test_ferplus_folders(tmp_path: Path, caplog: Any) -> None:
         (tmp_path / folder / "label.csv").write_text("\n".join(rows))
     data = FerPlusFolders(path=tmp_path, cache_dir=tmp_path / "cache", size=4)
     assert [len(part) for part in parts(data)] == [23, 15, 15]
-    assert "3 of 56 images have no class with most votes: left out." in caplog.text
+    assert "3 of 56 images have no class with the most votes: excluded." in caplog.text
     assert data.splits.train.labels[:3].tolist() == [1, 2, 3]
     votes, other = data.splits.train.annotations["votes"], data.splits.train.annotations["votes_other"]
     assert votes.names == data.class_names

@@ -175,8 +175,8 @@ def test_mistakes_are_reported_with_what_is_accepted(
     [
         (torch.randn(4, 1, 8, 8), "normalised already"),
         ([torch.zeros(1, 8, 8), torch.zeros(1, 4, 4)], "differ in size"),
-        (torch.zeros(0, 1, 8, 8, dtype=torch.uint8), "holds no images"),
-        ([{"pixels": torch.zeros(1, 8, 8)}], "none of which is known to hold images"),
+        (torch.zeros(0, 1, 8, 8, dtype=torch.uint8), "has no images"),
+        ([{"pixels": torch.zeros(1, 8, 8)}], "none of which is a known key for images"),
         (3, "not a source of images"),
     ],
 )

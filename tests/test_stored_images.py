@@ -91,5 +91,5 @@ def test_a_file_that_was_cut_off_is_an_error_and_not_other_pixels(tmp_path):
     stored = written(tmp_path / "images.npy", pixels(4))
     with open(tmp_path / "images.npy", "r+b") as file:
         file.truncate(300)
-    with pytest.raises(OSError, match="ends before it should"):
+    with pytest.raises(OSError, match="ends too early"):
         stored[3]

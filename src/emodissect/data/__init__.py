@@ -1,1 +1,1 @@
-"""Where images come from: drawn faces, FER2013, a user's folders."""
+"""Image sources: data modules, file formats, splits and audits."""

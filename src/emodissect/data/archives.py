@@ -1,4 +1,4 @@
-"""Archives of data sets: unpacked once into the cache, never outside it, with zip bombs refused."""
+"""Archives of data sets: unpacked once into the cache, with path traversal and zip bombs rejected."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 ARCHIVES = (".zip", *TARS, ".csv.gz")
 _LISTS = (".csv", ".tsv", ".txt", ".npy", ".npz")
 
-_RATIO = 200  # bytes out for one byte in; images and CSVs of pixels stay below 20
-_ALWAYS = 2 * 2**30  # bytes that are unpacked whatever the ratio
+_RATIO = 200  # largest compression ratio; images and CSVs of pixels stay below 20
+_ALWAYS = 2 * 2**30  # bytes that may be unpacked regardless of the ratio
 _MEMBERS = 20_000_000
 _PIECE = 2**20
 _FORM = 1
 
 
 def places_of(path: str | Path, data_dir: str | Path | None) -> list[Path]:
-    """Where a typed path may lead: relative to the working directory, else to ``data_dir``.
+    """Candidate locations of a path: relative to the working directory, then to ``data_dir``.
 
     >>> [place.as_posix() for place in places_of("/faces", "/data")], len(places_of("faces", "/data"))
     (['/faces'], 2)
@@ -46,20 +46,20 @@ def places_of(path: str | Path, data_dir: str | Path | None) -> list[Path]:
 
 
 def located(path: str | Path | None, data_dir: str | Path | None, key: str, more: str) -> Path:
-    """The file or folder that a typed path leads to. Raises UserError, ending with ``more``, where there is none."""
+    """The existing file or folder for a path. Raises UserError, ending with ``more``, if there is none."""
     if path is None:
         raise UserError(f"{key} is not given. {more}")
     places = places_of(path, data_dir)
     for place in places:
         if place.exists():
             return place
-    raise UserError(f"{key}: there is no {' nor '.join(map(str, places))}. {more}")
+    raise UserError(f"{key}: no such file or folder: {', '.join(map(str, places))}. {more}")
 
 
 def opened(
     path: str | Path | None, data_dir: str | Path | None, cache_dir: str | Path, more: str, a_file: bool = False
 ) -> Path:
-    """The folder that data.path leads to, of an archive the unpacked one; with ``a_file`` a plain file is one too."""
+    """The folder at data.path, for an archive the unpacked one; with ``a_file`` a plain file is accepted too."""
     place = located(path, data_dir, "data.path", more)
     if place.is_file() and is_archive(place):
         return unpacked(place, Cache(cache_dir))
@@ -78,17 +78,17 @@ def is_archive(path: Path) -> bool:
 
 
 def unpacked(path: Path, cache: Cache) -> Path:
-    """The folder of an archive's images and lists, unpacked into the cache the first time.
+    """The folder with an archive's images and lists, unpacked into the cache the first time.
 
-    Folders that hold nothing but one other folder are descended into. Other kinds of files, links and archives inside
-    the archive are ignored and counted.
+    Folders that contain only one other folder are skipped over. Other files, links and nested archives are ignored and
+    counted.
 
     Args:
         path: ``.zip``, ``.tar``, ``.tar.gz``, ``.tgz``, ``.tar.bz2``, ``.tar.xz`` or ``.csv.gz``.
 
     Raises:
-        UserError: a damaged or encrypted archive, a member that would lie outside the folder, or one that unpacks to
-            more than 200 times its size or to more than the disk holds.
+        UserError: a damaged or encrypted archive, a member outside the target folder, or an archive that unpacks to
+            more than 200 times its size or to more than the free disk space.
     """
     about = path.stat()
     key = {"form": _FORM, "content": _hash(path, about.st_size, about.st_mtime_ns)}
@@ -100,7 +100,7 @@ def unpacked(path: Path, cache: Cache) -> Path:
 
 @kept
 def _hash(path: Path, size: int, changed: int) -> str:
-    """Of a file of this size and time: a config names an archive several times, and it may be large."""
+    """The file's hash, cached by size and time: a config refers to an archive several times, and it may be large."""
     return file_hash(path)
 
 
@@ -119,13 +119,13 @@ def _unpack(path: Path, folder: Path) -> None:
     target.mkdir()
     limit = min(max(_ALWAYS, _RATIO * path.stat().st_size), int(0.95 * shutil.disk_usage(folder).free))
     budget = _Budget(path, limit)
-    passed_over = 0
+    ignored = 0
     try:
         for name, size, stream in _members(path):
             inside = _inside(path, name)
             if stream is None or not _wanted(inside):
                 budget.spend(size)
-                passed_over += 1
+                ignored += 1
                 continue
             place = target / inside
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -139,12 +139,12 @@ def _unpack(path: Path, folder: Path) -> None:
         raise UserError(f"data.path={path} cannot be unpacked: {error}. Download it again, or unpack it.") from error
     except RuntimeError as error:  # zipfile's error for an encrypted member
         raise UserError(f"data.path={path} cannot be unpacked: {error}. Unpack it, and name the folder.") from error
-    if passed_over:
-        log.info("%s: %d members that are neither images nor lists are ignored.", path, passed_over)
+    if ignored:
+        log.info("%s: %d members that are neither images nor lists are ignored.", path, ignored)
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
-    """Each file's name, the bytes that skipping it costs, and its content; None for what is not a file."""
+    """Each file's name, the bytes decompressed when skipping it, and its content; None if it is not a regular file."""
     if path.name.lower().endswith(".zip"):
         with zipfile.ZipFile(path) as archive:
             for about in archive.infolist():
@@ -168,12 +168,12 @@ def _members(path: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
 
 
 def _inside(path: Path, name: str) -> PurePosixPath:
-    """The member's place below the folder."""
+    """The member's path relative to the target folder."""
     inside = PurePosixPath(name.replace("\\", "/"))
     if inside.is_absolute() or ".." in inside.parts or "\0" in name or (inside.parts and ":" in inside.parts[0]):
         raise UserError(
-            f"data.path={path} is refused: its member {name!r} would lie outside the folder it is unpacked to. Where "
-            "did this file come from?"
+            f"data.path={path} is refused: its member {name!r} would be written outside the folder it is unpacked to. "
+            "Check where this file comes from."
         )
     return inside
 
@@ -184,7 +184,7 @@ def _wanted(inside: PurePosixPath) -> bool:
 
 
 class _Budget:
-    """How much an archive may still unpack to."""
+    """Number of bytes that an archive may still unpack to."""
 
     def __init__(self, path: Path, limit: int) -> None:
         self.path, self.limit, self.left, self.members = path, limit, limit, 0
@@ -195,6 +195,6 @@ class _Budget:
         if self.left < 0 or self.members > _MEMBERS:
             raise UserError(
                 f"data.path={self.path} is refused: it unpacks to more than {self.limit / 2**30:.1f} GiB, which is "
-                f"more than the disk of the cache holds, or more than {_RATIO} times its own size. Unpack it yourself "
-                "where you trust it, and name the folder."
+                f"more than the free space on the cache's disk, or more than {_RATIO} times its own size. If you trust "
+                "it, unpack it yourself and give the folder."
             )

@@ -1,4 +1,4 @@
-"""The faults of a set of images: blank, corrupted, duplicate, leaked from one split into another."""
+"""Audit of a data set: blank, corrupted, duplicate and mislabelled images, and leaks between splits."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ FAULTS = (
     *("near_duplicate", "near_leaked"),
 )
 
-# The splits that a training or probe image of each split must not also be in: those that results are computed on.
-_JUDGED_ON = {"train": ("val", "test"), "val": ("test",), "test": ()}
+# split -> splits for evaluation that its images must not also be in
+_EVALUATED_ON = {"train": ("val", "test"), "val": ("test",), "test": ()}
 
 
 @dataclass(frozen=True)
 class AuditReport:
-    """The faults found, one row per image that has any.
+    """The faults found, one row per faulty image.
 
     Attributes:
         table: columns ``id, split, label``; the faults as booleans: ``blank`` (all pixels equal), ``near_constant``
-            (their standard deviation is above 0 and under 5 grey levels), ``not_a_face`` (at least half of the
-            annotators say so), ``duplicate`` (the same pixels appear earlier, in the order train, val, test),
-            ``duplicate_in_split`` (earlier in the same split), ``leaked`` (the same pixels are in another split),
-            ``conflicting`` (the copies have different labels), ``near_duplicate`` (a nearly equal image appears
-            earlier: a frame of the same video, another compression or brightness), ``near_leaked`` (a nearly equal one
-            is in another split); then ``copies``, ``first_id``, ``near_id`` (the first nearly equal image, -1 where
-            there is none), and ``in_splits``: those that the pixels are in, joined by ``+``.
-        counts: of images with each fault, and of distinct images across splits and with conflicting labels.
+            (standard deviation above 0 and under 5 grey levels), ``not_a_face`` (at least half of the annotators say
+            so), ``duplicate`` (the same pixels appear earlier, in the order train, val, test), ``duplicate_in_split``
+            (earlier in the same split), ``leaked`` (the same pixels are in another split), ``conflicting`` (copies
+            have different labels), ``near_duplicate`` (a near-duplicate appears earlier: a frame of the same video,
+            another compression or brightness), ``near_leaked`` (a near-duplicate is in another split); then
+            ``copies``, ``first_id``, ``near_id`` (the first near-duplicate, -1 if there is none), and ``in_splits``:
+            the splits that have the pixels, joined by ``+``.
+        counts: numbers of images with each fault, and of distinct images in several splits or with conflicting labels.
     """
 
     table: pd.DataFrame
     counts: dict[str, int]
 
     def to_drop(self, split: str) -> Int64[Tensor, " image"]:
-        """Ids to leave out of a training or probe set made of ``split``, ascending.
+        """Ids to exclude from a training or probe set made of ``split``, ascending.
 
         Blank and near-constant images, those that are not a face, copies of an earlier image of the same split, and
-        images that are also in a split that results are computed on: val or test for ``train``, test for ``val``.
+        images that are also in a later split: val or test for ``train``, test for ``val``.
         """
-        leaked = self._stands_in(_JUDGED_ON[split])
+        leaked = self._stands_in(_EVALUATED_ON[split])
         wrong = self.table[["blank", "near_constant", "not_a_face", "duplicate_in_split"]].any(axis=1)
         return self._ids(split, leaked | wrong)
 
@@ -73,16 +73,16 @@ class AuditReport:
             f"{c['not_a_face']:,} not a face, {c['duplicate']:,} exact duplicates of an earlier image, "
             f"{c['images_across_splits']:,} distinct images in more than one split, "
             f"{c['images_with_conflicting_labels']:,} distinct images with conflicting labels; "
-            f"{c['near_duplicate']:,} images are nearly equal to an earlier one, {c['near_leaked']:,} to one of "
-            "another split."
+            f"{c['near_duplicate']:,} near-duplicates of an earlier image, {c['near_leaked']:,} of one in another "
+            "split."
         )
 
 
 def audit_splits(splits: Splits, near_constant_std: float = 5.0) -> AuditReport:
-    """Look for faults in all three splits.
+    """Find faults in all three splits.
 
     Args:
-        near_constant_std: grey levels; an image whose pixels vary less shows nothing.
+        near_constant_std: standard deviation in grey levels below which an image is near-constant.
     """
     named = {"train": splits.train, "val": splits.val, "test": splits.test}
     table = pd.concat([_facts(name, images, near_constant_std) for name, images in named.items()], ignore_index=True)
@@ -112,7 +112,7 @@ def audit_splits(splits: Splits, near_constant_std: float = 5.0) -> AuditReport:
 
 def _facts(split: str, images: ImageSet, near_constant_std: float) -> pd.DataFrame:
     pixels, blank, spread = [], [], []
-    for start in range(0, len(images), 1024):  # wider types for the whole set would take many times its size
+    for start in range(0, len(images), 1024):  # in chunks: wider types for the whole set would take many times its size
         part = images.images[start : start + 1024].flatten(1).numpy()
         pixels += [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in part]
         blank += (part.min(axis=1) >= part.max(axis=1)).tolist()
@@ -132,7 +132,7 @@ def _facts(split: str, images: ImageSet, near_constant_std: float) -> pd.DataFra
 
 
 def _add_near_duplicates(table: pd.DataFrame, parts: list[ImageSet]) -> None:
-    """Adds the columns of nearly equal images; equal ones are duplicates already, and one represents them all."""
+    """Add the columns of near-duplicates; of exact duplicates, only the first is compared."""
     found = [difference_hashes(part) for part in parts]
     first_of_pixels = ~table.duplicated("pixels").to_numpy()
     varied = ~(table["blank"] | table["near_constant"]).to_numpy()
@@ -154,7 +154,7 @@ def _add_near_duplicates(table: pd.DataFrame, parts: list[ImageSet]) -> None:
 
 
 def _not_a_face(images: ImageSet) -> np.ndarray:
-    """At least half of the annotators saw no face, where any kind of annotation has such a column."""
+    """Mask of images on which at least half of the annotators saw no face, if any annotation has such a column."""
     said = np.zeros(len(images), dtype=bool)
     for given in images.annotations.values():
         if NOT_A_FACE in given.names:

@@ -1,4 +1,4 @@
-"""The images, labels and ids of a batch of any form."""
+"""Extraction of images, labels and ids from batches of any form."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ID_KEYS = ("id", "ids", "image_id", "image_ids", "index")
 
 
 def images_of(batch: Any) -> Any:
-    """The images of a batch, or the image of one item: itself, the first of a tuple, or a known key of a dict.
+    """The images of a batch, or the image of an item: itself, the first of a tuple, or a known key of a dict.
 
     Raises:
         UserError: a dict without such a key, or an empty tuple.
@@ -37,7 +37,7 @@ def images_of(batch: Any) -> Any:
 
 
 def labels_of(batch: Any) -> Any:
-    """The labels of a batch, or the label of one item; None where there are none.
+    """The labels of a batch, or the label of an item; None if there are none.
 
     Example:
         >>> labels_of({"pixel_values": torch.zeros(1, 1, 4, 4), "labels": torch.tensor([3])})
@@ -51,7 +51,7 @@ def labels_of(batch: Any) -> Any:
 
 
 def ids_of(batch: Any) -> Int64[Tensor, " image"] | None:
-    """The images' ids where the batch has them."""
+    """The image ids of a batch; None if it has none."""
     if isinstance(batch, Batch):
         return batch.ids
     if isinstance(batch, Mapping):
@@ -64,9 +64,9 @@ def placed_ids(batch: Any, images: int, seen: int, rank: int = 0, processes: int
     """The ids of a batch's images: its own, else their positions in the data set.
 
     Args:
-        images: in the batch.
-        seen: how many this process has had before.
-        rank, processes: of a distributed run, whose sampler deals images out in turn.
+        images: number of images in the batch.
+        seen: number of images that this process has had before.
+        rank, processes: of a distributed run, whose sampler distributes images round-robin.
 
     Example:
         >>> placed_ids((torch.zeros(2, 1), None), images=2, seen=3, rank=1, processes=2)
@@ -77,7 +77,7 @@ def placed_ids(batch: Any, images: int, seen: int, rank: int = 0, processes: int
 
 
 def class_labels(labels: Any, images: int) -> Int64[Tensor, " image"]:
-    """Labels as one class index per image; rows of probabilities or one-hot rows become their largest.
+    """Labels as one class index per image: the argmax of one-hot rows or rows of probabilities.
 
     Raises:
         UserError: labels of another number or form.
@@ -99,6 +99,6 @@ def _by_key(batch: Mapping[Any, Any], keys: Sequence[str], what: str) -> Any:
         if key in batch:
             return batch[key]
     raise UserError(
-        f"The batch is a dict with the keys {', '.join(map(str, batch))}, none of which is known to hold {what}. "
+        f"The batch is a dict with the keys {', '.join(map(str, batch))}, none of which is a known key for {what}. "
         f"Known: {', '.join(keys)}."
     )

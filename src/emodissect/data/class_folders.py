@@ -1,4 +1,4 @@
-"""Folders of images by class: which file belongs to which split and class."""
+"""Class folders: finding image files with their split and class."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SPLIT_FOLDERS = {
 SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
 
 LEFT_BY_SYSTEMS = ("__macosx", "@eadir", "$recycle.bin", "lost+found", "system volume information")
-"""Folders that operating systems and NAS devices create among a user's own; they hold copies and thumbnails."""
+"""Folders that operating systems and NAS devices create; they contain copies and thumbnails."""
 
-_DEPTH = 5  # folders between data.path and the class folders, when a missing part of the path is searched for
+_DEPTH = 5  # levels searched below data.path to suggest the right folder
 
 
 @dataclass(frozen=True)
 class FoundImage:
-    """An image file: its split (None where there are no splits), class, path, and the subject or sequence if known."""
+    """An image file: its split (None without splits), class, path, and the subject or sequence if known."""
 
     split: str | None
     class_name: str
@@ -43,8 +43,8 @@ class FoundImages:
     """The image files of a folder.
 
     Attributes:
-        images: in an order that never changes: split (train, val, test), class folder, path, compared by characters.
-        notes: what was ignored or read together, with counts, one sentence each.
+        images: in a fixed order: split (train, val, test), class folder, path, compared by characters.
+        notes: sentences on what was ignored or read together, with counts.
     """
 
     images: tuple[FoundImage, ...]
@@ -52,7 +52,7 @@ class FoundImages:
 
     @property
     def folders(self) -> list[str]:
-        """The names of the class folders that hold images, alphabetically; of names that differ by capitals the first.
+        """The names of class folders with images, alphabetically; of names that differ only by case, the first.
 
         >>> FoundImages((FoundImage(None, "b", Path("b/0.png")), FoundImage(None, "A", Path("A/0.png"))), ()).folders
         ['A', 'b']
@@ -64,9 +64,8 @@ class FoundImages:
 def find_images(root: Path) -> FoundImages:
     """All image files below ``root/<split>/<class>`` or ``root/<class>``.
 
-    Links to folders are followed. Hidden files and folders, those that systems leave behind (`__MACOSX`, `@eaDir`) and
-    files of other kinds are ignored. Dangling links, pipes and unreadable files are among the images,
-    so that reading them names them.
+    Links to folders are followed. Hidden files and folders, system folders (`__MACOSX`, `@eaDir`) and other kinds of
+    files are ignored. Dangling links, pipes and unreadable files are included, so that reading reports them.
 
     Raises:
         UserError: a folder that cannot be listed.
@@ -82,7 +81,7 @@ def find_images(root: Path) -> FoundImages:
             listed = ", ".join(f"{folder.name}/ ({count:,} images)" for folder, count in counts.items())
             found.notes.append(f"Read together as {split}: {listed}.")
     if found.images:
-        found.note_beside([folder for folder in folders if folder.name.lower() not in SPLIT_OF])
+        found.note_unread([folder for folder in folders if folder.name.lower() not in SPLIT_OF])
     else:
         found = _Finder(root)
         found.add(root, None)
@@ -90,7 +89,7 @@ def find_images(root: Path) -> FoundImages:
 
 
 def deeper_folders(root: Path) -> list[Path]:
-    """The folders nearest below ``root`` that look as if they were meant: with split folders, or with two classes."""
+    """The nearest folders below ``root`` that look like a data set: with split folders, or at least two classes."""
     level = _subfolders(root)
     for _ in range(_DEPTH):
         meant = [folder for folder in level if _has_splits(folder)]
@@ -102,25 +101,25 @@ def deeper_folders(root: Path) -> list[Path]:
 
 
 def require_classes(root: Path, found: FoundImages) -> None:
-    """Raises UserError where a part of the path is missing: one class folder, or splits below the class folders."""
+    """Raise UserError if the path seems incomplete: only one class folder, or splits below the class folders."""
     folders = found.folders
     no_split = bool(found.images) and found.images[0].split is None
     deeper = deeper_folders(root) if len(folders) == 1 or no_split else []
     if no_split and len(folders) > 1:
         deeper = [folder for folder in deeper if _has_splits(folder)]
     if len(folders) == 1:
-        what = f"{root} holds images of one class only, '{folders[0]}'; two or more are needed."
+        what = f"{root} has images of only one class, '{folders[0]}'; two or more are needed."
     elif deeper:
-        what = f"{root} has no class folders; it holds whole data sets, {', '.join(str(d) for d in deeper[:3])}."
+        what = f"{root} has no class folders but whole data sets: {', '.join(str(d) for d in deeper[:3])}."
     else:
         return
-    advice = f" Did you mean data.path={deeper[0]}?" if deeper else " Class folders lie directly below data.path or "
-    advice += "" if deeper else "below its train/, val/ and test/."
+    advice = f" Did you mean data.path={deeper[0]}?" if deeper else " Class folders must be directly in data.path or "
+    advice += "" if deeper else "in its train/, val/ and test/."
     raise UserError(what + advice)
 
 
 def content_hash(root: Path, files: Sequence[Path]) -> str:
-    """SHA-256 over the relative paths and contents of the files, in their order; of an unreadable one the path."""
+    """SHA-256 of the relative paths and contents of the files, in order; of an unreadable file only the path."""
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
         hashes = list(threads.map(_hash_if_readable, files, chunksize=64))
     listed = [(path.relative_to(root).as_posix(), digest) for path, digest in zip(files, hashes, strict=True)]
@@ -139,7 +138,7 @@ class _Finder:
         self._empty: list[str] = []
 
     def add(self, folder: Path, split: str | None) -> int:
-        """Adds the images of a folder's class folders; returns how many there are."""
+        """Add the images of a folder's class folders; returns their number."""
         before = len(self.images)
         for class_folder in sorted(folder.iterdir()):
             if not class_folder.is_dir():
@@ -158,22 +157,22 @@ class _Finder:
             self.notes.append(f"{folder.name}/ has no class folders: its {loose:,} images have no label.")
         return len(self.images) - before
 
-    def note_beside(self, folders: Sequence[Path]) -> None:
-        """Notes folders beside the splits that are not read."""
+    def note_unread(self, folders: Sequence[Path]) -> None:
+        """Note folders next to the split folders that are not read."""
         counts = {folder.name: sum(1 for _ in self._images_below(folder)) for folder in folders}
         listed = ", ".join(f"{name}/ ({count:,} images)" for name, count in counts.items() if count)
         if listed:
-            self.notes.append(f"Beside the split folders, not read: {listed}.")
+            self.notes.append(f"Next to the split folders, not read: {listed}.")
 
     def last_notes(self) -> list[str]:
-        """What was ignored."""
+        """Notes on what was ignored."""
         notes = []
         if self._empty:
             notes.append(f"Without images: {len(self._empty)} folders ({listed(self._empty, 5)}).")
         if names := [name for name, count in self._left_by_systems.items() if count]:
-            notes.append(f"Left by an operating system, not read: {', '.join(f'{name}/' for name in names)}.")
+            notes.append(f"System folders, not read: {', '.join(f'{name}/' for name in names)}.")
         if self._other_kinds:
-            kinds = ", ".join(f"{kind or 'no ending'} {count:,}" for kind, count in self._other_kinds.most_common(5))
+            kinds = ", ".join(f"{kind or 'no extension'} {count:,}" for kind, count in self._other_kinds.most_common(5))
             notes.append(f"Files of other kinds, not read: {kinds}.")
         return notes
 

@@ -1,4 +1,4 @@
-"""The Lightning data module that every image source subclasses: splits, loaders, probe sets, audit."""
+"""The base LightningDataModule of all image sources: splits, loaders, probe sets, audit."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ SPLITS = ("train", "val", "test")
 
 
 class FaceDataModule(LightningDataModule):
-    """Faces in memory as uint8, in three splits. A source of images is a subclass with its own :meth:`read`.
+    """Faces in memory as uint8, in three splits. Image sources are subclasses that implement :meth:`read`.
 
-    Every batch is a :class:`~emodissect.data.images.Batch` cut whole out of the tensors by index, so no worker
-    processes are needed, and each image carries its id.
+    Every batch is a :class:`~emodissect.data.images.Batch` indexed from the tensors at once, so no worker processes
+    are needed; each image has an id.
 
     Args:
-        cache_dir: the root of the content-keyed cache.
+        cache_dir: root of the cache.
         class_names: the classes in the order of the labels.
         batch_size: images in a training batch.
         eval_batch_size: images in a batch of validation, test and probe passes.
         num_workers: worker processes; 0 is fastest for images in memory.
         audit: log the faults of the images when they are first read (:meth:`audit_report` has the list).
-        clean: leave faulty images out of the training split and of every probe set; validation and test are never
-            cut, so that figures stay comparable with published ones.
-        on_device: keep the tensors on the trainer's device, so that no pixel is copied from the host in a step.
-        fit_on: the images that training sees: ``train``, or ``train+val`` for a last fit after all choices are made.
+        clean: exclude faulty images from the training split and from probe sets; validation and test stay complete, so
+            that results are comparable with published ones.
+        on_device: keep the tensors on the trainer's device, so that no pixels are copied from the host in a step.
+        fit_on: the training images: ``train``, or ``train+val`` for a final fit after all choices are made.
 
     Raises:
         UserError: a batch size below 1, or an unknown ``fit_on``.
@@ -64,7 +64,7 @@ class FaceDataModule(LightningDataModule):
         super().__init__()
         for name, given in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if given < 1:
-                raise UserError(f"data.{name}={given}: a batch holds at least one image.")
+                raise UserError(f"data.{name}={given}: must be an integer >= 1.")
         _split_names(fit_on, "data.fit_on")
         self.cache = Cache(cache_dir)
         self.class_names = tuple(class_names)
@@ -78,7 +78,7 @@ class FaceDataModule(LightningDataModule):
 
     @abstractmethod
     def read(self) -> Splits:
-        """All images of the source, uncleaned. Called once."""
+        """Read all images of the source, without cleaning; called once."""
 
     @cached_property
     def splits_as_read(self) -> Splits:
@@ -89,42 +89,44 @@ class FaceDataModule(LightningDataModule):
 
     @cached_property
     def splits(self) -> Splits:
-        """The three splits, read on first use; the training split is cleaned where ``clean`` is set."""
+        """The three splits, read on first use; with ``clean``, the training split is cleaned."""
         splits = self.splits_as_read
         if self.audit or self.clean:
             log.info("%s", self.audit_report.summary())
         if not self.clean:
             return splits
         train = self._without_faults("train")
-        log.info("data.clean: %d of %d training images left out.", len(splits.train) - len(train), len(splits.train))
+        log.info(
+            "data.clean: %d of %d training images are excluded.", len(splits.train) - len(train), len(splits.train)
+        )
         return Splits(train, splits.val, splits.test, splits.class_names)
 
     def origin(self, ids: Int64[Tensor, " image"]) -> list[str]:
-        """How a person finds each image: a file name where there is one."""
+        """A human-readable origin of each image: a file name if there is one."""
         return [f"row {i}" for i in ids.tolist()]
 
     @cached_property
     def audit_report(self) -> AuditReport:
-        """Blank, corrupted, duplicate and leaked images of all three splits, as read; searched for once."""
+        """The audit of all three splits, before cleaning; computed once."""
         report = audit_splits(self.splits_as_read)
         report.table["origin"] = self.origin(torch.as_tensor(report.table["id"].to_numpy(dtype="int64", copy=True)))
         return report
 
     def interventions(self, seed: int = 0) -> Interventions | None:
-        """Faces with one property changed at a time; None where the source cannot draw them."""
+        """Faces with one property changed at a time; None if the source cannot draw them."""
         return None
 
     def probe(self, split: str = "train", limit: int | None = None, seed: int = 0) -> ImageSet:
-        """The images that neurons are dissected on: a split, or a part of it that keeps the classes' shares.
+        """The images that neurons are dissected on: a split, or a stratified subset of it.
 
-        Each class's images are put in a random order and image j of the n of a class is given the place j / n; the
-        ``limit`` first places are taken. So every class is present from ``limit`` = number of classes on, its count
-        is within one image of its share, and a smaller probe set is part of a larger one with the same seed.
+        Each class's images are shuffled, image j of a class of n gets the position j / n, and the first ``limit``
+        positions are taken. So every class is present if ``limit`` is at least the number of classes, its count is
+        within one image of its share, and smaller probe sets are subsets of larger ones with the same seed.
 
         Args:
             split: ``train``, ``val``, ``test``, or several joined by ``+``.
-            limit: the maximum number of images; all of them where None.
-            seed: of the random order; the same images come out for the same seed on every machine.
+            limit: maximum number of images; None for all.
+            seed: of the shuffling; gives the same images on every machine.
 
         Raises:
             UserError: an unknown split, or a limit below 1.
@@ -132,7 +134,7 @@ class FaceDataModule(LightningDataModule):
         names = _split_names(split, "the probe split")
         images = self._learnt_from(names)
         if limit is not None and limit < 1:
-            raise UserError(f"probe.limit={limit}: a probe set holds at least one image; null takes all of them.")
+            raise UserError(f"probe.limit={limit}: must be an integer >= 1, or null for all images.")
         if limit is None or limit >= len(images):
             return images
         return images.subset(stratified_rows(images.labels, limit, seed))
@@ -140,7 +142,7 @@ class FaceDataModule(LightningDataModule):
     def evaluation_images(self, split: str) -> ImageSet:
         """The images that a network is evaluated on: ``train``, ``val``, ``test``, or several joined by ``+``.
 
-        Validation and test stay whole where ``clean`` is set, so that figures are those of ``train.py``.
+        Validation and test stay complete even with ``clean``, so that metrics equal those of ``train.py``.
 
         Raises:
             UserError: an unknown split.
@@ -149,19 +151,19 @@ class FaceDataModule(LightningDataModule):
 
     @property
     def fitted_splits(self) -> tuple[str, ...]:
-        """Names of the splits that training sees."""
+        """Names of the training splits."""
         return tuple(_split_names(self.fit_on, "data.fit_on"))
 
     def fitted(self) -> ImageSet:
-        """The images that training sees: those of ``fit_on``, where ``clean`` is set without the faulty ones."""
+        """The training images: those of ``fit_on``, with ``clean`` without the faulty ones."""
         return self._learnt_from(self.fitted_splits)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the images, so that a fault in the source shows before the first epoch."""
+        """Read the images, so that a fault in the source is reported before the first epoch."""
         _ = self.splits
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled batches of the images that training sees."""
+        """Shuffled batches of the training images."""
         return self._loader(self.fitted(), self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -179,8 +181,8 @@ class FaceDataModule(LightningDataModule):
     def _loader(self, images: ImageSet, batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:
         device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
         if self.on_device and device.type != "cpu":
-            # Worker processes cannot share an accelerator's tensors, and there is nothing left to prepare or pin.
-            # The sampler stays a standard one, so DDP shards it as it shards any other.
+            # worker processes cannot share an accelerator's tensors, and there is nothing to prepare or pin;
+            # the sampler is a standard one, so DDP shards it as usual
             held = ImageSet(images.images.to(device), images.labels.to(device), images.ids.to(device))
             return image_loader(held, batch_size, shuffle=shuffle)
         return image_loader(images, batch_size, shuffle, self.num_workers, pin_memory=device.type == "cuda")
@@ -205,7 +207,7 @@ class PairsDataModule(LightningDataModule):
     def __init__(self, data: FaceDataModule, preprocess: nn.Module, augment: nn.Module) -> None:
         super().__init__()
         self.data, self.class_names = data, data.class_names
-        # in a tuple: no parameter of theirs belongs to this module
+        # in a tuple, so that they are not registered as submodules
         self._steps = (preprocess, augment)
 
     def setup(self, stage: str) -> None:
@@ -219,7 +221,7 @@ class PairsDataModule(LightningDataModule):
         return self.data.val_dataloader()
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Input and class, made on the network's device."""
+        """Network inputs and class indices, computed on the network's device."""
         preprocess, augment = (step.to(batch.images.device) for step in self._steps)
         training = self.trainer is not None and self.trainer.training
         with torch.no_grad():
@@ -227,7 +229,7 @@ class PairsDataModule(LightningDataModule):
 
 
 def joined(parts: Sequence[ImageSet]) -> ImageSet:
-    """Several image sets as one, in the order given; kinds of annotations that not all of them have are left out."""
+    """Several image sets concatenated; kinds of annotations that not all of them have are dropped."""
     if len(parts) == 1:
         return parts[0]
     first = parts[0]
@@ -245,18 +247,18 @@ def joined(parts: Sequence[ImageSet]) -> ImageSet:
 
 
 def joined_images(parts: Sequence[Tensor | StoredImages]) -> Tensor | StoredImages:
-    """The images of several sets; those of one file stay in it."""
+    """The images of several sets concatenated; stored images of one file stay on disk."""
     stored = parts[0].joined(parts) if isinstance(parts[0], StoredImages) else None
     return torch.cat([part[:] for part in parts]) if stored is None else stored
 
 
 def probe_of(data: FaceDataModule, split: str = "train", limit: int | None = None, seed: int = 0) -> ImageSet:
-    """:meth:`FaceDataModule.probe` as a function, which a config can give to a callback."""
+    """:meth:`FaceDataModule.probe` as a function, for use in configs of callbacks."""
     return data.probe(split, limit, seed)
 
 
 def stratified_rows(labels: Int64[Tensor, " image"], limit: int, seed: int) -> Int64[Tensor, " kept"]:
-    """``limit`` rows, ascending, in which every class keeps its share within one image; see FaceDataModule.probe."""
+    """``limit`` stratified rows, ascending; see :meth:`FaceDataModule.probe`."""
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(labels), generator=generator)
     by_class = shuffled[torch.argsort(labels[shuffled], stable=True)]

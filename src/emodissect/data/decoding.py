@@ -1,4 +1,4 @@
-"""Image files to uint8 tensors: decoded in threads, resized, unreadable ones named."""
+"""Decoding of image files to uint8 tensors, in threads; unreadable files are reported."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ ENDINGS = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png"),
     *(".pgm", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
-"""What Pillow reads, by the ending of the file's name."""
+"""Extensions of the image formats that are read, by Pillow."""
 
 _MODES = {1: "L", 3: "RGB"}
-_AT_A_TIME = 256  # files that are decoded ahead of the consumer: keeps memory small
-_DARK = 16  # of 255: no photo's maximum is that low, but 12 bits stored as 16 are
+_AT_A_TIME = 256  # files that are decoded ahead of the consumer; limits memory
+_DARK = 16  # of 255: no photo has such a low maximum, except 12 bits stored as 16
 
 
 def read_images(
@@ -46,16 +46,16 @@ def read_images(
     what: str = "Reading images",
     advice: str = "Repair or remove them, or leave them out with data.skip_unreadable=true.",
 ) -> Iterator[UInt8[Tensor, "channel size size"] | None]:
-    """Each file's image, in order; None for one that cannot be decoded, which is named at the end.
+    """Each file's image, in order; None for files that cannot be decoded, which are reported at the end.
 
     Args:
-        channels: 1 for grey, 3 for RGB, whatever the files hold.
-        fit: ``crop`` resizes the shorter side and cuts the middle out; ``stretch`` changes the proportions.
+        channels: 1 for grey, 3 for RGB; images are converted.
+        fit: ``crop`` resizes the shorter side and crops the centre; ``stretch`` changes the aspect ratio.
         value_range: see :func:`decode`.
-        skip_unreadable: name files that cannot be decoded in a warning, not in an error.
+        skip_unreadable: report files that cannot be decoded in a warning instead of an error.
 
     Raises:
-        UserError: at the end, for files that cannot be decoded, all of them named in one message.
+        UserError: at the end, listing the files that cannot be decoded.
     """
     faults: list[str] = []
     decoded = tracked(decoded_images(files, size, channels, fit, value_range), what, len(files))
@@ -70,13 +70,13 @@ def read_images(
     text = f"{len(faults)} of {len(files):,} image files cannot be read:{named}{more}"
     if not skip_unreadable:
         raise UserError(f"{text}\n{advice}")
-    log.warning("%s\nThey are left out.", text)
+    log.warning("%s\nThey are skipped.", text)
 
 
 def decoded_images(
     files: Sequence[Path], size: int, channels: int, fit: str = "crop", value_range: float | None = None
 ) -> Iterator[UInt8[Tensor, "channel size size"] | str]:
-    """Each file's image at ``size``, in order, or a few words on why it cannot be read; decoded ahead in threads."""
+    """Each file's image at ``size``, in order, or the reason why it cannot be read; decoded ahead in threads."""
     read = partial(_read_or_fault, size=size, channels=channels, fit=fit, value_range=value_range)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
         ahead = threads.map(read, files[:_AT_A_TIME])
@@ -87,19 +87,19 @@ def decoded_images(
 
 
 def decode(path: Path, channels: int, value_range: float | None = None) -> UInt8[Tensor, "channel height width"]:
-    """One file's pixels, grey or RGB, turned upright as its EXIF says; of several frames the first.
+    """One file's pixels, grey or RGB, rotated according to EXIF; of several frames the first.
 
-    Pillow reads every format, because libpng, which torchvision uses, can end the process on a damaged PNG. The
-    checksums of a PNG are compared; other formats have none.
+    Pillow is used for all formats, because libpng, as used by torchvision, can end the process on a damaged PNG. PNG
+    checksums are verified; other formats have none.
 
-    Files of more than 8 bits a channel are scaled to 0..255 by the range of their type: 16-bit integers by 65,535,
-    12-bit TIFFs by 4,095, floats in [0, 1] by 1.
+    Values of more than 8 bits are scaled to 0..255 by the maximum of their type: 16-bit integers by 65,535, 12-bit
+    TIFFs by 4,095, floats in [0, 1] by 1.
 
     Args:
-        value_range: what is white in grey files of 16 and more bits, in place of their type's range.
+        value_range: value of white in grey files of 16 or more bits, instead of the maximum of their type.
 
     Raises:
-        OSError, ValueError, SyntaxError: the file cannot be read, or its range is not known.
+        OSError, ValueError, SyntaxError: the file cannot be read, or its value range is unknown.
     """
     content = _content(path)
     if content.startswith(b"\x89PNG"):
@@ -108,15 +108,15 @@ def decode(path: Path, channels: int, value_range: float | None = None) -> UInt8
     mode = _MODES[channels]
     with Image.open(io.BytesIO(content)) as opened:
         if opened.format == "JPEG" and mode == "L" and opened.mode == "RGB":
-            opened.draft("L", None)  # the stored luma as it is
+            opened.draft("L", None)  # the stored luma channel
         bits = _bits(opened, content)
         opened.load()
         white = value_range or (_white(opened, bits) if opened.mode.startswith(("I", "F")) else None)
         pixels = torch.from_numpy(np.array(_in_mode(_upright(opened), mode, white)))
     if bits > 8 and value_range is None and 0 < int(pixels.max()) <= _DARK:
         raise ValueError(
-            "it has 16 bits a value but uses 12 or fewer of them: data.value_range=4095 scales grey ones; else convert "
-            "it to 8 bits"
+            "it has 16 bits per value but uses at most 12: data.value_range=4095 scales grey images; else convert it "
+            "to 8 bits"
         )
     return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
 
@@ -124,7 +124,7 @@ def decode(path: Path, channels: int, value_range: float | None = None) -> UInt8
 def fitted(
     image: UInt8[Tensor, "channel height width"], size: int, fit: str = "crop"
 ) -> UInt8[Tensor, "channel size size"]:
-    """The image at ``size`` x ``size`` pixels (antialiased bilinear); unchanged where it has that size already."""
+    """The image at ``size`` x ``size`` pixels (antialiased bilinear); unchanged if it already has that size."""
     height, width = image.shape[-2:]
     if (height, width) == (size, size):
         return image
@@ -136,7 +136,7 @@ def fitted(
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a regular file; anything else is refused before it is opened, since a pipe would block forever."""
+    """The bytes of a regular file; anything else is rejected before opening it, since a pipe would block forever."""
     try:
         kind = path.stat().st_mode
     except FileNotFoundError:
@@ -153,7 +153,7 @@ def _content(path: Path) -> bytes:
 
 
 def _bits(opened: Image.Image, content: bytes) -> int:
-    """Bits of one value, where the format says so; else 8."""
+    """Bits per value, if the format declares them; else 8."""
     if opened.format == "PNG":
         return content[24]
     if opened.format == "TIFF":
@@ -165,12 +165,12 @@ def _bits(opened: Image.Image, content: bytes) -> int:
 def _upright(opened: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(opened)
-    except Exception:  # broken EXIF says nothing about the pixels
+    except Exception:  # broken EXIF does not mean broken pixels
         return opened
 
 
 def _in_mode(opened: Image.Image, mode: str, white: float | None) -> Image.Image:
-    """The image as 8-bit grey or RGB; Pillow's own conversion clips values above 255, or refuses."""
+    """The image as 8-bit grey or RGB; Pillow's own conversion clips values above 255, or fails."""
     if opened.mode.startswith(("I", "F")) and white:
         values = np.asarray(opened, dtype=np.float64) * (255 / white)
         if not np.isfinite(values).all():

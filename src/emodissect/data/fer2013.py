@@ -27,7 +27,7 @@ from emodissect.data.images import ImageSet, Splits
 
 log = logging.getLogger(__name__)
 
-# Which part is validation and which is test. The second is what Khaireddin & Chen 2021 used.
+# scheme -> usages that are train, val and test; the second scheme is that of Khaireddin & Chen 2021
 SPLIT_SCHEMES = {
     "standard": ("Training", "PublicTest", "PrivateTest"),
     "khaireddin2021": ("Training", "PrivateTest", "PublicTest"),
@@ -39,31 +39,31 @@ LABELS = ("fer2013", "ferplus_majority")
 WHERE_TO_GET_IT = (
     "Get it from Kaggle: the competition 'challenges-in-representation-learning-facial-expression-recognition-"
     "challenge' (fer2013.csv in fer2013.tar.gz, or icml_face_data.csv) or the dataset 'msambare/fer2013' (folders). "
-    "data.path takes fer2013.csv, icml_face_data.csv, a folder with train/<class>/ and test/<class>/, an .npz with "
+    "data.path accepts fer2013.csv, icml_face_data.csv, a folder with train/<class>/ and test/<class>/, an .npz with "
     "pixels, labels and usage, or a .zip, .tar.gz or .csv.gz of one of these (docs/data.md)."
 )
 
 
 class Fer2013(FaceDataModule):
-    """FER2013 from any of the formats it is distributed in; read once, then taken from the cache.
+    """FER2013 from any of the formats it is distributed in; read once, then cached.
 
-    Image ids are row numbers of the CSV (of folders: the order split, class folder, path). The class order is always
-    FER2013's. FER+ votes, where given, come as annotations ``votes`` (columns named as the classes) and
+    Image ids are row numbers of the CSV (for folders: in the order split, class folder, path). The class order is
+    always FER2013's. FER+ votes, if given, are the annotations ``votes`` (columns named as the classes) and
     ``votes_other``.
 
     Args:
-        path: a CSV, an ``.npz``, a folder of class folders, a folder that holds ``fer2013.csv``, or an archive.
-        data_dir: where a relative ``path`` is looked for as well.
+        path: a CSV, an ``.npz``, a folder of class folders, a folder with ``fer2013.csv``, or an archive.
+        data_dir: a relative ``path`` is also resolved in this folder.
         splits: ``standard`` (val = PublicTest, test = PrivateTest) or ``khaireddin2021`` (the two swapped).
-        labels: ``fer2013``, or ``ferplus_majority``: the class with most FER+ votes; images on which contempt,
-            unknown or not-a-face has more votes than any class are left out of all splits.
+        labels: ``fer2013``, or ``ferplus_majority``: the class with the most FER+ votes; images on which contempt,
+            unknown or not-a-face has more votes than any class are excluded from all splits.
         ferplus: ``fer2013new.csv`` of FER+, or None.
         split_seed: seed for halving the test images of a folder without validation images.
-        class_names, size, channels: FER2013's own; given so that a configuration can refer to them.
-        loading: what every :class:`FaceDataModule` takes.
+        class_names, size, channels: fixed to FER2013's; arguments only so that a config can refer to them.
+        loading: arguments of :class:`FaceDataModule`.
 
     Raises:
-        UserError: no such file, an unknown option, a file that is not FER2013, a corrupt row.
+        UserError: a missing file, an unknown option, a file that is not FER2013, a corrupt row.
     """
 
     def __init__(
@@ -104,15 +104,15 @@ class Fer2013(FaceDataModule):
         self.files: tuple[str, ...] = ()
 
     def read(self) -> Splits:
-        """The three splits, from the cache where the same file was read before."""
+        """The three splits, from the cache if the same file was read before."""
         stored, about = self._stored()
         self.files = tuple(about["files"])
         if about["note"]:
             log.info("%s", about["note"])
             if self.split_scheme != "standard":
                 raise UserError(
-                    f"data.splits={self.split_scheme}: {self.path} does not tell PublicTest from PrivateTest, so they "
-                    "cannot be swapped. Take fer2013.csv, or data.splits=standard."
+                    f"data.splits={self.split_scheme}: {self.path} does not distinguish PublicTest and PrivateTest, so "
+                    "they cannot be swapped. Use fer2013.csv, or data.splits=standard."
                 )
         images, labels, usage = stored["images"], stored["labels"].to(torch.int64), stored["usage"]
         self._compare_sizes(usage)
@@ -126,7 +126,7 @@ class Fer2013(FaceDataModule):
                     "data.ferplus=<fer2013new.csv>."
                 )
             labels, kept = majority(votes, labels)
-            log.info("FER+ majority labels: %d images without one of the seven classes left out.", int((~kept).sum()))
+            log.info("FER+ majority labels: %d images without one of the seven classes excluded.", int((~kept).sum()))
         whole = ImageSet(images, labels, torch.arange(len(labels)), {} if votes is None else vote_annotations(votes))
         train, val, test = (
             whole.subset(torch.nonzero((usage == _USAGE[name]) & kept).flatten())
@@ -140,7 +140,7 @@ class Fer2013(FaceDataModule):
         return [self.files[i] for i in ids.tolist()] if self.files else super().origin(ids)
 
     def _opened(self, path: Path) -> Path:
-        """What an archive holds: its one list, a known file, or its folders; of a folder the known file in it."""
+        """The data in a path: in an archive its only list, a known file, or its folders; in a folder a known file."""
         if not path.is_file() or not is_archive(path):
             return _file_in(path)
         folder = unpacked(path, self.cache)
@@ -163,7 +163,7 @@ class Fer2013(FaceDataModule):
             raise UserError(
                 f"data.ferplus: FER+ votes are matched by the rows of fer2013.csv, and the folders of {self.path} "
                 f"do not keep them. "
-                "Take fer2013.csv, or data.ferplus=null."
+                "Use fer2013.csv, or data.ferplus=null."
             )
         return torch.from_numpy(read_votes(self.ferplus, usage))
 
@@ -171,22 +171,22 @@ class Fer2013(FaceDataModule):
         missing = [name for label, name in enumerate(CLASS_NAMES) if not bool((labels == label).any())]
         if missing:
             raise UserError(
-                f"{self.path} holds no image of {', '.join(missing)}; the download may be incomplete. For other "
+                f"{self.path} has no image of {', '.join(missing)}; the download may be incomplete. For other "
                 f"classes "
-                "than FER2013's seven take data=image_folder."
+                "than FER2013's seven use data=image_folder."
             )
 
     def _compare_sizes(self, usage: Tensor) -> None:
         sizes = tuple(int((usage == part).sum()) for part in range(3))
         empty = [name for name, size in zip(_USAGE, sizes, strict=True) if not size]
         if empty:
-            raise UserError(f"{self.path} holds no {' and no '.join(empty)} images; the download may be incomplete.")
+            raise UserError(f"{self.path} has no {' and no '.join(empty)} images; the download may be incomplete.")
         if sizes != _SIZES:
-            log.warning("%s holds %s images; the whole of FER2013 holds %s.", self.path, sizes, _SIZES)
+            log.warning("%s has %s images; the complete FER2013 has %s.", self.path, sizes, _SIZES)
 
 
 def _file_in(place: Path) -> Path:
-    """The known file of a folder that holds one; anything else is itself."""
+    """A known file in a folder, if there is one; else the path itself."""
     return next((place / name for name in _NAMES if (place / name).is_file()), place)
 
 
@@ -205,7 +205,7 @@ def _write(path: Path, split_seed: int, folder: Path) -> None:
 
 
 def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Raises whatever another form of the folder raises."""
+    """Read a cache entry; raises an error if it has another format."""
     held, about = load_file(folder / "images.safetensors"), json.loads((folder / "about.json").read_text())
     count = len(held["images"])
     if any(len(held[name]) != count for name in ("labels", "usage")) or {"note", "files"} - set(about):

@@ -1,4 +1,4 @@
-"""The formats that FER2013 is distributed in, read into one: Kaggle's CSVs, class folders, .npz."""
+"""Readers of the formats that FER2013 is distributed in: Kaggle's CSVs, class folders, .npz."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LABEL_OF = {spelling: label for label, name in enumerate(CLASS_NAMES) for spell
 _USAGE_OF = {class_key(name): place for place, name in enumerate(USAGES)}
 _ARRAYS = ("pixels", "labels", "usage", "class_names", "usage_names", "ferplus_votes", "ferplus_names")
 _ROWS_AT_A_TIME = 2000
-LARGEST = 2**32  # bytes that an .npz may unpack to
+LARGEST = 2**32  # maximum unpacked bytes of an .npz
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class FerRows:
         pixels: grey.
         labels: in FER2013's class order.
         usage: 0 Training, 1 PublicTest, 2 PrivateTest.
-        votes: of FER+, columns as in ``ferplus.VOTED_ON``; None where the file has none.
-        files: where each image was read from, for folders.
+        votes: of FER+, columns as in ``ferplus.VOTED_ON``; None if the file has none.
+        files: the file of each image, for folders.
     """
 
     pixels: UInt8[np.ndarray, "image 48 48"]
@@ -53,10 +53,10 @@ class FerRows:
 
 
 def read_csv(path: Path) -> FerRows:
-    """``fer2013.csv`` or ``icml_face_data.csv``: columns emotion, pixels, Usage, in any order, spaces around names.
+    """Read ``fer2013.csv`` or ``icml_face_data.csv``: columns emotion, pixels, Usage, in any order, padded or not.
 
     Raises:
-        UserError: a column is missing, or a row is wrong: with the file, the line and what is wrong.
+        UserError: a missing column or an invalid row; names the file, the line and the fault.
     """
     columns = _csv_columns(path)
     pixels: list[np.ndarray] = []
@@ -82,13 +82,13 @@ def read_csv(path: Path) -> FerRows:
 
 
 def read_npz(path: Path) -> FerRows:
-    """An ``.npz`` with ``pixels`` (48 x 48 or flat), ``labels`` and ``usage``, and where given ``ferplus_votes``.
+    """Read an ``.npz`` with ``pixels`` (48 x 48 or flat), ``labels``, ``usage`` and, optionally, ``ferplus_votes``.
 
-    Labels and usage are numbers, or names. ``class_names``, ``usage_names`` and ``ferplus_names`` declare another
+    Labels and usage are numbers or names. ``class_names``, ``usage_names`` and ``ferplus_names`` declare another
     order.
 
     Raises:
-        UserError: an array is missing, or has a shape or a value that does not fit.
+        UserError: an array is missing, or has an invalid shape or value.
     """
     try:
         require_unpacked_size(path)
@@ -99,7 +99,7 @@ def read_npz(path: Path) -> FerRows:
         raise UserError(f"{path} cannot be read as an .npz file: {error}") from error
     missing = [name for name in ("pixels", "labels", "usage") if name not in given]
     if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}: it holds {there}. See docs/data.md for the form.")
+        raise UserError(f"{path} lacks {', '.join(missing)}: it has {there}. See docs/data.md for the format.")
     pixels = given["pixels"]
     if pixels.dtype != np.uint8 or not pixels.ndim or pixels.size != len(pixels) * SIDE * SIDE:
         raise UserError(f"{path}: pixels is {pixels.dtype} {pixels.shape}; uint8 (image, 48, 48) is needed.")
@@ -114,9 +114,9 @@ def read_npz(path: Path) -> FerRows:
 
 
 def require_unpacked_size(path: Path, most: int = LARGEST) -> None:
-    """Raises ValueError for a zip archive that declares more than ``most`` unpacked bytes.
+    """Raise ValueError for a zip archive that declares more than ``most`` unpacked bytes.
 
-    The declared size is an upper bound: Python stops unpacking there.
+    The declared size is an upper bound, because Python stops unpacking there.
     """
     if is_zip(path):
         with zipfile.ZipFile(path) as archive:
@@ -143,13 +143,13 @@ def _votes(path: Path, given: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "im
 
 
 def read_folders(root: Path, split_seed: int) -> tuple[FerRows, str]:
-    """Folders ``train/<class>`` and ``test/<class>`` (and ``val/<class>`` where there is one), and how val was made.
+    """Read folders ``train/<class>``, ``test/<class>`` and, optionally, ``val/<class>``; also returns how val was made.
 
-    Where there is no val, half of test becomes PublicTest (val), the other half PrivateTest (test), class by class in
-    a seeded order. Images are numbered by split, class folder and path.
+    Without val, half of test becomes PublicTest (val), the other half PrivateTest (test), class by class in a seeded
+    order. Images are numbered by split, class folder and path.
 
     Raises:
-        UserError: a class folder that is none of FER2013's, no train or no test folder, unreadable images.
+        UserError: a class folder that is not one of FER2013's, no train or no test folder, unreadable images.
     """
     found = find_images(root).images
     splits = {image.split for image in found}
@@ -157,14 +157,14 @@ def read_folders(root: Path, split_seed: int) -> tuple[FerRows, str]:
     unknown = sorted(folder for folder in folders if class_key(folder) not in _LABEL_OF)
     if unknown and splits != {None}:
         raise UserError(
-            f"{root} has a class folder '{unknown[0]}'. {nearest(unknown[0], CLASS_NAMES)} For other classes take "
+            f"{root} has a class folder '{unknown[0]}'. {nearest(unknown[0], CLASS_NAMES)} For other classes use "
             "data=image_folder."
         )
     if not {"train", "test"} <= splits:
         meant = "".join(f" Did you mean data.path={folder}?" for folder in deeper_folders(root)[:1])
         raise UserError(
             f"{root} has images under {sorted(str(s) for s in splits if s) or 'no split folder'}; train/<class>/ and "
-            f"test/<class>/ are needed.{meant} A folder of classes alone is read by data=image_folder."
+            f"test/<class>/ are needed.{meant} For a folder with only class folders use data=image_folder."
         )
     files = [image.path for image in found]
     advice = "Repair or remove them, or download the set again."
@@ -186,14 +186,14 @@ def read_folders(root: Path, split_seed: int) -> tuple[FerRows, str]:
 
 
 def _csv_columns(path: Path) -> dict[str, str]:
-    """The file's own name of each needed column."""
+    """Needed column -> its name in the file."""
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         header = next(csv.reader(file), [])
     columns = {name.strip().lower(): name for name in header}
     missing = [name for name in ("emotion", "pixels", "usage") if name not in columns]
     if missing:
         contest = (
-            " This looks like the contest's train.csv or test.csv; take fer2013.csv." if "pixels" in columns else ""
+            " This looks like the contest's train.csv or test.csv; use fer2013.csv." if "pixels" in columns else ""
         )
         line = ", ".join(name.strip() for name in header)[:200] or "nothing"
         found = "".join(letter if letter.isprintable() else "?" for letter in line)
@@ -203,7 +203,7 @@ def _csv_columns(path: Path) -> dict[str, str]:
 
 def _in_pieces(path: Path) -> Iterator[pd.DataFrame]:
     size = path.stat().st_size
-    # About 8.4 kB a row; the bar only needs a good guess.
+    # about 8.4 kB per row; only an estimate for the progress bar
     pieces = pd.read_csv(
         path,
         dtype=str,
@@ -216,15 +216,15 @@ def _in_pieces(path: Path) -> Iterator[pd.DataFrame]:
 
 
 def _parsed(texts: list[str]) -> UInt8[np.ndarray, "image 48 48"]:
-    """Rows of 2,304 numbers each. Raises ValueError without saying where; the slow reader finds the place."""
+    """Rows of 2,304 numbers each. Raises ValueError without a location; :func:`_csv_fault` finds it."""
     for text in texts:
-        # One separator between numbers, as Kaggle writes them, can be parsed without checking each number.
+        # single separators between numbers, as in Kaggle's files, are the fast path
         if text.count(" ") != SIDE * SIDE - 1 and len(text.split()) != SIDE * SIDE:
             raise ValueError("pixel count")
     with warnings.catch_warnings():
-        warnings.simplefilter("error", DeprecationWarning)  # numpy's way of saying that a text is not a number
+        warnings.simplefilter("error", DeprecationWarning)  # numpy's signal that a string is not a number
         try:
-            # 64 bits: a number too large for 32 would be cut to another one, a number too large for 64 is the largest
+            # 64 bits: too large a number would wrap around in 32 bits, but saturates in 64
             values = np.fromstring(" ".join(texts), dtype=np.int64, sep=" ")
         except DeprecationWarning as note:
             raise ValueError("not a number") from note
@@ -234,7 +234,7 @@ def _parsed(texts: list[str]) -> UInt8[np.ndarray, "image 48 48"]:
 
 
 def _csv_fault(path: Path, columns: dict[str, str]) -> str:
-    """The first wrong row in words, with its line number; empty where none is found."""
+    """A description of the first invalid row with its line number; empty if there is none."""
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         rows = csv.reader(file)
         header = next(rows)
@@ -264,14 +264,14 @@ def _row_fault(row: list[str], width: int, places: dict[str, int]) -> str:
     numbers = row[places["pixels"]].split()
     for place, number in enumerate(numbers):
         if not (number.isascii() and number.isdigit() and int(number) <= 255):
-            return f"pixel {place + 1} is '{number[:40]}'; pixels are whole numbers from 0 to 255."
+            return f"pixel {place + 1} is '{number[:40]}'; pixels are integers from 0 to 255."
     if len(numbers) != SIDE * SIDE:
         return f"the row has {len(numbers):,} pixels; {SIDE * SIDE:,} (48 x 48) are needed."
     return ""
 
 
 def _coded(path: Path, array: str, given: np.ndarray, names: Iterable[object], code: dict[str, int]) -> np.ndarray:
-    """Numbers that point into ``names``, or names themselves, as FER2013's own numbers."""
+    """Indices into ``names``, or names, converted to FER2013's numbers."""
     own = [str(name) for name in names]
     texts = given.astype(str) if given.dtype.kind in "US" else None
     for name in own if texts is None else sorted(set(texts.tolist())):
@@ -285,6 +285,6 @@ def _coded(path: Path, array: str, given: np.ndarray, names: Iterable[object], c
         or (given.size and not 0 <= given.min() <= given.max() < len(own))
     ):
         raise UserError(
-            f"{path}: {array} is {given.dtype} {given.shape}; one number from 0 to {len(own) - 1} an image."
+            f"{path}: {array} is {given.dtype} {given.shape}; one number from 0 to {len(own) - 1} per image is needed."
         )
     return np.array([code[class_key(name)] for name in own], dtype=np.uint8)[given]

@@ -16,7 +16,7 @@ from emodissect.data.image_files import ImageFiles, matched_classes
 log = logging.getLogger(__name__)
 
 FORMS = (
-    "data.path takes a folder with train/<class>/, val/<class>/ and test/<class>/, or only some of these, or only "
+    "data.path accepts a folder with train/<class>/, val/<class>/ and test/<class>/, or only some of these, or only "
     "<class>/ folders, or a .zip or .tar.gz of one (docs/data.md)."
 )
 
@@ -26,14 +26,14 @@ class ImageFolder(ImageFiles):
 
     Args:
         path: the folder, or an archive of it.
-        cache_dir: the root of the content-keyed cache; archives are unpacked there.
-        data_dir: where a relative ``path`` is looked for as well.
-        class_names: names of the class folders (capitals do not matter) in the order of the labels; None takes the
-            folders' names, alphabetically.
-        options: what every :class:`ImageFiles` takes.
+        cache_dir: root of the cache; archives are unpacked there.
+        data_dir: a relative ``path`` is also resolved in this folder.
+        class_names: names of the class folders (case-insensitive) in the order of the labels; None: the folders'
+            names, alphabetically.
+        options: arguments of :class:`ImageFiles`.
 
     Raises:
-        UserError: no such folder, no images, one class only, a folder that is not a class, an unknown option.
+        UserError: no such folder, no images, only one class, a folder that is not a class, an unknown option.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class ImageFolder(ImageFiles):
 
 
 def class_folders(path: str, data_dir: str | None = None, cache_dir: str | None = None) -> list[str]:
-    """The class names that the folder itself gives; ``${class_folders:path,data_dir,cache_dir}`` in a YAML.
+    """The names of a folder's class folders; ``${class_folders:path,data_dir,cache_dir}`` in YAML.
 
     Raises:
-        UserError: no such folder, no images in class folders below it, or one class only.
+        UserError: no such folder, no images in class folders, or only one class.
     """
     return _found(path, data_dir, cache_dir or user_cache_dir())[1].folders
 
@@ -67,6 +67,6 @@ def _found(path: str | Path, data_dir: str | Path | None, cache_dir: str | Path)
     root = opened(path, data_dir, cache_dir, FORMS)
     found = find_images(root)
     if not found.images:
-        raise UserError(f"{root} holds no image files in class folders. {FORMS}")
+        raise UserError(f"{root} has no image files in class folders. {FORMS}")
     require_classes(root, found)
     return root, found

@@ -1,4 +1,4 @@
-"""Image files with a class each: decoded once, kept in the cache, split without separating groups."""
+"""Labelled image files: decoded once, cached, and split without separating groups."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ DEFAULT_SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
 class ImageFiles(FaceDataModule):
-    """Image files of any size, decoded once to uint8 of one size and kept in the cache. A source names the files.
+    """Image files of any size, decoded once to uint8 of one size and cached. Subclasses find the files.
 
-    Splits that the source lacks are taken from those it has, class by class in a seeded order, and a log line says so:
-    with classes alone all three; with train and test, val is half of test (or a share of train, `val_from`); with
-    train and val, test is half of val; with train alone, all three are cut out of it. Image ids are places in the order
-    of the files.
+    Splits that the source lacks are made from the existing ones, class by class in a seeded order, with a log message:
+    without splits, all three are made; with train and test, val is half of test (or a share of train, `val_from`); with
+    train and val, test is half of val; with only train, all three are made from it. Image ids are positions in the
+    order of the files.
 
     Args:
-        root: what the files' names are relative to.
+        root: folder that the files' names are relative to.
         images: the files.
-        class_names: in the order of the labels; spellings of one emotion count as one.
-        size: pixels a side.
+        class_names: in the order of the labels; spellings of one emotion are equivalent.
+        size: side in pixels.
         channels: 1 for grey, 3 for RGB.
-        fit: ``crop`` keeps proportions and cuts the middle out; ``stretch`` changes them.
-        shares: of train, val and test where all three are cut out of one.
-        split_seed: of that cutting.
-        split_by: a regular expression on a file's name; files with the same match (its first group, where it has one)
-            are of one subject or sequence and stay together in every split. None splits file by file.
-        val_from: what a missing val is taken from: ``test`` or ``train``.
-        skip_unreadable: leave files out that cannot be decoded; otherwise they are an error that names them.
-        value_range: what is white in grey files of 16 or more bits; None takes the range of their type.
-        in_memory_gib: images that take more than this stay on disk and are read batch by batch.
-        loading: what every :class:`FaceDataModule` takes.
+        fit: ``crop`` keeps the aspect ratio and crops the centre; ``stretch`` changes it.
+        shares: of train, val and test, if all three are made from one.
+        split_seed: seed of these splits.
+        split_by: a regular expression on a file's name; files with the same match (of its first group, if it has one)
+            are of one subject or sequence and stay in one split. None splits file by file.
+        val_from: what a missing val is split off: ``test`` or ``train``.
+        skip_unreadable: skip files that cannot be decoded; otherwise they raise an error that lists them.
+        value_range: value of white in grey files of 16 or more bits; None: the maximum of their type.
+        in_memory_gib: larger data sets stay on disk and are read batch by batch.
+        loading: arguments of :class:`FaceDataModule`.
 
     Raises:
         UserError: a class or a split without images, files that cannot be read, an unknown option.
@@ -79,9 +79,9 @@ class ImageFiles(FaceDataModule):
     ) -> None:
         super().__init__(class_names=class_names, **loading)
         if channels not in (1, 3):
-            raise UserError(f"data.channels={channels}: images are kept grey (1) or RGB (3).")
+            raise UserError(f"data.channels={channels}: must be 1 (grey) or 3 (RGB).")
         if size < 1:
-            raise UserError(f"data.size={size}: an image has at least one pixel a side.")
+            raise UserError(f"data.size={size}: must be an integer >= 1, the side in pixels.")
         if value_range is not None and not value_range > 0:
             raise UserError(f"data.value_range={value_range}: give the value of white, above 0, or null.")
         if fit not in FITS:
@@ -89,7 +89,7 @@ class ImageFiles(FaceDataModule):
         if val_from not in ("test", "train"):
             raise UserError(f"data.val_from={val_from} is unknown. {nearest(val_from, ('test', 'train'))}")
         if set(shares) != set(DEFAULT_SHARES) or min(shares.values()) <= 0:
-            raise UserError(f"data.shares={dict(shares)}: a share above 0 of each of train, val and test is needed.")
+            raise UserError(f"data.shares={dict(shares)}: a share above 0 is needed for each of train, val and test.")
         self.root = root
         self.found = tuple(images)
         self.files = tuple(_relative(image.path, root) for image in self.found)
@@ -107,7 +107,7 @@ class ImageFiles(FaceDataModule):
         self.in_memory = in_memory_gib * 2**30
 
     def read(self) -> Splits:
-        """The three splits, from the cache where the same files were read before."""
+        """The three splits, from the cache if the same files were read before."""
         paths = [image.path for image in self.found]
         key = {
             "read_by": source_hash(decode),
@@ -123,7 +123,7 @@ class ImageFiles(FaceDataModule):
         if len(rows) < len(paths):
             left_out = self.origin(torch.nonzero(~readable).flatten())
             log.warning(
-                "data.skip_unreadable: %d of %d files are left out: %s.",
+                "data.skip_unreadable: %d of %d files are skipped: %s.",
                 *(len(left_out), len(paths), listed(left_out, 3)),
             )
         large = stored.shape.numel() > self.in_memory
@@ -147,7 +147,7 @@ class ImageFiles(FaceDataModule):
         return {}
 
     def origin(self, ids: Tensor) -> list[str]:
-        """The path of each image below the folder."""
+        """The path of each image relative to the folder."""
         return [self.files[i] for i in ids.tolist()]
 
     def _write(self, paths: Sequence[Path], folder: Path) -> None:
@@ -156,7 +156,7 @@ class ImageFiles(FaceDataModule):
         if needed > 0.95 * free:
             raise UserError(
                 f"{len(paths):,} images of {self.channels} x {self.size} x {self.size} take {needed / 2**30:.1f} GiB; "
-                f"{free / 2**30:.1f} GiB are free on the disk of the cache, {self.cache.root}. Give a smaller "
+                f"{free / 2**30:.1f} GiB are free on the cache's disk, {self.cache.root}. Give a smaller "
                 "data.size, data.channels=1, or another paths.cache_dir."
             )
         readable = np.ones(len(paths), dtype=bool)
@@ -169,7 +169,7 @@ class ImageFiles(FaceDataModule):
         (folder / "files.json").write_text(json.dumps([str(path) for path in paths]), encoding="utf-8")
 
     def _parts(self, rows: Tensor, labels: Tensor) -> list[Tensor]:
-        """Places in ``rows`` of train, val and test; splits that the source lacks are cut out of those that it has."""
+        """Indices into ``rows`` of train, val and test; missing splits are made from the existing ones."""
         found = [self.found[row] for row in rows.tolist()]
         groups = None if self.groups is None else [self.groups[row] for row in rows.tolist()]
         given = {
@@ -189,7 +189,7 @@ class ImageFiles(FaceDataModule):
             parts = [train, val, test]
         elif missing == ["val"] and self.val_from == "train":
             kept, val = cut(train, (self.shares[0], self.shares[1]))
-            parts, how = [kept, val, test], "it was cut out of train"
+            parts, how = [kept, val, test], "it was split off train"
         elif missing == ["val"] or missing == ["test"]:
             source = "test" if missing == ["val"] else "val"
             parts, how = [train, *cut(given[source], (0.5, 0.5))], f"its {source} images were halved"
@@ -197,12 +197,12 @@ class ImageFiles(FaceDataModule):
             parts, how = cut(torch.arange(len(found)), self.shares), "all images were split"
         else:
             raise UserError(
-                f"{self.root} holds no training images. Name the folder train/, or give class folders alone "
+                f"{self.root} has no training images. Name the folder train/, or give only class folders "
                 "(docs/data.md)."
             )
         if missing:
             sizes = ", ".join(f"{len(part):,} {name}" for name, part in zip(SPLITS, parts, strict=True))
-            whole = "" if groups is None else f", {len(set(groups)):,} groups whole"
+            whole = "" if groups is None else f", {len(set(groups)):,} groups kept together"
             log.info(
                 "%s has no %s: %s, class by class%s, seed %d: %s.",
                 *(self.root, " and no ".join(missing), how, whole, self.split_seed, sizes),
@@ -212,13 +212,13 @@ class ImageFiles(FaceDataModule):
         return parts
 
     def _report_leaks(self, parts: Sequence[Tensor], groups: Sequence[str]) -> None:
-        """Warns of groups in several splits, which the source's own splits may have."""
+        """Warn of groups that are in several of the source's own splits."""
         sides = [{groups[row] for row in part.tolist()} for part in parts]
         for one, other in ((0, 1), (0, 2), (1, 2)):
             if shared := sides[one] & sides[other]:
                 log.warning(
-                    "%d of %d groups of data.split_by=%s are in both %s and %s, e.g. %s: near-equal images may be on "
-                    "both sides. The splits are the source's own.",
+                    "%d of %d groups of data.split_by=%s are in both %s and %s, e.g. %s, so both may have "
+                    "near-duplicates of the same images. These splits are the source's own.",
                     *(len(shared), len(set(groups)), self.split_by, SPLITS[one], SPLITS[other], min(shared)),
                 )
 
@@ -227,7 +227,7 @@ class ImageFiles(FaceDataModule):
         empty = [name for name, count in zip(self.class_names, counts.tolist(), strict=True) if not count]
         if empty:
             given = sorted({image.class_name for image in self.found})
-            raise UserError(f"{self.root} holds no image of '{empty[0]}'. {nearest(empty[0], given)}")
+            raise UserError(f"{self.root} has no image of '{empty[0]}'. {nearest(empty[0], given)}")
 
 
 def _read(folder: Path) -> tuple[StoredImages, Tensor]:
@@ -235,13 +235,13 @@ def _read(folder: Path) -> tuple[StoredImages, Tensor]:
 
 
 def matched_classes(source: Path, given: Sequence[str], class_names: Sequence[str]) -> None:
-    """Raises UserError where an image's class is not in ``class_names``, or a name appears twice."""
+    """Raise UserError if an image's class is not in ``class_names``, or a name appears twice."""
     known = _label_of(class_names, source)
     for name in given:
         if class_key(name) not in known:
             raise UserError(
                 f"{source} has a class '{name}', which is not in data.class_names. {nearest(name, class_names)} "
-                "data.class_names=null takes the classes' own names."
+                "Use data.class_names=null for the classes' own names."
             )
 
 
@@ -253,7 +253,7 @@ def _label_of(class_names: Sequence[str], source: Path) -> dict[str, int]:
 
 
 def _groups(found: Sequence[FoundImage], files: Sequence[str], split_by: str | None) -> list[str] | None:
-    """The group of each file: what the source says, else what the expression matches in its name."""
+    """The group of each file: the source's, else the match of the expression in its name."""
     if split_by is None:
         return None
     if all(image.group is not None for image in found):

@@ -1,4 +1,4 @@
-"""Images named by a list: a table of paths and labels, with splits and subjects where it has them."""
+"""Images from a list: a table of paths and labels, optionally with splits and subjects."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "label": ("label", "labels", "class", "class_name", "emotion", "expression", "target", "category", "y"),
     "split": ("split", "usage", "set", "subset", "partition", "fold"),
 }
-"""Names of columns, regardless of case, that are used where no other is given."""
+"""Role -> default column names, case-insensitive."""
 
 LISTS = (".csv", ".tsv", ".txt", ".lst", ".list")
 FORMS = (
-    "data.path takes a list with a row an image (.csv, .tsv, .txt: columns for its path, its label and, where there is "
-    "one, its split), a folder with train.csv and test.csv, or a .zip or .tar.gz of these (docs/data.md)."
+    "data.path accepts a list with one row per image (.csv, .tsv, .txt: columns for its path, its label and, "
+    "optionally, its split), a folder with train.csv and test.csv, or a .zip or .tar.gz of these (docs/data.md)."
 )
 
 
@@ -43,17 +43,17 @@ class ImageList(ImageFiles):
 
     Args:
         path: the list, a folder with one list per split, or an archive of them.
-        cache_dir: the root of the content-keyed cache; archives are unpacked there.
-        data_dir: where a relative ``path`` is looked for as well.
-        images_dir: what the paths in the list are relative to; None is the list's own folder.
+        cache_dir: root of the cache; archives are unpacked there.
+        data_dir: a relative ``path`` is also resolved in this folder.
+        images_dir: folder that the paths in the list are relative to; None: the list's own folder.
         path_column, label_column, split_column: names of columns; None finds them by their usual names.
-        class_names: in the order of the labels; None takes the labels' own names, alphabetically, numbers by size.
-            With names and numbered labels, label 0 (or 1, where the smallest is 1) is the first.
+        class_names: in the order of the labels; None: the labels' own names, alphabetically, or numerically. If names
+            are given and labels are numbers, label 0 (or 1, if the smallest is 1) is the first name.
         split_by: a column of the list, or a regular expression on the paths: images of one subject stay together.
-        options: what every :class:`ImageFiles` takes.
+        options: arguments of :class:`ImageFiles`.
 
     Raises:
-        UserError: no such list, a column that is missing, a label or a split that is not known.
+        UserError: no such list, a missing column, an unknown label or split.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ImageList(ImageFiles):
 def listed_classes(
     path: str, data_dir: str | None = None, cache_dir: str | None = None, label_column: str | None = None
 ) -> list[str]:
-    """The labels that the list itself uses; ``${listed_classes:path,data_dir,cache_dir,label_column}`` in a YAML.
+    """The labels used in a list; ``${listed_classes:path,data_dir,cache_dir,label_column}`` in YAML.
 
     Raises:
         UserError: as :class:`ImageList`.
@@ -100,14 +100,14 @@ def listed_classes(
 
 
 def read_list(file: Path, columns: Mapping[str, str | None], further: Sequence[str] | None = ()) -> pd.DataFrame:
-    """A list as a table of texts: ``path``, ``label`` and, where it has one, ``split``.
+    """A list as a table of strings: ``path``, ``label`` and, if it has one, ``split``.
 
-    The delimiter is a comma, semicolon, tab or white space, whatever the first line has. A list without a header, whose
-    first line names an image, holds paths and labels, in this order.
+    The delimiter is the comma, semicolon, tab or white space in the first line. A list without a header, i.e. whose
+    first line starts with an image file, has paths and labels, in this order.
 
     Args:
-        columns: what the list calls its ``path``, ``label`` and ``split``; None finds them by their usual names.
-        further: other columns that are kept where there are any; None keeps all.
+        columns: role (``path``, ``label``, ``split``) -> column name; None finds it by its usual names.
+        further: other columns to keep, if present; None keeps all.
 
     Raises:
         UserError: a file that cannot be read, without rows, or without the columns.
@@ -130,16 +130,16 @@ def read_list(file: Path, columns: Mapping[str, str | None], further: Sequence[s
     except (OSError, csv.Error) as error:
         raise UserError(f"{file} cannot be read as a list: {error}. {FORMS}") from error
     if not kept:
-        raise UserError(f"{file} holds no images. {FORMS}")
+        raise UserError(f"{file} has no images. {FORMS}")
     return pd.DataFrame(kept, columns=[*roles, *others], dtype=str)
 
 
 def _split_lines(lines: Iterable[str]) -> Iterator[list[str]]:
-    """Rows of texts, stripped; empty lines are ignored."""
+    """Rows of stripped strings; empty lines are ignored."""
     lines = iter(lines)
     first = next(lines, "")
     delimiter = next((mark for mark in ",;\t" if mark in first), None)
-    if delimiter is None:  # a path may hold spaces, a label does not
+    if delimiter is None:  # paths may contain spaces, labels do not
         yield from (row for line in chain([first], lines) if (row := line.rsplit(maxsplit=1)))
         return
     for row in csv.reader(chain([first], lines), delimiter=delimiter, strict=True):
@@ -148,7 +148,7 @@ def _split_lines(lines: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _roles(file: Path, names: Sequence[str], columns: Mapping[str, str | None]) -> dict[str, str]:
-    """What the list calls its path, label and split."""
+    """Role (path, label, split) -> column name in the list."""
     lowered = {name.lower(): name for name in names}
     found: dict[str, str] = {}
     for role, given in columns.items():
@@ -166,7 +166,7 @@ def _roles(file: Path, names: Sequence[str], columns: Mapping[str, str | None]) 
 
 
 def _lists(path: str | Path, data_dir: str | Path | None, cache_dir: str | Path) -> list[tuple[str | None, Path]]:
-    """The list, or those of the splits of a folder, each with its split."""
+    """The list, or the lists of a folder's splits, as (split, file)."""
     place = opened(path, data_dir, cache_dir, FORMS, a_file=True)
     if place.is_file():
         return [(None, place)]
@@ -176,13 +176,13 @@ def _lists(path: str | Path, data_dir: str | Path | None, cache_dir: str | Path)
     if not found and len(lists) == 1:
         return [(None, lists[0])]
     if not found:
-        there = listed([file.name for file in lists], 5) or "no list at all"
-        raise UserError(f"{place} holds no list of a split: it has {there}. {FORMS}")
+        there = listed([file.name for file in lists], 5) or "no lists"
+        raise UserError(f"{place} has no list of a split: it has {there}. {FORMS}")
     return sorted(found, key=lambda entry: list(SPLIT_FOLDERS).index(str(entry[0])))
 
 
 def _split_in(name: str) -> str | None:
-    """The split that a file's name begins or ends with: ``train_labels``, ``fer_valid``."""
+    """The split that a file's name starts or ends with: ``train_labels``, ``fer_valid``."""
     words = name.lower().replace("-", "_").split("_")
     return next((SPLIT_OF[word] for word in (words[0], words[-1]) if word in SPLIT_OF), None)
 
@@ -202,15 +202,15 @@ def _rows(root: Path, split: str | None, file: Path, table: pd.DataFrame, by_col
 
 
 def _named(images: Sequence[FoundImage], names: Sequence[str]) -> list[FoundImage]:
-    """Numbered labels by the classes' names, where these are words."""
+    """The images with numeric labels replaced by class names, if names are given."""
     given = {image.class_name for image in images}
     if not all(label.isdecimal() for label in given) or {class_key(n) for n in names} >= {class_key(n) for n in given}:
         return list(images)
     least = min(int(label) for label in given)
     if least > 1 or max(int(label) for label in given) - least >= len(names):
         raise UserError(
-            f"The labels go from {least} to {max(map(int, given))}, and data.class_names has {len(names)} names: "
-            f"{', '.join(names)}. Name one class a label, in their order; data.class_names=null keeps the numbers."
+            f"The labels range from {least} to {max(map(int, given))}, and data.class_names has {len(names)} names: "
+            f"{', '.join(names)}. Give one name per label, in order; data.class_names=null keeps the numbers."
         )
     meant = ", ".join(f"{number} {name}" for number, name in enumerate(names, least))
     log.info("Labels are numbered from %d: %s.", least, meant)

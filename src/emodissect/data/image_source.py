@@ -1,4 +1,4 @@
-"""Images in any common form (tensors, a Dataset, a DataLoader) as one ImageSet with ids."""
+"""Conversion of images in any common form (tensors, a Dataset, a DataLoader) to an ImageSet."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from emodissect.data.images import UNKNOWN_LABEL, ImageSet
 
 
 def image_set(source: Any, labels: Any = None, *, as_given: bool = False, progress: bool = False) -> ImageSet:
-    """The images of a source in memory; ids are the source's own where it has them, else their position.
+    """The images of a source in memory; ids are the source's own if it has them, else their positions.
 
     Args:
         source: an :class:`ImageSet`; a tensor or array (image, channel, height, width) or (image, height, width); a
             ``Dataset``, list or other iterable of images, ``(image, label)`` or dicts, each image a tensor, an array
             or a PIL image; or a ``DataLoader`` of such batches.
-        labels: one class index per image; None takes the source's own, where it has them.
-        as_given: keep floating-point images as they are, for a network; else they must be values in [0, 1], which
-            become uint8 (exactly, where they come from 8-bit images).
-        progress: show a bar.
+        labels: one class index per image; None: the source's own, if it has them.
+        as_given: keep floating-point images unchanged, for a network; else they must be in [0, 1], and become uint8
+            (exactly, if they come from 8-bit images).
+        progress: show a progress bar.
 
     Raises:
-        UserError: no image, images of different sizes, normalised values where raw ones are needed, or labels of
-            another number.
+        UserError: no images, images of different sizes, normalized values where raw ones are needed, or a wrong number
+            of labels.
 
     Example:
         >>> faces = [(torch.full((1, 2, 2), 0.5), 1), (torch.zeros(1, 2, 2), 0)]
@@ -43,7 +43,7 @@ def image_set(source: Any, labels: Any = None, *, as_given: bool = False, progre
         return source if labels is None else ImageSet(source.images, class_labels(labels, len(source)), source.ids)
     parts = [_part(batch, as_given) for batch in _batches(source, progress)]
     if not parts or not sum(len(images) for images, _, _ in parts):
-        raise UserError(f"{type(source).__name__} holds no images.")
+        raise UserError(f"{type(source).__name__} has no images.")
     shapes = list(dict.fromkeys(tuple(images.shape[1:]) for images, _, _ in parts))
     if len(shapes) > 1:
         sizes = ", ".join("x".join(map(str, shape)) for shape in shapes[:4])
@@ -65,7 +65,7 @@ def image_set(source: Any, labels: Any = None, *, as_given: bool = False, progre
 
 
 def class_names_of(source: Any) -> tuple[str, ...]:
-    """The classes that a data set names (torchvision's ``classes``), in the order of its labels; none where unknown."""
+    """The class names of a dataset (torchvision's ``classes``), in the order of its labels; empty if unknown."""
     while source is not None:
         found = getattr(source, "classes", None)
         if isinstance(found, Sequence) and not isinstance(found, str):
@@ -130,11 +130,11 @@ def raw(images: Tensor) -> Tensor:
     low, high = (float(images.min()), float(images.max())) if images.numel() else (0.0, 0.0)
     if not images.is_floating_point():
         if low < 0 or high > 255:
-            raise UserError(f"Integer images lie in {low:g}..{high:g}; 0..255 is accepted.")
+            raise UserError(f"Integer images are in {low:g}..{high:g}; 0..255 is accepted.")
         return images.to(torch.uint8)
     if not (low >= 0 and high <= 1):
         raise UserError(
-            f"The images lie in {low:.3g}..{high:.3g}: they look normalised already, and CLIP needs raw images. Give "
-            "raw images (uint8, or floats in [0, 1]) and what the network needs as transform=."
+            f"The images are in {low:.3g}..{high:.3g}: they look normalized already, and CLIP needs raw images. Give "
+            "raw images (uint8, or floats in [0, 1]), and the network's normalization as transform=."
         )
     return images.mul(255).round().to(torch.uint8)

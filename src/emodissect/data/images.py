@@ -1,4 +1,4 @@
-"""Images with their ids: the value that every later step starts from."""
+"""Sets and batches of images with ids, labels and annotations."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from emodissect.data.stored_images import StoredImages
 log = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
-"""Where worker processes pass their batches, on Linux."""
+"""Where worker processes place their batches on Linux."""
 
 UNKNOWN_LABEL = -1
-"""The label of an image whose class is not known."""
+"""The label of an image of unknown class."""
 
 
 class Batch(NamedTuple):
-    """Some images, each with the id that places its results."""
+    """A batch of images with labels and ids; results are ordered by id."""
 
     images: UInt8[Tensor, "image channel height width"]
     labels: Int64[Tensor, " image"]
@@ -37,10 +37,10 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Annotations:
-    """How strongly each concept is present in each image, by people or by construction.
+    """Presence of concepts in each image, annotated by people or known by construction.
 
     Attributes:
-        names: the concepts, one a column.
+        names: the concepts, one per column.
         values: presence in [0, 1].
     """
 
@@ -53,7 +53,7 @@ class Annotations:
 
 
 def rows_of(held: Int64[Tensor, " image"], wanted: Int64[Tensor, " wanted"]) -> tuple[Tensor, Tensor]:
-    """The row of each wanted id among those held, and whether it is there at all.
+    """The row of each wanted id among those held, and whether it is there.
 
     >>> rows_of(torch.tensor([7, 3]), torch.tensor([3, 4, 7]))
     (tensor([1, 0, 0]), tensor([ True, False,  True]))
@@ -67,14 +67,14 @@ def rows_of(held: Int64[Tensor, " image"], wanted: Int64[Tensor, " wanted"]) -> 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one split, kept as uint8 (a user's own network may be given floats).
+    """Images of one split as uint8 (or floats, for a user's own network).
 
     Attributes:
-        images: grey or RGB pixels, 0..255; or floats as a network takes them, which CLIP and reports cannot show. A
-            tensor, or a file of which batches are read (``StoredImages``).
+        images: grey or RGB pixels, 0..255; or floats as network input, which CLIP and reports cannot use. A tensor, or
+            a file that is read in batches (``StoredImages``).
         labels: class index in the data set's class order, or ``UNKNOWN_LABEL``.
-        ids: unique over all splits of the data set; results are placed by them.
-        annotations: by kind, e.g. ``presence`` (drawn faces) or ``votes`` (FER+).
+        ids: unique over all splits of the data set; results are ordered by them.
+        annotations: kind -> annotations, e.g. ``presence`` (drawn faces) or ``votes`` (FER+).
     """
 
     images: UInt8[Tensor, "image channel height width"] | Float[Tensor, "image channel height width"] | StoredImages
@@ -92,7 +92,7 @@ class ImageSet:
         if len(lengths) != 1:
             raise ValueError(f"images, labels, ids and annotations differ in length: {sorted(lengths)}")
         if self.images.dtype != torch.uint8 and not self.images.dtype.is_floating_point:
-            raise ValueError(f"images are uint8, or floating-point as a network takes them, not {self.images.dtype}")
+            raise ValueError(f"images must be uint8, or floating-point network inputs, not {self.images.dtype}")
         if len(torch.unique(self.ids)) != len(self.ids):
             raise ValueError("image ids are not unique")
 
@@ -105,7 +105,7 @@ class ImageSet:
         return not bool((self.labels == UNKNOWN_LABEL).any())
 
     def subset(self, rows: Int64[Tensor, " kept"] | Sequence[int]) -> ImageSet:
-        """The images at the given rows, in that order; stored ones stay in their file."""
+        """The images at the given rows, in that order; stored images stay on disk."""
         index = torch.as_tensor(rows, dtype=torch.int64)
         kept = {kind: Annotations(a.names, a.values[index]) for kind, a in self.annotations.items()}
         images = self.images.at(index) if isinstance(self.images, StoredImages) else self.images[index]
@@ -129,7 +129,7 @@ class ImageSet:
         return self.images.chunks() if isinstance(self.images, StoredImages) else [self.images]
 
     def annotations_fingerprint(self) -> str:
-        """SHA-256 of every annotation's kind, names and values."""
+        """SHA-256 of all annotations: kinds, names and values."""
         digest = hashlib.sha256()
         for kind, given in sorted(self.annotations.items()):
             digest.update(str((kind, given.names)).encode())
@@ -139,7 +139,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of a data set and the order of its classes."""
+    """The three splits of a data set and its class names, in the order of the labels."""
 
     train: ImageSet
     val: ImageSet
@@ -152,7 +152,7 @@ class Splits:
 
 
 class _Rows(Dataset[Batch]):
-    """Whole batches by index: images are never collated one by one."""
+    """A Dataset that returns whole batches by index, without collating single images."""
 
     def __init__(self, image_set: ImageSet) -> None:
         self.image_set = image_set
@@ -168,22 +168,22 @@ class _Rows(Dataset[Batch]):
         kept = self.image_set
         if isinstance(kept.images, StoredImages):
             images = kept.images[index]
-        else:  # several times as fast as indexing
+        else:  # several times faster than indexing
             images = kept.images.index_select(0, index.to(kept.images.device))
         return Batch(images, kept.labels[index], kept.ids[index])
 
 
 class EpochShuffle(Sampler[int]):
-    """A random order by seed and epoch alone, so that a resumed training sees the same order as an uninterrupted one.
+    """A random order that depends only on seed and epoch, so that a resumed training sees the same order.
 
-    Lightning sets the epoch; without it each pass takes the next.
+    Lightning sets the epoch; otherwise it increases with each pass.
     """
 
     def __init__(self, count: int, seed: int) -> None:
         self.count, self.seed, self.epoch = count, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch's order comes next."""
+        """Set the epoch of the next pass."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -200,9 +200,9 @@ def _as_is(batch: Any) -> Any:
 
 
 def workers_that_fit(image_set: ImageSet, batch_size: int, wanted: int, where: Path = SHARED_MEMORY) -> int:
-    """The worker processes whose batches fit into shared memory; a warning where these are fewer than requested.
+    """The number of worker processes whose batches fit into shared memory; warns if it is less than requested.
 
-    A worker whose batch does not fit dies or hangs. Each holds two waiting batches and the one in progress.
+    A worker whose batch does not fit crashes or hangs. Each has two prefetched batches and the one in progress.
     """
     if not wanted or not where.is_dir() or not len(image_set):
         return wanted
@@ -221,7 +221,7 @@ def workers_that_fit(image_set: ImageSet, batch_size: int, wanted: int, where: P
 def image_loader(
     image_set: ImageSet, batch_size: int, shuffle: bool = False, num_workers: int = 0, pin_memory: bool = False
 ) -> DataLoader[Batch]:
-    """A loader of :class:`Batch`; shuffled by torch's seed and the epoch. Lightning can distribute it."""
+    """A DataLoader of :class:`Batch`; shuffled by torch's seed and the epoch, and usable with Lightning's DDP."""
     return DataLoader(
         _Rows(image_set),
         batch_size=batch_size,

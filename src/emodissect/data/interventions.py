@@ -1,4 +1,4 @@
-"""The same faces with one property changed at a time, offered by image sources that can draw."""
+"""Faces with one property changed at a time, from image sources that can draw them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 from emodissect.data.images import ImageSet
 
 UNMOVED = -1
-"""In ``Interventions.moved``: the face as it is."""
+"""Marks the unchanged face in ``Interventions.moved``."""
 
 
 @dataclass(frozen=True)
 class Interventions:
-    """Faces, each as it is and with every property set to each of some values, everything else fixed.
+    """Faces, each unchanged and with every property set to several values while all else is fixed.
 
     Attributes:
-        images: of all of them, with the annotation ``presence``.
-        face: which face an image shows.
-        moved: the property that was set, a number into ``names``, or :data:`UNMOVED`.
-        value: what it was set to, as a share of its range, 0 the lowest and 1 the highest; NaN of an unmoved face.
+        images: all images, with the annotation ``presence``.
+        face: index of the face that an image shows.
+        moved: index into ``names`` of the property that was set, or :data:`UNMOVED`.
+        value: the value it was set to, from 0 (lowest) to 1 (highest); NaN for an unchanged face.
         names: of the properties.
     """
 
@@ -33,7 +33,7 @@ class Interventions:
     names: tuple[str, ...]
 
     def changes(self, columns: Float[Tensor, "image column"]) -> Float[Tensor, "change column"]:
-        """Each moved image's values less those of the same face unmoved; unmoved faces are left out.
+        """Each changed image's values minus those of the same face unchanged, for all changed images.
 
         >>> faces = ImageSet(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3).long(), torch.arange(3))
         >>> moves = torch.tensor([UNMOVED, 0, 0])

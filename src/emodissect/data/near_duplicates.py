@@ -1,4 +1,4 @@
-"""Nearly equal images: frames of one video, recompressed, brighter or smaller copies."""
+"""Near-duplicate images: frames of one video, recompressed, brighter or smaller copies."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from emodissect.data.images import ImageSet
 DISTANCE = 10  # bits of 64 that may differ
 CORRELATION = 0.97  # of the two images at 16 x 16 pixels
 _SIDE = 16
-_PAIRS = 32_000_000  # compared at once, 256 MB
+_PAIRS = 32_000_000  # pairs compared at once, 256 MB
 
 
 def difference_hashes(images: ImageSet) -> tuple[UInt64[np.ndarray, " image"], Float32[np.ndarray, "image thumbnail"]]:
-    """A 64-bit perceptual hash of each image (dHash, Krawetz 2013), and its grey 16 x 16 thumbnail, standardised.
+    """A 64-bit perceptual hash of each image (dHash, Krawetz 2013), and its standardized grey 16 x 16 thumbnail.
 
-    Bit i of the hash says whether a pixel of the image at 9 x 8 is brighter than its left neighbour.
+    A bit of the hash tells whether a pixel of the image resized to 9 x 8 is brighter than its left neighbour.
     """
     hashes, thumbnails = [], []
     for start in range(0, len(images), 1024):
@@ -40,11 +40,11 @@ def near_pairs(
 ) -> Int64[np.ndarray, "pair 2"]:
     """Pairs (earlier, later) whose hashes differ in at most 10 bits and whose thumbnails correlate at .97 or more.
 
-    Every pair is compared: time is quadratic in the number of images. Mirrored and rotated copies are not found.
+    All pairs are compared: time is quadratic in the number of images. Flipped and rotated copies are not found.
 
     Args:
-        hashes, thumbnails: of :func:`difference_hashes`.
-        compared: which images take part; blank ones are all alike.
+        hashes, thumbnails: from :func:`difference_hashes`.
+        compared: mask of the images to compare; blank images would all match.
 
     >>> import torch
     >>> face = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 200

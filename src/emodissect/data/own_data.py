@@ -1,4 +1,4 @@
-"""A user's own LightningDataModule as the images of a run."""
+"""A user's own LightningDataModule as the image source of a run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _LOADERS = {"train": "train_dataloader", "val": "val_dataloader", "test": "test_
 
 
 class OwnData(FaceDataModule):
-    """Reads the data sets behind a LightningDataModule's three loaders once, raw and in their order.
+    """Reads the datasets of a LightningDataModule's three loaders once, raw and in order.
 
-    Images must be raw (uint8, floats in [0, 1] or PIL images), since CLIP looks at them and augmentation comes later:
-    leave normalisation to ``model.preprocess``, and random transforms to ``augment``.
+    Images must be raw (uint8, floats in [0, 1] or PIL images), since CLIP needs them and augmentation comes later:
+    leave normalization to ``model.preprocess``, and random transforms to ``augment``.
 
     Args:
-        datamodule: whose ``prepare_data`` and ``setup`` are called.
-        **loading: what every :class:`FaceDataModule` takes.
+        datamodule: its ``prepare_data`` and ``setup`` are called.
+        **loading: arguments of :class:`FaceDataModule`.
 
     Raises:
         UserError: not a LightningDataModule, a missing loader, images that are not raw, or items without labels.

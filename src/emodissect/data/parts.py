@@ -1,4 +1,4 @@
-"""Random stratified splits, image by image or in whole groups."""
+"""Random stratified splits, by image or by group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 def stratified_parts(
     labels: Int64[Tensor, " image"], shares: Sequence[float], seed: int
 ) -> list[Int64[Tensor, " part"]]:
-    """Rows of each part, ascending: every class is cut in the given shares, to the nearest image, in a seeded order."""
+    """Rows of each part, ascending: each class is shuffled by the seed and split in the given shares."""
     generator = torch.Generator().manual_seed(seed)
     total = sum(shares)
     parts: list[list[Tensor]] = [[] for _ in shares]
@@ -29,11 +29,11 @@ def stratified_parts(
 def grouped_parts(
     labels: Int64[Tensor, " image"], groups: Sequence[str], shares: Sequence[float], seed: int
 ) -> list[Int64[Tensor, " part"]]:
-    """Rows of each part, ascending: no group is divided, and every class comes close to the given shares.
+    """Rows of each part, ascending: no group is divided, and the classes are close to the given shares.
 
-    Groups are assigned from the largest to the smallest, equal ones in a seeded order, each to the part that lacks
-    most of the group's classes: with n images of class c in the group, t of it due to the part and h of it there, the
-    part with the largest sum of n (t - h) / t over the classes.
+    Groups are assigned from the largest to the smallest, ties in a seeded order, each to the part that lacks the
+    group's classes most: the one with the largest sum over classes of n (t - h) / t, where the group has n images of
+    the class, and the part has h of its target of t.
 
     Args:
         shares: of the parts; they need not sum to 1.

@@ -1,4 +1,4 @@
-"""Published face data sets in the layouts they are distributed in: RAF-DB, AffectNet, FER+ as folders."""
+"""Published face data sets in their distributed layouts: RAF-DB, AffectNet, FER+ as folders."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _FER_PLUS_FOLDERS = {"train": "FER2013Train", "val": "FER2013Valid", "test": "FE
 
 
 class PublishedSet(ImageFiles):
-    """A published data set in its distributed layout; a subclass finds its images.
+    """A published data set in its distributed layout; subclasses find its images.
 
     Args:
         path: the folder, or an archive of it.
-        cache_dir: the root of the content-keyed cache.
-        data_dir: where a relative ``path`` is looked for as well.
-        class_names: the classes that are read, in the order of the labels; None takes all.
-        options: what every :class:`ImageFiles` takes.
+        cache_dir: root of the cache.
+        data_dir: a relative ``path`` is also resolved in this folder.
+        class_names: the classes to read, in the order of the labels; None for all.
+        options: arguments of :class:`ImageFiles`.
 
     Raises:
         UserError: another layout.
@@ -69,9 +69,9 @@ class PublishedSet(ImageFiles):
 class RafDb(PublishedSet):
     """RAF-DB, basic emotions (Li et al. 2017): 12,271 training and 3,068 test faces in seven classes.
 
-    Taken: the official ``basic/`` (``EmoLabel/list_patition_label.txt`` beside ``Image/aligned`` or
+    Accepted: the official ``basic/`` (``EmoLabel/list_patition_label.txt`` next to ``Image/aligned`` or
     ``Image/original``), and folders ``train/1`` to ``train/7`` and ``test/1`` to ``test/7``. There is no validation
-    split: it is cut out of train (``val_from``), so that the test split stays the published one.
+    split: it is split off train (``val_from``), so that the test split stays the published one.
     """
 
     classes = RAF_DB
@@ -85,19 +85,19 @@ class RafDb(PublishedSet):
             images = [FoundImage(i.split, _numbered(i.class_name, RAF_DB, 1), i.path) for i in found]
         if not images or any(image.split is None for image in images):
             raise UserError(
-                f"{root} is not RAF-DB as it is distributed: EmoLabel/list_patition_label.txt beside Image/, or "
-                "train/1 to train/7 and test/1 to test/7. For another layout take data=image_folder or data=image_list."
+                f"{root} is not RAF-DB as it is distributed: EmoLabel/list_patition_label.txt next to Image/, or "
+                "train/1 to train/7 and test/1 to test/7. For another layout use data=image_folder or data=image_list."
             )
         return _of_classes(images, class_names)
 
 
 class AffectNet(PublishedSet):
-    """AffectNet (Mollahosseini et al. 2017): faces of the web in eight classes, without the label-free ones.
+    """AffectNet (Mollahosseini et al. 2017): faces from the web in eight classes.
 
-    Taken: the lists ``training.csv`` and ``validation.csv`` with their images; folders ``train_set`` and ``val_set``
+    Accepted: the lists ``training.csv`` and ``validation.csv`` with their images; folders ``train_set`` and ``val_set``
     with ``images/`` and ``annotations/<name>_exp.npy``. The test split was never published: the published validation
-    images are the test split here, as in the literature, and validation is cut out of train (``val_from``). Images
-    labelled none, uncertain or no face are left out and counted. Images are taken as they are, without ``face_x`` etc.
+    images are the test split here, as in the literature, and validation is split off train (``val_from``). Images
+    labelled none, uncertain or no face are excluded and counted. Images are not cropped by ``face_x`` etc.
     """
 
     classes = AFFECT_NET
@@ -106,21 +106,21 @@ class AffectNet(PublishedSet):
         images = _affect_net_lists(root) or _affect_net_annotations(root)
         if not images:
             raise UserError(
-                f"{root} is not AffectNet as it is distributed: training.csv and validation.csv beside the images, or "
-                "train_set/ and val_set/ with images/ and annotations/. Class folders are read by data=image_folder."
+                f"{root} is not AffectNet as it is distributed: training.csv and validation.csv next to the images, or "
+                "train_set/ and val_set/ with images/ and annotations/. For class folders use data=image_folder."
             )
         rest = [image for image in images if image.class_name in _AFFECT_NET_REST.values()]
         if rest:
-            log.info("%d of %d images are labelled none, uncertain or no face: left out.", len(rest), len(images))
+            log.info("%d of %d images are labelled none, uncertain or no face: excluded.", len(rest), len(images))
         images = [image for image in images if image.class_name not in _AFFECT_NET_REST.values()]
         return _of_classes(images, class_names)
 
 
 class FerPlusFolders(PublishedSet):
-    """FER+ as its authors' script writes it: ``FER2013Train``, ``FER2013Valid``, ``FER2013Test`` with ``label.csv``.
+    """FER+ as written by its authors' script: ``FER2013Train``, ``FER2013Valid``, ``FER2013Test`` with ``label.csv``.
 
-    An image's label is the class with most of its ten votes, the first in class order where there is a tie. Images on
-    which unknown or not-a-face has more votes than every class are left out and counted. The votes come as annotations.
+    An image's label is the class with the most of its ten votes, in a tie the first in class order. Images on which
+    unknown or not-a-face has more votes than every class are excluded and counted. The votes are annotations.
     """
 
     classes = FER_PLUS
@@ -129,8 +129,8 @@ class FerPlusFolders(PublishedSet):
         holding = [place for place in (root, root / "data") if (place / "FER2013Train" / "label.csv").is_file()]
         if not holding:
             raise UserError(
-                f"{root} is not FER+ as its script writes it: FER2013Train/label.csv, FER2013Valid/label.csv and "
-                "FER2013Test/label.csv. For fer2013new.csv beside FER2013 take data=fer2013 data.ferplus=<file>."
+                f"{root} is not FER+ as written by its script: FER2013Train/label.csv, FER2013Valid/label.csv and "
+                "FER2013Test/label.csv. For fer2013new.csv with FER2013 use data=fer2013 data.ferplus=<file>."
             )
         rows = [row for split, name in _FER_PLUS_FOLDERS.items() for row in _ferplus_votes(holding[0] / name, split)]
         columns = [[class_key(name) for name in FER_PLUS].index(class_key(name)) for name in class_names]
@@ -144,13 +144,13 @@ class FerPlusFolders(PublishedSet):
             images.append(FoundImage(split, class_names[best], file))
             votes.append(counts)
         if left_out:
-            log.info("%d of %d images have no class with most votes: left out.", left_out, len(rows))
+            log.info("%d of %d images have no class with the most votes: excluded.", left_out, len(rows))
         self.votes: Tensor = torch.tensor(votes, dtype=torch.float32)
         self._columns = columns
         return images
 
     def annotations(self) -> dict[str, Annotations]:
-        """Each class's and each other answer's share of the votes on every image."""
+        """The share of votes for each class and each other answer, for every image."""
         return vote_annotations(self.votes, dict(zip(self.class_names, self._columns, strict=True)))
 
 
@@ -159,12 +159,12 @@ def _of_classes(images: Sequence[FoundImage], class_names: Sequence[str]) -> lis
     kept = [image for image in images if class_key(image.class_name) in wanted]
     if len(kept) < len(images):
         left_out = len(images) - len(kept)
-        log.info("%d of %d images have a class that is not in data.class_names: left out.", left_out, len(images))
+        log.info("%d of %d images have a class that is not in data.class_names: excluded.", left_out, len(images))
     return kept
 
 
 def _numbered(label: str, names: Sequence[str], first: int) -> str:
-    """The class of a numbered label; a name is itself."""
+    """The class name of a numeric label; other labels unchanged."""
     place = int(label) - first if label.isdecimal() else -1
     return names[place] if 0 <= place < len(names) else label
 
@@ -215,13 +215,13 @@ def _affect_net_annotations(root: Path) -> list[FoundImage]:
 
 
 def _folders_below(root: Path) -> list[Path]:
-    """Two levels of folders, where the images of a list may lie."""
+    """Two levels of folders that may contain the images of a list."""
     first = [item for item in sorted(root.iterdir()) if item.is_dir()]
     return [*first, *(inner for item in first for inner in sorted(item.iterdir()) if inner.is_dir())]
 
 
 def _ferplus_votes(folder: Path, split: str) -> list[tuple[str, Path, list[int]]]:
-    """Each image's votes, as columns of ``ferplus.VOTED_ON``; a row is: name, box, ten votes."""
+    """Each image's votes, in the order of ``ferplus.VOTED_ON``; a row of the file is: name, box, ten votes."""
     file = folder / "label.csv"
     if not file.is_file():
         raise UserError(f"{file} does not exist: FER+ has a label.csv in each of its three folders.")
@@ -234,6 +234,6 @@ def _ferplus_votes(folder: Path, split: str) -> list[tuple[str, Path, list[int]]
     rows = []
     for number, (name, *counts) in enumerate(zip(table["path"], *(table[vote] for vote in votes), strict=True), 1):
         if not all(count.isdecimal() for count in counts):
-            raise UserError(f"{file}, row {number}: a vote is not a whole number.")
+            raise UserError(f"{file}, row {number}: a vote is not an integer.")
         rows.append((split, folder / name, [int(count) for count in counts]))
     return rows

@@ -1,4 +1,4 @@
-"""Images that stay in a file and are read a batch at a time: sets larger than memory."""
+"""Images that stay in a file and are read in batches, for data sets larger than memory."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-_CHUNK = 64 * 2**20  # bytes that are read at once where a whole set is passed through
+_CHUNK = 64 * 2**20  # bytes read at once when iterating over a whole set
 
 
 class ImageWriter:
-    """Writes uint8 images of one shape, one after another, as a NumPy file. Memory holds one image at a time.
+    """Writes uint8 images of one shape to a NumPy file, one at a time.
 
     Args:
         path: the file, e.g. ``images.npy``.
         shape: of one image.
-        count: how many there will be; rows that are not written are 0.
+        count: the number of images that will be added.
     """
 
     def __init__(self, path: Path, shape: Sequence[int], count: int) -> None:
@@ -39,20 +39,20 @@ class ImageWriter:
         self._file.close()
 
     def add(self, image: UInt8[Tensor, "channel height width"] | None) -> None:
-        """The next image; None leaves its row 0."""
+        """Write the next image; None writes zeros."""
         self._file.write(self._blank if image is None else image.contiguous().numpy().data)
 
 
 class StoredImages:
-    """uint8 images in a file that :class:`ImageWriter` wrote; indexing reads what was asked for into a tensor.
+    """uint8 images in a file written by :class:`ImageWriter`; indexing reads the requested images into a tensor.
 
     It can be used like an image tensor: ``images[rows]``, ``images[:64]``, ``len``, ``shape``, ``split`` and ``to``
-    work alike. Images are read from the file each time, by position, so any number of threads and worker processes
-    may read; what was read lately is in the system's file cache, and none of it counts as this process's memory.
+    work the same. Images are read from the file each time, by position, so any number of threads and worker processes
+    may read; recent reads are in the system's file cache, and do not count as this process's memory.
 
     Args:
         path: the file.
-        rows: which images, in which order; None takes all.
+        rows: which images, in which order; None for all.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -88,17 +88,17 @@ class StoredImages:
 
     @property
     def shape(self) -> torch.Size:
-        """Images, channels, height, width."""
+        """(image, channel, height, width)."""
         return torch.Size((len(self.rows), *self._file.shape[1:]))
 
     def at(self, rows: Int64[Tensor, " kept"]) -> StoredImages:
-        """The images at the given rows, in that order, still in the file."""
+        """The images at the given rows, in that order, without reading them."""
         kept = StoredImages.__new__(StoredImages)
         kept._file, kept.rows = self._file, self.rows[rows]
         return kept
 
     def joined(self, parts: Sequence[Tensor | StoredImages]) -> StoredImages | None:
-        """Several selections of one file as one; None where they are not of this file."""
+        """Several selections of this file concatenated; None if one of them is not of this file."""
         rows = [part.rows for part in parts if isinstance(part, StoredImages) and part.path == self.path]
         if len(rows) != len(parts):
             return None
@@ -130,7 +130,7 @@ class StoredImages:
 
 
 class _ImageFile:
-    """The file behind one or more selections of its images."""
+    """A file that one or more :class:`StoredImages` share."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -151,7 +151,7 @@ class _ImageFile:
         self.__init__(state["path"])  # type: ignore[misc]
 
     def read(self, rows: np.ndarray) -> Tensor:
-        """The images at these rows; neighbours are read at once."""
+        """The images at these rows; adjacent rows are read at once."""
         images = torch.empty(len(rows), *self.shape[1:], dtype=torch.uint8)
         if not images.numel():
             return images
@@ -166,7 +166,7 @@ class _ImageFile:
         while len(part):
             count = os.preadv(self._descriptor(), [part], place)
             if not count:
-                raise OSError(f"{self.path} ends before it should: it was changed while it was in use")
+                raise OSError(f"{self.path} ends too early: it was changed while it was in use")
             part, place = part[count:], place + count
 
     def _descriptor(self) -> int:

@@ -1,1 +1,1 @@
-"""Classifiers of facial expressions: networks, what feeds them, how they are trained, how weights are read."""
+"""Classifiers of facial expressions: networks, preprocessing, training, and loading of weights."""

@@ -1,7 +1,7 @@
-"""Random changes of training images, a whole batch at a time, on the batch's device.
+"""Augmentation of whole batches of training images, on the batch's device.
 
-An augmentation has two moments. `forward` sees whole images before they are resized or cropped, and gives uint8 or
-values in [0, 1]; `after_crop` sees what will go into the network. Randomness is torch's own, so `seed=` settles it.
+An augmentation has two steps. `forward` gets whole images before they are resized or cropped, and returns uint8 or
+values in [0, 1]; `after_crop` gets the network's input. Randomness comes from torch's generator, so `seed=` fixes it.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ class Augmentation(nn.Module):
     def forward(
         self, images: UInt8[Tensor, "image channel height width"]
     ) -> UInt8[Tensor, "image channel height width"] | Float[Tensor, "image channel height width"]:
-        """Whole images, changed at random."""
+        """Augment whole images."""
         return images
 
     def after_crop(
         self, inputs: Float[Tensor, "crop channel height width"]
     ) -> Float[Tensor, "crop channel height width"]:
-        """What goes into the network, changed at random."""
+        """Augment the network's input."""
         return inputs
 
 
 class FlipShift(Augmentation):
-    """Mirror left-right and shift by whole pixels; what a shift uncovers repeats the edge.
+    """Horizontal flip and shift by whole pixels; uncovered pixels repeat the edge.
 
     One indexed read of the uint8 batch: a few tenths of a millisecond for 64 images of 48 x 48 on a CPU.
 
     Args:
-        shift: the maximum number of pixels, each way, in each direction.
-        flip: chance of a mirror image.
+        shift: largest shift in pixels, each way, along each axis.
+        flip: probability of a flip.
     """
 
     def __init__(self, shift: int = 4, flip: float = 0.5) -> None:
@@ -65,14 +65,14 @@ class FlipShift(Augmentation):
 
 
 class Warp(Augmentation):
-    """Mirror, rotate, scale and shift in one bilinear resampling; what it uncovers repeats the edge.
+    """Flip, rotate, scale and shift in one bilinear resampling; uncovered pixels repeat the edge.
 
     Args:
-        degrees: at most so far round, each way.
-        scale: at most so much larger or smaller, as a fraction.
-        shift: at most so far, as a fraction of the image's side.
-        flip: chance of a mirror image.
-        erase: chance that a rectangle of the input (2 % to 33 % of it) is blackened.
+        degrees: largest rotation, each way.
+        scale: largest relative change of size.
+        shift: largest shift, as a fraction of the image's side.
+        flip: probability of a flip.
+        erase: probability that a rectangle of the input (2 % to 33 % of it) is blackened.
     """
 
     def __init__(
@@ -117,22 +117,21 @@ class Warp(Augmentation):
 
 
 class Khaireddin2021(Augmentation):
-    """The published FER2013 recipe: resized crop, shift, mirror, rotation; rectangles erased from each crop.
+    """The published FER2013 recipe: resized crop, shift, flip, rotation; rectangles erased from each crop.
 
-    Scales above 1: an image has no area beyond its own, so a draw that does not fit into the image is drawn again
-    (ten times, then the whole image), which is what torchvision's RandomResizedCrop does with scale (0.8, 1.2); the
-    crops that remain cover 0.8 to 1 of the area.
+    Scales above 1: a crop that does not fit into the image is redrawn (up to ten times, then the whole image is used),
+    as in torchvision's RandomResizedCrop with scale (0.8, 1.2); the resulting crops cover 0.8 to 1 of the area.
 
     Args:
-        size: height and width after the resized crop.
+        size: height and width of the crop after resizing.
         scale: area of the crop, as a share of the image's.
         ratio: width to height of the crop.
-        shift: at most so far, as a fraction of the side (chance `shift_p`).
-        shift_p: chance of a shift.
-        flip: chance of a mirror image.
-        degrees: rotation, each way (chance `rotate_p`).
-        rotate_p: chance of a rotation.
-        erase: chance that a rectangle of a crop is erased, each crop separately.
+        shift: largest shift, as a fraction of the side.
+        shift_p: probability of a shift.
+        flip: probability of a flip.
+        degrees: largest rotation, each way.
+        rotate_p: probability of a rotation.
+        erase: probability that a rectangle is erased, for each crop separately.
 
     Source: Khaireddin & Chen 2021, section 4.
     """

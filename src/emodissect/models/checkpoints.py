@@ -1,4 +1,4 @@
-"""Reading checkpoint files safely: only data comes out of them, never code."""
+"""Safe reading of checkpoint files: only data is loaded, never code."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _PREFIXES = ("module.", "net.", "model.", "network.", "_orig_mod.")
 def read_state_dict(path: str | Path, part: str | None = None) -> dict[str, Tensor]:
     """The weights in a file, by name.
 
-    Accepted: safetensors; torch files that hold a plain state dict, or one under `params`, `state_dict`,
+    Accepted: safetensors; torch files with a plain state dict, or one under `params`, `state_dict`,
     `model_state_dict`, `model`, `network`, `net` or `weights`; Lightning checkpoints; TorchScript archives, whose
-    program is not loaded. The prefixes `module.`, `net.`, `model.`, `network.` and `_orig_mod.` are removed where
-    every name carries them.
+    program is not loaded. The prefixes `module.`, `net.`, `model.`, `network.` and `_orig_mod.` are removed if every
+    name has them.
 
     Args:
-        part: the name of one of several state dicts in the file, e.g. `student`; None takes the usual one.
+        part: the name of one of several state dicts in the file, e.g. `student`; None for the default one.
 
     Raises:
-        UserError: no such file, a damaged one, none with weights, or one that would run code.
+        UserError: a missing or damaged file, one without weights, or one that would run code.
     """
     parts = state_dicts(path)
     if part is None:
@@ -44,7 +44,7 @@ def read_state_dict(path: str | Path, part: str | None = None) -> dict[str, Tens
 
 
 def state_dicts(path: str | Path) -> dict[str, dict[str, Tensor]]:
-    """Every set of weights in a file, by the key it lies under ("" where it is the file itself); the usual one first.
+    """All state dicts in a file, by their key ("" if the file itself is the state dict); the default one first.
 
     Raises:
         UserError: as :func:`read_state_dict`.
@@ -52,7 +52,7 @@ def state_dicts(path: str | Path) -> dict[str, dict[str, Tensor]]:
     path = Path(path)
     content = read_checkpoint(path)
     if isinstance(content, Mapping) and "pytorch-lightning_version" in content and "state_dict" in content:
-        # beside it lie states of callbacks, among them the weights that a moving average was made of
+        # ignore callback states, which include the weights that a moving average was computed from
         content = {"state_dict": content["state_dict"]}
     found = _state_dicts_in(content)
     if not found:
@@ -65,10 +65,10 @@ def state_dicts(path: str | Path) -> dict[str, dict[str, Tensor]]:
 
 
 def checkpoint_arguments(path: str | Path) -> dict[str, Any]:
-    """The plain hyper-parameters that a checkpoint of ours holds (class_names, model, ...), or {} for another file.
+    """The hyperparameters in a checkpoint of this project (class_names, model, ...), {} for any other file.
 
     Raises:
-        UserError: no such file, a damaged one, or one that would run code.
+        UserError: a missing or damaged file, or one that would run code.
     """
     content = read_checkpoint(Path(path))
     held = content.get("hyper_parameters") if isinstance(content, Mapping) else None
@@ -76,7 +76,7 @@ def checkpoint_arguments(path: str | Path) -> dict[str, Any]:
 
 
 def without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights without the prefixes that wrappers (DataParallel, Lightning, compile) put before every name."""
+    """The weights without the prefixes that wrappers (DataParallel, Lightning, compile) add to all names."""
     plain = {name.replace("._orig_mod.", "."): value for name, value in state.items()}
     while prefix := next((p for p in _PREFIXES if plain and all(name.startswith(p) for name in plain)), None):
         plain = {name.removeprefix(prefix): value for name, value in plain.items()}
@@ -91,16 +91,16 @@ def _state_dicts_in(content: Any) -> dict[str, dict[str, Tensor]]:
     found: dict[str, dict[str, Tensor]] = {}
     for name in sorted(content, key=lambda name: _CONTAINERS.index(name) if name in _CONTAINERS else len(_CONTAINERS)):
         for inner, state in _state_dicts_in(content[name]).items():
-            if name in _CONTAINERS or len(state) > 1:  # one tensor alone is a figure that was logged
+            if name in _CONTAINERS or len(state) > 1:  # a single tensor is a logged metric
                 found[".".join(filter(None, (name, inner)))] = state
     return found
 
 
 def read_checkpoint(path: Path) -> Any:
-    """What a checkpoint file holds: a state dict, or a dict of more than that.
+    """The content of a checkpoint file: a state dict, or a dict with more than that.
 
     Raises:
-        UserError: no such file, a damaged one, or one that would run code.
+        UserError: a missing or damaged file, or one that would run code.
     """
     if not path.is_file():
         what = "a folder" if path.is_dir() else "no file"
@@ -132,12 +132,12 @@ def read_checkpoint(path: Path) -> Any:
         raise _damaged(path, error) from error
     except (
         Exception
-    ) as error:  # a file cut off fails in a dozen ways: EOFError, KeyError, RuntimeError, struct.error ...
+    ) as error:  # a truncated file fails in many ways: EOFError, KeyError, RuntimeError, struct.error ...
         raise _damaged(path, error) from error
 
 
 def _text_at_the_start(path: Path) -> str:
-    """The first words of a file that is a text (a web page, a pointer of git-lfs); of any other nothing."""
+    """The start of a text file (a web page, a git-lfs pointer); empty for other files."""
     with open(path, "rb") as file:
         start = file.read(40).partition(b"\n")[0].rstrip()
     return start.decode() if start.isascii() and start.decode().isprintable() else ""
@@ -162,7 +162,7 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 
 def _numbers() -> list[Any]:
-    """NumPy's numbers and arrays, by today's and yesterday's name: data that training logs in checkpoints hold."""
+    """NumPy's scalars and arrays, by current and old names: they occur in training logs in checkpoints."""
     scalar, rebuilt = np._core.multiarray.scalar, np._core.multiarray._reconstruct  # type: ignore[attr-defined]
     kinds = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")]
     return [

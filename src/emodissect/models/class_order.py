@@ -1,4 +1,4 @@
-"""Which output of a network belongs to which class of the data, by name."""
+"""Matching of a network's outputs to the data's classes, by name."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from emodissect.core.spelling import class_key
 
 
 def output_columns(class_names: Sequence[str], class_order: Sequence[str] | None) -> Int64[Tensor, " class"]:
-    """For each class of the data, the network's output for it.
+    """For each class of the data, the index of the network's output for it.
 
-    Names are compared without case, spaces and punctuation, and the usual forms of an emotion count as one
-    (anger = angry, happiness = happy, ...). A network may know more classes than the data; those are left out.
+    Names are compared without case, spaces and punctuation, and common forms of an emotion are equivalent
+    (anger = angry, happiness = happy, ...). Classes that only the network has are omitted.
 
     Args:
-        class_order: the network's classes in the order of its outputs; None says that it is the data's.
+        class_order: the network's classes in the order of its outputs; None if that is the data's order.
 
     Raises:
-        UserError: a class of the data that the network does not have, or one named twice.
+        UserError: a class of the data that the network does not have, or a class that is named twice.
     """
     if class_order is None:
         return torch.arange(len(class_names))
@@ -45,11 +45,11 @@ def output_columns(class_names: Sequence[str], class_order: Sequence[str] | None
 
 
 class BetterOrder(NamedTuple):
-    """An order of the classes that a network's answers fit far better than the given one.
+    """A class order that fits a network's predictions far better than the given one.
 
     Attributes:
-        accuracy: with the order that was given.
-        best: with the order below, on the same images.
+        accuracy: with the given order.
+        best: accuracy with the order below, on the same images.
         class_order: the data's classes in the order of the network's outputs.
     """
 
@@ -66,15 +66,15 @@ def better_order(
     least_gain: float = 0.1,
     least_images: int = 50,
 ) -> BetterOrder | None:
-    """The best assignment of outputs to classes, where the given one is far below it; else None.
+    """The best assignment of outputs to classes, if it is far better than the given one; else None.
 
-    The assignment maximises the number of images on the diagonal of the confusion matrix (Hungarian method). Chance
-    alone gives any set of images a better order, by far less than `least_gain` on `least_images` of them or more.
+    The assignment maximizes the number of images on the diagonal of the confusion matrix (Hungarian method). Some order
+    is always better by chance, but by far less than `least_gain` on at least `least_images` images.
 
     Args:
         logits: in the data's class order.
-        class_order: the network's classes as they were given; None where they are the data's.
-        least_images: with fewer, None.
+        class_order: the given order of the network's classes; None if it is the data's.
+        least_images: with fewer images the result is None.
 
     >>> labels = torch.arange(90) % 3
     >>> swapped = torch.nn.functional.one_hot(labels, 3)[:, [1, 0, 2]].float()

@@ -29,38 +29,38 @@ log = logging.getLogger(__name__)
 
 CROPS = 10
 _HALVES = (torch.bfloat16, torch.float16)
-_NAN_CHECK_EVERY = 50  # on an accelerator a look at the loss waits for it; on a CPU every step is looked at
+_NAN_CHECK_EVERY = 50  # steps on an accelerator, where reading the loss synchronizes; on a CPU every step is checked
 
 
 class Classifier(LightningModule):
     """uint8 images in, logits in the data's class order out.
 
     Logged: `train/loss`, `train/acc`, and for val and test `acc`, `acc_top2`, `f1`, `nll`, `ece`, `recall/<class>`.
-    Its state dict is `network.*` and nothing else; its hyper-parameters are plain values, so that its checkpoints load
-    under torch's safe loading.
+    Its state dict only has `network.*`; its hyperparameters are plain values, so that its checkpoints load with
+    `weights_only=True`.
 
     Args:
         network: any module from float images to logits; layer names are paths in it.
-        preprocess: uint8 images to what the network takes; `views=ten_crop` evaluates with ten crops.
-        augment: random changes of training images; None for none.
-        optimizer: makes an optimizer of the parameters; None is SGD with Nesterov momentum at 0.01.
-        scheduler: makes a schedule of the optimizer; None keeps the rate (see `schedules.schedule`).
-        class_order: the network's classes in the order of its outputs; None where it is the data's.
+        preprocess: converts uint8 images to the network's input; `views=ten_crop` evaluates with ten crops.
+        augment: augmentation of training images; None for none.
+        optimizer: creates an optimizer, given the parameters; None: SGD with Nesterov momentum, learning rate 0.01.
+        scheduler: creates a schedule, given the optimizer; None: a constant rate (see `schedules.schedule`).
+        class_order: the network's classes in the order of its outputs; None if that is the data's order.
         label_smoothing: share of each target that is spread over all classes.
-        mixup: alpha of mixup (Zhang et al. 2018): each training image is blended with another of its batch, targets
-            too, by a share drawn from Beta(alpha, alpha); 0 blends none.
+        mixup: alpha of mixup (Zhang et al. 2018): each training image and its target are blended with another of the
+            batch, with a weight drawn from Beta(alpha, alpha); 0 for none.
         ten_crop: train on ten crops of each image instead of one view.
-        channels_last: keep images and convolutions with channels innermost (faster on CPUs and tensor cores) where
-            :meth:`prepare` finds that the network gives the same output.
-        compile: train and evaluate through torch.compile (a minute at the start); dissection never does.
-        monitor: what a plateau schedule follows.
-        model_config: plain values that the network was made from; kept in checkpoints.
-        output: the part of the network's output that holds the logits, e.g. `logits` or `0`; None takes it whole. The
-            network then returns only this part.
+        channels_last: use the channels-last memory format (faster on CPUs and tensor cores) if :meth:`prepare` finds
+            that the network gives the same output.
+        compile: train and evaluate with torch.compile (takes a minute at the start); never used for dissection.
+        monitor: the metric that a plateau schedule monitors.
+        model_config: the network's config as plain values; saved in checkpoints.
+        output: the part of the network's output that has the logits, e.g. `logits` or `0`; None for the whole output.
+            The network then returns only this part.
 
     Attributes:
-        knows_classes: whether the network's outputs are logits of the data's classes. Where it is set to False (a
-            published network taken as it is), the network can be recorded, and a prediction has no logits (image 0).
+        knows_classes: whether the network's outputs are logits of the data's classes. If set to False (a published
+            network used as it is), activations can be recorded, and predictions have no logits (shape (image, 0)).
     """
 
     columns: Int64[Tensor, " class"]
@@ -113,13 +113,13 @@ class Classifier(LightningModule):
         self._as_is = class_order is None or self.columns.tolist() == list(range(len(class_order)))
         self.knows_classes = True
         self._soft: tuple[Tensor, Tensor] | None = None
-        self._fast: list[Callable[[Tensor], Tensor]] = []  # in a list: no submodule, so no second copy of the weights
+        self._fast: list[Callable[[Tensor], Tensor]] = []  # in a list, so that it is not registered as a submodule
         self.outputs = nn.ModuleDict({"val": EpochPredictions(), "test": EpochPredictions()})
         self.results: dict[str, Predictions] = {}
 
     @property
     def logged(self) -> tuple[str, ...]:
-        """The names of the figures that a fit logs, which callbacks and schedules can follow."""
+        """Names of the metrics that a fit logs, which callbacks and schedules can monitor."""
         recalls = [f"recall/{name}" for name in self.class_names]
         validated = [f"val/{name}" for name in ("acc", "acc_top2", "f1", "nll", "ece", *recalls)]
         return ("train/loss", "train/acc", *validated)
@@ -127,11 +127,11 @@ class Classifier(LightningModule):
     # -- from images to logits ---------------------------------------------------------------------------------------
 
     def forward(self, images: UInt8[Tensor, "image c h w"]) -> Float[Tensor, "image class"]:
-        """Logits in the data's class order; the mean over ten crops where `preprocess.views` says so."""
+        """Logits in the data's class order; the mean over ten crops with `preprocess.views="ten_crop"`."""
         return self.finished(self._run(self.inputs(images)))
 
     def inputs(self, images: UInt8[Tensor, "image c h w"]) -> Float[Tensor, "view c h w"]:
-        """What the network is given: one view an image, or ten, crop by crop."""
+        """The network's input: one view per image, or ten, ordered by crop."""
         if self.preprocess.views == "single":
             return self._laid_out(self.preprocess(images))
         return self._laid_out(self.preprocess.crops(images).flatten(0, 1))
@@ -144,11 +144,11 @@ class Classifier(LightningModule):
         return logits.unflatten(0, (CROPS, -1)).mean(dim=0)
 
     def crop_logits(self, images: UInt8[Tensor, "image c h w"]) -> Float[Tensor, "image class"]:
-        """Logits averaged over ten crops, whatever `preprocess.views` says."""
+        """Logits averaged over ten crops, regardless of `preprocess.views`."""
         return self._logits(self.preprocess.crops(images).flatten(0, 1)).unflatten(0, (CROPS, -1)).mean(dim=0)
 
     def single_view(self, images: UInt8[Tensor, "image c h w"]) -> Float[Tensor, "image class"]:
-        """Logits of one view of each image: one row of activations an image, so dissection goes this way."""
+        """Logits of one view per image; used for dissection, which needs one row of activations per image."""
         return self._logits(self.preprocess(images))
 
     def _logits(self, inputs: Float[Tensor, "view c h w"]) -> Float[Tensor, "view class"]:
@@ -171,10 +171,10 @@ class Classifier(LightningModule):
         return logits if self._as_is else logits[:, self.columns]
 
     def prepare(self, images: UInt8[Tensor, "image c h w"]) -> None:
-        """Passes two images through, once: lazy layers get their shapes, and the layout of memory is chosen.
+        """Run a few images once: lazy layers get their shapes, and the memory format is chosen.
 
-        Channels go innermost where the network gives the same output with them there: one that flattens by
-        ``x.view(n, -1)`` cannot, and one that reads memory by strides would answer otherwise.
+        Channels-last is used if the network's output stays the same: a network that flattens by ``x.view(n, -1)``
+        fails with it, and one that depends on strides gives another output.
 
         Raises:
             UserError: as :meth:`dry_run`.
@@ -194,19 +194,17 @@ class Classifier(LightningModule):
         if not same:
             self.network.to(memory_format=torch.contiguous_format)
             self.channels_last = False
-            log.info(
-                "%s keeps channels first in memory: with them last its output differs.", type(self.network).__name__
-            )
+            log.info("%s is run without channels_last, which would change its output.", type(self.network).__name__)
 
     def dry_run(self, images: UInt8[Tensor, "image c h w"]) -> Any:
-        """The network's output for a few images, so that what it cannot take is reported before any work.
+        """The network's output for a few images, so that incompatible inputs are reported before any work.
 
         Raises:
-            UserError: the network fails on such images; names their shape and the keys that change it.
+            UserError: the network fails on these images; names their shape and the keys that change it.
         """
         inputs = self.inputs(images)
         try:
-            with torch.no_grad():  # in inference mode the parameters that lazy layers make could not be trained
+            with torch.no_grad():  # parameters that lazy layers create in inference mode could not be trained
                 return self._run(inputs)
         except UserError:
             raise
@@ -225,7 +223,7 @@ class Classifier(LightningModule):
             ) from error
 
     def check_output(self, output: Any) -> str | None:
-        """Why the network's output is not one row of logits of the known classes; None where it is."""
+        """Why the output is not one row of logits per image over the known classes; None if it is."""
         order = self.hparams["class_order"]
         known = len(self.class_names) if order is None else len(order)
         if not isinstance(output, Tensor) or output.ndim != 2:
@@ -242,9 +240,9 @@ class Classifier(LightningModule):
     # -- training ----------------------------------------------------------------------------------------------------
 
     def set_soft_labels(self, ids: Int64[Tensor, " image"], distributions: Float[Tensor, "image class"] | None) -> None:
-        """Train these images on a distribution over the classes instead of one class; None goes back.
+        """Train these images on a distribution over the classes instead of one class; None resets this.
 
-        Images whose id is not among `ids` keep their label. Rows need not sum to one; they are made to.
+        Images whose id is not among `ids` keep their label. Rows are normalized to sum to one.
         """
         if distributions is None:
             self._soft = None
@@ -303,7 +301,7 @@ class Classifier(LightningModule):
             )
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, and what Lightning needs to know of the schedule."""
+        """The optimizer, and Lightning's config of the schedule."""
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         if self.make_optimizer is None:
             optimizer: Optimizer = SGD(parameters, lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4)
@@ -321,18 +319,18 @@ class Classifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def setup(self, stage: str) -> None:
-        """Compiles the network, if asked to, behind its plain self."""
+        """Compile the network if `compile` is set; the plain network stays available."""
         if self.compiled and not self._fast:
             self._fast.append(torch.compile(self.network))
 
     def teardown(self, stage: str) -> None:
-        """Leaves the plain network."""
+        """Drop the compiled network."""
         self._fast.clear()
 
     # -- evaluation --------------------------------------------------------------------------------------------------
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Predictions:
-        """Ids, labels and logits of a batch; no logits (image 0) where `knows_classes` is False."""
+        """Ids, labels and logits of a batch; logits of shape (image, 0) if `knows_classes` is False."""
         batch = Batch(*batch)
         if not self.knows_classes:
             self._run(self.inputs(batch.images))  # for recording hooks
@@ -340,19 +338,19 @@ class Classifier(LightningModule):
         return Predictions(batch.ids, batch.labels, self(batch.images).float())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keeps the outputs until the epoch's end."""
+        """Collect the outputs until the end of the epoch."""
         self._keep("val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keeps the outputs until the epoch's end."""
+        """Collect the outputs until the end of the epoch."""
         self._keep("test", batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs val/*."""
+        """Log val/*."""
         self._score("val")
 
     def on_test_epoch_end(self) -> None:
-        """Logs test/*."""
+        """Log test/*."""
         self._score("test")
 
     def _keep(self, split: str, batch: Batch) -> None:
@@ -367,18 +365,18 @@ class Classifier(LightningModule):
         kept.reset()
         if ids.numel() == 0:
             return
-        # torchmetrics makes a scalar of a tensor with one value, and a split may hold one image
+        # torchmetrics squeezes a tensor with one value to a scalar, and a split may have one image
         found = Predictions(ids.reshape(-1), labels.reshape(-1), logits.reshape(ids.numel(), -1))
         values = found.logged(self.class_names)
         self.results[split] = Predictions(*(part.cpu() for part in found))
-        # Every process has the same gathered predictions: nothing is left to synchronise.
+        # All ranks have the same gathered predictions, so there is nothing to synchronize.
         accuracy = values.pop("acc")
         self.log_dict({f"{split}/{name}": value for name, value in values.items()}, rank_zero_only=False)
         self.log(f"{split}/acc", accuracy, prog_bar=True)
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two outputs of any form agree up to rounding."""
+    """Whether two outputs, tensors or nested, agree up to rounding."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         if one.shape != other.shape:
             return False
@@ -389,7 +387,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """The same value in lists, dicts and scalars only, so that safe loading takes it back."""
+    """The value as lists, dicts and scalars only, so that it can be loaded with `weights_only=True`."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):

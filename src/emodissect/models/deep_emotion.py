@@ -17,7 +17,7 @@ torch.fx.wrap("require_input")  # one opaque call in a traced graph
 
 
 class DeepEmotion(nn.Module):
-    """A spatial transformer that looks at the telling part of the face, then four convolutions and two linear layers.
+    """A spatial transformer that attends to a part of the face, then four convolutions and two linear layers.
 
     `localization` and `fc_loc` give an affine map theta of the image; the image is sampled at theta. Then
     `conv1` -> relu -> `conv2` -> pool -> relu -> `conv3` -> relu -> `conv4` -> `norm` -> pool -> relu -> dropout ->
@@ -53,7 +53,7 @@ class DeepEmotion(nn.Module):
             nn.Conv2d(channels, 8, 7), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(8, 10, 5), nn.MaxPool2d(2), nn.ReLU()
         )
         self.fc_loc = nn.Sequential(nn.Linear(10 * 8 * 8, 32), nn.ReLU(), nn.Linear(32, 6))
-        # Training begins with the transformer looking at the whole image.
+        # Training starts with the identity transform: the whole image.
         last = self.fc_loc[2]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
@@ -61,7 +61,7 @@ class DeepEmotion(nn.Module):
             last.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 0.0]))
 
     def attend(self, images: Float[Tensor, "image channel 48 48"]) -> Float[Tensor, "image channel 48 48"]:
-        """The images as the spatial transformer shows them to the rest of the network."""
+        """The images after the spatial transformer."""
         theta = self.fc_loc(torch.flatten(self.localization(images), 1)).reshape(-1, 2, 3)
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, align_corners=False)
@@ -82,7 +82,7 @@ class DeepEmotion(nn.Module):
 
     @staticmethod
     def arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Constructor arguments that fit a state dict, or {} where it is not a state dict of this network."""
+        """Constructor arguments that fit a state dict, or {} if it is not a state dict of this network."""
         wanted = ("conv1.weight", "conv4.weight", "fc1.weight", "fc2.weight", "fc_loc.0.weight")
         if any(name not in state for name in wanted) or state["conv1.weight"].ndim != 4:
             return {}

@@ -1,4 +1,4 @@
-"""Arguments of a network that a checkpoint may fill in: numbers, checked against what the network takes."""
+"""Network arguments that may be read from a checkpoint: numbers, checked against the network's signature."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from emodissect.core.errors import UserError
 _HYDRA_KEYWORD = re.compile(r"_[a-z]+_")
 
 CLASS_ORDER = "class_order"
-"""The one argument that may be a list of names: names are compared with the data's classes, and never looked up."""
+"""The only argument that may be a list of names: they are only compared with the data's classes."""
 
 NEVER = ("output", "forward")
-"""Arguments of the forward pass, which are texts: the user gives them, whatever a file says."""
+"""Arguments of the forward pass; they are strings and never read from a file."""
 
 
 def filled_from_file(
     model: Mapping[str, Any], stored: Any, constructor: Callable[..., Any], path: str | Path
 ) -> dict[str, Any]:
-    """The model's config with its null arguments filled from what a checkpoint holds of its own.
+    """The model's config with its null arguments filled from the values stored in a checkpoint.
 
-    Only finite numbers, booleans and flat lists of them are taken, for arguments that the constructor has and of the
-    type it declares. Texts are not: they may name code, a file or an address. `class_order` may be a list of names.
-    An argument that is not null is never looked up in the file.
+    Only finite numbers, booleans and flat lists of them are accepted, for arguments that the constructor has and of the
+    type it declares. Strings are not: they may name code, a file or an address. `class_order` may be a list of names.
+    Arguments that are not null are never read from the file.
 
     Args:
         model: the config of the network, e.g. `{"_target_": ..., "width": None}`.
-        stored: what the checkpoint says of the network. Untrusted.
+        stored: the network's arguments in the checkpoint; untrusted.
 
     Raises:
-        UserError: the file holds anything else for an argument that is null in the config.
+        UserError: the file has anything else for an argument that is null in the config.
     """
     filled = dict(model)
     if not isinstance(stored, Mapping):
@@ -72,7 +72,7 @@ def _accepted(name: str, value: Any, constructor: Callable[..., Any], path: str 
         kind = TypeAdapter(declared[name], config=ConfigDict(arbitrary_types_allowed=True))
         return kind.validate_python(value)
     except PydanticSchemaGenerationError:
-        return value  # a type of the user's that pydantic cannot read; the value is a plain number all the same
+        return value  # pydantic does not support this type; the value is a plain number in any case
     except ValidationError as error:
         wanted = "; ".join(str(fault["msg"]) for fault in error.errors())
         raise _refused(name, value, f"what {_called(constructor)} declares ({wanted})", path) from error
@@ -97,7 +97,7 @@ def _keys(value: Any) -> Iterator[str]:
 
 
 def _declared_types(constructor: Callable[..., Any]) -> dict[str, Any]:
-    """The arguments that a constructor names, with the types it declares (Any where it declares none)."""
+    """A constructor's argument names -> declared types (Any if undeclared)."""
     function = vars(constructor).get("__init__", constructor) if isinstance(constructor, type) else constructor
     try:
         hints = typing.get_type_hints(function)

@@ -1,4 +1,4 @@
-"""What a weights file is, by its content, and what to do with one that is not read here."""
+"""Detection of a weights file's format by its content, with advice for formats that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _TRUST = "Only where you trust the file, since loading it runs code from it"
 
 
 def advice_for(path: Path) -> str | None:
-    """One or two sentences on a file of a known kind that holds no torch weights; None where the kind is not known.
+    """Advice for a file of a known format without torch weights; None for an unknown format.
 
-    Looked at is the content, never the ending: Keras (HDF5 and .keras), TensorFlow, ONNX, NumPy, archives, texts.
+    Detected by content, not by extension: Keras (HDF5 and .keras), TensorFlow Lite, ONNX, NumPy, GGUF, archives.
     """
     with open(path, "rb") as file:
         start = file.read(64)
@@ -47,9 +47,9 @@ def advice_for(path: Path) -> str | None:
 
 
 def objects_in(path: Path) -> str | None:
-    """What a pickle with objects beside the weights holds, and how to save the weights alone; None where unreadable.
+    """Describes a pickle that has objects besides weights, and how to save only the weights; None if unreadable.
 
-    The pickle is read with every class replaced by an inert stand-in, so that nothing of it runs.
+    The pickle is read with every class replaced by an inert stand-in, so that no code of it runs.
     """
     try:
         with _pickle_of(path) as stream:
@@ -67,7 +67,7 @@ def objects_in(path: Path) -> str | None:
         return f"It is a pickled {type(held).__name__}. Save the weights alone, as tensors by name: {_SAVE}."
     kinds = {str(key): value.name for key, value in held.items() if isinstance(value, _Stand)}
     if any(not kind.rpartition(".")[2][:1].isupper() for kind in kinds.values()):
-        return None  # what a function would return: never advise running it
+        return None  # the result of a function call: never advise running it
     modules = [key for key, value in held.items() if isinstance(value, _Stand) and value.is_network]
     plain = [key for key, value in held.items() if isinstance(value, Mapping) and _tensors_in(value)]
     beside = ", ".join(f"{key} ({kind})" for key, kind in kinds.items()) or "objects"
@@ -114,7 +114,7 @@ def _pickle_of(path: Path) -> Any:
 
 
 class _Stand:
-    """Stands for an object of a class that is not loaded."""
+    """Stand-in for an object of a class that is not loaded."""
 
     name = ""
     state: Any = None
@@ -140,11 +140,11 @@ class _Stand:
 
 
 class _Tensor(_Stand):
-    """Stands for a tensor."""
+    """Stand-in for a tensor."""
 
 
 class _Outline(pickle.Unpickler):
-    """Builds plain containers only; every class becomes a stand-in, every storage nothing."""
+    """Unpickles only plain containers; classes become stand-ins, storages None."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):

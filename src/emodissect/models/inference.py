@@ -1,4 +1,4 @@
-"""A classifier's forward pass in its steps, and the predictions of a whole loader."""
+"""A classifier's forward pass in separate steps, and the predictions for a whole loader."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from emodissect.models.predictions import Predictions
 
 @dataclass(frozen=True, eq=False)
 class Inference:
-    """A network with its preprocessing and what follows it; called with uint8 images it gives logits.
+    """A network with its pre- and postprocessing; called with uint8 images it returns logits.
 
     Attributes:
-        preprocess: uint8 images -> the network's input; it may make several views an image, image by image or
-            view by view.
+        preprocess: uint8 images -> the network's input; may give several views per image, ordered by image or by view.
         network: the module whose layers are edited.
-        finish: the network's output -> logits in the data's class order, one row an image.
-        ten_crop: uint8 images -> logits averaged over ten crops; None where the network is not made for crops.
+        finish: the network's output -> logits in the data's class order, one row per image.
+        ten_crop: uint8 images -> logits averaged over ten crops; None if the network does not use crops.
     """
 
     preprocess: Callable[[Tensor], Tensor]
@@ -39,16 +38,16 @@ class Inference:
 
     @classmethod
     def of(cls, classifier: Classifier) -> Inference:
-        """The steps of a classifier's forward pass, ten crops and class order included."""
+        """The steps of a classifier's forward pass, including ten crops and class order."""
         cropped = classifier.preprocess.how == "crop" and classifier.preprocess.views == "single"
         ten_crop = classifier.crop_logits if cropped else None
         return cls(classifier.inputs, classifier.network, classifier.finished, ten_crop)
 
     def image_by_image(self, images: Tensor) -> Inference:
-        """The same with an image's views side by side, so that rows can be cut between any two images.
+        """The same with the views of an image in adjacent rows, so that rows can be split between any two images.
 
         Args:
-            images: a few, on which the order of the views is found out.
+            images: a few images, to detect the order of the views.
 
         Raises:
             ValueError: the network's rows are neither image by image nor view by view.
@@ -75,14 +74,14 @@ def predict(
     device: str | torch.device = "cpu",
     progress: str | None = None,
 ) -> Predictions:
-    """Logits of every image of a loader, placed by id.
+    """Logits of every image of a loader, sorted by id.
 
     Args:
-        forward: uint8 images -> logits; a module is put in eval mode meanwhile.
+        forward: uint8 images -> logits; a module is in eval mode meanwhile.
     """
     batches = []
     with evaluating(forward), torch.inference_mode():
         for batch in tracked(loader, progress):
             batches.append((batch.ids.cpu(), batch.labels.cpu(), forward(batch.images.to(device)).float().cpu()))
-    # Outside inference mode, so that what is kept are ordinary tensors.
+    # cloned outside inference mode, to get ordinary tensors
     return Predictions.joined((ids, labels, logits.clone()) for ids, labels, logits in batches)

@@ -1,4 +1,4 @@
-"""From raw images to what a network of any origin takes."""
+"""Conversion of raw images to the input of any network."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Transform = Callable[[Any], Any]
 
 
 class NetworkInput:
-    """Turns raw images (uint8, or floats as given) into a network's input; how is found out on a few images.
+    """Converts raw images (uint8, or floats as given) to a network's input; the method is determined on a few images.
 
-    With a transform: it is given the batch where that is the same as image by image, else each image as a tensor, else
-    each image as a PIL image (torchvision's ``ToTensor``). Without one: the images as they are, where the network takes
-    uint8, else divided by 255.
+    With a transform: applied to the batch if that equals applying it image by image, else to each image as a tensor,
+    else to each image as a PIL image (torchvision's ``ToTensor``). Without one: the images unchanged if the network
+    accepts uint8, else divided by 255.
 
     Args:
-        network: any module; run in evaluation mode for the trial.
+        network: any module; tried in evaluation mode.
         transform: raw image to network input.
 
     Raises:
-        UserError: a transform that fails, is random or changes the number of images; a network that cannot take the
+        UserError: a transform that fails, is random or changes the number of images; a network that does not accept the
             images.
 
     Example:
@@ -63,7 +63,7 @@ class NetworkInput:
 
 @contextmanager
 def on_device(network: nn.Module, device: str | torch.device | None) -> Iterator[None]:
-    """The network on a device for a while, then back where it was; None leaves it there."""
+    """Context manager: move the network to a device and back; None leaves it where it is."""
     place = next((parameter.device for parameter in network.parameters()), None)
     if device is None or place is None:
         yield
@@ -76,20 +76,20 @@ def on_device(network: nn.Module, device: str | torch.device | None) -> Iterator
 
 
 def forward_of(network: nn.Module) -> Callable[[Tensor], Any]:
-    """The forward pass with one view per image, where a module averages several (``single_view``)."""
+    """The forward pass with one view per image: ``single_view`` of a module that averages several, else the module."""
     return getattr(network, "single_view", network)
 
 
 def require_input(
     images: Float[Tensor, "image channel height width"], name: str, channels: int, size: int
 ) -> Float[Tensor, "image channel height width"]:
-    """The images, unchanged, if they have the shape the network takes.
+    """The images, unchanged, if they have the shape that the network accepts.
 
-    A flattened view of images of another size would silently mix images of a batch; so this check comes first.
-    A network that begins with it says `torch.fx.wrap("require_input")` in its module, so that it can still be traced.
+    Flattening images of another size could silently mix the images of a batch, so this check comes first. A module
+    that uses it calls `torch.fx.wrap("require_input")`, so that the network can still be traced.
 
     Raises:
-        UserError: other shape; names the shape given, the one accepted, and the keys to set.
+        UserError: another shape; names the given shape, the accepted one, and the keys to set.
     """
     if images.ndim != 4 or images.shape[1] != channels or tuple(images.shape[2:]) != (size, size):
         raise UserError(
@@ -101,7 +101,7 @@ def require_input(
 
 
 def unchanged(values: Tensor) -> Tensor:
-    """What was given."""
+    """The identity function."""
     return values
 
 

@@ -1,4 +1,4 @@
-"""What a network gives: its logits among other parts, whether they are logits, and the same ones again."""
+"""Checks of a network's output: finding the logits in it, detecting probabilities, and determinism."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ALONE_HALF = 5e-2
 
 
 def parts_of(output: Any) -> dict[str, Any]:
-    """The parts of an output by name: keys of a dict, fields of a dataclass or named tuple, places of a tuple.
+    """The parts of an output by name: keys of a dict, fields of a dataclass or named tuple, indices of a tuple.
 
     >>> list(parts_of({"logits": 1, "features": 2})), list(parts_of((1, 2)))
     (['logits', 'features'], ['0', '1'])
@@ -37,10 +37,10 @@ def parts_of(output: Any) -> dict[str, Any]:
 
 
 def part_named(output: Any, name: str | int | None) -> Any:
-    """The part of an output that ``model.output`` names: ``logits``, ``0`` or ``head.logits``; None takes it whole.
+    """The part of an output named by ``model.output``: ``logits``, ``0`` or ``head.logits``; None for the whole output.
 
     Raises:
-        UserError: no such part; names those there are.
+        UserError: no such part; names the existing ones.
 
     >>> part_named({"head": (5, 6)}, "head.1")
     6
@@ -58,7 +58,7 @@ def part_named(output: Any, name: str | int | None) -> Any:
 
 
 def giving(network: nn.Module, name: str | int) -> nn.Module:
-    """The network, which from now on returns only the named part of its output.
+    """Make the network return only the named part of its output (in place); returns the network.
 
     >>> network = giving(nn.Identity(), "logits")
     >>> network({"logits": 1, "features": 2})
@@ -70,7 +70,7 @@ def giving(network: nn.Module, name: str | int) -> nn.Module:
 
 
 class _Giving:
-    """A forward hook; a class, so that networks that carry it can be copied."""
+    """A forward hook; a class, so that networks with it can be copied."""
 
     def __init__(self, name: str | int) -> None:
         self.name = name
@@ -80,7 +80,7 @@ class _Giving:
 
 
 def described(output: Any, classes: int) -> str:
-    """An output in a few words; of several parts, which of them looks like logits of that many classes."""
+    """A short description of an output; if it has several parts, with the one that looks like the logits."""
     if isinstance(output, Tensor):
         return f"a tensor of shape {tuple(output.shape)}"
     parts = parts_of(output)
@@ -96,9 +96,9 @@ def described(output: Any, classes: int) -> str:
 
 
 def probabilities_in(output: Any) -> str | None:
-    """Why an output is taken for probabilities where logits are needed; None where it is not.
+    """Why an output looks like probabilities instead of logits; None if it does not.
 
-    Rows that are not negative and sum to 1 are softmax; values that all lie in [0, 1], over 16 rows or more, sigmoid.
+    Non-negative rows that sum to 1 are taken for softmax; 16 or more rows of values in [0, 1] for sigmoid.
 
     >>> probabilities_in(torch.tensor([[0.25, 0.75], [0.5, 0.5]]))
     'rows sum to 1 (softmax)'
@@ -114,9 +114,9 @@ def probabilities_in(output: Any) -> str | None:
 
 
 def logits_of(module: nn.Module, images: Any, logits: LogitsOf | None = None) -> Float[Tensor, "image class"]:
-    """The module's logits of a batch: ``logits(module, images)``, else what ``module(images)`` returns.
+    """The module's logits for a batch: from ``logits(module, images)``, else from ``module(images)``.
 
-    Of a mapping or an object the entry ``logits`` is taken.
+    If the output is a mapping or an object, its entry ``logits`` is used.
 
     Raises:
         UserError: the output is not of shape (image, class).
@@ -129,7 +129,7 @@ def logits_of(module: nn.Module, images: Any, logits: LogitsOf | None = None) ->
 
 
 def as_logits(output: Any, of: str = "The network") -> Float[Tensor, "image class"]:
-    """What a module returned, as logits: the tensor itself, or the entry ``logits`` of a mapping or an object.
+    """The logits in a module's output: the tensor itself, or the entry ``logits`` of a mapping or an object.
 
     Raises:
         UserError: there are none of shape (image, class).
@@ -147,10 +147,10 @@ def as_logits(output: Any, of: str = "The network") -> Float[Tensor, "image clas
 
 
 def unsteady(forward: Callable[[Tensor], Tensor], images: Tensor) -> str | None:
-    """Why results of a network would not hold; None where its answers depend on each image alone.
+    """Why a network's outputs are not deterministic per image; None if each depends on its image alone.
 
-    The images go through as a batch, again, and in two halves. Random layers (dropout that is always on, a sampled
-    latent) answer differently the second time; norms over the batch answer differently in halves.
+    The images are run as a batch, again, and in two halves. Random layers (dropout that is always on, a sampled
+    latent) differ the second time; norms over the batch differ in the halves.
 
     Args:
         forward: images to outputs, in evaluation mode.

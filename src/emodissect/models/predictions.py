@@ -1,4 +1,4 @@
-"""What a network predicts: its logits, placed by image id, and the numbers that are measured of them."""
+"""Predictions of a network: logits sorted by image id, and metrics computed from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from emodissect.core.tensor_files import save_tensors
 
 
 class Predictions(NamedTuple):
-    """Logits of a set of images, in the data's class order, ascending by id: :meth:`placed` puts them in order."""
+    """Logits of a set of images, in the data's class order, ascending by id (see :meth:`placed`)."""
 
     ids: Int64[Tensor, " image"]
     labels: Int64[Tensor, " image"]
@@ -27,7 +27,7 @@ class Predictions(NamedTuple):
 
     @classmethod
     def placed(cls, ids: Tensor, labels: Tensor, logits: Tensor) -> Predictions:
-        """Rows in any order, an id perhaps more than once (padding of distributed samplers): sorted, each id once."""
+        """Predictions from rows in any order: sorted by id, without duplicates (padding of distributed samplers)."""
         order = torch.argsort(ids, stable=True)
         first = torch.ones_like(ids, dtype=torch.bool)
         first[1:] = ids[order][1:] != ids[order][:-1]
@@ -36,7 +36,7 @@ class Predictions(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Iterable[Iterable[Tensor]]) -> Predictions:
-        """Batches of ids, labels and logits as one, placed."""
+        """Batches of ids, labels and logits, concatenated and sorted by id."""
         return cls.placed(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     @property
@@ -49,7 +49,7 @@ class Predictions(NamedTuple):
         return float((self.predicted == self.labels).double().mean())
 
     def confusion(self) -> Int64[Tensor, "true predicted"]:
-        """Number of images by true and predicted class."""
+        """Confusion matrix in images."""
         return confusion_matrix(self.predicted, self.labels, self.logits.shape[1])
 
     def recall(self) -> Float[Tensor, " class"]:
@@ -71,20 +71,20 @@ class Predictions(NamedTuple):
         }
 
     def logged(self, class_names: Sequence[str]) -> dict[str, float]:
-        """The measures as a training logs them: acc, acc_top2, f1, nll, ece, recall/<class> of those with images."""
+        """The metrics under their logged names: acc, acc_top2, f1, nll, ece, recall/<class> of classes with images."""
         accuracy, top2, f1, nll, ece = self.measures().values()
         recall = dict(zip(class_names, self.recall().tolist(), strict=True))
         own = {f"recall/{name}": share for name, share in recall.items() if share == share}
         return {"acc": accuracy, "acc_top2": top2, "f1": f1, "nll": nll, "ece": ece, **own}
 
     def confident_mistakes(self, most: int) -> Int64[Tensor, " row"]:
-        """Rows of the wrong answers of highest probability, most confident first."""
+        """Rows of the wrong predictions with the highest probability, most confident first."""
         sure, guess = self.logits.softmax(1).max(1)
         wrong = (guess != self.labels).nonzero()[:, 0]
         return wrong[sure[wrong].argsort(descending=True)][:most]
 
     def save(self, path: str | Path) -> None:
-        """Written as one safetensors file."""
+        """Write one safetensors file."""
         save_tensors({name: part.contiguous() for name, part in self._asdict().items()}, path)
 
     @classmethod
@@ -93,9 +93,9 @@ class Predictions(NamedTuple):
 
 
 class EpochPredictions(Metric):
-    """Gathers predictions over an epoch and over processes; an image that a sampler gave twice counts once.
+    """Collects predictions over an epoch and over ranks; images that a sampler duplicated count once.
 
-    Keeping seven logits an image and scoring once is exact, and cheaper than a dozen running metrics a step.
+    Keeping all logits and computing metrics once is exact, and cheaper than a dozen running metrics per step.
     """
 
     full_state_update = False
@@ -109,13 +109,13 @@ class EpochPredictions(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, predictions: Predictions) -> None:
-        """Keeps the predictions of a batch."""
+        """Add the predictions of a batch."""
         self.ids.append(predictions.ids)
         self.labels.append(predictions.labels)
         self.logits.append(predictions.logits.float())
 
     def compute(self) -> Predictions:
-        """All predictions, placed."""
+        """All predictions, sorted by id."""
         if len(self.ids) == 0:
             none = torch.zeros(0, dtype=torch.int64)
             return Predictions(none, none, torch.zeros(0, 0))
@@ -125,7 +125,7 @@ class EpochPredictions(Metric):
 def confusion_matrix(
     predicted: Int64[Tensor, "*cell image"], labels: Int64[Tensor, " image"], classes: int
 ) -> Int64[Tensor, "*cell true predicted"]:
-    """Number of images by true and predicted class, of each cell where several are given.
+    """Confusion matrix in images; one per cell if ``predicted`` has leading dimensions.
 
     Example:
         >>> confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 2).tolist()
@@ -139,7 +139,7 @@ def confusion_matrix(
 
 
 def recalls(confusion: Shaped[Tensor, "*cell true predicted"]) -> Float64[Tensor, "*cell class"]:
-    """Per class, the share of its images that are recognized; NaN for a class without images."""
+    """Per class, the share of its images that are recognised; NaN for a class without images."""
     counts = confusion.double()
     return counts.diagonal(dim1=-2, dim2=-1) / counts.sum(-1)
 
@@ -159,7 +159,7 @@ def macro_f1(confusion: Shaped[Tensor, "*cell true predicted"]) -> Float64[Tenso
 def calibration_error(logits: Float[Tensor, "image class"], labels: Int64[Tensor, " image"]) -> Float[Tensor, ""]:
     """ECE: the mean distance between confidence and accuracy over 15 bins (b/15, (b+1)/15], weighted by their images.
 
-    torchmetrics gives a confidence of exactly 1 a sixteenth bin of its own, so it is lowered by one unit in the last
+    torchmetrics puts a confidence of exactly 1 into a separate sixteenth bin, so it is lowered by one unit in the last
     place.
 
     Source: Guo et al. 2017.

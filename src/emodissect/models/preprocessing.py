@@ -1,4 +1,4 @@
-"""From uint8 images to what a network takes."""
+"""Conversion of uint8 images to a network's input."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as PIL's mode L
 
 
 class Preprocess(nn.Module):
-    """Batched, deterministic, on whatever device the images are: no image is touched alone.
+    """Batched, deterministic preprocessing on the images' device.
 
     Values to [0, 1], grey or RGB by `channels`, then resize or centre crop to `size` x `size`, then (x - mean) / std.
-    Resizing is bilinear with antialiasing, as PIL's and torchvision's, but in float: nothing is rounded to 256 levels.
+    Resizing is bilinear with antialiasing, as in PIL and torchvision, but in float, without rounding to 256 levels.
 
     Args:
-        size: height and width given to the network; None leaves them as they are.
-        channels: 1 (grey) or 3 (RGB); grey images are repeated, RGB ones weighted (.299, .587, .114).
-        mean: subtracted, one number or one a channel, in [0, 1].
-        std: divided by, one number or one a channel.
-        how: "resize" or "crop" (the middle).
-        views: "single", or "ten_crop": an evaluation averages the logits of ten crops (`crops`).
-        crop_from: images are resized to this size before they are cropped; None crops them as they come.
+        size: height and width of the network's input; None keeps the images' size.
+        channels: 1 (grey) or 3 (RGB); grey images are repeated, RGB images weighted (.299, .587, .114).
+        mean: subtracted: one number, or one per channel, in [0, 1].
+        std: divided by: one number, or one per channel.
+        how: "resize" or "crop" (the centre).
+        views: "single", or "ten_crop": evaluation averages the logits of ten crops (`crops`).
+        crop_from: images are resized to this size before cropping; None crops them without resizing.
 
     Raises:
-        UserError: a word, size or number of channels that is not accepted.
+        UserError: an option, size or number of channels that is not accepted.
     """
 
     mean: Tensor
@@ -59,7 +59,7 @@ class Preprocess(nn.Module):
         if size is None and views == "ten_crop":
             raise UserError("model.preprocess.views=ten_crop needs model.preprocess.size, the size of a crop.")
         self.size, self.channels, self.how, self.views, self.crop_from = size, channels, how, views, crop_from
-        # Not persistent: they belong to the configuration, and a checkpoint holds the network's weights only.
+        # not persistent: they belong to the config, and a checkpoint only has the network's weights
         self.register_buffer("mean", _by_channel("mean", mean, channels), persistent=False)
         self.register_buffer("std", _by_channel("std", std, channels), persistent=False)
         if bool((self.std <= 0).any()):
@@ -69,7 +69,7 @@ class Preprocess(nn.Module):
     def forward(
         self, images: UInt8[Tensor, "image c h w"] | Float[Tensor, "image c h w"]
     ) -> Float[Tensor, "image channel size size"]:
-        """One view of each image. Float images are taken as values in [0, 1] already (after an augmentation)."""
+        """One view of each image. Float images must already be in [0, 1] (after an augmentation)."""
         x = self._values(images)
         if self.size is not None and tuple(x.shape[-2:]) != (self.size, self.size):
             if self.how == "resize":
@@ -81,7 +81,7 @@ class Preprocess(nn.Module):
     def crops(
         self, images: UInt8[Tensor, "image c h w"] | Float[Tensor, "image c h w"]
     ) -> Float[Tensor, "10 image channel size size"]:
-        """Ten views of each image: the four corners and the middle, and the same five mirrored."""
+        """Ten views of each image: the four corners and the centre, and the same five flipped."""
         if self.size is None:
             raise UserError("ten crops need model.preprocess.size, the size of a crop.")
         x = self._croppable(self._values(images))
@@ -89,7 +89,7 @@ class Preprocess(nn.Module):
 
     @contextmanager
     def single(self) -> Iterator[None]:
-        """One view of each image for a while, so that each has one row of activations."""
+        """Context manager: one view of each image, so that each has one row of activations."""
         views, self.views = self.views, "single"
         try:
             yield

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: what the configuration leaves open is filled in from the trainer."""
+"""Learning-rate schedules, with missing arguments filled in from the trainer."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from emodissect.core.errors import UserError
 def schedule(
     scheduler: Callable[..., LRScheduler], optimizer: Optimizer, trainer: Trainer, monitor: str
 ) -> dict[str, Any]:
-    """What Lightning wants to know of a scheduler.
+    """Lightning's scheduler config.
 
-    An argument that is left out or null is filled in: `total_steps` (all optimisation steps, then the schedule moves by
-    step), `T_max` (all epochs), `max_lr` (the optimizer's), `cycle_momentum` (where there is a momentum).
-    ReduceLROnPlateau follows `monitor`, and moves at an epoch's last step, once validation is done: Lightning moves it
-    by epochs only after the epoch's checkpoint is written, and a training resumed from that would miss the move.
+    Missing or null arguments are filled in: `total_steps` (all optimizer steps; the schedule is then stepped per step),
+    `T_max` (all epochs), `max_lr` (the optimizer's), `cycle_momentum` (False without momentum).
+    ReduceLROnPlateau monitors `monitor`, and is stepped at an epoch's last step, after validation: Lightning steps it
+    per epoch only after the checkpoint is written, so that a resumed training would miss a step.
 
     Raises:
-        UserError: a schedule over the whole training in a training without end.
+        UserError: a schedule over the whole training for a training of unlimited length.
     """
     known = inspect.signature(scheduler).parameters
     given = scheduler.keywords if isinstance(scheduler, functools.partial) else {}
@@ -38,14 +38,14 @@ def schedule(
     if is_open("max_lr"):
         filled["max_lr"] = [group["lr"] for group in optimizer.param_groups]
     if is_open("cycle_momentum") and not {"momentum", "betas"} & set(optimizer.defaults):
-        filled["cycle_momentum"] = False  # Adagrad and its like have none
+        filled["cycle_momentum"] = False  # e.g. Adagrad has no momentum
     if is_open("total_steps") and not (given.get("epochs") and given.get("steps_per_epoch")):
         steps = trainer.estimated_stepping_batches
         if math.isinf(steps) or steps < 1:
             raise UserError(
                 "scheduler=one_cycle needs the length of the training: set trainer.max_epochs or trainer.max_steps."
             )
-        # OneCycleLR divides by its phases: a run of a few steps (debug=fdr) walks the beginning of a longer cycle.
+        # OneCycleLR divides by the lengths of its phases: a run of a few steps (debug=fdr) uses part of a longer cycle
         rising = given.get("pct_start", 0.3)
         filled["total_steps"] = max(int(steps), math.ceil(2 / min(rising, 1 - rising)))
     if is_open("T_max"):
@@ -57,6 +57,6 @@ def schedule(
     made = scheduler(optimizer, **filled)
     entry: dict[str, Any] = {"scheduler": made, "interval": "step" if isinstance(made, OneCycleLR) else "epoch"}
     if isinstance(made, ReduceLROnPlateau):
-        trainer.fit_loop.setup_data()  # else the steps of an epoch are not known yet
+        trainer.fit_loop.setup_data()  # else the number of steps per epoch is not known yet
         entry |= {"monitor": monitor, "interval": "step", "frequency": max(int(trainer.num_training_batches), 1)}
     return entry

@@ -25,12 +25,11 @@ class VGG(nn.Module):
     Stage s in 1..4, half h in a, b: `conv{s}{h}` (3x3, pad 1) -> `bn{s}{h}` -> `relu{s}{h}`; after each stage
     `pool{s}` (max, 2). Then `lin1`, `lin2`, each -> `drop_lin*` -> `relu_lin*`, and `lin3` gives the logits.
     Channels 64, 128, 256, 512 and hidden width 4096, all times `width`: 29,890,759 parameters at width 1.
-    Only conv, bn and lin hold state, so a state dict of the released model fits width 1 key by key. No operation is
-    in place: what a hook saw stays as it was.
+    Only conv, bn and lin have state, so state dicts of the released model fit width 1 key by key. No operation is
+    in place, so tensors seen by hooks are not modified.
 
     Args:
-        width: factor on channels and hidden widths; None means 0.25 (where a checkpoint is given, the caller asks
-            `arguments_of` first).
+        width: factor of channels and hidden widths; None means 0.25 (for a checkpoint, call `arguments_of` first).
 
     Source: Khaireddin & Chen, "Facial Emotion Recognition: State of the Art Performance on FER2013", 2021.
     """
@@ -68,7 +67,7 @@ class VGG(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.normal_(self.lin3.weight, std=0.01)  # the first loss is log(classes), no more
+        nn.init.normal_(self.lin3.weight, std=0.01)  # so that the first loss is about log(classes)
 
     def forward(self, images: Float[Tensor, "image channel 40 40"]) -> Float[Tensor, "image class"]:
         """Logits of the images.
@@ -89,7 +88,7 @@ class VGG(nn.Module):
 
     @staticmethod
     def arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Constructor arguments that fit a state dict, or {} where it is not a state dict of this VGG."""
+        """Constructor arguments that fit a state dict, or {} if it is not a state dict of this VGG."""
         wanted = ("conv1a.weight", "conv4b.weight", "lin1.weight", "lin2.weight", "lin3.weight")
         if any(name not in state for name in wanted) or state["conv1a.weight"].ndim != 4:
             return {}

@@ -1,4 +1,4 @@
-"""Foreign weights into a network, or a short table of why they do not fit."""
+"""Loading of weights from any source into a network, or a short table of why they do not fit."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class LoadReport:
 
     Attributes:
         path: the file.
-        loaded: names of the weights taken.
+        loaded: names of the loaded weights.
         ignored: names in the file that belong to something else (a loss, a metric, another part).
-        prefix: what was removed from the names to fit the network, beyond the usual prefixes.
-        part: the key that the weights lie under, where the file holds several sets.
+        prefix: prefix that was removed from the names, beyond the usual ones.
+        part: the key of the state dict, if the file has several.
     """
 
     path: str
@@ -46,21 +46,21 @@ class LoadReport:
 
 
 def load_weights(network: nn.Module, path: str | Path, part: str | None = None) -> LoadReport:
-    """Loads a file's weights into a network, all of them or none.
+    """Load a file's weights into a network, all of them or none.
 
-    Forms and prefixes as in `read_state_dict`; beyond them, the one prefix that makes the names fit is found
+    Formats and prefixes as in `read_state_dict`; beyond these, a prefix that makes the names fit is detected
     (`backbone.` in a file of several parts). Counters that old files lack (`num_batches_tracked`) may be missing.
-    Names that belong to no layer of the network (an auxiliary head, counters of a profiler) are ignored and reported
-    where all of the network's own are found; a layer more inside one of its blocks is another network.
+    If all of the network's weights are found, names outside its layers (an auxiliary head, counters of a profiler) are
+    ignored with a warning; an extra layer inside one of its blocks is an error.
 
     Args:
-        part: which weights, where the file holds several that fit: the key they lie under, or the prefix of their
-            names (`student`, `teacher`, `ema`).
+        part: which weights, if the file has several that fit: their key, or the prefix of their names (`student`,
+            `teacher`, `ema`).
 
     Raises:
-        UserError: a file that cannot be read safely, weights that are not finite, several sets that fit without a
-            choice, or weights that do not fit: a table of the missing, the unexpected and those of another shape, and
-            what the file seems to be.
+        UserError: a file that cannot be read safely, weights that are not finite, several sets that fit and no `part`,
+            or weights that do not fit: lists missing and unexpected names and other shapes, and suggests the
+            architecture.
     """
     wanted = network.state_dict()
     fits = _fits(state_dicts(path), wanted, network)
@@ -93,7 +93,7 @@ def load_weights(network: nn.Module, path: str | Path, part: str | None = None) 
 
 
 def architecture_of(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]] | None:
-    """The entry of the `model` group that a state dict belongs to, and its arguments; None where it is not ours."""
+    """The choice of the `model` group and its arguments that fit a state dict; None if it is not one of ours."""
     for entry, network in _KNOWN.items():
         if arguments := network.arguments_of(state):
             return entry, arguments
@@ -102,7 +102,7 @@ def architecture_of(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]] |
 
 @dataclass(frozen=True)
 class _Fit:
-    """A set of weights beside the names and shapes that a network wants."""
+    """A set of weights compared with the names and shapes of a network's weights."""
 
     part: str
     prefix: str
@@ -120,19 +120,19 @@ class _Fit:
 
     @property
     def name(self) -> str:
-        """How a person calls it: the prefix of its names, or the key it lies under."""
+        """Its name for the user: the prefix of its weights' names, or its key."""
         return self.prefix.rstrip(".") or self.part
 
 
 def _fits(parts: Mapping[str, Mapping[str, Tensor]], wanted: Mapping[str, Tensor], network: nn.Module) -> list[_Fit]:
-    """Every set of weights in the file: each part as it is, or behind the prefixes that its names carry.
+    """The candidate sets of weights in the file: each part, with or without a prefix of its names.
 
-    Of a part, those that fit best; more than one only where all of the network's names are found in each.
+    Per part, all complete candidates, else the one that fits best.
     """
     fits: list[_Fit] = []
     for part, state in parts.items():
         candidates = [("", dict(state))]
-        # A user's network may itself keep everything under `model.`, which reading took off.
+        # a user's network may itself have everything under `model.`, which reading removed
         first = next(iter(wanted), "")
         candidates += [("", {root + name: value for name, value in state.items()}) for root in _prefixes(first)]
         prefixes = sorted({prefix for name in state for prefix in _prefixes(name)}, key=lambda p: (p.count("."), p))
@@ -174,7 +174,7 @@ def _compared(
 
 
 def _foreign(name: str, network: nn.Module) -> bool:
-    """Whether a name belongs to none of the network's layers: a part it does not have, or a profiler's counter."""
+    """Whether a name is outside the network's layers: of a child it does not have, or a profiler's counter."""
     return name.split(".")[0] not in dict(network.named_children()) or name.rpartition(".")[2] in _COUNTERS
 
 
@@ -189,7 +189,7 @@ def _differ(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 def _require_finite(
     state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], network: nn.Module, path: str | Path
 ) -> None:
-    """Raises UserError for NaN anywhere, and for infinite parameters; a buffer may mask with minus infinity."""
+    """Raise UserError for NaN anywhere, and for infinite parameters; buffers may have infinities, e.g. in masks."""
     parameters = dict(network.named_parameters())
     bad = {
         name: int((~value.isfinite()).sum()) if name in parameters else int(value.isnan().sum())

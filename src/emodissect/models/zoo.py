@@ -1,4 +1,4 @@
-"""Networks of others: torchvision and timm by name, and a user's own by its import path."""
+"""Networks from elsewhere: torchvision and timm by name, and the user's own by import path."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def torchvision_model(name: str, num_classes: int, pretrained: bool = False, cha
 
     Args:
         name: as in `torchvision.models.list_models()`.
-        pretrained: begin with torchvision's default weights; the head is new unless it has `num_classes` already.
-        channels: input channels; other than 3 gets a new first convolution (pretrained: the old one's sum for grey).
+        pretrained: start from torchvision's default weights; the head is new unless it has `num_classes` already.
+        channels: input channels; other than 3: with a new first convolution (for grey, the old weights summed).
 
     Raises:
-        UserError: unknown name (with the nearest), or weights that could not be fetched.
+        UserError: unknown name (with the nearest match), or weights that cannot be downloaded.
     """
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise UserError(f"model.name={name} is not a torchvision classifier. {nearest(name, known)}")
-    # Side outputs change what a forward pass returns; no other model has them.
+    # auxiliary outputs would change what a forward pass returns; only these two models have them
     extra = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
     if pretrained:
         extra.pop("aux_logits", None)
@@ -63,13 +63,13 @@ def timm_model(
 
     Args:
         name: as in `timm.list_models()`, with or without the tag of the weights.
-        pretrained: begin with published weights; the head is new unless it has `num_classes` already.
-        arguments: more for `timm.create_model`, e.g. `{"img_size": 96}`.
+        pretrained: start from published weights; the head is new unless it has `num_classes` already.
+        arguments: further arguments of `timm.create_model`, e.g. `{"img_size": 96}`.
 
     Raises:
-        UserError: unknown name (with the nearest), unknown argument, or weights that could not be fetched.
+        UserError: unknown name (with the nearest match), unknown argument, or weights that cannot be downloaded.
     """
-    import timm  # it takes half a second, which other networks need not wait for
+    import timm  # takes half a second, and only this function needs it
 
     known = timm.list_models()
     if ":" not in name and name.split(".")[0] not in known:
@@ -92,12 +92,12 @@ def custom_model(
     """A user's own module.
 
     Args:
-        target: what makes it: `package.module.Name`, or `path/to/file.py:Name`.
-        forward: further arguments of its forward pass by name, beside the images, e.g. `{"return_logits": True}`.
+        target: the class or function that creates it: `package.module.Name`, or `path/to/file.py:Name`.
+        forward: further keyword arguments of its forward pass, e.g. `{"return_logits": True}`.
 
     Raises:
-        UserError: no such module, file or name, arguments that do not suit, or something that is not an nn.Module; what
-            cannot make one is refused before it is called.
+        UserError: no such module, file or name, wrong arguments, or a target that does not create an nn.Module; what
+            cannot create one is rejected before it is called.
     """
     found = _found(str(target))
     require_network_maker(found, f"model.target={target}")
@@ -113,7 +113,7 @@ def custom_model(
 
 
 class _ForwardArguments:
-    """A hook that adds arguments to a forward pass; a class, so that networks that carry it can be copied."""
+    """A hook that adds arguments to a forward pass; a class, so that networks with it can be copied."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         self.arguments = arguments
@@ -123,11 +123,11 @@ class _ForwardArguments:
 
 
 def require_network_maker(found: Any, key: str) -> None:
-    """Raises UserError unless calling ``found`` can make a network, without calling it.
+    """Raise UserError unless calling ``found`` can create a network; it is not called.
 
-    Accepted: a subclass of nn.Module and its class methods; a function that declares to return one; any function in a
-    file of the user's own. Python's own functions, and those of installed packages that do not say what they return,
-    are refused: `model.target=os.system` runs nothing.
+    Accepted: subclasses of nn.Module and their class methods; functions annotated to return one; any function in a
+    user's file. Standard-library functions, and unannotated ones of installed packages, are rejected:
+    `model.target=os.system` runs nothing.
     """
     if isinstance(found, type):
         if not issubclass(found, nn.Module):
@@ -155,7 +155,7 @@ def _declares_network(function: Any) -> bool:
 
 
 def _of_the_user(function: Any) -> bool:
-    """Whether a function's source lies outside Python's own library and outside the installed packages."""
+    """Whether a function's source is outside the standard library and installed packages."""
     source = Path(function.__code__.co_filename)
     if not source.is_file() or {"site-packages", "dist-packages"} & set(source.parts):
         return False
@@ -169,9 +169,9 @@ def _described(found: Any) -> str:
 
 
 def replace_head(network: nn.Module, num_classes: int) -> None:
-    """Puts a new last layer (linear, or a 1x1 convolution where there is no linear one) in the old one's place.
+    """Replace the last layer (linear, or a 1x1 convolution if there is no linear one) by a new one.
 
-    One that gives `num_classes` already stays, with its weights.
+    A layer that already has `num_classes` outputs is kept, with its weights.
     """
     heads = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Linear)]
     heads = heads or [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d)]  # type: ignore[misc]
@@ -197,7 +197,7 @@ def _replace_stem(network: nn.Module, channels: int) -> None:
         old.padding,  # type: ignore[arg-type]
         bias=old.bias is not None,
     )
-    if channels == 1:  # a grey image gives what its three equal channels gave
+    if channels == 1:  # same output as for three equal channels
         with torch.no_grad():
             new.weight.copy_(old.weight.sum(dim=1, keepdim=True))
             if new.bias is not None and old.bias is not None:
