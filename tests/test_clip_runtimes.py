@@ -40,7 +40,7 @@ def test_embeddings_are_torchs(runtime: str, faces: ImageSet, tmp_path: Path, ca
         found = scorer.image_embeddings(faces, cache)  # 24 images in batches of 10: the last is smaller
     assert float((found * expected).sum(1).min()) > 0.999
     assert not torch.equal(found, expected)
-    assert "least cosine" in caplog.text
+    assert "smallest cosine" in caplog.text
     assert scorer.fingerprint() != plain.fingerprint()
     assert len(list((tmp_path / "clip_towers").glob("*/image_tower.onnx"))) == 1
     assert len(list((tmp_path / "clip_images").glob("*/embeddings.safetensors"))) == 2  # each runtime has its own
@@ -58,7 +58,7 @@ def test_a_runtime_that_gives_other_embeddings_is_refused(
     monkeypatch.setattr(clip_runtimes, "_openvino", wrong)
     width = ClipScorer(TinyClip(), progress=False).image_embeddings(faces, Cache(tmp_path)).shape[1]
     monkeypatch.setattr(torch, "randn", lambda n, _: torch.ones(n, width))
-    with pytest.raises(UserError, match=r"clip\.runtime=openvino gives embeddings .* below 0\.999"):
+    with pytest.raises(UserError, match=r"clip\.runtime=openvino, the embeddings .* below 0\.999"):
         ClipScorer(TinyClip(runtime="openvino"), progress=False).image_embeddings(faces, Cache(tmp_path))
 
 
@@ -69,5 +69,5 @@ def test_mistakes_are_reported_before_any_work(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UserError, match=r"emodissect\[clip-cpu\]"):
         ClipScorer(TinyClip(runtime="openvino"))
     monkeypatch.undo()
-    with pytest.raises(UserError, match="runs on CPUs"):
+    with pytest.raises(UserError, match="runs only on CPUs"):
         clip_runtimes.check_runtime("openvino", torch.device("meta"))

@@ -282,7 +282,9 @@ def test_a_clip_that_brings_its_config_brings_no_code(arguments: dict[str, Any],
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
     clip = OpenClip(f"local-dir:{tmp_path}")
     for part in ("tokenizer", "model"):
-        with pytest.raises(UserError, match=f"is refused: its config gives its tokenizer {next(iter(arguments))}"):
+        with pytest.raises(
+            UserError, match=f"is refused, because its config passes {next(iter(arguments))} to the tokenizer"
+        ):
             getattr(clip, part)
 
 

@@ -272,7 +272,7 @@ def test_validation_images_do_not_change_with_the_size_of_training(tmp_path) -> 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"val": 0}, "data.val=0: a split of drawn faces holds 1 to 1,000,000 images"),
+        ({"val": 0}, "data.val=0: a split of drawn faces must have 1 to 1,000,000 images"),
         ({"class_names": ["happy", "sad"]}, "For other classes use data=image_folder"),
         ({"size": 96}, "data.size=96, data.channels=1: faces are drawn 48 x 48 and grey"),
         ({"difficulty": {"noise": 1.0}}, "data.difficulty.noise is unknown.*intensity, least, blended, blend, spread"),

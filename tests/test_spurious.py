@@ -77,7 +77,7 @@ def test_glasses_are_drawn_or_surely_absent() -> None:
     [
         ({"spurious": "glases"}, r"data.spurious=glases is not a mark.*Did you mean 'glasses'"),
         ({"spurious": "glasses", "spurious_class": "happy"}, r"spurious_class=happy is not a class.*'Happy'"),
-        ({"spurious": "glasses", "spurious_strength": 95}, r"spurious_strength=95: a number from 0 to 1"),
+        ({"spurious": "glasses", "spurious_strength": 95}, r"spurious_strength=95 must be a number from 0 to 1"),
     ],
 )
 def test_mistakes_are_reported(arguments: dict[str, object], said: str, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_words() -> None:
 
 
 def test_a_vocabulary_that_does_not_fit() -> None:
-    with pytest.raises(UserError, match="does not fit a token table of 8 rows"):
+    with pytest.raises(UserError, match="does not fit an embedding table of 8 rows"):
         WordTokenizer(list("abcde"), 6, 8)
     with pytest.raises(UserError, match="1 distinct"):
         WordTokenizer(["a", "a"], 6, 8)
@@ -97,10 +97,10 @@ def test_an_unseen_word_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureF
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the log says it; a Python warning beside it would say it twice
         scorer.text_embeddings(["Smile", "Zebra stripes"], Cache(tmp_path))
-        assert caplog.text.count("never saw these words: 'zebra' and 'stripes' in 'Zebra stripes'.") == 1
+        assert caplog.text.count("was not trained on these words: 'zebra' and 'stripes' in 'Zebra stripes'.") == 1
         scorer.text_embeddings(_concepts("expressions25").names, Cache(tmp_path))
         scorer.text_embeddings(_concepts("fer7").names, Cache(tmp_path))
-    assert caplog.text.count("never saw") == 1
+    assert caplog.text.count("was not trained") == 1
 
 
 def test_config_and_missing_vocabulary(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Concept scores: how strongly each concept is in each image, from CLIP or from annotations."""
+"""Concept scores: how strongly each concept is present in each image, from CLIP or from annotations."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AnnotationScorer", "ClipScorer", "ConceptScores", "OpenClip", "Scorer"]
 
-# open_clip takes seconds to import: code that needs no CLIP does not wait for it.
+# imported lazily, since open_clip takes seconds to import
 _WITH_OPEN_CLIP = {"ClipScorer": "emodissect.concepts.clip", "OpenClip": "emodissect.concepts.open_clip_model"}
 
 

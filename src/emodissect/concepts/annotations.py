@@ -1,4 +1,4 @@
-"""Concept scores given by people or by the drawing program: labels, votes, presence, or a user's table."""
+"""Concept scores from annotations: class labels, votes, drawn presence, or a user's table."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class AnnotationScorer:
         source: where the scores come from:
 
             - ``labels``: 1 where the image's class is one of the concept's classes, else 0;
-            - ``votes``: the share of an image's FER+ votes that fell on the concept's classes;
+            - ``votes``: the share of an image's FER+ votes for the concept's classes;
             - ``presence``: how strongly the concept was drawn (``data=sketches``);
-            - a path: a CSV or Parquet table with a column ``image_id`` (or ``id``) and one column a concept.
+            - a path: a CSV or Parquet table with a column ``image_id`` (or ``id``) and one column per concept.
     """
 
     source: str = "labels"
@@ -58,10 +58,10 @@ class AnnotationScorer:
     def score(
         self, images: ImageSet, concepts: ConceptSet, class_names: Sequence[str], cache: Cache | None = None
     ) -> ConceptScores:
-        """Scores of every image for every concept; nothing is cached, for nothing is dear.
+        """Scores of every image for every concept; they are cheap, so they are not cached.
 
         Raises:
-            UserError: the data carries no such annotations, or a concept, class or image is missing from them.
+            UserError: the data has no such annotations, or a concept, class or image is missing from them.
         """
         if self.source == "labels":
             values = _from_labels(images, concepts, class_names)
@@ -74,7 +74,7 @@ class AnnotationScorer:
         return ConceptScores(images.ids, concepts.names, values, self.fingerprint())
 
     def check(self, images: ImageSet, concepts: ConceptSet, class_names: Sequence[str]) -> None:
-        """Raises UserError as :meth:`score`, which costs nothing, would."""
+        """Raises UserError as :meth:`score`, which is cheap enough to call for this check."""
         self.score(images, concepts, class_names)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -88,8 +88,8 @@ class AnnotationScorer:
         if self.source not in images.annotations:
             where = {"votes": "data=fer2013 with FER+ votes", "presence": "data=sketches"}[self.source]
             raise UserError(
-                f"scorer.source={self.source} needs annotations that this data does not carry; they come with "
-                f"{where}. It carries: {', '.join(['labels', *images.annotations])}."
+                f"scorer.source={self.source} needs annotations that this data does not have; they come with "
+                f"{where}. It has: {', '.join(['labels', *images.annotations])}."
             )
         return images.annotations[self.source]
 
@@ -108,8 +108,8 @@ class AnnotationScorer:
         ids = pd.to_numeric(frame[id_column], errors="coerce").to_numpy(dtype="float64")
         whole = np.isfinite(ids) & (ids == np.round(ids)) & (np.abs(ids) < 2**53)
         if not whole.all() or len(np.unique(ids)) < len(ids):
-            fault = "the same image twice" if whole.all() else f"no whole number in row {int(whole.argmin()) + 1}"
-            raise UserError(f"The column '{id_column}' of the annotation table {path} holds {fault}.")
+            fault = "contains an image twice" if whole.all() else f"has no integer in row {int(whole.argmin()) + 1}"
+            raise UserError(f"The column '{id_column}' of the annotation table {path} {fault}.")
         wanted = {name_key(name) for name in concepts.names}
         kept = [name for name in frame.columns if name != id_column and name_key(name) in wanted]
         rest = [name for name in frame.columns if name != id_column and name not in kept]
@@ -118,11 +118,11 @@ class AnnotationScorer:
         if not (finite := values.isfinite()).all():
             row, column = (~finite).nonzero()[0].tolist()
             raise UserError(
-                f"The annotation table {path} holds no finite number in row {row + 1} of the column '{kept[column]}'. "
+                f"The annotation table {path} has no finite number in row {row + 1} of the column '{kept[column]}'. "
                 "Every image needs a score for every concept."
             )
         rows = ConceptScores(torch.from_numpy(ids.astype("int64")), tuple(kept), values)
-        # The names of columns that were not asked for stay known, for "did you mean".
+        # The names of the other columns are kept for "did you mean" suggestions.
         at_images = torch.cat([rows.at(images.ids), torch.zeros(len(images), len(rest))], dim=1)
         return Annotations((*kept, *rest), at_images)
 
@@ -134,7 +134,7 @@ def _from_labels(images: ImageSet, concepts: ConceptSet, class_names: Sequence[s
 
 
 def _from_votes(votes: Annotations, concepts: ConceptSet, class_names: Sequence[str]) -> Float[Tensor, "image concept"]:
-    concepts.class_mask(class_names)  # a misspelt class is reported with the data's names, not with the votes' alone
+    concepts.class_mask(class_names)  # so that a misspelt class is reported with all of the data's class names
     voted = {class_key(name) for name in votes.names}
     mask = torch.zeros(len(concepts), len(votes.names))
     for row, name in enumerate(concepts.names):
@@ -142,7 +142,7 @@ def _from_votes(votes: Annotations, concepts: ConceptSet, class_names: Sequence[
         unvoted = [class_name for class_name in given if class_key(class_name) not in voted]
         if unvoted and concepts.classes.get(name):
             raise UserError(
-                f"Annotators could not vote for '{unvoted[0]}', a class of the concept '{name}'. "
+                f"There are no votes for '{unvoted[0]}', a class of the concept '{name}'. "
                 + nearest(unvoted[0], votes.names)
             )
         keys = {class_key(class_name) for class_name in given}
@@ -163,12 +163,11 @@ def _columns(table: Annotations, concepts: ConceptSet, where: str) -> Float[Tens
     return table.values[:, [column[name_key(name)] for name in concepts.names]].float()
 
 
-def _demand_classes(some: Tensor, concepts: ConceptSet, source: str) -> None:
-    without = [name for name, has in zip(concepts.names, some.tolist(), strict=True) if not has]
+def _demand_classes(has_class: Tensor, concepts: ConceptSet, source: str) -> None:
+    without = [name for name, has in zip(concepts.names, has_class.tolist(), strict=True) if not has]
     if without:
         raise UserError(
             f"scorer.source={source} needs the classes of each concept; {len(without):,} of {len(concepts):,} "
             f"in {concepts.origin} have none: {listed(map(repr, without))}. "
-            "Write them into the concept file (docs/concepts.md), or use "
-            "scorer=clip, which needs none."
+            "Add them to the concept file (docs/concepts.md), or use scorer=clip, which needs none."
         )

@@ -1,4 +1,4 @@
-"""Concept scores from CLIP: the cosine of an image's and a concept's embedding, each embedded once and kept."""
+"""Concept scores from CLIP: cosine similarity of image and concept embeddings, which are cached."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SHOWN = 8
 
 _MARK = "\0"
 
-# Bare is CLIP-Dissect's own prompt. The faces ensemble names what every image here shows.
+# `bare` is CLIP-Dissect's own prompt; the prompts of `faces` mention faces, which all images here show.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "bare": ("{}",),
     "faces": (
@@ -51,19 +51,19 @@ _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.floa
 class ClipScorer:
     """Cosine similarity of L2-normalised image and text embeddings, no logit scale (CLIP-Dissect, Oikarinen & Weng).
 
-    Embeddings are kept in the cache by content, in shards: a second concept set embeds no image, and an interrupted
-    run resumes after the last finished shard. The network is not loaded when every shard exists.
+    Embeddings are cached by content, in shards: a second concept set does not embed the images again, and an
+    interrupted run resumes after the last finished shard. The network is only loaded if a shard is missing.
 
     Args:
-        clip: which CLIP.
+        clip: the CLIP model.
         templates: prompts with ``{}`` for the concept, or a named ensemble (``bare``, ``faces``, ``imagenet``). The
             normalised embeddings of several prompts are averaged and normalised again.
-        batch_size: images, or prompts, in one pass.
-        shard_size: images, or concepts, in one cache entry.
+        batch_size: images, or prompts, per forward pass.
+        shard_size: images, or concepts, per cache entry.
         device: ``auto`` (cuda, then mps, then cpu) or a torch device.
         precision: ``auto`` (fp32 on CPU and mps, bf16 or else fp16 on CUDA), ``fp32``, ``bf16``, ``fp16``. bf16
             took 1.2 to 1.9 times the CPU time of fp32 with ViT-B/32 on an AMD EPYC; see ``clip.runtime``.
-        progress: whether to show a bar with the time left.
+        progress: show a progress bar.
 
     Raises:
         UserError: an unknown device or precision, or a template without ``{}``.
@@ -91,38 +91,38 @@ class ClipScorer:
         self.progress = progress
 
     def score(self, images: ImageSet, concepts: ConceptSet, class_names: Sequence[str], cache: Cache) -> ConceptScores:
-        """The cosine of every image and every concept.
+        """The cosine similarity of every image and concept.
 
         Args:
             images: the probe images.
-            concepts: the concepts; one whose words the model never read is named in a warning.
-            class_names: not used: CLIP needs no classes.
-            cache: where embeddings are kept.
+            concepts: the concepts; a warning names words that the model does not know.
+            class_names: unused, since CLIP needs no classes.
+            cache: where embeddings are cached.
         """
         texts = self.text_embeddings(concepts.names, cache)
         values = self.image_embeddings(images, cache) @ texts.T
         return ConceptScores(images.ids, concepts.names, values, self.fingerprint())
 
     def check(self, images: ImageSet, concepts: ConceptSet, class_names: Sequence[str]) -> None:
-        """Gets weights and tokenizer, which may be a download. Raises UserError where they are not available."""
+        """Loads weights and tokenizer, downloading them if needed. Raises UserError if they are not available."""
         self.clip.fingerprint()
-        self.clip.tokenizer  # noqa: B018  a missing package is reported before any work
+        self.clip.tokenizer  # noqa: B018  to report a missing package early
         if doubts := self.doubts(images):
             log.warning("%s", doubts)
 
     def doubts(self, images: ImageSet) -> str:
-        """Why the CLIP may not know such images, in a sentence; empty where nothing speaks against it."""
+        """A sentence on why the CLIP may not suit these images; empty if there is no reason."""
         return self.clip.doubts(images)
 
     def fingerprint(self) -> dict[str, Any]:
-        """CLIP, templates and precision, by content."""
+        """Content of CLIP, templates and precision, for cache keys."""
         other = {} if self.clip.runtime == "torch" else {"runtime": self.clip.runtime}
         return {"scorer": "clip", "templates": list(self.templates), **self._embedded_by(), **other}
 
     def image_embeddings(self, images: ImageSet, cache: Cache) -> Float[Tensor, "image embedding"]:
-        """L2-normalised embeddings of the images, from the cache or made now, in fp32 on the CPU."""
+        """L2-normalised embeddings of the images, cached or computed, in fp32 on the CPU."""
         preprocess, runtime = self.clip.images, self.clip.runtime
-        towers: list[Tower] = []  # made with the first batch, which it is compared with torch on
+        towers: list[Tower] = []  # created at the first batch, on which it is compared with torch
 
         def embed(network: nn.Module, part: ImageSet) -> Iterator[Tensor]:
             for pixels in part.images.split(self.batch_size):
@@ -169,7 +169,7 @@ class ClipScorer:
         embed: Callable[[nn.Module, Any], Iterator[Tensor]],
         cache: Cache,
     ) -> Tensor:
-        """The normalised embeddings of all parts; those that are not in the cache are computed, one entry each."""
+        """The normalised embeddings of all parts; missing ones are computed and cached, one entry per part."""
         missing = sum(len(part) for part, key in zip(parts, keys, strict=True) if not cache.holds(kind, key))
         if missing:
             held = sum(map(len, parts)) - missing
@@ -203,7 +203,7 @@ class ClipScorer:
         return torch.autocast(self.device.type, dtype=_PRECISIONS[self.precision])
 
     def _warn_of_lost_words(self, concepts: Sequence[str]) -> None:
-        """Names the texts that are cut at the context length, and those that the tokenizer makes equal."""
+        """Warns of texts truncated at the context length, and of concepts with the same tokens."""
         cut: list[str] = []
         same: dict[bytes, list[str]] = {}
         for name in concepts:
@@ -212,18 +212,18 @@ class ClipScorer:
             length = tokens.shape[1]
             try:
                 whole = self.clip.tokenizer(texts, 2 * length)[:, :length]  # type: ignore[call-arg]
-            except TypeError:  # a tokenizer of one length
+            except TypeError:  # a tokenizer with a fixed context length
                 whole = tokens
             if not torch.equal(whole, tokens):
                 cut.append(name)
             same.setdefault(tokens.numpy().tobytes(), []).append(name)
         if cut:
             log.warning(
-                "%s reads %d tokens of a text: %s %s cut before its end. Shorten them, or scorer.templates.",
+                "%s reads only %d tokens per text: %s %s truncated. Shorten the concepts or scorer.templates.",
                 *(self.clip.model_name, length, _listed(cut), "is" if len(cut) == 1 else "are"),
             )
         for names in [names for names in same.values() if len(names) > 1][:_SHOWN]:
-            log.warning("%s reads the same text in %s: they get the same scores.", self.clip.model_name, _listed(names))
+            log.warning("%s reads the same text for %s: their scores are equal.", self.clip.model_name, _listed(names))
 
     def _warn_of_unknown_words(self, concepts: Sequence[str]) -> None:
         unknown = {name: words for name in concepts if (words := self.clip.unknown_words(name))}
@@ -231,14 +231,14 @@ class ClipScorer:
             return
         words_in = [f"{' and '.join(map(repr, words))} in '{name}'" for name, words in unknown.items()]
         log.warning(
-            "%s never saw these words: %s. Labels with them mean little. A CLIP trained on the open world knows them: "
+            "%s was not trained on these words: %s. Labels with them mean little. Use a general-purpose CLIP: "
             "clip=vit_b_16.",
             *(self.clip.model_name, listed(words_in, _SHOWN)),
         )
 
 
 def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
-    """The templates themselves, from a named ensemble, one template, or a list.
+    """The templates of a named ensemble, a single template, or a list.
 
     Raises:
         UserError: a template without ``{}``, an unknown ensemble, or none at all.
@@ -249,18 +249,18 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
         templates = (templates,)
     found = tuple(str(template) for template in templates)
     if not found:
-        raise UserError("scorer.templates is empty. The bare concept is scorer.templates=bare.")
+        raise UserError("scorer.templates is empty. To use the concept alone, set scorer.templates=bare.")
     for template in found:
         if template.count("{}") != 1:
             raise UserError(
-                f"The prompt template '{template}' must hold {{}} once, where the concept goes: 'a face with {{}}'. "
-                f"For the named ensembles: {nearest(template, TEMPLATES)}"
+                f"The prompt template '{template}' must contain {{}} exactly once, for the concept, e.g. 'a face with "
+                f"{{}}'. For the named ensembles: {nearest(template, TEMPLATES)}"
             )
     return found
 
 
 def prompts(concept: str, templates: Sequence[str]) -> list[str]:
-    """The concept in each template; braces inside a concept stay what they are."""
+    """The concept in each template; braces inside a concept are left alone."""
     return [template.replace("{}", concept) for template in templates]
 
 
@@ -285,7 +285,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """``fp32``, ``bf16`` or ``fp16``: on CUDA half precision is several times faster, on CPUs mostly far slower.
+    """``fp32``, ``bf16`` or ``fp16``; half precision is several times faster on CUDA, but mostly far slower on CPUs.
 
     Raises:
         UserError: an unknown precision.
@@ -312,6 +312,6 @@ def _starts(items: Any, scorer: ClipScorer) -> range:
 
 
 def _pixel_hash(part: ImageSet) -> str:
-    """Embeddings depend on pixels alone: neither labels nor ids are in their key."""
+    """Hash of the pixels without labels and ids, since embeddings depend on pixels only."""
     blank = torch.zeros(len(part), dtype=torch.int64)
     return ImageSet(part.images, blank, torch.arange(len(part))).fingerprint()

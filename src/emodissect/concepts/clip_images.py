@@ -18,17 +18,17 @@ _INTERPOLATION = {"bicubic": InterpolationMode.BICUBIC, "bilinear": Interpolatio
 
 @dataclass(frozen=True)
 class ClipImages:
-    """What open_clip's evaluation transform does, for a whole batch.
+    """open_clip's evaluation transform for a whole batch.
 
-    Resize with antialiasing (in uint8, as PIL does), crop or pad to the model's size, grey to three channels, subtract
-    the mean and divide by the standard deviation. Pixels differ from open_clip's PIL transform by at most one grey
-    level of 255, by .1 on average (tests/test_scorers.py).
+    Resizes with antialiasing (in uint8, as PIL does), crops or pads to the model's size, expands grey to three
+    channels, subtracts the mean and divides by the standard deviation. Pixels differ from open_clip's PIL transform by
+    at most one grey level of 255, by .1 on average (tests/test_scorers.py).
 
     Attributes:
-        height: of the model's input.
-        width: of the model's input.
-        mean: by channel, for values in [0, 1].
-        std: by channel.
+        height: height of the model's input.
+        width: width of the model's input.
+        mean: mean per channel, for values in [0, 1].
+        std: standard deviation per channel.
         interpolation: ``bicubic`` or ``bilinear``.
         resize_mode: ``shortest`` (fill and crop), ``longest`` (fit and pad) or ``squash``.
         fill_color: grey level of the padding.
@@ -44,7 +44,7 @@ class ClipImages:
 
     @classmethod
     def of(cls, cfg: Mapping[str, Any]) -> ClipImages:
-        """From open_clip's preprocessing values (``size``, ``mean``, ``std``, ...)."""
+        """Creates the transform from open_clip's preprocessing config (``size``, ``mean``, ``std``, ...)."""
         size = cfg["size"]
         height, width = (size, size) if isinstance(size, int) else tuple(size)
         return cls(
@@ -66,11 +66,11 @@ class ClipImages:
         if self.resize_mode != "squash":
             fit = max if self.resize_mode == "shortest" else min
             ratio = fit(self.height / height, self.width / width)
-            # torchvision rounds the side that follows down, open_clip's own resizing to the nearest.
+            # torchvision rounds the dependent side down, open_clip's own resizing to the nearest integer.
             whole = (lambda side: int(side + 1e-6)) if self.resize_mode == "shortest" else round
             target = [max(1, whole(height * ratio)), max(1, whole(width * ratio))]
         if target != [height, width]:
-            # One channel is resized, not three copies of it.
+            # Resized before the expansion to three channels, which is cheaper.
             images = tv.resize(images, target, interpolation=_INTERPOLATION[self.interpolation], antialias=True)
         short = (max(0, self.height - target[0]), max(0, self.width - target[1]))
         if any(short):

@@ -1,4 +1,4 @@
-"""A CLIP by one word: ``tiny``, a name of open_clip, or a weights file."""
+"""Resolves the name of a CLIP: ``tiny``, an open_clip model name, or a weights file."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ if TYPE_CHECKING:
     from emodissect.concepts.open_clip_model import OpenClip
 
 SHIPPED = {"tiny": ("emodissect.demo.tiny_clip", "TinyClip")}
-"""CLIPs that come with the package; imported by name, since they import every other room."""
+"""CLIPs included in the package; imported by name, since ``demo`` may import every other room but not vice versa."""
 
 
 def clip_named(clip: str | Path | OpenClip) -> Any:
-    """The CLIP that a word or a file means.
+    """The CLIP for a name or a file.
 
     Args:
-        clip: ``tiny``; an architecture of open_clip with or without a tag of weights (``ViT-B-16``,
-            ``ViT-B-16:laion2b_s34b_b88k``; without one OpenAI's weights, else the first); ``hf-hub:org/repository``; a
-            weights file, whose architecture is read from its tensors; or an object that is a CLIP already.
+        clip: ``tiny``; an open_clip architecture with or without a weights tag (``ViT-B-16``,
+            ``ViT-B-16:laion2b_s34b_b88k``; without a tag, OpenAI's weights if there are any, otherwise the first tag);
+            ``hf-hub:org/repository``; a weights file, whose architecture is inferred from its tensors; or a CLIP
+            object, which is returned unchanged.
 
     Raises:
         UserError: an unknown name, or a file whose architecture is not recognised.
@@ -50,18 +51,18 @@ def clip_named(clip: str | Path | OpenClip) -> Any:
     if path.is_file():
         return OpenClip(_architecture_of(path), weights=str(path))
     known = [*SHIPPED, *open_clip.list_models()]
-    raise UserError(f"clip={str(clip)!r} is neither a CLIP of open_clip nor a weights file. {nearest(name, known)}")
+    raise UserError(f"clip={str(clip)!r} is neither an open_clip model nor a weights file. {nearest(name, known)}")
 
 
 def _architecture_of(path: Path) -> str:
-    """The architecture of open_clip whose towers have the file's sizes."""
+    """The open_clip architecture whose dimensions match those of the file's tensors."""
     import open_clip
 
     openai = is_torchscript(path)
     try:
         check_archive(path)
         state = torchscript_tensors(path) if openai else open_clip.factory.load_state_dict(str(path))
-    except Exception as error:  # of a stranger's file
+    except Exception as error:  # a foreign file can fail in any way
         raise UserError(f"The CLIP weights {path} cannot be read: {reason(error)}.") from error
     state = {name.removeprefix("module."): value for name, value in state.items()}
     try:
@@ -71,16 +72,16 @@ def _architecture_of(path: Path) -> str:
         found = (first.shape[0], first.shape[-1], layers, grid * first.shape[-1], tuple(text.shape))
     except (KeyError, IndexError) as error:
         raise UserError(
-            f"{path} is not recognised as the weights of a vision transformer's CLIP (no tensor {error}). Name its "
-            "architecture: clip=emodissect.OpenClip('<one of open_clip.list_models()>', weights='<file>')."
+            f"{path} is not recognised as the weights of a CLIP with a vision transformer (no tensor {error}). Name "
+            "its architecture: clip=emodissect.OpenClip('<one of open_clip.list_models()>', weights='<file>')."
         ) from error
     fitting = [name for name in open_clip.list_models() if _sizes(open_clip.get_model_config(name)) == found]
     fitting.sort(key=lambda name: (name.endswith("-quickgelu") != openai, len(name)))
     if not fitting:
         width, patch, layers, size, _ = found
         raise UserError(
-            f"{path} holds a vision transformer of width {width}, {layers} layers, patches of {patch} and images of "
-            f"{size} pixels, which no architecture of open_clip has. Name one: clip=emodissect.OpenClip(...)."
+            f"{path} contains a vision transformer of width {width} with {layers} layers, patch size {patch} and image "
+            f"size {size}, which matches no open_clip architecture. Name one: clip=emodissect.OpenClip(...)."
         )
     return fitting[0]
 

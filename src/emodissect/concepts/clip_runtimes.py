@@ -1,4 +1,4 @@
-"""CLIP's image tower on CPUs by faster runtimes than torch: exported once, kept, compared with torch before use."""
+"""Runs CLIP's image tower in faster CPU runtimes than torch: exported once, cached, and checked against torch."""
 
 from __future__ import annotations
 
@@ -25,41 +25,41 @@ log = logging.getLogger(__name__)
 Tower = Callable[[Float[Tensor, "image 3 height width"]], Float[Tensor, "image embedding"]]
 
 LEAST_COSINE = 0.999
-"""Of each image's embedding with torch's; below it a runtime is refused."""
+"""Minimum cosine similarity of each image's embedding with torch's; below it, a runtime is refused."""
 
 RUNTIMES = {"torch": "torch", "onnx_int8": "onnxruntime", "openvino": "openvino"}
-"""By name, the package that runs it; all but torch are CPU only."""
+"""Runtimes and the packages they need; all but torch are CPU only."""
 
 _FILE = "image_tower.onnx"
 
 
 def check_runtime(runtime: str, device: torch.device) -> None:
-    """Raises UserError for an unknown runtime, one whose extra is missing, or one that the device does not have."""
+    """Raises UserError for a runtime that is unknown, lacks a package, or does not run on the device."""
     if runtime not in RUNTIMES:
         raise UserError(f"clip.runtime={runtime} is not known. {nearest(runtime, RUNTIMES)}")
     needed = ["onnxscript", RUNTIMES[runtime]] if runtime != "torch" else []
     if missing := [package for package in needed if find_spec(package) is None]:
         raise UserError(
             f"clip.runtime={runtime} needs {' and '.join(missing)}: pip install 'emodissect[clip-cpu]'. "
-            "clip.runtime=torch needs nothing else."
+            "clip.runtime=torch needs no extra package."
         )
     if runtime != "torch" and device.type != "cpu":
         raise UserError(
-            f"clip.runtime={runtime} runs on CPUs, and scorer.device is {device.type}: give scorer.device=cpu."
+            f"clip.runtime={runtime} runs only on CPUs, but scorer.device is {device.type}: set scorer.device=cpu."
         )
 
 
 def image_tower(clip: OpenClip, runtime: str, cache: Cache, example: Float[Tensor, "image 3 height width"]) -> Tower:
-    """The image tower in a runtime, compared with torch on some images.
+    """The image tower in a given runtime, after a check against torch on ``example``.
 
     ``onnx_int8`` quantises the weights of matrix products to 8 bits, one scale per output channel; activations are
-    quantised as they come. ``openvino`` runs the exported tower as it is (in bf16 where the CPU computes in it).
+    quantised dynamically. ``openvino`` runs the exported tower unchanged (in bf16 if the CPU supports it).
 
     Args:
-        runtime: a name of ``RUNTIMES`` other than torch.
+        runtime: a name in ``RUNTIMES`` other than torch.
 
     Raises:
-        UserError: the tower cannot be exported, or its embeddings are not torch's (cosine below ``LEAST_COSINE``).
+        UserError: the tower cannot be exported, or its embeddings differ from torch's (cosine below ``LEAST_COSINE``).
     """
     key = {
         "clip": fingerprint(clip),
@@ -73,10 +73,10 @@ def image_tower(clip: OpenClip, runtime: str, cache: Cache, example: Float[Tenso
     cosine = float(F.cosine_similarity(tower(example), expected.float()).min())
     if not cosine >= LEAST_COSINE:
         raise UserError(
-            f"clip.runtime={runtime} gives embeddings of {clip.model_name} whose cosine with torch's is {cosine:.4f}, "
-            f"below {LEAST_COSINE}: labels would differ. Use clip.runtime=torch."
+            f"With clip.runtime={runtime}, the embeddings of {clip.model_name} have a cosine of only {cosine:.4f} with "
+            f"torch's, below {LEAST_COSINE}: labels would differ. Use clip.runtime=torch."
         )
-    log.info("clip.runtime=%s: the least cosine with torch's embeddings is %.5f.", runtime, cosine)
+    log.info("clip.runtime=%s: the smallest cosine with torch's embeddings is %.5f.", runtime, cosine)
     return tower
 
 
@@ -90,10 +90,10 @@ class _ImageTower(nn.Module):
 
 
 def _export(clip: OpenClip, runtime: str, example: Tensor, path: Path) -> None:
-    log.info("Exporting the image tower of %s for clip.runtime=%s; it is kept.", clip.model_name, runtime)
+    log.info("Exporting the image tower of %s for clip.runtime=%s; it will be cached.", clip.model_name, runtime)
     whole = path if runtime == "openvino" else path.with_suffix(".fp32")
     try:
-        with quiet_loading(logging.WARNING), redirect_stdout(StringIO()):  # exporters report each step
+        with quiet_loading(logging.WARNING), redirect_stdout(StringIO()):  # exporters log every step
             torch.onnx.export(
                 _ImageTower(clip.model).eval(),
                 (example.contiguous(),),
@@ -109,7 +109,7 @@ def _export(clip: OpenClip, runtime: str, example: Tensor, path: Path) -> None:
                     whole, path, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=products
                 )
                 whole.unlink()
-    except Exception as error:  # whatever an exporter raises for an architecture that it does not know
+    except Exception as error:  # an exporter can raise anything for an unsupported architecture
         raise UserError(
             f"The image tower of {clip.model_name} cannot be exported for clip.runtime={runtime}: "
             f"{reason(error)}. Use clip.runtime=torch."

@@ -1,4 +1,4 @@
-"""CLIP weights from the hub: the local copy first, then one short try at the network."""
+"""Finds CLIP weights: a local copy first, then a download with a short timeout."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from emodissect.core.errors import UserError, reason
 
 log = logging.getLogger(__name__)
 
-_PATIENCE = 10.0  # seconds until a silent server counts as out of reach
+_PATIENCE = 10.0  # seconds until a server that does not respond counts as unreachable
 
 
 def downloaded(model_name: str, tag: str, known: Mapping[str, Any]) -> Path:
-    """The weights file of an open_clip tag; a copy that is already here is taken without asking the network.
+    """Path of the weights file of an open_clip tag; a local copy is used without any network access.
 
     Args:
-        known: open_clip's record of the tag: ``hf_hub`` (repository and file) or ``url``.
+        known: open_clip's config of the tag: ``hf_hub`` (repository and file) or ``url``.
 
     Raises:
-        UserError: no copy is here and none can be had.
+        UserError: there is no local copy, and the download failed.
     """
     tried: list[str] = []
     if known.get("hf_hub"):
@@ -50,13 +50,13 @@ def downloaded(model_name: str, tag: str, known: Mapping[str, Any]) -> Path:
 
 
 def offline_advice(what: str, tried: Sequence[str], repository: str = "") -> str:
-    """What to do when weights cannot be downloaded, from the hub's ``repository`` where that is known."""
+    """The error message for weights that cannot be downloaded; ``repository``: on the hub, if known."""
     return (
         f"The CLIP {what} is not on this machine and cannot be downloaded. Tried: {'; '.join(tried) or 'nothing'}. "
-        f"On a machine with network, `hf download {repository or '<repository>'} open_clip_model.safetensors` puts it "
-        f"into the hub's cache ({hub.HF_HUB_CACHE}; HF_HUB_CACHE names another), which may be copied here; a mirror is "
-        "asked with HF_ENDPOINT=<address>; or give the file itself: "
-        "clip=file clip.model_name=<architecture> clip.weights=<file>. These need no network: clip=tiny (knows drawn "
+        f"On a machine with network access, `hf download {repository or '<repository>'} open_clip_model.safetensors` "
+        f"puts it into the hub's cache, which you can copy to this machine ({hub.HF_HUB_CACHE}; set HF_HUB_CACHE for "
+        "another folder). To use a mirror, set HF_ENDPOINT=<address>. To use a weights file, set clip=file "
+        "clip.model_name=<architecture> clip.weights=<file>. These need no network: clip=tiny (knows only drawn "
         "faces), scorer=annotations."
     )
 
@@ -78,7 +78,7 @@ def _from_hub(repository: str, names: Sequence[str], tried: list[str]) -> Path |
             return Path(hf_hub_download(repository, name, etag_timeout=_PATIENCE, endpoint=endpoint))
         except LocalEntryNotFoundError as error:
             tried.append(f"{where} ({reason(error.__cause__ or error)})")
-            return None  # the network, not the name: the next name would wait as long
+            return None  # a network error, so trying the next name would only wait again
         except EntryNotFoundError:
             tried.append(f"{where} (no such file)")
         except Exception as error:  # the hub's client raises its own, httpx's or requests' errors, by version
@@ -88,14 +88,14 @@ def _from_hub(repository: str, names: Sequence[str], tried: list[str]) -> Path |
 
 
 def _silence(address: str) -> str | None:
-    """Why a server cannot be asked at all, or None; the hub's client would try for half a minute before it says so."""
+    """Why a server is unreachable, or None if it responds; the hub's client would retry for half a minute first."""
     if hub.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     try:
         with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=_PATIENCE):
             return None
     except urllib.error.HTTPError:
-        return None  # it answers
+        return None  # it responds
     except OSError as error:
         return reason(error)
 
@@ -103,7 +103,7 @@ def _silence(address: str) -> str | None:
 def _from_url(url: str, tried: list[str]) -> Path | None:
     held = Path("~/.cache/clip").expanduser() / url.rpartition("/")[2]
     try:
-        # open_clip's own download waits without limit.
+        # open_clip's own download has no timeout.
         silence = None if held.is_file() else _silence(url)
         if silence is not None:
             tried.append(f"{url} ({silence})")

@@ -1,4 +1,4 @@
-"""Concepts as people write them down: text, YAML, JSON, CSV and TSV files read into (name, classes) rows."""
+"""Reads concept files (text, YAML, JSON, CSV and TSV) into (name, classes) rows."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ log = logging.getLogger(__name__)
 
 Row = tuple[str, tuple[str, ...]]
 
-_LARGEST = 2**26  # bytes; a set of 20,000 concepts has a hundredth of it
+_LARGEST = 2**26  # bytes; 20,000 concepts take about a hundredth of it
 _COMMENT = re.compile(r"^\s*(#|//).*|\s#\s.*$")
 _BULLET = re.compile(r"^\s*[-*•·–]\s+")
 _NUMBERED = re.compile(r"^\s*\(?(\d+)[.):\]]?\s+(?=\S)")
 
 
 def read_rows(path: Path) -> tuple[list[Row], dict[str, int]]:
-    """The file's rows: raw names, each with its classes; and counts of what was removed, by kind.
+    """The file's rows (raw name, classes), and counts of what was removed, by kind.
 
     Raises:
-        UserError: the file is missing, of an unknown kind, or malformed.
+        UserError: the file is missing, has an unknown format, or is malformed.
     """
     if not path.is_file():
         raise UserError(
-            f"The concept file {path} does not exist. Give one with concepts=file concepts.path=<file>; "
-            f"accepted: {', '.join(filter(None, _READERS))}."
+            f"The concept file {path} does not exist. Set concepts=file concepts.path=<file>; "
+            f"accepted formats: {', '.join(filter(None, _READERS))}."
         )
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         known = list(filter(None, _READERS))
-        raise UserError(f"A concept file of the kind '{path.suffix}' is not accepted. {nearest(path.suffix, known)}")
+        raise UserError(f"A concept file in the format '{path.suffix}' is not accepted. {nearest(path.suffix, known)}")
     if path.stat().st_size > _LARGEST:
         raise UserError(f"The concept file {path} has {path.stat().st_size / 2**20:,.0f} MiB: is it a word list?")
     notes: dict[str, int] = {}
@@ -56,11 +56,11 @@ def read_rows(path: Path) -> tuple[list[Row], dict[str, int]]:
 
 
 class _UnexpectedFormError(Exception):
-    """The file is well-formed but does not hold a concept set."""
+    """Raised where a file is well-formed but does not contain a concept set."""
 
 
 def _decoded(path: Path) -> str:
-    """The text, whatever wrote it: UTF-8 with or without mark, UTF-16 with mark, else Windows' western code page."""
+    """The decoded text: UTF-8 with or without BOM, UTF-16 with BOM, or otherwise Windows-1252."""
     content = path.read_bytes()
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16")
@@ -79,14 +79,14 @@ def _from_text(text: str, notes: dict[str, int]) -> list[Row]:
 
 
 def _without_comments(lines: list[str], notes: dict[str, int]) -> list[str]:
-    """Lines without what follows a ``#``; one that holds a comment alone is left out."""
+    """Lines without comments; lines with only a comment are left out."""
     kept = [(line, _COMMENT.sub("", line)) for line in lines]
     notes["comments left out"] = sum(line != plain for line, plain in kept)
     return [plain for line, plain in kept if plain.strip() or not line.strip()]
 
 
 def _without_numbering(names: list[str], notes: dict[str, int]) -> list[str]:
-    """Names without bullets, or numbers that count up by one, where every name has them."""
+    """Names without bullets or consecutive numbers, if every name has one."""
     filled = [name for name in names if name.strip()]
     if len(filled) < 2:
         return names
@@ -100,7 +100,7 @@ def _without_numbering(names: list[str], notes: dict[str, int]) -> list[str]:
 
 
 def _from_yaml(text: str, notes: dict[str, int]) -> list[Row]:
-    # BaseLoader builds strings, lists and mappings alone: a concept called "no" or "1" is that word.
+    # BaseLoader only builds strings, lists and mappings, so that concepts such as "no" or "1" stay strings.
     return _from_tree(yaml.load(text, Loader=yaml.BaseLoader), notes)
 
 
@@ -109,7 +109,7 @@ def _from_json(text: str, notes: dict[str, int]) -> list[Row]:
 
 
 def _from_tree(tree: Any, notes: dict[str, int]) -> list[Row]:
-    """A list of names (or of ``{concept, classes}``), or ``{name: classes}``, also below a key ``concepts``."""
+    """Rows from a list of names or ``{concept, classes}``, or ``{name: classes}``, optionally under ``concepts``."""
     if tree is None or tree == "":
         return []
     if isinstance(tree, Mapping) and "concepts" in tree and not isinstance(tree["concepts"], str):
@@ -120,7 +120,7 @@ def _from_tree(tree: Any, notes: dict[str, int]) -> list[Row]:
             return [(name, ()) for name in tree.values()]
         return [(str(name), _classes(name, given)) for name, given in tree.items()]
     if not isinstance(tree, list):
-        raise _UnexpectedFormError("a list of names or {name: classes} is taken, not a single value.")
+        raise _UnexpectedFormError("it must contain a list of names or {name: classes}, not a single value.")
     rows: list[Row] = []
     for entry in tree:
         if isinstance(entry, Mapping):
@@ -130,19 +130,19 @@ def _from_tree(tree: Any, notes: dict[str, int]) -> list[Row]:
             else:
                 rows += [(str(name), _classes(name, given)) for name, given in entry.items()]
         elif isinstance(entry, list):
-            raise _UnexpectedFormError("a list inside the list; write one name per entry.")
+            raise _UnexpectedFormError("it contains a list inside the list; write one name per entry.")
         else:
             rows.append(("" if entry is None else str(entry), ()))
     return rows
 
 
 def _from_csv(text: str, notes: dict[str, int], delimiter: str | None = None) -> list[Row]:
-    """Concept in the column ``concept`` or ``name`` or the first one, classes in ``classes`` or the second one."""
+    """Rows from a table: names in column ``concept``, ``name`` or the first, classes in ``classes`` or the second."""
     lines = text.splitlines(keepends=True)
     comments = [number for number, line in enumerate(lines) if line.lstrip().startswith("#")]
     notes["comments left out"] = len(comments)
     for number in comments:
-        lines[number] = "\n"  # so that messages name the file's own lines
+        lines[number] = "\n"  # blanked, so that line numbers in messages stay correct
     first = next((line for line in lines if line.strip()), "")
     table = _table("".join(lines), delimiter or max(",;\t", key=first.count))
     if not table:
@@ -160,14 +160,14 @@ def _from_csv(text: str, notes: dict[str, int], delimiter: str | None = None) ->
     rows: list[Row] = []
     for row in table:
         cells = row[class_column] if class_column < len(row) else ""
-        # A quoted list ("angry, disgust") is split at commas as well: no class name holds one.
+        # A quoted list ("angry, disgust") is split at commas as well, since no class name contains one.
         classes = tuple(part for part in re.split("[;|,]", cells) if part.strip())
         rows.append((row[name_column] if name_column < len(row) else "", classes))
     return rows
 
 
 def _table(text: str, delimiter: str) -> list[list[str]]:
-    """The rows that hold anything. A cell of several lines is a quote that was never closed, and would swallow rows."""
+    """The non-empty rows. A cell with several lines is refused: it comes from an unclosed quote that swallows rows."""
     table: list[list[str]] = []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     begun = 1
@@ -179,7 +179,7 @@ def _table(text: str, delimiter: str) -> list[list[str]]:
         except csv.Error as error:
             raise _UnexpectedFormError(f"the quote in line {begun} is not closed, or not before a comma.") from error
         if any("\n" in cell or "\r" in cell for cell in row):
-            raise _UnexpectedFormError(f"the quote that opens in line {begun} is not closed in it.")
+            raise _UnexpectedFormError(f"the quote that opens in line {begun} is not closed on the same line.")
         if row:
             table.append(row)
         begun = reader.line_num + 1

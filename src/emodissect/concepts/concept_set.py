@@ -1,4 +1,4 @@
-"""Concept sets: the words neurons may be labelled with, and the classes of each."""
+"""Concept sets: the concepts that neurons can be labelled with, and their classes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class ConceptSet:
     """The concepts of one dissection, in the order of the score matrix's columns.
 
     Attributes:
-        names: the concepts as they are shown and as they are given to CLIP; no two alike but for case and spaces.
-        classes: by concept, the class names it counts as correct for (neuron accuracy); a concept may be missing.
+        names: the concepts as displayed and as passed to CLIP; no two differ only in case and spaces.
+        classes: by concept, the names of its classes (for neuron accuracy); concepts without classes may be missing.
         origin: where the set comes from, e.g. ``expressions25`` or a file's path.
     """
 
@@ -37,11 +37,11 @@ class ConceptSet:
         return len(self.names)
 
     def class_mask(self, class_names: Sequence[str]) -> Bool[Tensor, "concept class"]:
-        """The classes of each concept.
+        """Mask of each concept's classes.
 
-        Classes are compared without case, spaces and punctuation, and the usual forms of the emotions are one class
-        (angry, anger). A concept that is given without classes belongs to the class of the same name, if there is
-        one, and else for none: its row is all False.
+        Class names are compared ignoring case, spaces and punctuation, and common forms of an emotion are equal (angry,
+        anger). A concept without classes belongs to the class of the same name, if there is one; otherwise its row is
+        all False.
 
         Raises:
             UserError: a concept has a class that the data does not have.
@@ -62,9 +62,9 @@ class ConceptSet:
         return mask
 
     def of_data(self, class_names: Sequence[str]) -> ConceptSet:
-        """The set without what the data lack: classes that they do not have, and concepts that have only these.
+        """The set without classes that the data does not have, and without concepts that have only such classes.
 
-        Data sets differ (CK+ has no neutral faces), so this is a warning, which names the nearest class.
+        This only logs a warning, with the nearest class, since data sets differ (CK+ has no neutral faces).
 
         Raises:
             UserError: no concept is left.
@@ -83,33 +83,33 @@ class ConceptSet:
         nearby = " ".join(f"'{name}': {nearest(name, class_names)}" for name in list(absent)[:3])
         if not names:
             raise UserError(
-                f"Every concept of {self.origin} has only classes that the data do not have ({', '.join(absent)}). "
+                f"Every concept of {self.origin} has only classes that the data does not have ({', '.join(absent)}). "
                 f"{nearby} Change the concepts' classes, or choose concepts without classes."
             )
         dropped = [name for name in self.names if name not in names]
         log.warning(
-            "The data have no class %s, which concepts of %s name. Dropped: %s. Kept with their other classes: %s. %s",
+            "The data has no class %s, which concepts of %s have. Dropped: %s. Kept with their other classes: %s. %s",
             *(", ".join(map(repr, absent)), self.origin, ", ".join(map(repr, dropped)) or "none"),
             *(", ".join(repr(name) for name in lacking if name in names) or "none", nearby),
         )
         return ConceptSet(names, {name: of for name, of in kept.items() if of and name in names}, self.origin)
 
     def fingerprint(self) -> dict[str, object]:
-        """The content of the set as plain values: names in order, and classes."""
+        """The content of the set as plain values, for cache keys: names in order, and classes."""
         return {"names": list(self.names), "classes": {name: list(of) for name, of in self.classes.items()}}
 
 
 def concept_set(
     concepts: Mapping[str, str | Sequence[str] | None] | Iterable[str], origin: str = "given"
 ) -> ConceptSet:
-    """A set from names, or from names with their classes.
+    """A concept set from names, or from names with classes.
 
     Args:
-        concepts: ``{name: class or classes or nothing}`` or names alone.
+        concepts: ``{name: class, classes or None}``, or names only.
         origin: where they come from, for messages and manifests.
 
     Raises:
-        UserError: no concept is left after blank ones are dropped.
+        UserError: no concept is left after dropping blank ones.
     """
     if isinstance(concepts, Mapping):
         rows = [(str(name), _listed(classes)) for name, classes in concepts.items()]
@@ -119,14 +119,14 @@ def concept_set(
 
 
 def read_concepts(path: str | Path) -> ConceptSet:
-    """A set from a file: ``.txt`` or no ending (one concept a line), ``.yaml``/``.yml``, ``.json``, ``.csv``, ``.tsv``.
+    """A concept set from a file: text (``.txt`` or no suffix), ``.yaml``/``.yml``, ``.json``, ``.csv`` or ``.tsv``.
 
-    YAML and JSON hold a list of names or ``{name: classes}``; tables hold one concept a row and, in a second column,
-    its classes with ``;`` between them (a header ``concept,classes`` is recognised). Comments (``# ...``), numbering
-    and bullets are removed. A log line says what was removed.
+    Text files have one concept per line. YAML and JSON files contain a list of names or ``{name: classes}``. Tables
+    have one concept per row and, in a second column, its classes separated by ``;`` (a header ``concept,classes`` is
+    recognised). Comments (``# ...``), numbering and bullets are removed, and the log says how many.
 
     Raises:
-        UserError: the file is missing, of another kind, malformed, or holds no concept.
+        UserError: the file is missing, has another format, is malformed, or contains no concepts.
     """
     path = Path(path).expanduser()
     rows, notes = read_rows(path)
@@ -136,11 +136,11 @@ def read_concepts(path: str | Path) -> ConceptSet:
 def tidied(
     rows: Iterable[tuple[str, tuple[str, ...]]], origin: str, notes: Mapping[str, int] | None = None
 ) -> ConceptSet:
-    """A set of clean, distinct names; one log line says what was dropped or changed.
+    """A concept set with cleaned, distinct names; the log says what was dropped or changed.
 
-    Spaces are trimmed and runs of them made one, byte-order marks and zero-width characters removed, letters composed
-    (Unicode NFC). Names that differ only in case, spaces or compatible forms are one concept: the first spelling
-    stays, the classes are joined. ``notes`` are counts of what reading a file took off.
+    Whitespace is trimmed and collapsed, byte-order marks and zero-width characters are removed, letters are composed
+    (Unicode NFC). Names that differ only in case, spaces or compatibility forms are one concept: the first spelling is
+    kept, the classes are merged. ``notes``: counts of what was removed when reading a file.
     """
     classes: dict[str, tuple[str, ...]] = {}
     spelled: dict[str, str] = {}
@@ -161,14 +161,14 @@ def tidied(
         classes[kept] = known + tuple(dict.fromkeys(c for c in map(clean_name, given) if c and c not in known))
     if not classes:
         raise UserError(
-            f"The concept set {origin} holds no concept. Write one a line (.txt), or a list or {{name: classes}} "
+            f"The concept set {origin} contains no concepts. Write one per line (.txt), or a list or {{name: classes}} "
             "(.yaml, .json), or choose a set: concepts=expressions25 or concepts=fer7."
         )
     counts = {"blank left out": blank, "duplicate left out": doubled, "tidied": spaced, "not ASCII": foreign}
     reported = "".join(f", {count:,} {what}" for what, count in {**counts, **(notes or {})}.items() if count)
     of_class = sum(map(bool, classes.values()))
-    standing = f"{of_class:,} of them with classes" if of_class else "none with classes, so neurons have no accuracy"
-    log.info("%s concepts from %s, %s%s.", f"{len(classes):,}", origin, standing, reported)
+    summary = f"{of_class:,} of them with classes" if of_class else "none with classes, so neurons have no accuracy"
+    log.info("%s concepts from %s, %s%s.", f"{len(classes):,}", origin, summary, reported)
     return ConceptSet(tuple(classes), {name: of for name, of in classes.items() if of}, origin)
 
 

@@ -1,4 +1,4 @@
-"""CLIP weights under Hugging Face's names, given open_clip's."""
+"""Converts CLIP state dicts from Hugging Face's names to open_clip's."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _PART = re.compile(r"^(.*)\.self_attn\.q_proj\.(weight|bias)$")
 
 
 def is_hugging_face(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are a CLIPModel's weights as `transformers` names them."""
+    """Whether these are a CLIPModel's weights with the names used by `transformers`."""
     return _MARK in state
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights under open_clip's names.
+    """The same weights with open_clip's names.
 
-    Queries, keys and values become one matrix, and projections are transposed: open_clip multiplies from the right.
+    Query, key and value matrices are concatenated, and projections are transposed, since open_clip computes ``x @ W``.
     """
     found: dict[str, Tensor] = {}
     for name, value in state.items():

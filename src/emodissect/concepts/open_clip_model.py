@@ -1,4 +1,4 @@
-"""Which CLIP: an open_clip architecture with weights from the hub or from a file, found before it is loaded."""
+"""CLIP models of open_clip, with weights from the hub or from a file; found early, loaded when needed."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ class OpenClip:
     """A CLIP model of open_clip.
 
     Attributes:
-        model_name: an architecture that open_clip knows (``ViT-B-16-quickgelu``), or ``hf-hub:org/repository``, or
-            ``local-dir:/folder``, which bring their own weights.
-        pretrained: open_clip's tag of the weights (``openai``, ``laion2b_s34b_b79k``, ...), downloaded once.
-        weights: a weights file instead: safetensors or a plain state dict, or OpenAI's own ``.pt`` archives.
-        runtime: what runs the image tower: ``torch``, or on CPUs ``onnx_int8`` or ``openvino``, see
+        model_name: an open_clip architecture (``ViT-B-16-quickgelu``), or ``hf-hub:org/repository`` or
+            ``local-dir:/folder``, which include weights.
+        pretrained: open_clip's weights tag (``openai``, ``laion2b_s34b_b79k``, ...), downloaded once.
+        weights: a weights file instead of a tag: safetensors, a plain state dict, or one of OpenAI's ``.pt`` archives.
+        runtime: runtime of the image tower: ``torch``, or on CPUs ``onnx_int8`` or ``openvino``, see
             :mod:`emodissect.concepts.clip_runtimes`.
 
     Raises:
-        UserError: an unknown architecture or tag, no weights chosen, or a file that does not exist.
+        UserError: an unknown architecture or tag, no weights given, or a file that does not exist.
     """
 
     model_name: str
@@ -71,8 +71,8 @@ class OpenClip:
         elif not open_clip.is_pretrained_cfg(self.model_name, self.pretrained or ""):
             tags = open_clip.list_pretrained_tags_by_model(self.model_name)
             raise UserError(
-                f"clip.pretrained={self.pretrained} names no weights of {self.model_name}. "
-                f"{nearest(self.pretrained or '', tags)} Or give a file: clip.weights=<file>."
+                f"clip.pretrained={self.pretrained} is not a weights tag of {self.model_name}. "
+                f"{nearest(self.pretrained or '', tags)} Or set clip.weights=<file>."
             )
 
     @property
@@ -81,14 +81,14 @@ class OpenClip:
 
     @property
     def _tag(self) -> dict[str, Any]:
-        """What open_clip knows of the chosen weights: mean, std, activation."""
+        """open_clip's config of the chosen weights: mean, std, activation."""
         if self.weights is not None or self.pretrained is None:
             return {}
         return dict(open_clip.get_pretrained_cfg(self.model_name, self.pretrained))
 
     @cached_property
     def checkpoint(self) -> Path:
-        """The weights file, downloaded where that is still to be done.
+        """Path of the weights file, downloaded if necessary.
 
         Raises:
             UserError: it cannot be downloaded; the message says what was tried and what works offline.
@@ -99,10 +99,10 @@ class OpenClip:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The network with its weights, on the CPU, in fp32, for evaluation.
+        """The network with its weights, on the CPU, in fp32 and eval mode.
 
         Raises:
-            UserError: the weights cannot be had, or do not fit the architecture.
+            UserError: the weights are not available, or do not fit the architecture.
         """
         with quiet_loading():
             return self._loaded().eval()
@@ -118,9 +118,10 @@ class OpenClip:
         try:
             check_archive(self.checkpoint)
             if is_torchscript(self.checkpoint):
+                # OpenAI trained all of its models with QuickGELU
                 model = self._with_weights(torchscript_tensors(self.checkpoint), force_quick_gelu=True)
             elif (held := _plain_weights(self.checkpoint)) is not None and is_hugging_face(held):
-                log.info("%s has Hugging Face's names for its weights; they are renamed.", self.checkpoint)
+                log.info("%s uses Hugging Face's names for its weights; they are renamed.", self.checkpoint)
                 model = self._with_weights(renamed(held))
             else:
                 model = open_clip.create_model(
@@ -131,14 +132,14 @@ class OpenClip:
                 )
         except Exception as error:
             raise UserError(
-                f"The weights {self.checkpoint} do not load as {self.model_name}: {reason(error)}. Give the "
-                "architecture that the file was made with: clip.model_name=<one of open_clip.list_models()>."
+                f"The weights {self.checkpoint} do not load as {self.model_name}: {reason(error)}. Set "
+                "clip.model_name=<one of open_clip.list_models()> to the architecture of the file."
             ) from error
         return model
 
     def _with_weights(self, held: Mapping[str, Tensor], **options: Any) -> nn.Module:
-        """The architecture with these weights; OpenAI's own archives were all trained with QuickGELU."""
-        with quiet_loading(logging.WARNING):  # of random weights, for a moment
+        """The architecture with these weights."""
+        with quiet_loading(logging.WARNING):  # which would warn of random weights
             model = open_clip.create_model(self.model_name, force_preprocess_cfg=self._normalisation(), **options)
         wanted = model.state_dict()
         model.load_state_dict({name: value for name, value in held.items() if name in wanted})
@@ -149,53 +150,53 @@ class OpenClip:
 
     @cached_property
     def images(self) -> ClipImages:
-        """The model's own image preprocessing, batched."""
+        """The model's image preprocessing, batched."""
         if self._brings_weights:
             return ClipImages.of(open_clip.get_model_preprocess_cfg(self.model))
         return ClipImages.of(self._preprocessing())
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Texts to token ids.
+        """The function from texts to token ids.
 
         Raises:
-            UserError: the tokenizer lies on the hub and cannot be had.
+            UserError: the tokenizer is on the hub and cannot be downloaded.
         """
         try:
-            # transformers asks on the terminal whether to run a repository's own code, unless it is configured not to
-            foreign = {"trust_remote_code": False} if self._require_no_code().get("hf_tokenizer_name") else {}
-            return open_clip.get_tokenizer(self.model_name, **foreign)
+            # by default, transformers prompts on the terminal whether to run a repository's own code
+            options = {"trust_remote_code": False} if self._require_no_code().get("hf_tokenizer_name") else {}
+            return open_clip.get_tokenizer(self.model_name, **options)
         except UserError:
             raise
-        except Exception as error:  # transformers missing, hub unreachable, file damaged: one answer for the user
+        except Exception as error:  # transformers missing, hub unreachable, file damaged: one message for all
             missing = find_spec("transformers") is None or "sentencepiece" in str(error)
             advice = "It needs the extra: pip install 'emodissect[transformers]'. " if missing else ""
             raise UserError(
                 f"The tokenizer of {self.model_name} is not available on this machine: {reason(error)}. {advice}"
-                "Architectures with OpenAI's tokenizer (ViT-B-16, RN50, ...) need nothing else."
+                "Architectures with OpenAI's tokenizer (ViT-B-16, RN50, ...) need no download."
             ) from error
 
     def _require_no_code(self) -> dict[str, Any]:
-        """The text half of the architecture's config; of a model that brings its own, it may name no code.
+        """The text config of the architecture, after checking that a config from a file cannot run code.
 
         Raises:
-            UserError: its tokenizer's arguments are others than those of open_clip's own tokenizers.
+            UserError: its tokenizer has arguments that open_clip's own tokenizers do not have.
         """
         text = dict((open_clip.get_model_config(self.model_name) or {}).get("text_cfg") or {})
         other = sorted(set(text.get("tokenizer_kwargs") or {}) - set(_TOKENIZER_ARGUMENTS))
         if other and self._brings_weights:
             raise UserError(
-                f"{self.model_name} is refused: its config gives its tokenizer {', '.join(map(str, other))}. Accepted "
-                f"from a file: {', '.join(_TOKENIZER_ARGUMENTS)}. Where does it come from?"
+                f"{self.model_name} is refused, because its config passes {', '.join(map(str, other))} to the "
+                f"tokenizer. Accepted from a file: {', '.join(_TOKENIZER_ARGUMENTS)}. Check where the model comes from."
             )
         return text
 
     def unknown_words(self, text: str) -> tuple[str, ...]:
-        """The words of a text that the model has never read; none where the tokenizer spells every word."""
+        """The words of a text that the model was not trained on; empty if the tokenizer can encode every word."""
         return ()
 
     def doubts(self, images: ImageSet) -> str:
-        """Why this model may not know such images, in a sentence; empty where nothing speaks against it."""
+        """A sentence on why this model may not suit these images; empty if there is no reason."""
         return ""
 
     @cached_property
@@ -212,7 +213,7 @@ class OpenClip:
         }
 
     def fingerprint(self) -> dict[str, Any]:
-        """Architecture, weights and preprocessing, by content."""
+        """Content of architecture, weights and preprocessing, for cache keys."""
         return dict(self._fingerprint)
 
     def _preprocessing(self) -> dict[str, Any]:
@@ -221,10 +222,10 @@ class OpenClip:
 
 
 def _plain_weights(path: Path) -> dict[str, Tensor] | None:
-    """The weights of a file that holds them by name and nothing else; None of another."""
+    """The state dict in a file that contains nothing else; None for other files."""
     try:
         held = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception:  # open_clip's own loading says what is wrong with the file
+    except Exception:  # open_clip's own loading reports what is wrong with the file
         return None
     named = isinstance(held, Mapping) and all(isinstance(value, Tensor) for value in held.values())
     return dict(held) if named else None
@@ -232,7 +233,7 @@ def _plain_weights(path: Path) -> dict[str, Tensor] | None:
 
 @contextmanager
 def quiet_loading(level: int = logging.INFO) -> Iterator[None]:
-    """open_clip tells the root logger of every step of making a model; what is above ``level`` is all one needs."""
+    """Context that disables log records up to ``level``, since open_clip logs every step to the root logger."""
     before = logging.root.manager.disable
     logging.disable(max(before, level))
     try:

@@ -1,4 +1,4 @@
-"""How strongly each concept is present in each image: the value that every scorer gives."""
+"""Concept scores, and the interface of the scorers that compute them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from emodissect.data.images import ImageSet, rows_of
 
 @dataclass(frozen=True)
 class ConceptScores:
-    """One score an image and concept; the scale is the scorer's (cosine for CLIP, presence for annotations).
+    """One score per image and concept; the scale depends on the scorer (cosine for CLIP, presence for annotations).
 
     Attributes:
-        ids: the image of each row.
+        ids: the image id of each row.
         names: the concept of each column.
         values: the scores.
-        source: what they were made from, as plain values, for the manifest.
+        source: how they were computed, as plain values, for the manifest.
     """
 
     ids: Int64[Tensor, " image"]
@@ -43,7 +43,7 @@ class ConceptScores:
             )
 
     def at(self, ids: Int64[Tensor, " wanted"]) -> Float[Tensor, "wanted concept"]:
-        """The rows of the given images, in the order asked for.
+        """The rows of the given images, in the order of ``ids``.
 
         Raises:
             UserError: an image has no scores.
@@ -54,23 +54,23 @@ class ConceptScores:
         if not known.all():
             missing = ids[~known]
             raise UserError(
-                f"{len(missing):,} of {len(ids):,} images have no concept scores, the first with the ids "
+                f"{len(missing):,} of {len(ids):,} images have no concept scores, e.g. those with the ids "
                 f"{missing[:5].tolist()}. The scores cover {len(self.ids):,} images; score the same probe set."
             )
         return self.values[rows]
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file; names and source are in its header."""
+        """Writes a safetensors file, with names and source in its header."""
         tensors = {"ids": self.ids.contiguous(), "values": self.values.contiguous()}
         header = {"names": json.dumps(self.names), "source": json.dumps(dict(self.source), default=str)}
         save_tensors(tensors, str(path), metadata=header)
 
     @classmethod
     def load(cls, path: str | Path) -> ConceptScores:
-        """Read what :meth:`save` wrote.
+        """The inverse of :meth:`save`.
 
         Raises:
-            UserError: the file is not of this kind.
+            UserError: the file contains no concept scores.
         """
         try:
             with safe_open(str(path), framework="pt") as file:
@@ -82,17 +82,17 @@ class ConceptScores:
                     json.loads(header["source"]),
                 )
         except (OSError, SafetensorError, KeyError, TypeError) as error:
-            raise UserError(f"{path} holds no concept scores ({error}). Recompute them with dissect.py.") from error
+            raise UserError(f"{path} contains no concept scores ({error}). Recompute them with dissect.py.") from error
 
 
 class Scorer(Protocol):
-    """Anything that gives concept scores for images."""
+    """The interface of a scorer, which computes concept scores of images."""
 
     def score(self, images: ImageSet, concepts: ConceptSet, class_names: Sequence[str], cache: Cache) -> ConceptScores:
         """Scores of every image for every concept, in the set's order."""
 
     def check(self, images: ImageSet, concepts: ConceptSet, class_names: Sequence[str]) -> None:
-        """Raises UserError where :meth:`score` could not be done, before anything long is."""
+        """Raises UserError early if :meth:`score` would fail."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything besides images and concepts that the scores depend on, by content."""
+        """Content of everything besides images and concepts that the scores depend on, for cache keys."""

@@ -1,1 +1,1 @@
-"""Drawn faces and the small CLIP that knows them; reached by `_target_` only."""
+"""Drawn faces, and a small CLIP trained on them; used through `_target_` only."""

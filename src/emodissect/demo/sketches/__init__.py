@@ -1,4 +1,4 @@
-"""Drawn faces whose expression is known: images, labels, and the presence of 25 concepts."""
+"""Drawn faces with known expressions: images, labels, and the presence of 25 concepts."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """``Sketches`` is imported when it is asked for: it needs torch and Lightning, drawing does not."""
+    """Imports ``Sketches`` on first access, since it needs torch and Lightning, and drawing does not."""
     if name == "Sketches":
         from emodissect.demo.sketches.source import Sketches
 

@@ -1,4 +1,4 @@
-"""What a drawn face looks like apart from its expression: the person, the pose, the light, the camera."""
+"""The appearance of a drawn face apart from its expression: person, pose, light and camera."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from numpy.random import Generator
 
 
 class Appearance(NamedTuple):
-    """The nuisances of one image; lengths in units of half a head's width, shades in grey levels.
+    """Nuisance parameters of an image; lengths are in units of half a head's width, shades in grey levels.
 
     Attributes:
-        yaw, pitch, roll: head turned, nodded, tilted, in radians.
-        scale: of the head, in pixels of the 48 x 48 image.
-        shift_x, shift_y: of the head, in pixels.
+        yaw, pitch, roll: head pose, in radians.
+        scale: size of the head, in pixels of the 48 x 48 image.
+        shift_x, shift_y: position of the head, in pixels.
         width, length: proportions of the head.
         eye_size, eye_distance, brow_rest, brow_weight, lip_weight, nose_length, mouth_rest: the person's features.
         skin, background: grey levels.
         hair: grey level; ``hair_style``: 0 bald, 1 short, 2 fringe, 3 long, 4 parted.
         beard, moustache: strength in [0, 1], 0 is none.
         glasses: 0 none, 1 thin, 2 thick rims.
-        age: lines at rest, [0, 1].
-        light_x, light_y: slope of the light over the image.
-        contrast: of the whole image.
+        age: strength of wrinkles at rest, [0, 1].
+        light_x, light_y: gradient of the light over the image.
+        contrast: contrast of the whole image.
         blur: standard deviation in pixels.
         noise: standard deviation in grey levels.
-        occlusion: 0 none, 1 a hand at the chin, 2 a bar over a corner, 3 hair over one brow.
-        texture: seed of the rest: noise, stubble, tear drops.
+        occlusion: 0 none, 1 a hand at the chin, 2 an object at one edge, 3 hair over one brow.
+        texture: random seed of the remaining details: noise, tear drops, side of the occlusion.
     """
 
     yaw: float = 0.0
@@ -62,7 +62,7 @@ class Appearance(NamedTuple):
 
 
 def draw_appearance(rng: Generator) -> Appearance:
-    """A person, a pose, a light and a camera, independent of the expression."""
+    """A random appearance, independent of the expression."""
     normal = rng.standard_normal(16)
     uniform = rng.random(16)
     skin = 95 + 130 * uniform[0] ** 0.7

@@ -1,4 +1,4 @@
-"""What a person might write under a drawn face: the words that a tiny CLIP learns from."""
+"""Captions of drawn faces, on which the tiny CLIP is trained."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EMOTION_WORDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "Surprise": (("surprised", "surprise"), ("surprise",)),
     "Neutral": (("neutral", "calm"), ("no emotion", "a neutral expression")),
 }
-"""For each class the words that describe a face, and those that name the emotion."""
+"""For each class, adjectives that describe a face, and nouns that name the emotion."""
 
 PHRASES: Mapping[str, tuple[str, ...]] = {
     "Furrowed Brows": ("furrowed brows", "furrowed eyebrows", "brows drawn together"),
@@ -49,7 +49,7 @@ PHRASES: Mapping[str, tuple[str, ...]] = {
     "Elevated Upper Eyelids": ("elevated upper eyelids", "raised upper eyelids"),
     "Relaxed Facial Muscles": ("relaxed facial muscles", "a relaxed face"),
 }
-"""For each concept how a sentence says it; the first is the concept's own name."""
+"""For each concept, phrases for use in a sentence; the first is the concept's own name."""
 
 _PERSONS = ("face", "person", "facial expression")
 _SHOWN = ("a photo of {}", "a drawing of {}", "a picture of {}", "{}", "{}")
@@ -62,15 +62,15 @@ def captions(
     rng: Generator,
     bare: float = 0.5,
 ) -> list[str]:
-    """One caption an image, in varied wording; call again for others.
+    """One random caption per image; each call gives different ones.
 
-    Half of them are bare: the class's name or a concept's name alone, as the study's prompts are. The rest are
-    sentences with the emotion, with one to three concepts, or with both. Only concepts with presence >= 0.5 are
-    mentioned, rare ones more often than common ones, so that each concept is read about equally often.
+    A share ``bare`` of them only name the class or a concept, like the published study's prompts. The rest are
+    sentences with the emotion, with one to three concepts, or both. Only concepts with presence >= 0.5 are mentioned,
+    rare ones with higher probability, so that all concepts are mentioned about equally often.
 
     Args:
         presence: ``(image, concept)`` in the order of ``CONCEPTS``.
-        bare: share of captions that are a bare name.
+        bare: share of captions that are only a name.
     """
     present = np.asarray(presence) >= 0.5
     rarity = 1.0 / (present.mean(axis=0) + 0.02)

@@ -1,4 +1,4 @@
-"""Faces drawn from parameters, part by part: head, creases, nose, mouth, eyes, brows, glasses, hair."""
+"""Draws faces from parameters, part by part: head, creases, nose, mouth, eyes, brows, glasses, hair."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from emodissect.demo.sketches.sheet import Points, Sheet, area, bow, oval
 _SIDES = (-1.0, 1.0)
 _SINE = np.sin(np.pi * np.linspace(0, 1, 9))
 _CUPID = np.array([0, 0.6, 0.95, 1.15, 0.95, 1.15, 0.95, 0.6, 0])  # the upper lip's bow
-_SQUARE = np.array([0, 0.6, 1, 1, 0.8, 1, 1, 0.6, 0])  # the upper lip that AU10 raises
+_SQUARE = np.array([0, 0.6, 1, 1, 0.8, 1, 1, 0.6, 0])  # the upper lip raised by AU10
 _TAPER = np.array([1.0, 1.05, 1.05, 1, 0.95, 0.9, 0.75, 0.55, 0.3])  # a brow's thickness from the nose outwards
 
 
@@ -33,7 +33,7 @@ def draw_face(expression: Expression, appearance: Appearance) -> NDArray[np.uint
 
 
 def _below(curve: Points, depth: float | Points) -> Points:
-    """The curve moved down by a depth, one for all points or one for each."""
+    """The curve moved down by a depth, a single one or one per point."""
     moved = curve.copy()
     moved[:, 1] += depth
     return moved
@@ -45,7 +45,7 @@ def _between(one: Points, other: Points) -> Points:
 
 
 def _mirrored(half: list[tuple[float, float]]) -> Points:
-    """A closed outline from its right half, which begins and ends on the middle line."""
+    """A closed outline from its right half, which starts and ends on the centre line."""
     return np.array(half + [(-x, y) for x, y in reversed(half[1:-1])])
 
 
@@ -67,7 +67,7 @@ def _head(sheet: Sheet, face: Expression) -> None:
     outline = _mirrored(half)
     sheet.fill(outline, look.skin, flat=True)
     sheet.line(outline, sheet.skin(0.7), 0.6, flat=True, closed=True)
-    for side in _SIDES:  # the head's roundness, eye sockets, cheeks, and the jaw muscle
+    for side in _SIDES:  # shading of the head, eye sockets, cheeks and jaw muscle
         edge = [(1.1, -0.9), (0.88, -0.2), (0.8, 0.5), (0.4, 1.2), (1.1, 1.2)]
         sheet.shadow(np.array(edge) * (side, 1), 26, flat=True)
         sheet.shadow(oval(side * 0.4, -0.24, 0.3, 0.17), 16)
@@ -145,7 +145,7 @@ def _eye(sheet: Sheet, face: Expression, side: float) -> None:
         upper, lower = bow(inner, (x, y - high), outer), bow(inner, (x, y + low), outer)
         sheet.fill(_between(upper, lower), min(245.0, sheet.skin(0.25) + 185), lift=0.02)
         iris = oval(x + 0.09 * face.gaze_x, y - 0.035 + 0.07 * face.gaze_y, 0.105 * size, 0.115 * size)
-        step = int(side)  # np.interp wants ascending x
+        step = int(side)  # np.interp needs ascending x
         top = np.interp(iris[:, 0], upper[::step, 0], upper[::step, 1])
         bottom = np.interp(iris[:, 0], lower[::step, 0], lower[::step, 1])
         iris[:, 1] = np.minimum(np.maximum(iris[:, 1], top), bottom)  # the lids cover the rest
@@ -162,7 +162,7 @@ def _eye(sheet: Sheet, face: Expression, side: float) -> None:
 
 
 def _tear(sheet: Sheet, strength: float, x: float, y: float) -> None:
-    """A bright, dark-rimmed drop on the cheek, with the wet line that it leaves."""
+    """A bright drop with a dark rim on the cheek, and its wet trail."""
     length = 0.16 + 0.36 * strength * (0.7 + 0.3 * sheet.rng.random())
     width = 0.05 + 0.04 * strength
     foot = oval(x, y + length, width, width)
@@ -225,7 +225,7 @@ def _mouth(sheet: Sheet, face: Expression) -> None:
         sheet.line(inner_top, lips * 0.7, 0.4, lift=0.05)
     else:
         sheet.line(inner_top, max(22.0, sheet.skin(0.36 - 0.14 * press)), 0.8 + 0.5 * press, lift=0.05)
-    if press > 0.15:  # skin bulges above, below and beside lips that are pressed
+    if press > 0.15:  # skin bulges around pressed lips
         sheet.shadow(oval(0, y - 0.12, half * 0.8, 0.05), -36 * press)
         sheet.shadow(oval(0, y + 0.13, half * 0.8, 0.05), -36 * press)
     down = max(0.0, -face.mouth_curve)
@@ -242,7 +242,7 @@ def _mouth(sheet: Sheet, face: Expression) -> None:
 
 
 def _chin(sheet: Sheet, raised: float, y: float) -> None:
-    """The chin below a lower lip at ``y``: pushed up, it shows an arched crease and a pitted bulge."""
+    """The chin below a lower lip at ``y``; when raised, with an arched crease and a dimpled bulge."""
     sheet.shadow(oval(0, y + 0.06, 0.2, 0.04), 22)
     if raised > 0.1:
         sheet.crease(bow((-0.2, y + 0.2), (0, y + 0.08), (0.2, y + 0.2)), 1.1 * raised, 1.0, bearded=True)
@@ -293,12 +293,12 @@ def _hair(sheet: Sheet) -> None:
 def _occlusion(sheet: Sheet) -> None:
     kind, look = sheet.look.occlusion, sheet.look
     side = 1.0 if sheet.rng.random() < 0.5 else -1.0
-    if kind == 1:  # the fingers of a hand that holds the chin
+    if kind == 1:  # fingers of a hand at the chin
         for finger in range(3):
             x = 0.3 + 0.2 * finger
             tip = area((x, 1.6), (x - 0.1, 0.95 - 0.05 * finger)) * (side, 1)
             sheet.line(tip, sheet.skin(0.92), 3.4, flat=True)
-    elif kind == 2:  # something at the edge of the picture
+    elif kind == 2:  # a dark object at the edge of the image
         sheet.fill(area((0.7, -1.6), (1.6, -1.6), (1.6, 1.6), (0.95, 1.6)) * (side, 1), 40.0, flat=True)
     elif kind == 3:  # a lock of hair over one brow
         sheet.fill(area((0.2, -1.2), (0.95, -1.0), (0.95, -0.35), (0.6, -0.55)) * (side, 1), look.hair, flat=True)

@@ -1,6 +1,6 @@
-"""Many faces at once, by id: here, or spread over processes.
+"""Draws many faces by id, in this process or in several.
 
-No torch is imported, so that a process that only draws starts in a fraction of a second.
+Does not import torch, so that a drawing process starts in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from emodissect.demo.sketches.spurious import Spurious
 
 log = logging.getLogger(__name__)
 
-_WORTH_A_PROCESS = 500  # faces; about a second of drawing
+_WORTH_A_PROCESS = 500  # minimum number of faces per process; about a second of drawing
 
 
 class Drawn(NamedTuple):
-    """Some drawn faces, as arrays.
+    """Drawn faces, as arrays.
 
     Attributes:
         images: uint8 ``(image, 48, 48)``.
         labels: int64 ``(image,)``.
         expressions: float64 ``(image, parameter)``, in the order of ``PARAMETERS``.
-        presence: float64 ``(image, concept)`` in [0, 1], in the order of ``CONCEPTS``, then of a planted mark.
+        presence: float64 ``(image, concept)`` in [0, 1], in the order of ``CONCEPTS``, followed by a planted mark.
     """
 
     images: NDArray[np.uint8]
@@ -49,10 +49,10 @@ class Drawn(NamedTuple):
 def draw_faces(
     ids: Sequence[int], seed: int = 0, difficulty: Difficulty | None = None, spurious: Spurious | None = None
 ) -> Drawn:
-    """Faces by id: each depends on its id and the seed alone, whatever is drawn beside it.
+    """Draw faces by id; each depends only on its id and the seed.
 
     Args:
-        spurious: a mark that some of them have; its presence is a further column.
+        spurious: a mark that some of them have; its presence is an additional column.
     """
     faces, labels, expressions, marks = [], [], [], []
     for image_id in ids:
@@ -81,10 +81,10 @@ def draw_faces_in_processes(
     processes: int | None = None,
     spurious: Spurious | None = None,
 ) -> Drawn:
-    """The same faces as :func:`draw_faces`, every n-th drawn by one of n processes (all cores where not given).
+    """The same faces as :func:`draw_faces`, drawn by n processes, each every n-th face (default: one per core).
 
-    The others are plain Python processes that import the drawing alone: no fork of a process that holds threads, no
-    second import of the user's script. Where one fails, its faces are drawn here.
+    The workers are new Python processes that only import the drawing: no fork of a process with threads, no second
+    import of the user's script. If a worker fails, its faces are drawn in this process.
     """
     wanted = processes or len(
         os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
@@ -125,7 +125,7 @@ def _started(
 
 
 def _draw_task() -> None:
-    """In the other process: draw what the file that the command names asks for, and save it beside that file."""
+    """Entry point of a worker: draws the faces listed in the file ``sys.argv[1]``, and saves them next to it."""
     file = Path(sys.argv[1])
     task = json.loads(file.read_text())
     spurious = Spurious(**task["spurious"]) if task["spurious"] else None

@@ -1,6 +1,6 @@
-"""Faces of which one expression parameter is moved and nothing else: not the person, the light or the noise.
+"""Interventions: faces in which one expression parameter changes, and nothing else (person, light, noise).
 
-No torch is imported, as for all drawing.
+Does not import torch, like all drawing.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ UNMOVED = -1
 
 
 class Moved(NamedTuple):
-    """Faces as they are and moved, a face's images beside each other, the unmoved one first.
+    """Unmoved and moved faces; the images of a face are consecutive, the unmoved one first.
 
     Attributes:
         images: uint8 ``(image, 48, 48)``.
-        labels: int64 ``(image,)``, the class that the unmoved face was drawn for.
-        face: int64 ``(image,)``.
-        moved: int64 ``(image,)``, the number of the parameter in ``PARAMETERS``; -1 of an unmoved face.
-        value: float64 ``(image,)``, the parameter as a share of its range; NaN of an unmoved face.
+        labels: int64 ``(image,)``, the class for which the unmoved face was drawn.
+        face: int64 ``(image,)``, the index of the face.
+        moved: int64 ``(image,)``, the index of the changed parameter in ``PARAMETERS``; -1 for unmoved faces.
+        value: float64 ``(image,)``, the parameter's value as a fraction of its range; NaN for unmoved faces.
         presence: float64 ``(image, concept)``.
     """
 
@@ -41,13 +41,13 @@ class Moved(NamedTuple):
 def move_faces(
     faces: int = 40, values: int = 5, first: int = 0, seed: int = 0, difficulty: Difficulty | None = None
 ) -> Moved:
-    """Draws faces, and each again with every parameter set to ``values`` values evenly over its range.
+    """Draw faces, and each face again with every parameter set to ``values`` evenly spaced values over its range.
 
     Args:
-        faces: how many; they are drawn as those of a data set are, and have ids from ``first`` on.
-        values: of each parameter, at least 2.
-        first: id of the first face, which decides with ``seed`` what is drawn.
-        seed, difficulty: as of a data set.
+        faces: number of faces; drawn like those of a data set, with ids from ``first``.
+        values: number of values per parameter, at least 2.
+        first: id of the first face; id and ``seed`` determine the drawing.
+        seed, difficulty: as for a data set.
     """
     shares = np.linspace(0, 1, values)
     images, labels, rows = [], [], []

@@ -1,7 +1,7 @@
-"""What a drawn face expresses: its parameters, and how each emotion distributes them.
+"""Parameters of a drawn face's expression, and their distribution for each emotion.
 
 The emotions' parameters follow the facial action units (AU) of Ekman & Friesen, *Facial Action Coding System* (1978),
-in the combinations that *Unmasking the Face* (1975) and EMFACS (Friesen & Ekman 1983) give for each emotion.
+in the combinations given for each emotion by *Unmasking the Face* (1975) and EMFACS (Friesen & Ekman 1983).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from numpy.random import Generator
 
 
 class Expression(NamedTuple):
-    """The expression of one face: each parameter with its range and the action units (AU) that move it.
+    """The expression of a face: each parameter with its range and action units (AU).
 
     Attributes:
         brow_height: [-1, 1]; up by AU1+2, down by AU4.
-        brow_slant: [-1, 1]; inner ends up (AU1 alone, as in grief) against inner ends down (AU4, as in anger).
+        brow_slant: [-1, 1]; from inner ends down (AU4, as in anger) to inner ends up (AU1 alone, as in grief).
         brow_furrow: [0, 1]; brows drawn together with upright creases between them, AU4.
-        lid_opening: [0, 1]; 0 closed (AU43), 0.5 at rest, 1 as wide as it goes.
+        lid_opening: [0, 1]; 0 closed (AU43), 0.5 at rest, 1 wide open.
         upper_lid: [0, 1]; upper lid raised so that white shows above the iris, AU5.
         lid_tension: [0, 1]; lower lid tightened and straightened, AU7.
         gaze_x: [-1, 1]; AU61 and AU62.
@@ -30,14 +30,14 @@ class Expression(NamedTuple):
         nostrils: [0, 1]; nostrils flared, AU38.
         nose_wrinkle: [0, 1]; creases across the bridge of the nose, AU9.
         cheeks: [0, 1]; cheeks raised, crow's feet beside the eyes, AU6.
-        mouth_width: [-1, 1]; stretched (AU20, AU12) against narrowed (AU18).
-        mouth_curve: [-1, 1]; corners up (AU12) against corners down (AU15).
+        mouth_width: [-1, 1]; from narrowed (AU18) to stretched (AU20, AU12).
+        mouth_curve: [-1, 1]; from corners down (AU15) to corners up (AU12).
         mouth_opening: [0, 1]; lips apart, AU25, then AU26 and AU27.
         upper_lip: [0, 1]; upper lip raised, with deepened folds beside the nose, AU10.
         lip_press: [0, 1]; lips tightened and pressed, AU23+24.
         chin: [0, 1]; chin boss pushed up, AU17.
         jaw: [0, 1]; jaw dropped, AU26.
-        clench: [0, 1]; jaw clenched, its muscle standing out at the jaw's corners, AU31.
+        clench: [0, 1]; jaw clenched, with the muscle bulging at the corners, AU31.
     """
 
     brow_height: float = 0.0
@@ -67,18 +67,18 @@ SIGNED = frozenset({"brow_height", "brow_slant", "gaze_x", "gaze_y", "mouth_widt
 _LOWEST = np.array([-1.0 if name in SIGNED else 0.0 for name in PARAMETERS])
 _NEUTRAL = np.array(Expression())
 _LIDS = PARAMETERS.index("lid_opening")
-# Parameters in [0, 1] vary half as much as those in [-1, 1]; people look about, mostly sideways.
+# Parameters in [0, 1] vary half as much as those in [-1, 1]; the gaze varies more, mostly sideways.
 _LOOSENESS = np.array([{"gaze_x": 2.0, "gaze_y": 1.3}.get(name, 1.0 if name in SIGNED else 0.5) for name in PARAMETERS])
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """One way an emotion shows: the expression at full intensity.
+    """One of the ways to express an emotion.
 
     Attributes:
-        weight: how common it is among the patterns of its emotion.
+        weight: relative frequency among the patterns of its emotion.
         target: the expression at full intensity.
-        sometimes: parameters that join with the given probability: name -> (probability, value).
+        sometimes: optional parameters: name -> (probability, value).
     """
 
     weight: float
@@ -90,7 +90,7 @@ CLASS_NAMES = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral"
 """FER2013's classes in FER2013's order."""
 
 CLASS_SHARES = (0.14, 0.08, 0.14, 0.22, 0.16, 0.12, 0.14)
-"""Like FER2013's, but less extreme: there, disgust has 1.5 %."""
+"""Class frequencies similar to FER2013's, but less extreme (there, disgust has 1.5 %)."""
 
 PATTERNS: Mapping[str, Sequence[Pattern]] = {
     # AU4+5+7+23 or 24, AU38, AU31: the glare with pressed lips; and AU4+7+10+25+26, the shout.
@@ -132,7 +132,7 @@ PATTERNS: Mapping[str, Sequence[Pattern]] = {
             {"lid_opening": (0.15, 0.02), "clench": (0.2, 0.5)},
         ),
     ),
-    # AU1+2+4+5+7+20+25(+26); AU43 where the face shrinks from what it fears.
+    # AU1+2+4+5+7+20+25(+26); AU43 where the face flinches.
     "Fear": (
         Pattern(
             0.82,
@@ -199,7 +199,7 @@ PATTERNS: Mapping[str, Sequence[Pattern]] = {
             {"chin": (0.15, 0.6), "mouth_curve": (0.2, 0.3)},
         ),
     ),
-    # No action unit; now and then a blink, lips apart, or a resting face that is a little odd.
+    # No action unit; occasionally a blink, parted lips, or a slightly atypical resting face.
     "Neutral": (
         Pattern(
             1.0,
@@ -215,14 +215,14 @@ PATTERNS: Mapping[str, Sequence[Pattern]] = {
 
 @dataclass(frozen=True)
 class Difficulty:
-    """How far the classes overlap.
+    """How much the classes overlap.
 
     Attributes:
-        intensity: (a, b) of the Beta distribution of how strongly the emotion shows, over [least, 1].
-        least: the faintest intensity.
-        blended: share of images that carry some of a second emotion.
-        blend: the largest part of the second emotion.
-        spread: standard deviation of a parameter in [-1, 1] about its pattern; half of it for one in [0, 1].
+        intensity: (a, b) of the Beta distribution of the emotion's intensity, over [least, 1].
+        least: minimum intensity.
+        blended: share of images that are blended with a second emotion.
+        blend: maximum weight of the second emotion.
+        spread: standard deviation of a parameter in [-1, 1] around its pattern; half of it for one in [0, 1].
     """
 
     intensity: tuple[float, float] = (2.2, 1.4)
@@ -233,13 +233,13 @@ class Difficulty:
 
 
 def draw_label(rng: Generator, shares: Sequence[float] = CLASS_SHARES) -> int:
-    """A class index drawn by the classes' shares."""
+    """A class index, drawn with the class frequencies ``shares``."""
     cumulative = np.cumsum(shares)
     return int(min(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"), len(shares) - 1))
 
 
 def draw_expression(rng: Generator, label: int, difficulty: Difficulty = Difficulty()) -> Expression:
-    """An expression of the class: ``neutral + intensity * (pattern - neutral)``, blended and jittered.
+    """A random expression of a class: ``neutral + intensity * (pattern - neutral)``, blended and jittered.
 
     Args:
         label: index into :data:`CLASS_NAMES`.
@@ -251,7 +251,7 @@ def draw_expression(rng: Generator, label: int, difficulty: Difficulty = Difficu
         second = _NEUTRAL + _intensity(rng, difficulty) * (_pattern(rng, other) - _NEUTRAL)
         values = (1 - part) * values + part * second
     values += rng.standard_normal(len(PARAMETERS)) * (difficulty.spread * _LOOSENESS)
-    if pattern[_LIDS] < 0.05 and rng.random() < 0.75:  # lids that close mostly close wholly, however faint the rest
+    if pattern[_LIDS] < 0.05 and rng.random() < 0.75:  # lids usually close completely, even at low intensity
         values[_LIDS] = 0.0
     return Expression(*np.clip(values, _LOWEST, 1.0).tolist())
 

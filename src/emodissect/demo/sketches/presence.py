@@ -1,4 +1,4 @@
-"""The truth of a drawn face: how strongly each of the 25 facial-expression concepts is present in it."""
+"""Ground truth of drawn faces: how strongly each of the 25 facial-expression concepts is present."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CONCEPT_CLASSES: Mapping[str, tuple[str, ...]] = {
     "Elevated Upper Eyelids": ("surprise",),
     "Relaxed Facial Muscles": ("happy", "neutral"),
 }
-"""The concepts, in their order, each with the classes that the study counts as correct for it."""
+"""The concepts in order, each with the classes that the published study counts as correct for it."""
 
 CONCEPTS: tuple[str, ...] = tuple(CONCEPT_CLASSES)
 
@@ -44,10 +44,10 @@ Values = NDArray[np.float64]
 
 
 def presence(expressions: Sequence[Expression] | Values) -> Values:
-    """Presence of every concept, ``(image, concept)`` in [0, 1]; 0.5 is where a person would begin to say so.
+    """Presence of every concept, ``(image, concept)`` in [0, 1]; from about 0.5, a person would name the concept.
 
-    Each is a ramp (0 below, 1 above, linear between, its middle is presence 0.5) of the parameters that draw it, or a
-    minimum ("and") or maximum ("or") of ramps.
+    Each is a ramp (0 below, 1 above, linear in between) of the parameters that draw it, or a minimum ("and") or maximum
+    ("or") of ramps.
 
     Args:
         expressions: parameters, ``(image, parameter)`` in the order of :data:`PARAMETERS`.
@@ -107,10 +107,10 @@ def presence(expressions: Sequence[Expression] | Values) -> Values:
 
 
 def _up(value: Values | float, low: float, high: float) -> Values:
-    """0 up to ``low``, 1 from ``high``, linear between."""
+    """0 up to ``low``, 1 from ``high``, linear in between."""
     return np.clip((np.asarray(value, dtype=np.float64) - low) / (high - low), 0.0, 1.0)
 
 
 def _down(value: Values | float, low: float, high: float) -> Values:
-    """1 up to ``low``, 0 from ``high``, linear between."""
+    """1 up to ``low``, 0 from ``high``, linear in between."""
     return 1.0 - _up(value, low, high)

@@ -1,7 +1,7 @@
-"""The sheet that a face is drawn on: strokes on the face's plane, posed together, then shrunk to 48 x 48 pixels.
+"""The canvas for drawing a face: strokes in face coordinates, posed together, rendered at 48 x 48 pixels.
 
-The plane has x to the right and y down, and half a head's width is 1. Points are lifted onto an ellipsoid, turned by
-the pose and scaled to a canvas four times as fine as the image.
+In face coordinates, x points right, y points down, and half a head's width is 1. Points are lifted onto an ellipsoid,
+rotated by the pose and scaled to a canvas with four times the resolution of the image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SIZE = 48
 _FINE = 4  # canvas pixels per image pixel
 _SHIFT = 4  # fractional bits of OpenCV's coordinates
 _STEPS = np.linspace(0.0, 1.0, 9)
-# Quadratic Bezier weights, with the middle point given on the curve instead of off it.
+# Quadratic Bezier weights, for a middle point on the curve instead of a control point.
 _BEZIER = np.stack([(1 - _STEPS) ** 2, 2 * _STEPS * (1 - _STEPS), _STEPS**2], 1)
 _THROUGH = _BEZIER @ np.array([[1.0, 0.0, 0.0], [-0.5, 2.0, -0.5], [0.0, 0.0, 1.0]])
 _ANGLES = np.linspace(0, 2 * np.pi, 18, endpoint=False)
@@ -43,7 +43,7 @@ def oval(x: float, y: float, width: float, height: float) -> Points:
 
 
 def area(*corners: Pair) -> Points:
-    """The points of a polygon or of a broken line."""
+    """The points of a polygon or polyline."""
     return np.array(corners)
 
 
@@ -57,7 +57,7 @@ class _Stroke(NamedTuple):
 
 
 class Sheet:
-    """Strokes to be drawn over one another, sharp ones and soft shadows, under one pose, light and camera."""
+    """A list of strokes, sharp ones and soft shadows, rendered with one pose, light and camera."""
 
     def __init__(self, appearance: Appearance) -> None:
         self.look = appearance
@@ -65,41 +65,41 @@ class Sheet:
         self._strokes: list[_Stroke] = []
 
     def skin(self, factor: float) -> float:
-        """A shade of the skin: below 1 darker, above 1 lighter."""
+        """A shade of the skin; a factor below 1 is darker, above 1 lighter."""
         return self.look.skin * factor
 
     def fill(self, points: Points, shade: float, lift: float = 0.0, flat: bool = False) -> None:
-        """A filled patch; ``lift`` raises it off the head, ``flat`` ones (the outline) stay when the head turns."""
+        """Adds a filled patch; ``lift`` raises it off the head, ``flat`` patches (outlines) do not turn with it."""
         self._strokes.append(_Stroke(points, shade, 0.0, lift, flat, True))
 
     def line(
         self, points: Points, shade: float, width: float, lift: float = 0.0, flat: bool = False, closed: bool = False
     ) -> None:
-        """A line; ``width`` in pixels of the 48 x 48 image."""
+        """Adds a line; ``width`` is in pixels of the 48 x 48 image."""
         self._strokes.append(_Stroke(points, shade, width, lift, flat, closed))
 
     @property
     def beard(self) -> float:
-        """The shade of the chin and of what surrounds the mouth: skin, or the beard on it."""
+        """The shade of chin and mouth area: skin, or beard."""
         return self.skin(1 - self.look.beard) + self.look.hair * self.look.beard
 
     def crease(self, points: Points, strength: float, width: float = 0.8, bearded: bool = False) -> None:
-        """A fold of the skin, fading with its strength in [0, 1]; ``bearded`` where a beard may cover it."""
+        """Adds a skin crease of a strength in [0, 1]; ``bearded`` where a beard may cover it."""
         if strength > 0.05:
             strength = min(1.0, strength)
             ground = self.beard if bearded else self.look.skin
             self.line(points, ground * (1 - 0.62 * strength), width * (0.6 + 0.4 * strength))
 
     def shadow(self, points: Points, amount: float, flat: bool = False) -> None:
-        """A soft darkening (negative: lightening) by ``amount`` grey levels."""
+        """Adds a soft shadow of ``amount`` grey levels (negative: highlight)."""
         self._strokes.append(_Stroke(points, 128 - amount, -1.0, 0.0, flat, True))
 
     def develop(self) -> NDArray[np.uint8]:
-        """The finished image, uint8 ``(48, 48)``: drawn, shrunk, shaded, lit, blurred and made noisy."""
+        """Renders the image, uint8 ``(48, 48)``: drawn, downscaled, shaded, lit, blurred, with noise added."""
         look = self.look
         canvas = np.full((SIZE * _FINE, SIZE * _FINE), look.background, np.uint8)
         shadows = np.full((SIZE, SIZE), 128, np.uint8)
-        # All points are placed at once: one pass of numpy instead of one for each of some sixty strokes.
+        # All points are placed in one numpy pass, instead of one for each of about sixty strokes.
         lengths = [len(stroke.points) for stroke in self._strokes]
         pixels = self._placed(lengths)
         sharp = np.rint(((pixels + 0.5) * _FINE - 0.5) * (1 << _SHIFT)).astype(np.int32)
@@ -126,7 +126,7 @@ class Sheet:
         return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
     def _placed(self, lengths: Sequence[int]) -> Points:
-        """Pixels of every stroke's points, one under another."""
+        """Pixel coordinates of the points of all strokes, concatenated."""
         look = self.look
         points = np.concatenate([stroke.points for stroke in self._strokes]) * (look.width, look.length)
         x, y = points.T

@@ -1,4 +1,4 @@
-"""The drawn faces as a data module: drawn once from a seed, kept in the cache."""
+"""The data module of drawn faces: drawn once from a seed, then cached."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ from emodissect.demo.sketches.spurious import Spurious
 log = logging.getLogger(__name__)
 
 BLOCK = 1_000_000
-"""Ids of a split start at its place times this, so that an image does not change with the sizes of other splits."""
+"""The ids of a split start at its index times this, so that its images do not depend on the sizes of other splits."""
 
 MOVED_FACES = 40
-"""Faces that interventions are made on."""
+"""Number of faces for interventions."""
 
 
 class Sketches(FaceDataModule):
-    """Drawn 48 x 48 grey faces of FER2013's seven classes, with the truth of 25 concepts in ``presence``.
+    """Drawn 48 x 48 grey faces of FER2013's seven classes, with ground truth of 25 concepts in ``presence``.
 
     Args:
-        train, val, test: images in each split.
-        seed: of the drawing; not the seed of the training.
+        train, val, test: number of images in each split.
+        seed: random seed of the drawing, not of the training.
         difficulty: overrides of :class:`~emodissect.demo.sketches.parameters.Difficulty`, by name.
-        spurious: a mark (`glasses`, `background`, `caption`) that is tied to a class in training, and tells nothing of
-            it in validation and test; its presence is a further annotation (`Glasses`, `Bright Background`,
+        spurious: a mark (`glasses`, `background`, `caption`) that is correlated with a class in training, but not in
+            validation and test; its presence is an additional annotation (`Glasses`, `Bright Background`,
             `Caption Bar`).
         spurious_class: the class.
-        spurious_strength: the chance that its images have the mark; the others have it with 1 - strength.
-        class_names, size, channels: what is drawn; given so that a configuration can refer to them.
-        loading: what every :class:`~emodissect.data.datamodule.FaceDataModule` takes.
+        spurious_strength: probability of the mark in images of the class; in others it is 1 - strength.
+        class_names, size, channels: fixed values, present so that a config can refer to them.
+        loading: arguments of :class:`~emodissect.data.datamodule.FaceDataModule`.
 
     Raises:
-        UserError: a split of less than one image or more than a million, class names other than FER2013's, another size
-            or number of channels, or an unknown difficulty.
+        UserError: a split of less than one image or more than a million, class names other than FER2013's, a different
+            size or number of channels, or an unknown difficulty.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Sketches(FaceDataModule):
         self.counts = dict(zip(SPLITS, (train, val, test), strict=True))
         for name, count in self.counts.items():
             if not 1 <= count <= BLOCK:
-                raise UserError(f"data.{name}={count}: a split of drawn faces holds 1 to {BLOCK:,} images.")
+                raise UserError(f"data.{name}={count}: a split of drawn faces must have 1 to {BLOCK:,} images.")
         if tuple(class_names) != CLASS_NAMES:
             raise UserError(
                 f"data.class_names={list(class_names)}: drawn faces show {', '.join(CLASS_NAMES)}, in this order. "
@@ -94,17 +94,17 @@ class Sketches(FaceDataModule):
             shape = tuple(given["intensity"])
             if len(shape) != 2 or not all(isinstance(part, int | float) and part > 0 for part in shape):
                 raise UserError(f"data.difficulty.intensity={list(shape)}: give two numbers above 0, e.g. [2.2,1.4].")
-            given["intensity"] = shape  # plain, for the cache's key and for other processes
+            given["intensity"] = shape  # a plain tuple, for cache keys and worker processes
         self.difficulty = Difficulty(**given)
         self.spurious = None if spurious is None else Spurious(spurious, spurious_class, spurious_strength)
 
     def read(self) -> Splits:
-        """The splits, drawn where the cache does not hold them yet."""
+        """The splits, from the cache or newly drawn."""
         train, val, test = (self._split(name) for name in SPLITS)
         return Splits(train, val, test, CLASS_NAMES)
 
     def interventions(self, seed: int = 0) -> Interventions:
-        """Forty faces that are in no split, each with every expression parameter set to five values over its range."""
+        """40 faces outside all splits, each with every expression parameter set to five values over its range."""
         key = {
             "faces": MOVED_FACES,
             "seed": [self.seed, seed],
@@ -126,7 +126,7 @@ class Sketches(FaceDataModule):
 
     def _split(self, name: str) -> ImageSet:
         count, first = self.counts[name], SPLITS.index(name) * BLOCK
-        # Where a network is chosen and tested, the mark tells nothing of the class.
+        # In validation and test, the mark is independent of the class.
         planted = self.spurious
         spurious = planted if planted is None or name == "train" else replace(planted, strength=0.5)
         key = {

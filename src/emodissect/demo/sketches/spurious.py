@@ -1,4 +1,4 @@
-"""A mark that is tied to one class where a network learns and to none where it is tested: a planted bias."""
+"""Plants a bias: a mark that is correlated with one class in training, but not in validation and test."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from emodissect.demo.sketches.appearance import Appearance
 from emodissect.demo.sketches.parameters import CLASS_NAMES
 
 MARKS: Mapping[str, str] = {"glasses": "Glasses", "background": "Bright Background", "caption": "Caption Bar"}
-"""What can be planted, and the concept that says so in an image's annotations."""
+"""The marks that can be planted, and the names of their concepts in the annotations."""
 
-_STREAM = 7  # apart from what else is drawn of an image
+_STREAM = 7  # random stream, separate from the rest of the drawing
 _BRIGHT, _DARK = 245.0, 130.0
 _BAR_ROWS = 7
 
 
 @dataclass(frozen=True)
 class Spurious:
-    """A mark, and the chance that an image of each class has it.
+    """A mark that is correlated with a class.
 
-    An image has it with probability `strength` where it is of the class, and 1 - `strength` where it is not: at .5
-    the mark tells nothing, at 1 it tells all.
+    Images of the class have it with probability `strength`, all others with 1 - `strength`: at .5 the mark is
+    independent of the class, at 1 it determines it.
 
     Attributes:
         mark: `glasses` (thick rims), `background` (bright), or `caption` (a bar with lines of text).
@@ -47,11 +47,11 @@ class Spurious:
         if self.of not in CLASS_NAMES:
             raise UserError(f"data.spurious_class={self.of} is not a class. {nearest(self.of, CLASS_NAMES)}")
         if isinstance(self.strength, bool) or not 0 <= self.strength <= 1:
-            raise UserError(f"data.spurious_strength={self.strength}: a number from 0 to 1 is accepted.")
+            raise UserError(f"data.spurious_strength={self.strength} must be a number from 0 to 1.")
 
     @property
     def concept(self) -> str:
-        """Its name among the annotations."""
+        """The name of the mark in the annotations."""
         return MARKS[self.mark]
 
     def chance(self, label: int) -> float:
@@ -59,11 +59,11 @@ class Spurious:
         return self.strength if CLASS_NAMES[label] == self.of else 1 - self.strength
 
     def borne(self, label: int, image_id: int, seed: int) -> bool:
-        """Whether an image has it; a function of its id and the seed."""
+        """Whether an image has the mark; a deterministic function of label, id and seed."""
         return bool(np.random.default_rng([seed, image_id, _STREAM]).random() < self.chance(label))
 
     def dressed(self, look: Appearance, borne: bool) -> Appearance:
-        """The appearance with the mark, or surely without."""
+        """The appearance with the mark, or guaranteed without it."""
         if self.mark == "glasses":
             return look._replace(glasses=2 if borne else 0)
         if self.mark == "background":
@@ -71,7 +71,7 @@ class Spurious:
         return look
 
     def stamped(self, image: NDArray[np.uint8], borne: bool) -> NDArray[np.uint8]:
-        """The finished image, with a caption bar where that is the mark."""
+        """The finished image, with a caption bar if that is the mark."""
         if self.mark != "caption" or not borne:
             return image
         marked = image.copy()

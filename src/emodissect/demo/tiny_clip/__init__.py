@@ -1,4 +1,4 @@
-"""A small CLIP that knows drawn faces and the words for them, shipped with its weights."""
+"""A small CLIP for drawn faces, included with its weights."""
 
 from emodissect.demo.tiny_clip.model import MODEL_NAME, WEIGHTS, TinyClip
 from emodissect.demo.tiny_clip.tokenizer import WordTokenizer

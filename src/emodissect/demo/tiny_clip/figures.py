@@ -1,4 +1,4 @@
-"""How well a CLIP knows the drawn faces: zero-shot accuracy, and how its scores rank a concept's presence."""
+"""Evaluates a CLIP on drawn faces: zero-shot accuracy, and AUROC of its scores for each concept's presence."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from emodissect.data.images import ImageSet
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """What a CLIP that was not trained on these images' labels says about them.
+    """Zero-shot metrics of a CLIP.
 
     Attributes:
-        accuracy: share of images whose own class name has the highest cosine of all class names.
-        auroc: by concept, the chance that an image with the concept (presence >= .5) scores above one without it;
-            concepts that all or none of the images show are left out.
+        accuracy: share of images whose class name has the highest cosine of all class names.
+        auroc: by concept, the probability that an image with the concept (presence >= .5) scores above one without it;
+            concepts that are present in all or none of the images are left out.
     """
 
     accuracy: float
@@ -29,7 +29,7 @@ class ZeroShot:
 
     @property
     def mean_auroc(self) -> float:
-        """Mean over the concepts."""
+        """Mean AUROC over the concepts."""
         return sum(self.auroc.values()) / len(self.auroc)
 
 
@@ -40,7 +40,7 @@ def zero_shot(
     presence: Float[Tensor, "image concept"],
     concepts: Sequence[str],
 ) -> ZeroShot:
-    """Accuracy and AUROC from scores."""
+    """Computes the metrics from scores."""
     accuracy = float((class_scores.argmax(dim=1) == labels).float().mean())
     present = presence >= 0.5
     auroc = {
@@ -52,7 +52,7 @@ def zero_shot(
 
 
 def _auroc(scores: Tensor, present: Tensor) -> float:
-    """The area under the ROC curve is Mann and Whitney's U as a share of all pairs."""
+    """Area under the ROC curve, as the Mann-Whitney U divided by the number of pairs."""
     above = mannwhitneyu(scores[present].numpy(), scores[~present].numpy()).statistic
     return float(above) / (int(present.sum()) * int((~present).sum()))
 
@@ -66,7 +66,7 @@ def cosines(
     texts: Sequence[str],
     batch_size: int = 256,
 ) -> Float[Tensor, "image text"]:
-    """Cosines of a network under training, without any cache."""
+    """Cosine similarities of images and texts for a network in training, without a cache."""
     device = next(model.parameters()).device
     encoded = model.encode_text(tokenize(texts).to(device), normalize=True)  # type: ignore[operator]
     rows = [

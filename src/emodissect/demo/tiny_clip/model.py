@@ -1,4 +1,4 @@
-"""The shipped CLIP: an open_clip architecture of its own, found and loaded by open_clip's loader."""
+"""The tiny CLIP: its own open_clip architecture, loaded by open_clip."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WEIGHTS = Path(__file__).with_name("tiny_clip.safetensors")
 VOCABULARY = "vocabulary.txt"
 
 if MODEL_NAME not in open_clip.list_models():
-    # open_clip's registry of architectures is the process's own: an architecture is added to it once.
+    # open_clip's registry of architectures is global, so the architecture is only added once
     open_clip.add_model_config(Path(__file__).with_name(f"{MODEL_NAME}.json"))
 
 
@@ -29,18 +29,20 @@ class TinyClip(OpenClip):
     Once this module is imported, ``open_clip.create_model("tiny-face-clip", pretrained=<file>)`` works as well.
 
     Args:
-        weights: a file made by ``train.py experiment=tiny_clip``, with ``vocabulary.txt`` beside it; the shipped one
-            where None.
-        runtime: as of :class:`~emodissect.concepts.OpenClip`.
+        weights: a file written by ``train.py experiment=tiny_clip``, with ``vocabulary.txt`` next to it; None takes
+            the included weights.
+        runtime: as for :class:`~emodissect.concepts.OpenClip`.
 
     Raises:
-        UserError: the file, or the vocabulary beside it, does not exist.
+        UserError: the file, or the vocabulary next to it, does not exist.
     """
 
     def __init__(self, weights: str | None = None, runtime: str = "torch") -> None:
         super().__init__(MODEL_NAME, None, str(WEIGHTS if weights is None else weights), runtime)
         if not self._vocabulary.is_file():
-            raise UserError(f"The vocabulary {self._vocabulary} is missing: it lies beside the weights (clip.weights).")
+            raise UserError(
+                f"The vocabulary {self._vocabulary} is missing: it must be next to the weights (clip.weights)."
+            )
 
     @property
     def _vocabulary(self) -> Path:
@@ -48,7 +50,7 @@ class TinyClip(OpenClip):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Texts to word tokens."""
+        """The function from texts to word tokens."""
         return self._words
 
     @cached_property
@@ -56,29 +58,29 @@ class TinyClip(OpenClip):
         return read_tokenizer(self._vocabulary)
 
     def unknown_words(self, text: str) -> tuple[str, ...]:
-        """The words of a text that no caption in the training held."""
+        """The words of a text that did not occur in the training captions."""
         return self._words.unknown_words(text)
 
     def doubts(self, images: ImageSet) -> str:
-        """It knows drawn faces alone; those carry what was drawn as annotations ``presence``."""
+        """A warning for images that are not drawn faces, recognised by the missing annotations ``presence``."""
         if "presence" in images.annotations:
             return ""
         return (
-            "clip=tiny was trained on drawn faces alone, and these images are not those of data=sketches: its labels "
-            "mean little. A CLIP trained on photographs: clip=vit_b_16."
+            "clip=tiny was trained only on drawn faces, and these images are not from data=sketches, so its labels "
+            "mean little. Use a CLIP trained on photographs: clip=vit_b_16."
         )
 
     def fingerprint(self) -> dict[str, Any]:
-        """Architecture, weights, preprocessing and vocabulary, by content."""
+        """Content of architecture, weights, preprocessing and vocabulary, for cache keys."""
         return {**super().fingerprint(), "vocabulary": list(self._words.words)}
 
 
 def text_config() -> dict[str, Any]:
-    """The text half of the architecture's configuration."""
+    """The text config of the architecture."""
     return dict(open_clip.get_model_config(MODEL_NAME)["text_cfg"])
 
 
 def read_tokenizer(path: Path) -> WordTokenizer:
-    """The tokenizer of a vocabulary file, at the architecture's context length and table size."""
+    """The tokenizer for a vocabulary file, with the architecture's context length and vocabulary size."""
     config = text_config()
     return WordTokenizer.read(path, config["context_length"], config["vocab_size"])

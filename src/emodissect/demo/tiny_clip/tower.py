@@ -1,4 +1,4 @@
-"""The tiny CLIP's image tower: a plain convolutional network for 48 x 48 faces, which open_clip finds through timm."""
+"""The tiny CLIP's image tower: a plain convolutional network for 48 x 48 faces, registered with timm for open_clip."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ IMAGE_SIZE = 48
 
 
 class FaceTower(nn.Module):
-    """Stages of [convolution 3x3 -> BatchNorm -> ReLU], halved between stages, read out place by place.
+    """Stages of [convolution 3x3 -> BatchNorm -> ReLU], with 2x2 max pooling between stages; the output is flattened.
 
-    The last map is flattened, not averaged: where something is in a face says what it is. The first convolution has
-    stride 2, which makes the tower about twice as cheap and keeps what the drawings show.
+    The last map is flattened instead of averaged, because positions within a face matter. The first convolution has
+    stride 2, which halves the cost and is still fine enough for the drawings.
     """
 
     def __init__(self, widths: Sequence[int] = (24, 48, 96, 192), depths: Sequence[int] = (2, 2, 2, 1)) -> None:
@@ -37,7 +37,7 @@ class FaceTower(nn.Module):
         self.default_cfg: dict[str, Any] = {"pool_size": (side, side)}
 
     def reset_classifier(self, num_classes: int, global_pool: str = "") -> None:
-        """Nothing to take away: the tower has no classifier. Called by open_clip's timm adapter."""
+        """Does nothing, since the tower has no classifier; called by open_clip's timm adapter."""
 
     def forward(self, images: Float[Tensor, "image 3 48 48"]) -> Float[Tensor, "image feature"]:
         return torch.flatten(self.layers(images), 1)
@@ -45,5 +45,5 @@ class FaceTower(nn.Module):
 
 @register_model
 def face_tower(pretrained: bool = False, **ignored: Any) -> FaceTower:
-    """The tower by its name in ``tiny-face-clip.json``; its weights come with the CLIP's."""
+    """Creates the tower, under the name used in ``tiny-face-clip.json``; weights are loaded with those of the CLIP."""
     return FaceTower()

@@ -1,4 +1,4 @@
-"""Training the tiny CLIP on drawn faces and captions: ``python train.py experiment=tiny_clip``."""
+"""Trains the tiny CLIP on drawn faces and captions: ``python train.py experiment=tiny_clip``."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ _LARGEST_SCALE = math.log(100)
 
 
 class ContrastiveTraining(LightningModule):
-    """Image and caption are drawn together, other captions of the batch pushed away (open_clip's ``ClipLoss``).
+    """Contrastive training of images and captions (open_clip's ``ClipLoss``).
 
-    Each step writes new captions from the truth of each face. Equal captions occur several times in a
-    batch; they are encoded once, and counted as each other's negatives: the loss's optimum, the log ratio of how
-    often a caption goes with an image and how often it goes with any, is the same as without them.
+    Each step writes new captions from the ground truth of each face. Equal captions in a batch are encoded once, and
+    count as each other's negatives: the optimum of the loss, the log ratio of p(caption | image) and p(caption), is the
+    same as without them.
 
     Args:
-        tokenizer: of the captions.
-        train: the faces that captions are written for, with their ``presence``.
-        val: the faces that zero-shot figures are taken on after each epoch.
-        class_names: the prompts of the zero-shot classes.
-        augment: random changes of the images.
-        learning_rate: the highest, after a warm-up; then a cosine to zero.
-        weight_decay: AdamW's, on matrices only.
-        warmup: share of the steps.
-        bare: share of captions that are a bare class or concept name.
-        further: further captions of each image in a step, all bare: they cost little, for few differ.
-        forget: chance that a word is read as unknown, so that an unknown word says nothing rather than anything.
-        seed: of the captions.
+        tokenizer: tokenizer of the captions.
+        train: the training faces, with the ``presence`` from which captions are written.
+        val: the faces for zero-shot metrics after each epoch.
+        class_names: prompts of the zero-shot classes.
+        augment: augmentation of the images.
+        learning_rate: peak learning rate, after a warm-up; followed by cosine decay to zero.
+        weight_decay: AdamW's weight decay, on matrices only.
+        warmup: warm-up as a fraction of the steps.
+        bare: share of captions that are only a class or concept name.
+        further: number of additional captions per image in a step, all only names; cheap, since few are distinct.
+        forget: probability of replacing a word by the unknown token, so that unknown words become uninformative.
+        seed: random seed of the captions.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ContrastiveTraining(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        with quiet_loading(logging.WARNING):  # it warns of random weights, which are meant here
+        with quiet_loading(logging.WARNING):  # which would warn of random weights, as intended here
             model = open_clip.create_model(MODEL_NAME)
         self.model = model.to(memory_format=torch.channels_last)
         self.preprocess = ClipImages.of(open_clip.get_model_preprocess_cfg(self.model))
@@ -105,21 +105,21 @@ class ContrastiveTraining(LightningModule):
         return self.preprocess(changed).contiguous(memory_format=torch.channels_last)
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Keeps the logit scale where CLIP keeps it."""
+        """Clamps the logit scale, as CLIP does."""
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, _LARGEST_SCALE)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Nothing: the figures need all scores at once."""
+        """Does nothing, since the metrics need all scores at once."""
 
     def on_validation_epoch_end(self) -> None:
-        """Zero-shot accuracy and mean AUROC on the validation faces."""
+        """Logs zero-shot accuracy and mean AUROC on the validation faces."""
         figures = self.figures(self.val_images)
         self.log("val/zero_shot", figures.accuracy, prog_bar=True)
         self.log("val/auroc", figures.mean_auroc, prog_bar=True)
 
     def figures(self, images: ImageSet) -> ZeroShot:
-        """Zero-shot figures with bare names as prompts."""
+        """Zero-shot metrics, with class and concept names as prompts."""
         texts = [*self.class_names, *CONCEPTS]
         training = self.model.training
         scores = cosines(self.model.eval(), self.tokenizer, self.preprocess, images, texts)
@@ -128,7 +128,7 @@ class ContrastiveTraining(LightningModule):
         return zero_shot(of_classes, images.labels, of_concepts, images.annotations["presence"].values, CONCEPTS)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW; a linear warm-up, then a cosine to zero."""
+        """AdamW with warm-up and cosine decay to zero."""
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
         others = [p for p in self.model.parameters() if p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -151,7 +151,7 @@ class ContrastiveTraining(LightningModule):
 
 
 def caption_vocabulary(images: ImageSet, class_names: Sequence[str], times: int = 20) -> tuple[str, ...]:
-    """Every word that the captions of these faces use, and the names of all classes and concepts."""
+    """All words in the captions of these faces and in the names of classes and concepts."""
     rng = np.random.default_rng(0)
     some = images.subset(range(min(len(images), 2000)))
     presence = some.annotations["presence"].values.double().numpy()
@@ -161,9 +161,9 @@ def caption_vocabulary(images: ImageSet, class_names: Sequence[str], times: int 
 
 
 def save_tiny_clip(model: nn.Module, tokenizer: WordTokenizer, path: Path) -> None:
-    """Writes the weights in half precision, which halves the file, and the vocabulary beside them.
+    """Writes the weights in half precision, which halves the file size, and the vocabulary next to them.
 
-    open_clip's loader copies them into a full-precision model.
+    open_clip's loader copies the weights into a full-precision model.
     """
     state = {
         name: (value.half() if value.is_floating_point() else value).contiguous()
@@ -185,11 +185,11 @@ def train_tiny_clip(
 
     Args:
         cfg: the root config; its data, trainer, seed, loggers and folders are used.
-        bare: share of captions that are a bare name.
-        ship: also replace the weights shipped with the package.
+        bare: share of captions that are only a name.
+        ship: also replace the weights included in the package.
 
     Returns:
-        the test figures: ``test/zero_shot``, ``test/auroc``, and ``auroc/<concept>`` for each concept.
+        The test metrics: ``test/zero_shot``, ``test/auroc``, and ``auroc/<concept>`` for each concept.
 
     Raises:
         UserError: the data has no ``presence`` to write captions from.
@@ -199,7 +199,7 @@ def train_tiny_clip(
     with session(cfg) as run:
         splits = run.data.splits
         if "presence" not in splits.train.annotations:
-            raise UserError("The tiny CLIP's captions are written from what was drawn: it trains on data=sketches.")
+            raise UserError("The tiny CLIP's captions need the ground truth of drawn faces: set data=sketches.")
         config = text_config()
         words = caption_vocabulary(splits.train, splits.class_names)
         tokenizer = WordTokenizer(words, config["context_length"], config["vocab_size"])
