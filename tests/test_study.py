@@ -103,7 +103,7 @@ def test_the_planted_edit_is_found_and_claimed(found: EditStudy) -> None:
     assert found.p_random < 0.05
     assert found.p_shuffled < 0.05
     assert found.verdict.startswith("Gain: +")
-    assert "more than random neurons of the same number (p = .016)" in found.verdict
+    assert "more than the same number of random neurons (p = .016)" in found.verdict
     assert "shuffled labels (p = " in found.verdict
     assert found.is_cut
     assert found.kept_bytes == 4 * (GOOD + NOISE) * 700
@@ -216,16 +216,16 @@ def test_verdicts(found: EditStudy) -> None:
 
     flips = "+2.00 points on test (12 images newly correct, 4 newly wrong, p = .010)"
     assert said() == (
-        f"Gain: {flips}, more than random neurons of the same number (p = .010) and shuffled labels (p = .010) give."
+        f"Gain: {flips}, more than the same number of random neurons (p = .010) and shuffled labels (p = .010) give."
     )
-    assert said(shuffled=float("nan")).endswith("more than random neurons of the same number (p = .010) give.")
+    assert said(shuffled=float("nan")).endswith("more than the same number of random neurons (p = .010) give.")
     assert said(random=0.41) == (
-        f"Gain within what random neurons of the same number give, p = .41: {flips}, "
+        f"Gain within what the same number of random neurons give, p = .41: {flips}, "
         "so the choice of neurons does not explain it."
     )
     assert said(shuffled=0.2) == f"Gain within what the same study with shuffled labels gives, p = .20: {flips}."
     assert said(p_value=0.5, random=0.41).startswith("No gain beyond chance: +2.00 points")
-    assert said(p_value=0.5, random=0.41).endswith("within what random neurons of the same number give, p = .41.")
+    assert said(p_value=0.5, random=0.41).endswith("within what the same number of random neurons give, p = .41.")
     assert "which chance explains" in said(p_value=0.5)
     assert said(delta=-0.02) == "Loss: -2.00 points on test (12 images newly correct, 4 newly wrong, p = .010)."
     assert said(delta=-0.02, p_value=0.3).startswith("No gain: -2.00")

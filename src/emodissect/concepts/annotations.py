@@ -129,7 +129,7 @@ class AnnotationScorer:
 
 def _from_labels(images: ImageSet, concepts: ConceptSet, class_names: Sequence[str]) -> Float[Tensor, "image concept"]:
     mask = concepts.class_mask(class_names)
-    _demand_classes(mask.any(dim=1), concepts, "labels")
+    _require_classes(mask.any(dim=1), concepts, "labels")
     return mask.T[images.labels].float()
 
 
@@ -147,7 +147,7 @@ def _from_votes(votes: Annotations, concepts: ConceptSet, class_names: Sequence[
             )
         keys = {class_key(class_name) for class_name in given}
         mask[row] = torch.tensor([float(class_key(column) in keys) for column in votes.names])
-    _demand_classes(mask.any(dim=1), concepts, "votes")
+    _require_classes(mask.any(dim=1), concepts, "votes")
     return votes.values.float() @ mask.T
 
 
@@ -163,7 +163,7 @@ def _columns(table: Annotations, concepts: ConceptSet, where: str) -> Float[Tens
     return table.values[:, [column[name_key(name)] for name in concepts.names]].float()
 
 
-def _demand_classes(has_class: Tensor, concepts: ConceptSet, source: str) -> None:
+def _require_classes(has_class: Tensor, concepts: ConceptSet, source: str) -> None:
     without = [name for name, has in zip(concepts.names, has_class.tolist(), strict=True) if not has]
     if without:
         raise UserError(

@@ -75,15 +75,15 @@ def _architecture_of(path: Path) -> str:
             f"{path} is not recognised as the weights of a CLIP with a vision transformer (no tensor {error}). Name "
             "its architecture: clip=emodissect.OpenClip('<one of open_clip.list_models()>', weights='<file>')."
         ) from error
-    fitting = [name for name in open_clip.list_models() if _sizes(open_clip.get_model_config(name)) == found]
-    fitting.sort(key=lambda name: (name.endswith("-quickgelu") != openai, len(name)))
-    if not fitting:
+    matching = [name for name in open_clip.list_models() if _sizes(open_clip.get_model_config(name)) == found]
+    matching.sort(key=lambda name: (name.endswith("-quickgelu") != openai, len(name)))
+    if not matching:
         width, patch, layers, size, _ = found
         raise UserError(
             f"{path} contains a vision transformer of width {width} with {layers} layers, patch size {patch} and image "
             f"size {size}, which matches no open_clip architecture. Name one: clip=emodissect.OpenClip(...)."
         )
-    return fitting[0]
+    return matching[0]
 
 
 def _sizes(config: dict[str, Any] | None) -> tuple[Any, ...]:

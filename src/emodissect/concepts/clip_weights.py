@@ -20,7 +20,7 @@ from emodissect.core.errors import UserError, reason
 
 log = logging.getLogger(__name__)
 
-_PATIENCE = 10.0  # seconds until a server that does not respond counts as unreachable
+_TIMEOUT = 10.0  # seconds until a server that does not respond counts as unreachable
 
 
 def downloaded(model_name: str, tag: str, known: Mapping[str, Any]) -> Path:
@@ -67,15 +67,15 @@ def _from_hub(repository: str, names: Sequence[str], tried: list[str]) -> Path |
         if isinstance(held, str):
             return Path(held)
     endpoint = os.environ.get("HF_ENDPOINT") or hub.ENDPOINT
-    silence = _silence(endpoint)
-    if silence is not None:
-        tried.append(f"{endpoint}/{repository}/{names[0]} ({silence})")
+    why = _unreachable(endpoint)
+    if why is not None:
+        tried.append(f"{endpoint}/{repository}/{names[0]} ({why})")
         return None
     for name in names:
         where = f"{endpoint}/{repository}/{name}"
         log.info("Downloading %s", where)
         try:
-            return Path(hf_hub_download(repository, name, etag_timeout=_PATIENCE, endpoint=endpoint))
+            return Path(hf_hub_download(repository, name, etag_timeout=_TIMEOUT, endpoint=endpoint))
         except LocalEntryNotFoundError as error:
             tried.append(f"{where} ({reason(error.__cause__ or error)})")
             return None  # a network error, so trying the next name would only wait again
@@ -87,12 +87,12 @@ def _from_hub(repository: str, names: Sequence[str], tried: list[str]) -> Path |
     return None
 
 
-def _silence(address: str) -> str | None:
+def _unreachable(address: str) -> str | None:
     """Why a server is unreachable, or None if it responds; the hub's client would retry for half a minute first."""
     if hub.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     try:
-        with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=_PATIENCE):
+        with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=_TIMEOUT):
             return None
     except urllib.error.HTTPError:
         return None  # it responds
@@ -104,9 +104,9 @@ def _from_url(url: str, tried: list[str]) -> Path | None:
     held = Path("~/.cache/clip").expanduser() / url.rpartition("/")[2]
     try:
         # open_clip's own download has no timeout.
-        silence = None if held.is_file() else _silence(url)
-        if silence is not None:
-            tried.append(f"{url} ({silence})")
+        why = None if held.is_file() else _unreachable(url)
+        if why is not None:
+            tried.append(f"{url} ({why})")
             return None
         return Path(download_pretrained_from_url(url))
     except (OSError, RuntimeError) as error:

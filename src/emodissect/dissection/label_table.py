@@ -81,11 +81,11 @@ twice. Copy them again, or dissect again (labels_dir=null).
 def require_concepts(neurons: pd.DataFrame, names: Collection[str], origin: str, where: str | Path) -> None:
     """Raises UserError for a label or a runner-up that is not in the concept set."""
     used = {*neurons["concept"], *(name for row in neurons["runners_up"] for name in row)} - {""}
-    strange = sorted(used - set(names))
-    if strange:
+    unknown = sorted(used - set(names))
+    if unknown:
         raise UserError(
-            f"labels_dir={where} has {len(strange):,} concepts that {origin} does not contain, e.g. '{strange[0]}'. "
-            f"{nearest(strange[0], names)} Set concepts=... to the concepts that the labels were computed with, or "
+            f"labels_dir={where} has {len(unknown):,} concepts that {origin} does not contain, e.g. '{unknown[0]}'. "
+            f"{nearest(unknown[0], names)} Set concepts=... to the concepts that the labels were computed with, or "
             "labels_dir=null to dissect now."
         )
 

@@ -59,7 +59,7 @@ def parts(layers: Sequence[str] = LAYERS) -> tuple[Part, ...]:
             (
                 Panel("bar", "Change of test accuracy (fraction)", ("edit/delta",)),
                 Panel("bar", "Exact McNemar p-value", ("edit/p_value",)),
-                Panel("bar", "p against random neurons of the same number", ("edit/p_random",)),
+                Panel("bar", "p against the same number of random neurons", ("edit/p_random",)),
                 Panel("bar", "p against the same study with shuffled labels", ("edit/p_shuffled",)),
                 Panel("scatter", "τ, factor and the change on test", ("edit/tau", "edit/factor", "edit/delta")),
                 Panel(

@@ -158,8 +158,8 @@ def _parts(
     if metric == "accuracy":
         return torch.stack([right, torch.ones_like(right)], 1), lambda sums: sums[0] / sums[1]
     if metric == "macro_f1":
-        true, said = one_hot(labels, classes).double(), one_hot(predicted, classes).double()
-        return torch.cat([true * right[:, None], true + said], 1), _f1
+        true, guessed = one_hot(labels, classes).double(), one_hot(predicted, classes).double()
+        return torch.cat([true * right[:, None], true + guessed], 1), _f1
     if metric == "worst_group":
         assert groups is not None
         member = one_hot(groups, 2 * classes).double()

@@ -136,7 +136,7 @@ class EditStudy:
 
     def _sentence(self) -> str:
         test, alpha = self.test, self.alpha
-        chance = f"within what random neurons of the same number give, {p_sentence(self.p_random)}"
+        chance = f"within what the same number of random neurons give, {p_sentence(self.p_random)}"
         if self.edit.operation.is_identity:
             return self._nothing()
         images = "image" if test.gained == 1 else "images"
@@ -167,7 +167,7 @@ class EditStudy:
                 f"Gain within what the same study with shuffled labels gives, {p_sentence(self.p_shuffled)}: {figures}."
             )
         shuffled = "" if math.isnan(self.p_shuffled) else f" and shuffled labels ({p_sentence(self.p_shuffled)})"
-        random = f"random neurons of the same number ({p_sentence(self.p_random)})"
+        random = f"the same number of random neurons ({p_sentence(self.p_random)})"
         return f"Gain: {figures}, more than {random}{shuffled} give."
 
     def _beside_alternatives(self, sentence: str) -> str:
@@ -198,7 +198,7 @@ class EditStudy:
             f"({100 * of['delta']:+.2f} points, {p_sentence(of['p_value'])})"
         )
         if not math.isnan(of["p_random"]):
-            sentence += f"; against random neurons of the same number {p_sentence(of['p_random'])}"
+            sentence += f"; against the same number of random neurons {p_sentence(of['p_random'])}"
         best = best_alternative(self.ladder, "metric_delta")
         if best is not None:
             sentence += f"; the best cheap alternative, {best['words']}, gives {100 * best['metric_delta']:+.2f}"

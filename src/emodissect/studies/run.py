@@ -163,11 +163,11 @@ def run_study(
         )
 
     # Layers share the memory; test outputs are computed only for layers in which a chosen edit lies.
-    room = memory_limit // (2 * len(layers))
-    on_test = _LogitsByLayer(inference, test, batch_size, room, progress)
+    limit = memory_limit // (2 * len(layers))
+    on_test = _LogitsByLayer(inference, test, batch_size, limit, progress)
     question = Question(
         layers=layers,
-        val=on_test if optimistic else _LogitsByLayer(inference, val, batch_size, room, progress),
+        val=on_test if optimistic else _LogitsByLayer(inference, val, batch_size, limit, progress),
         test=on_test,
         network=inference.network,
         selections=selections,

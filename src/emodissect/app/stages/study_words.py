@@ -106,7 +106,7 @@ def study_checks(study: EditStudy, null: pd.DataFrame | None) -> dict[str, str]:
     same = "the same predictions" if study.identical_predictions else "not all predictions are the same"
     checks = {
         "chosen": f"by {study.metric.replace('_', ' ')} on {where}",
-        "p against random neurons of the same number": p_value(study.p_random),
+        "p against the same number of random neurons": p_value(study.p_random),
         "p against the same study with shuffled labels": _p_shuffled(study),
         "minimum detectable change (power 80 %)": _detectable(study),
         "best of as many random edits, if chosen on test": f"{points(study.optimism)} points on average",

@@ -277,7 +277,7 @@ class EditedLogits:
     def _keep_outputs(self, parts: Cut) -> None:
         """Runs the part up to the layer once and stores its output. The views of an image are consecutive rows."""
         with evaluating(self.inference), torch.inference_mode():
-            self._kept = [self._room(len(self.images) * self._views, shape) for shape in self._shapes]
+            self._kept = [self._storage(len(self.images) * self._views, shape) for shape in self._shapes]
             for start, batch in self._batches("before the layer", 64):
                 inputs = self.inference.preprocess(batch.to(self._device))
                 for kept, part in zip(self._kept, parts.head(inputs), strict=True):
@@ -291,17 +291,17 @@ class EditedLogits:
     def _on_disk(self) -> bool:
         return self.bytes > self.memory_limit
 
-    def _room(self, rows: int, shape: torch.Size) -> Tensor:
+    def _storage(self, rows: int, shape: torch.Size) -> Tensor:
         """An empty tensor to store outputs in; maps in channels-last layout, which convolutions and pooling prefer."""
         stored = (rows, *shape[1:], shape[0]) if len(shape) == 3 else (rows, *shape)
         if self._on_disk:
             # Deleted together with this object, also after an exception.
             self._folder = getattr(self, "_folder", None) or tempfile.TemporaryDirectory(prefix="emodissect-")
             name = Path(self._folder.name) / f"{len(list(Path(self._folder.name).iterdir()))}.f32"
-            room = torch.from_numpy(np.memmap(name, np.float32, "w+", shape=stored))
+            storage = torch.from_numpy(np.memmap(name, np.float32, "w+", shape=stored))
         else:
-            room = torch.empty(stored)
-        return room.permute(0, 3, 1, 2) if len(shape) == 3 else room
+            storage = torch.empty(stored)
+        return storage.permute(0, 3, 1, 2) if len(shape) == 3 else storage
 
     def _batches(self, description: str, batch_size: int | None = None) -> Iterator[tuple[int, Tensor]]:
         size = batch_size or self.batch_size

@@ -236,7 +236,7 @@ def concept_ablation(
     """
     handle = Line2D([], [], marker="o", linestyle="", color=INK, markersize=4)
     legend = (
-        None if beyond is None or not beyond.to_numpy().any() else (handle, "beyond random neurons of the same number")
+        None if beyond is None or not beyond.to_numpy().any() else (handle, "beyond the same number of random neurons")
     )
     return _concepts_by_class(drops, -100 * drops.to_numpy(dtype=float), 1, beyond, legend, neurons, title)
 

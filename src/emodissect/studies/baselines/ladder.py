@@ -29,7 +29,7 @@ from emodissect.studies.baselines.with_edit import WITH_EDIT, recalibrated_rows,
 from emodissect.studies.comparison import compare
 from emodissect.studies.metrics import MetricChange
 
-_NO_PULL = 1e-8
+_CEILING_STRENGTH = 1e-8
 _CEILING_ITERATIONS = 150
 _TRAIN_IMAGES = 10_000  # that baselines are fitted on
 
@@ -89,8 +89,8 @@ class Alternative:
 
 
 Recall = Callable[[str, Baseline | None, str, Callable[[], Alternative]], Alternative]
-"""From layer, baseline (None: the ceiling), name of the images fitted on and a function that computes the alternative:
-the alternative, from a cache or computed."""
+"""Called with layer, baseline (None: the ceiling), name of the images fitted on and a function that computes the
+alternative; returns the alternative, cached or computed."""
 
 
 def made_now(layer: str, baseline: Baseline | None, fitted_on: str, make: Callable[[], Alternative]) -> Alternative:
@@ -209,7 +209,7 @@ def ceiling(
     """
 
     def predict() -> tuple[Tensor, str]:
-        operation, _ = learn_scale(test, strengths=[_NO_PULL], iterations=_CEILING_ITERATIONS)
+        operation, _ = learn_scale(test, strengths=[_CEILING_STRENGTH], iterations=_CEILING_ITERATIONS)
         return test.logits([operation])[0], ""
 
     found = recall(test.layer, None, "test", partial(Alternative.made, predict))

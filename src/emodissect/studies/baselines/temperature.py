@@ -31,8 +31,8 @@ class TemperatureAndBiases:
         classes = logits.shape[1]
 
         def loss(parameters: Tensor) -> Tensor:
-            pull = (parameters[1:] ** 2).sum() / (2 * len(labels))
-            return cross_entropy(changed(logits, parameters), labels) + pull
+            prior = (parameters[1:] ** 2).sum() / (2 * len(labels))
+            return cross_entropy(changed(logits, parameters), labels) + prior
 
         found = minimum([loss], torch.zeros(1 + classes, dtype=torch.float64), iterations=100)
         return lambda other: changed(other.before.logits.double(), found).float(), f"T = {float(found[0].exp()):.2f}"
