@@ -224,5 +224,5 @@ def test_parts_that_do_not_fit() -> None:
     with pytest.raises(UserError, match="need the same columns"):
         linear_explanation(part, Part(torch.randn(9, 2), torch.randn(9, 4)))
     top_only = LayerActivations.of("own", torch.arange(9), torch.randn(9, 2))
-    with pytest.raises(UserError, match="every activation"):
+    with pytest.raises(UserError, match="all activations"):
         labelling_parts(LayerActivations(**{**vars(top_only), "values": None}), torch.randn(9, 3))

@@ -274,9 +274,9 @@ def test_validation_images_do_not_change_with_the_size_of_training(tmp_path) -> 
     [
         ({"val": 0}, "data.val=0: a split of drawn faces must have 1 to 1,000,000 images"),
         ({"class_names": ["happy", "sad"]}, "For other classes use data=image_folder"),
-        ({"size": 96}, "data.size=96, data.channels=1: faces are drawn 48 x 48 and grey"),
+        ({"size": 96}, "data.size=96, data.channels=1: drawn faces are always 48 x 48 and grey"),
         ({"difficulty": {"noise": 1.0}}, "data.difficulty.noise is unknown.*intensity, least, blended, blend, spread"),
-        ({"difficulty": {"intensity": [2.2]}}, r"data\.difficulty\.intensity=\[2\.2\]: give two numbers above 0"),
+        ({"difficulty": {"intensity": [2.2]}}, r"data\.difficulty\.intensity=\[2\.2\] must be two numbers above 0"),
     ],
 )
 def test_mistakes_are_reported_before_anything_is_drawn(tmp_path, given: dict, message: str) -> None:

@@ -485,7 +485,7 @@ def test_ablation_rules_and_mistakes() -> None:
     assert found.matrix().loc["Tears"].sum() > found.matrix().loc["Frown"].sum()
     with pytest.raises(UserError, match="No living neuron"):
         ablate_concepts(inference, "lin", labels(np.nan, np.nan), VAL, "abc")
-    with pytest.raises(UserError, match="1 random draws are too few"):
+    with pytest.raises(UserError, match="draws=1 is too small"):
         ablate_concepts(inference, "lin", labels(), VAL, "abc", draws=1)
 
 

@@ -89,7 +89,7 @@ class Scorer(Protocol):
     """The interface of a scorer, which computes concept scores of images."""
 
     def score(self, images: ImageSet, concepts: ConceptSet, class_names: Sequence[str], cache: Cache) -> ConceptScores:
-        """Scores of every image for every concept, in the set's order."""
+        """Scores of every image for every concept, in the order of the concept set."""
 
     def check(self, images: ImageSet, concepts: ConceptSet, class_names: Sequence[str]) -> None:
         """Raises UserError early if :meth:`score` would fail."""

@@ -239,7 +239,7 @@ class GivenScores:
 
 
 def concepts_of(concepts: Concepts) -> ConceptSet:
-    """A concept set from words, words with classes, or a file."""
+    """A concept set from names, names with classes, or a file."""
     if isinstance(concepts, ConceptSet):
         return concepts
     if isinstance(concepts, str | Path):

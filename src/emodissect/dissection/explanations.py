@@ -231,7 +231,7 @@ def _candidates(products: _Products, penalty: float, most: int) -> Int64[Tensor,
     # scikit-learn expects sums over images; given the Gram matrix, it only uses the shape of the data
     dense = np.ascontiguousarray(gram.double().numpy()) * images
     shape, target = np.broadcast_to(np.zeros(1), (images, concepts)), np.zeros(images)
-    target[0] = images**0.5  # a standardised activation's norm, which scikit-learn's tolerance is relative to
+    target[0] = images**0.5  # the norm of a standardised activation; scikit-learn's tolerance is relative to it
 
     def heaviest(neuron: int) -> Tensor:
         own = cross[:, neuron].double().numpy()
@@ -313,7 +313,7 @@ def _both(first: Part, second: Part) -> Part:
 
 
 def _moments(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (over N) of each column; 1 where it does not vary."""
+    """Mean and standard deviation (dividing by N) of each column; the latter is 1 for constant columns."""
     first = columns[0].float()
     spread, mean = torch.std_mean(columns.float() - first, 0, correction=0)  # a constant column becomes exactly zero
     return mean + first, torch.where(spread > 0, spread, 1.0)

@@ -394,7 +394,7 @@ def neuron_accuracy(
     Chance is the expected share for images drawn at random from the probe set: the sum of the class frequencies of the
     label's classes. Both are NaN for a concept without classes.
     """
-    accepted = class_mask[concept]  # neuron class
+    accepted = class_mask[concept]  # shape [neuron, class]
     if not (probe.labelled and class_mask.shape[1]):
         unknown = torch.full((len(concept),), float("nan"))
         return unknown, unknown.clone()

@@ -45,7 +45,8 @@ def editable_layer(network: nn.Module, layer: str) -> nn.Module:
     if is_parametrized(module) or not isinstance(module._parameters.get("weight"), nn.Parameter):
         raise UserError(
             f"The weight of layer '{layer}' is computed from other parameters (a parametrization), so an edit of it "
-            "would not last. Remove it first: torch.nn.utils.parametrize.remove_parametrizations."
+            "would be overwritten. Remove the parametrization first: "
+            "torch.nn.utils.parametrize.remove_parametrizations."
         )
     for part in ("weight", "bias"):
         parameter = module._parameters.get(part)

@@ -49,9 +49,7 @@ def estimate_effects(kept: EditedLogits, *, draws: int = 2000, step: float = 1.5
     Source: COAR, Shah et al. 2024 (arXiv 2404.11534), with scalings in place of ablations.
     """
     if draws < 20:
-        raise UserError(
-            f"{draws} random edits are too few to distinguish neurons: 20 or more are needed, better 2,000."
-        )
+        raise UserError(f"{draws} random edits are too few to distinguish neurons: use at least 20, better 2,000.")
     if not step > 1:
         raise UserError(f"selection.step={step:g} must be a factor above 1, e.g. 1.5.")
     generator = torch.Generator().manual_seed(seed)

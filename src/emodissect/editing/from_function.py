@@ -58,5 +58,5 @@ class FromFunction(Rule):
 
     def operation(self, selected: Bool[Tensor, " neuron"], similarity: Float[Tensor, " neuron"]) -> Operation:
         if self.found is None:
-            raise UserError("edit=function needs the network: call rule.fitted(EditedLogits(...)) first.")
+            raise UserError("FromFunction needs the network: call rule.fitted(EditedLogits(...)) first.")
         return of_chosen(self.found, selected)

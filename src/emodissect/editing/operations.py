@@ -148,12 +148,12 @@ class Operation(ABC):
         """The inverse of :meth:`plain`.
 
         Raises:
-            UserError: no class of this name is imported.
+            UserError: the class is unknown; the module that defines it was not imported.
         """
         name = str(row["name"])
         if name not in Operation.known:
             raise UserError(
-                f"The edit is a '{name}', which is not known here. {nearest(name, sorted(Operation.known))} Import the "
+                f"The operation '{name}' of the edit is unknown. {nearest(name, sorted(Operation.known))} Import the "
                 "module that defines it first."
             )
         return Operation.known[name](values, **{key: value for key, value in row.items() if key != "name"})

@@ -113,7 +113,7 @@ class LabelledWith(_FromLabels):
     """Neurons labelled with one of `concepts`. Never a dead neuron.
 
     Raises:
-        UserError: no neuron's label or runner-up is such a concept.
+        UserError: a concept is neither a label nor a runner-up of any neuron.
     """
 
     name: ClassVar[str] = "concept"

@@ -32,7 +32,7 @@ class Shifting(Operation):
         if target.bias is None:
             raise UserError(
                 f"Layer '{target.layer}' has no bias, so its output cannot be shifted. Choose another layer, "
-                "or edit=scale."
+                "or use edit=scale."
             )
 
 

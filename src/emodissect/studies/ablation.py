@@ -88,7 +88,7 @@ def ablate_concepts(
         UserError: unknown layer or concept, no living neuron has a label, or too few draws.
     """
     if draws < 2:
-        raise UserError(f"{draws} random draws are too few to compare an ablation with: give 20 or more, better 100.")
+        raise UserError(f"draws={draws} is too small to compare an ablation with chance: use at least 20, better 100.")
     rule = rule if rule is not None else Ablate(parameters="weight_and_bias")
     labels = labels_of(neurons, layer)
     similarity, module = similarities(labels), inference.network.get_submodule(layer)

@@ -79,7 +79,7 @@ def compare(before: Predictions, after: Predictions) -> Comparison:
     if not torch.equal(before.ids, after.ids) or not torch.equal(before.labels, after.labels):
         raise ValueError("the predictions differ in their images or labels")
     if not len(before.ids):
-        raise ValueError("no images to compare on")
+        raise ValueError("there are no images to compare")
     right_before, right_after = before.predicted == before.labels, after.predicted == after.labels
     gained, lost = right_after & ~right_before, right_before & ~right_after
     images, gains, losses = len(before.ids), int(gained.sum()), int(lost.sum())

@@ -104,7 +104,7 @@ def verdicts_over_trainings(table: pd.DataFrame, alpha: float = 0.05) -> list[st
         if edit.empty:
             continue
         row = edit.iloc[0]
-        significant = row["p_value"] < alpha  # NaN is not
+        significant = row["p_value"] < alpha  # False for NaN
         word = "no change beyond chance" if not significant else "a gain" if row["mean"] > 0 else "a loss"
         named = ", ".join(f"{name}={value}" for name, value in setting.items())
         others = rows[~rows["what"].isin([EDIT, "ceiling/test"]) & ~rows["what"].str.startswith(WITH_EDIT)]

@@ -149,7 +149,7 @@ def study(
     tested_on = image_set(test, as_given=True, progress=progress)
     if not (isinstance(val, ImageSet) and isinstance(test, ImageSet)):
         if chosen_on.fingerprint() == tested_on.fingerprint() and not select_on_test:
-            raise UserError("val and test are the same images: an edit chosen on them would be evaluated on them.")
+            raise UserError("val and test are the same images: the edit would be evaluated on images it was chosen on.")
         tested_on = ImageSet(tested_on.images, tested_on.labels, tested_on.ids + int(chosen_on.ids.max()) + 1)
     learned_on = None if train is None else image_set(train, as_given=True, progress=progress)
     given = {"val": chosen_on, "test": tested_on} | ({} if learned_on is None else {"train": learned_on})

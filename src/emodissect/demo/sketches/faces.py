@@ -103,7 +103,7 @@ def draw_faces_in_processes(
                     with np.load(file) as drawn:
                         parts.append(Drawn(*(drawn[name] for name in Drawn._fields)))
                 else:
-                    log.warning("A process that draws faces failed (%d); its faces are drawn here.", other.returncode)
+                    log.warning("A drawing process failed (exit code %d); its faces are drawn here.", other.returncode)
                     parts.append(draw_faces(share, seed, difficulty, spurious))
         finally:
             for other in others:

@@ -53,7 +53,7 @@ def presence(expressions: Sequence[Expression] | Values) -> Values:
         expressions: parameters, ``(image, parameter)`` in the order of :data:`PARAMETERS`.
     """
     matrix = np.asarray(expressions, dtype=np.float64).reshape(-1, len(PARAMETERS))
-    face = Expression(*matrix.T)  # a column of images for each parameter
+    face = Expression(*matrix.T)  # each parameter is a column over the images
     down, up = np.maximum(0, -face.mouth_curve), np.maximum(0, face.mouth_curve)
     opening = np.asarray(face.lid_opening)
     awake = _up(opening, 0.04, 0.12)

@@ -50,7 +50,7 @@ def area(*corners: Pair) -> Points:
 class _Stroke(NamedTuple):
     points: Points
     shade: float
-    width: float  # of a line, in image pixels; 0 fills; -1 fills the soft canvas
+    width: float  # line width in image pixels; 0 fills, -1 fills the shadow canvas
     lift: float
     flat: bool
     closed: bool

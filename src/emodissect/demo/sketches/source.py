@@ -83,8 +83,8 @@ class Sketches(FaceDataModule):
             )
         if (size, channels) != (SIZE, 1):
             raise UserError(
-                f"data.size={size}, data.channels={channels}: faces are drawn {SIZE} x {SIZE} and grey. What the "
-                "network takes is set in model.preprocess."
+                f"data.size={size}, data.channels={channels}: drawn faces are always {SIZE} x {SIZE} and grey. To "
+                "change the network's input, set model.preprocess."
             )
         self.seed = int(seed)
         given = dict(difficulty or {})
@@ -93,7 +93,7 @@ class Sketches(FaceDataModule):
         if "intensity" in given:
             shape = tuple(given["intensity"])
             if len(shape) != 2 or not all(isinstance(part, int | float) and part > 0 for part in shape):
-                raise UserError(f"data.difficulty.intensity={list(shape)}: give two numbers above 0, e.g. [2.2,1.4].")
+                raise UserError(f"data.difficulty.intensity={list(shape)} must be two numbers above 0, e.g. [2.2,1.4].")
             given["intensity"] = shape  # a plain tuple, for cache keys and worker processes
         self.difficulty = Difficulty(**given)
         self.spurious = None if spurious is None else Spurious(spurious, spurious_class, spurious_strength)

@@ -41,7 +41,7 @@ def labelling_parts(layer: LayerActivations, scores: Float[Tensor, "image concep
         UserError: the layer kept only its top images.
     """
     if layer.values is None:
-        raise UserError(f"Layer '{layer.layer}' kept only its top images; explaining neurons needs every activation.")
+        raise UserError(f"Layer '{layer.layer}' kept only its top images; explaining neurons needs all activations.")
     first, second = halves(layer.ids, seed)
     labelling = first.nonzero()[:, 0]
     proposing, deciding = halves(layer.ids[labelling], seed + 1)

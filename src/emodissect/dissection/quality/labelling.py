@@ -17,7 +17,7 @@ def for_measure(layer: LayerActivations, measure: Similarity) -> LayerActivation
     Raises UserError if it did not keep all activations.
     """
     if layer.values is None:
-        raise UserError(f"Layer '{layer.layer}' kept only its top images; evaluating labels needs every activation.")
+        raise UserError(f"Layer '{layer.layer}' kept only its top images; evaluating labels needs all activations.")
     wanted = getattr(measure, "top_k", None) or 0
     if len(layer.top_ids) < min(wanted, len(layer.ids)):
         return LayerActivations.of(layer.layer, layer.ids, torch.as_tensor(layer.values), wanted)
