@@ -39,7 +39,7 @@ class Recording(Mapping[str, Tensor]):
         self._axes: dict[tuple[str, int], Literal[1, -1]] = {}
         self._calls: dict[str, int] = {}
         self._images: int | None = None
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def __getitem__(self, layer: str) -> Float[Tensor, "image neuron"]:
         if layer not in self.layers:
@@ -76,8 +76,8 @@ class Recording(Mapping[str, Tensor]):
                 "it, or leave it out; of layer=all, emodissect.recording.reached_layers keeps those that are called."
             )
         for layer, calls in self._calls.items():
-            if calls > 1 and layer not in self._told:
-                self._told.add(layer)
+            if calls > 1 and layer not in self._warned:
+                self._warned.add(layer)
                 log.warning("Layer %s is called %d times in a forward pass; its last call is kept.", layer, calls)
 
     def keep(self, layer: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

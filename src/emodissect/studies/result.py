@@ -128,7 +128,7 @@ class EditStudy:
     @property
     def verdict(self) -> str:
         """The outcome as a sentence."""
-        sentence = self._beside_alternatives(self._sentence()) + self._of_one_scale() + self._of_metric()
+        sentence = self._with_alternatives(self._sentence()) + self._of_one_scale() + self._of_metric()
         if not self.optimistic:
             return sentence
         chosen = f"Optimistic, because it was chosen on the same {self.tested_on} images"
@@ -170,7 +170,7 @@ class EditStudy:
         random = f"the same number of random neurons ({p_sentence(self.p_random)})"
         return f"Gain: {figures}, more than {random}{shuffled} give."
 
-    def _beside_alternatives(self, sentence: str) -> str:
+    def _with_alternatives(self, sentence: str) -> str:
         """Adds the change in accuracy of the best cheap alternative to the sentence."""
         best = best_alternative(self.ladder)
         if best is None:

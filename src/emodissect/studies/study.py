@@ -80,10 +80,10 @@ def evaluate_edit(
         for batch in _batches(data, batch_size):
             images = images_of(batch)
             inputs = inputs or NetworkInput(network, transform, images)
-            made = inputs(images)
-            before = logits_of(network, made, logits)
+            network_input = inputs(images)
+            before = logits_of(network, network_input, logits)
             with edited(network, *edits):
-                after = logits_of(network, made, logits)
+                after = logits_of(network, network_input, logits)
             rows.append(evaluated_row(batch, before, after, seen))
             seen += len(before)
     if not rows:

@@ -100,10 +100,10 @@ def _calibrated(activations: Tensor, scores: Tensor) -> Calibration:
     best = torch.full_like(middle, -torch.inf)
     factors, shifts = _STEEPNESS, _THRESHOLD
     for _ in range(1 + _REFINEMENTS):
-        around, beside = steepness.clone(), threshold.clone()
+        k_centre, t_centre = steepness.clone(), threshold.clone()
         for factor in factors:
             for shift in shifts:
-                k, t = around * factor, beside + shift
+                k, t = k_centre * factor, t_centre + shift
                 found = fit(k, t)
                 better = found > best + 1e-12
                 best = torch.where(better, found, best)

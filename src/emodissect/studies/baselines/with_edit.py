@@ -36,8 +36,8 @@ def refitted_head_rows(
     except NotAvailable as reason:
         return [named | {"settled": "", "note": str(reason)}]
     logits = behind(test)
-    beside = against(logits, alone(test), test.before.labels)
-    return [named | {"settled": f"{settled}; {beside} against the head alone"} | row(logits)]
+    difference = against(logits, alone(test), test.before.labels)
+    return [named | {"settled": f"{settled}; {difference} against the head alone"} | row(logits)]
 
 
 def recalibrated_rows(edit: Edit, images: ImageSet, test: EditedLogits, row: Row) -> list[dict[str, Any]]:
@@ -53,8 +53,8 @@ def recalibrated_rows(edit: Edit, images: ImageSet, test: EditedLogits, row: Row
     for context in (nullcontext(), edited(inference.network, edit)):
         with context, recalibrated(inference, names, images):
             found.append(predict(inference, image_loader(test.images, 64), device).logits)
-    beside = against(found[1], found[0], test.before.labels)
-    return [alone | row(found[0]), both | {"settled": f"{beside} against recalibration alone"} | row(found[1])]
+    difference = against(found[1], found[0], test.before.labels)
+    return [alone | row(found[0]), both | {"settled": f"{difference} against recalibration alone"} | row(found[1])]
 
 
 def against(logits: Tensor, other: Tensor, labels: Tensor) -> str:
