@@ -173,7 +173,7 @@ def test_mistakes_are_reported_with_what_is_accepted(
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        (torch.randn(4, 1, 8, 8), "normalised already"),
+        (torch.randn(4, 1, 8, 8), "normalized already"),
         ([torch.zeros(1, 8, 8), torch.zeros(1, 4, 4)], "differ in size"),
         (torch.zeros(0, 1, 8, 8, dtype=torch.uint8), "has no images"),
         ([{"pixels": torch.zeros(1, 8, 8)}], "none of which is a known key for images"),
