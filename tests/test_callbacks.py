@@ -258,7 +258,7 @@ def test_mistakes_are_reported_before_an_epoch(faces: TensorDataset, scores: Ten
         fit(emo.DissectNeurons("bodi.1", WORDS, faces, scorer=scores))
     with pytest.raises(UserError, match="there is none"):
         fit(emo.DissectNeurons("fc", WORDS, scorer=scores))
-    with pytest.raises(UserError, match="normalised already"):
+    with pytest.raises(UserError, match="normalized already"):
         fit(emo.DissectNeurons("fc", WORDS, torch.randn(90, 1, 4, 4), clip="tiny"))
 
 

@@ -241,5 +241,5 @@ def test_few_detectors_in_a_wide_layer_need_finer_p_values():
 def test_too_few_draws_are_refused():
     with pytest.raises(UserError, match="draws=0"):
         sim.best_similarity_null(sim.Pearson(), torch.rand(9, 2), recorded(torch.rand(9, 2)), draws=0)
-    with pytest.raises(UserError, match="draws=1: at least 2"):
+    with pytest.raises(UserError, match="draws=1: must be >= 2"):
         sim.standardised(torch.ones(1), torch.ones(1, 1))

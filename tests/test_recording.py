@@ -96,7 +96,7 @@ def test_a_container_by_its_path_and_wrapped_networks() -> None:
         ("bodi.*", "layer='bodi.*': no module of Tiny matches this glob. Did you mean 'body.fc'?"),
         ("conv.weight", "has no module of that path. Did you mean"),
         ("", "has no module of that path"),
-        ([], "an empty list names no layer"),
+        ([], "the list is empty"),
         (["conv", "nowhere"], "layer='nowhere'"),
     ],
 )

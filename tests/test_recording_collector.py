@@ -139,7 +139,7 @@ def test_order_of_use() -> None:
         collector.update([0])
     layers = network()
     collector.attach(layers)
-    with pytest.raises(RuntimeError, match="attached already"):
+    with pytest.raises(RuntimeError, match="already attached"):
         collector.attach(layers)
     collector.detach()
     collector.detach()
@@ -203,7 +203,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     after.values.zero_()
     assert torch.equal(LayerActivations.load(tmp_path / "disk").values, matrices()["3"])
     LayerActivations.of("x", torch.tensor([4]), torch.ones(1, 2)).save(tmp_path / "one")
-    with pytest.raises(UserError, match=r"holds no recorded layer: .*layer.json is missing"):
+    with pytest.raises(UserError, match=r"has no recorded layer: .*layer.json is missing"):
         LayerActivations.load(tmp_path / "nowhere")
 
 

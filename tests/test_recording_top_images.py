@@ -128,7 +128,7 @@ def test_mismatches() -> None:
         top.update(torch.zeros(2, 4), torch.arange(3))
     with pytest.raises(ValueError, match="the top 4 cannot be merged"):
         top.merge(TopImages(4))
-    with pytest.raises(UserError, match="top_k=0: at least one image is kept"):
+    with pytest.raises(UserError, match="top_k=0: must be an integer >= 1"):
         TopImages(0)
 
 

@@ -315,7 +315,7 @@ def test_a_saved_layer_gives_the_same(name, tie, tmp_path):
 def test_ids_that_cannot_be_ranked_are_refused():
     with pytest.raises(UserError, match=f"must be from 0 to {ranking.MOST}"):
         sim.top_rows(torch.rand(3, 2), 2, torch.tensor([0, 1, 2**32]))
-    with pytest.raises(UserError, match="2 ids of 3 images"):
+    with pytest.raises(UserError, match="2 ids for 3 images"):
         sim.top_rows(torch.rand(3, 2), 2, torch.tensor([0, 1]))
 
 

@@ -1,1 +1,1 @@
-"""What every other room uses: errors, cache, atomic files, distributed ranks, progress, number format, statistics."""
+"""Basics used by all other packages: errors, cache, files, distributed runs, progress, number format, statistics."""

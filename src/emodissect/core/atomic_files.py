@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, renamed to ``path`` at the end, so that a reader never sees half a file.
+    """Context manager: a temporary path to write to, renamed to ``path`` at the end, so that no partial file appears.
 
-    The name is unique to this process, and the file is removed if writing fails.
+    The temporary name is unique to this process, and the file is removed if writing fails.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -1,4 +1,4 @@
-"""A store keyed by content: a result is computed once for the same inputs."""
+"""A content-keyed cache: each result is computed once for the same inputs."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _HASHES: Mapping[str, Callable[..., Any]] = {"xxh3_128": xxhash.xxh3_128, "sha25
 
 
 class Cache:
-    """Folders of finished results, each named by the hash of everything it was made from.
+    """Folders of finished results, each named by the hash of everything that it depends on.
 
-    An entry is written to a temporary folder, sealed with the size and hash of each file, and renamed. Two processes
-    that want the same entry compute it once: one computes, the other waits on a file lock. An entry whose files no
-    longer match its seal is reported and recomputed. Every file is read and compared the first time that a process uses
-    the entry (20 GB/s), and again where its size or time has changed since.
+    An entry is written to a temporary folder, sealed with the size and hash of each file, and renamed. If two processes
+    need the same entry, one computes it and the other waits on a file lock. An entry whose files do not match its seal
+    is reported and recomputed. Files are verified the first time that a process uses the entry (20 GB/s), and again if
+    their size or time has changed.
 
-    A finished entry never changes. Recomputing it makes a further version (``<key>.1``, ``<key>.2``, ...), which others
-    find from then on, and the old one is removed when no process is left that may read it.
+    A finished entry never changes. Recomputing it adds a new version (``<key>.1``, ``<key>.2``, ...), which is then
+    used; the old one is removed when no process may still be reading it.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -49,17 +49,17 @@ class Cache:
         self._given: set[Path] = set()
 
     def entry(self, kind: str, key: Mapping[str, Any], write: Callable[[Path], None], recompute: bool = False) -> Path:
-        """The folder of the entry for ``key``, made by ``write(folder)`` where it does not exist yet.
+        """The folder of the entry for ``key``, created by ``write(folder)`` if it does not exist.
 
         Args:
             kind: what is stored, e.g. ``activations``; the first level of folders.
-            key: everything the result depends on: plain values, and objects by their fingerprint
+            key: everything that the result depends on: plain values, and objects by their fingerprint
                 (:func:`emodissect.core.fingerprint.fingerprint`).
             write: fills an empty folder with the entry's files.
-            recompute: make a new version even where one exists, unless another process is making one already.
+            recompute: create a new version even if one exists, unless another process is already creating one.
 
         Raises:
-            UserError: the store cannot be written, or its disk is full.
+            UserError: the cache cannot be written, or its disk is full.
         """
         before = self._newest(kind, key)
         if not recompute and self._intact(before):
@@ -94,13 +94,13 @@ class Cache:
         read: Callable[[Path], Value],
         recompute: bool = False,
     ) -> Value:
-        """What ``read(folder)`` returns for the entry of ``key``, made by ``write`` where it does not exist yet.
+        """The result of ``read(folder)`` for the entry of ``key``, which is created by ``write`` if it does not exist.
 
-        An entry that ``read`` cannot read (its fields are those of another version) counts as absent.
+        An entry for which ``read`` fails (written by another version) counts as missing.
 
         Args:
             kind, key, write, recompute: as in :meth:`entry`.
-            read: raises anything where the folder does not hold what it expects.
+            read: may raise any exception if the folder's content is not as expected.
         """
         folder = self.entry(kind, key, write, recompute)
         try:
@@ -110,7 +110,7 @@ class Cache:
         return read(self.entry(kind, key, write, recompute=True))
 
     def held(self, kind: str, key: Mapping[str, Any], read: Callable[[Path], Value]) -> Value | None:
-        """What ``read(folder)`` returns for the entry of ``key``; None where there is no entry it can read."""
+        """The result of ``read(folder)`` for the entry of ``key``; None if there is no readable entry."""
         folder = self._newest(kind, key)
         if not self._intact(folder):
             return None
@@ -125,7 +125,7 @@ class Cache:
         return self._intact(self._newest(kind, key))
 
     def path(self, kind: str, key: Mapping[str, Any]) -> Path:
-        """Where the newest version of the entry for ``key`` is, or would be."""
+        """The folder of the newest version of the entry for ``key``, whether it exists or not."""
         return self._give(self._newest(kind, key))
 
     def _newest(self, kind: str, key: Mapping[str, Any]) -> Path:
@@ -138,7 +138,7 @@ class Cache:
         return folder
 
     def _make(self, name: Path, key: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
-        # left by a process that was killed: we hold the lock
+        # left by a killed process, since this one holds the lock
         for left in name.parent.glob(f"{name.name}.*.unfinished"):
             shutil.rmtree(left, ignore_errors=True)
         unfinished = name.with_name(f"{name.name}.{uuid.uuid4().hex[:8]}.unfinished")
@@ -149,7 +149,7 @@ class Cache:
             seal = {"name": name.name, "key": fingerprint(key), "files": files}
             (unfinished / _SEAL).write_text(json.dumps(seal, indent=1), encoding="utf-8")
             number = max(map(_number, _versions(name)), default=-1) + 1
-            while os.path.lexists(made := _version(name, number)):  # a file or a link: not ours to remove
+            while os.path.lexists(made := _version(name, number)):  # a file or a link, which must not be removed
                 number += 1
             unfinished.rename(made)
         except BaseException as error:
@@ -172,7 +172,7 @@ class Cache:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _intact(self, folder: Path) -> bool:
-        """Whether every sealed file exists unchanged; files are read once, and again where size or time changed."""
+        """Whether all sealed files exist unchanged; files are read once, and again if size or time changed."""
         try:
             seal = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
             files = seal["files"]
@@ -191,7 +191,7 @@ class Cache:
 
 
 def disk_is_full(folder: Path) -> bool:
-    """Whether less than a mebibyte is free where a folder lies; libraries raise all kinds of errors then."""
+    """Whether less than 1 MiB is free on a folder's disk; libraries raise various errors then."""
     return shutil.disk_usage(folder).free < 2**20
 
 
@@ -214,13 +214,13 @@ def _seal(path: Path) -> dict[str, Any]:
 
 
 def _matches(path: Path, sealed: Mapping[str, Any]) -> bool:
-    """Whether a file has the sealed hash; entries of earlier versions hold SHA-256."""
+    """Whether a file has the sealed hash; entries of earlier versions use SHA-256."""
     method = "xxh3_128" if "xxh3_128" in sealed else "sha256"
     return _digest(path, method) == sealed[method]
 
 
 def _size_and_time(folder: Path, name: str) -> tuple[int, int, int]:
-    """Of a regular file inside the folder. Raises ValueError for anything else that a seal may name."""
+    """Size, time and inode of a regular file inside the folder. Raises ValueError for anything else."""
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{name} is outside the entry")
     about = os.lstat(folder / name)
@@ -230,7 +230,7 @@ def _size_and_time(folder: Path, name: str) -> tuple[int, int, int]:
 
 
 def _versions(name: Path) -> list[Path]:
-    """The folders of an entry's versions; files and links of such names are not ours."""
+    """The folders of an entry's versions, ignoring files and links with such names."""
     found: list[Path] = []
     with suppress(OSError), os.scandir(name.parent) as items:
         for item in items:

@@ -1,4 +1,4 @@
-"""Which processes are reading a cache, so that files they may have open are not removed."""
+"""Registry of the processes that read a cache, so that files that they may have open are not removed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _SLACK = 60.0  # seconds, far more than pass between sealing an entry and renami
 class Readers:
     """The readers of one cache: each holds a lock on its own file until it exits.
 
-    A reader that announced itself after an entry was replaced sees the new version only. So the old version may go
-    when every remaining reader announced itself later. The lock of a killed process is released with it.
+    A reader that registered after an entry was replaced only sees the new version. So the old version may be removed
+    when all remaining readers registered later. The lock of a killed process is released automatically.
     """
 
     def __init__(self, root: Path) -> None:
@@ -29,7 +29,7 @@ class Readers:
         self._own: Path | None = None
 
     def announce(self) -> None:
-        """Makes this process a reader, once; where the cache cannot be written it reads unannounced."""
+        """Register this process as a reader, once; skipped if the cache is not writable."""
         if self._own is not None:
             return
         with suppress(OSError):
@@ -38,12 +38,12 @@ class Readers:
                 path = self.folder / uuid.uuid4().hex
                 lock = FileLock(path)
                 lock.acquire(timeout=0)
-                if path.exists():  # otherwise another process took it for that of a dead one before it was locked
+                if path.exists():  # else another process removed it before it was locked, as a dead reader's
                     self._own = path
                     weakref.finalize(self, _leave, lock, path, os.getpid())
 
     def others_since_before(self, moment: float) -> bool:
-        """Whether a live reader announced itself before a given time (seconds since the epoch)."""
+        """Whether another live reader registered before a given time (seconds since the epoch)."""
         for path in self.folder.glob("*"):
             with suppress(OSError):  # it exited in the meantime
                 if path != self._own and path.stat().st_mtime <= moment + _SLACK and _lives(path):
@@ -63,7 +63,7 @@ def _lives(path: Path) -> bool:
 
 
 def _leave(lock: FileLock, path: Path, process: int) -> None:
-    if os.getpid() == process:  # a forked child shares the lock and must not open it
+    if os.getpid() == process:  # a forked child shares the lock and must not release it
         with suppress(OSError):
             path.unlink(missing_ok=True)
             lock.release()

@@ -1,4 +1,4 @@
-"""Which process of a distributed run this is, and how its process group ends."""
+"""Rank, barrier and shutdown of distributed runs."""
 
 from __future__ import annotations
 
@@ -7,32 +7,31 @@ from torch import distributed as dist
 
 
 def first_rank() -> bool:
-    """Whether this process is the one that writes files and logs; always so outside a distributed run."""
+    """Whether this process is rank 0, which writes files and logs; True outside a distributed run."""
     return rank() == 0
 
 
 def rank() -> int:
-    """Which process of a distributed run this is; 0 outside one."""
+    """The rank of this process; 0 outside a distributed run."""
     return int(getattr(rank_zero_only, "rank", 0) or 0)
 
 
 def run_alone() -> None:
-    """Declares that this process belongs to no group.
+    """Declare that this process does not belong to a process group.
 
-    Before a group exists, Lightning takes ``RANK``, ``LOCAL_RANK`` and ``SLURM_PROCID`` for this process's place in
-    one. A scheduler's shell or another program may have set them: a process that believed it was rank 1 would
-    write nothing.
+    Before a group exists, Lightning takes ``RANK``, ``LOCAL_RANK`` and ``SLURM_PROCID`` for this process's rank. A
+    scheduler's shell or another program may have set them, and a process with rank 1 would write nothing.
     """
     rank_zero_only.rank = 0  # type: ignore[attr-defined]
 
 
 def wait_for_others() -> None:
-    """Returns once every process of a distributed run has reached this call."""
+    """Wait until every process of a distributed run has reached this call."""
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
 
 
 def leave_group() -> None:
-    """Ends this process's part in a distributed run, if it has one: gloo's threads may abort Python's shutdown."""
+    """Destroy the process group, if there is one: gloo's threads may otherwise abort Python's shutdown."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

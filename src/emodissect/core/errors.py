@@ -1,4 +1,4 @@
-"""A user's mistake, reported so that the next try works."""
+"""User errors, with messages that say what to do."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from emodissect.core.spelling import printable
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: printed without a traceback, exit code 1.
+    """A mistake in the user's input: printed without a traceback, exit code 1.
 
-    The message says what was given, what is accepted, the nearest match and what to do. It may quote a file: terminal
-    sequences and control characters are removed.
+    The message says what was given, what is accepted, the nearest match and what to do. It may quote a file, so
+    terminal sequences and control characters are removed.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -22,19 +22,19 @@ class UserError(Exception):
 
 
 def require_number(key: str, given: object) -> None:
-    """Raises UserError where ``given`` is not a number: NaN, a word, or a list where one value is taken."""
+    """Raise UserError if ``given`` is not a number: e.g. NaN, a string, or a list instead of one value."""
     if isinstance(given, bool) or not isinstance(given, Real) or math.isnan(given):
-        several = " One value is taken here; in a config, a list makes a grid." if isinstance(given, Sequence) else ""
+        several = " One value is needed here; in a config, a list makes a grid." if isinstance(given, Sequence) else ""
         raise UserError(f"{key}={given} is not a number.{several if not isinstance(given, str) else ''}")
 
 
 def reason(error: BaseException, most: int = 300) -> str:
-    """What an error says, on one line of at most ``most`` letters, no full stop; its type where it says nothing."""
+    """An error's message on one line of at most ``most`` characters, without full stop; its type if it is empty."""
     return " ".join(str(error).split())[:most].rstrip(".") or type(error).__name__
 
 
 def listed(names: Iterable[object], most: int = 8) -> str:
-    """The first names, and how many more there are.
+    """The first names, joined, and the number of the others.
 
     >>> listed("abcde", most=3)
     'a, b, c, … (2 more)'
@@ -45,7 +45,7 @@ def listed(names: Iterable[object], most: int = 8) -> str:
 
 
 def nearest(word: str, known: Iterable[str], shown: int = 12) -> str:
-    """A sentence that helps with an unknown word: the closest accepted one, and what is accepted."""
+    """A hint for an unknown word: the closest accepted one, and the list of accepted ones."""
     accepted = [str(name) for name in known]
     if not accepted:
         return "No options are available."
@@ -56,7 +56,7 @@ def nearest(word: str, known: Iterable[str], shown: int = 12) -> str:
 
 
 def missing_extra(needed_by: str, package: str, extra: str) -> str:
-    """The message where a feature's package is not installed.
+    """The message for a feature whose package is not installed.
 
     >>> missing_extra("This", "ray", "ray")
     "This needs the package ray. Install the extra: uv sync --extra ray, or pip install 'emodissect[ray]'."

@@ -1,4 +1,4 @@
-"""A network in evaluation mode for a while."""
+"""Context manager for evaluation mode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(forward: object) -> Iterator[None]:
-    """A module, or the ``network`` of an object, in eval mode; each part's mode is restored."""
+    """Put a module, or the ``network`` of an object, in eval mode; each submodule's mode is restored afterwards."""
     root = forward if isinstance(forward, nn.Module) else getattr(forward, "network", None)
     training = [module for module in root.modules() if module.training] if isinstance(root, nn.Module) else []
     try:

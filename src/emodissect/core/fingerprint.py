@@ -1,4 +1,4 @@
-"""What a result depends on, as plain values: every cache key is made here."""
+"""Fingerprints of values, source code and weights, for cache keys."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _INSTALLED = tuple(Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib
 
 
 def fingerprint(value: Any) -> Any:
-    """A value as plain JSON values, which change whenever what it computes may change.
+    """A value as plain JSON values, which change whenever its behaviour may change.
 
-    Numbers, texts, lists and mappings are themselves; tensors and arrays are the hash of their content. Any other
+    Numbers, strings, lists and mappings are themselves; tensors and arrays are the hash of their content. Any other
     object is its class's module and name, the hash of the class's source (:func:`source_hash`), and its parameters:
-    what its own ``fingerprint()`` gives, the fields of a dataclass, the weights and structure of a network, else all
-    attributes. A function is its source with the values it closes over. Nothing is imported for this, and nothing
-    called but an object's own ``fingerprint()``.
+    the result of its own ``fingerprint()``, the fields of a dataclass, the weights and structure of a network, else all
+    attributes. A function is its source with the values in its closure. Nothing is imported, and nothing is called
+    except an object's own ``fingerprint()``.
 
     Example:
         >>> from fractions import Fraction
@@ -50,10 +50,10 @@ def content_key(key: Mapping[str, Any]) -> str:
 
 
 def source_hash(code: type | Callable[..., Any]) -> str:
-    """SHA-256 of the source behind a class or a function; comments, docstrings and layout do not count.
+    """SHA-256 of the source of a class or function; comments, docstrings and formatting do not count.
 
-    It covers the file that defines it, the files of a class's bases, and those in the same folder that any of them
-    import. Installed libraries count by name and version; code that was never in a file (a notebook's) by its own text.
+    It covers the defining file, the files of a class's bases, and the files in the same folder that any of them
+    import. Installed libraries count by name and version; code without a file (in a notebook) by its own text.
     """
     parts: set[str] = set()
     files: set[Path] = set()
@@ -70,8 +70,8 @@ def source_hash(code: type | Callable[..., Any]) -> str:
 
 
 def weights_hash(network: nn.Module) -> str:
-    """SHA-256 of a network's state: names, shapes, types and every bit."""
-    import torch  # seconds, which --help and tab completion would wait for
+    """SHA-256 of a network's state dict: names, shapes, types and values."""
+    import torch  # a slow import, not for --help and tab completion
 
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
@@ -81,7 +81,7 @@ def weights_hash(network: nn.Module) -> str:
 
 
 def architecture_hash(network: nn.Module) -> str:
-    """SHA-256 of what a network computes beside its weights: its modules as printed, and their source."""
+    """SHA-256 of a network's structure: its modules as printed, and their source."""
     digest = hashlib.sha256(repr(network).encode())
     kinds = {type(module) for module in network.modules()}
     for source in sorted({source_hash(kind) for kind in kinds if not kind.__module__.startswith("torch.")}):
@@ -132,14 +132,14 @@ def _parameters(value: Any, outer: tuple[int, ...]) -> Any:
         return value.name
     slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()) if hasattr(value, name)]
     held = {**{name: getattr(value, name) for name in slots}, **getattr(value, "__dict__", {})}
-    if not held and type(value).__repr__ is not object.__repr__:  # of a library in C: torch.float32, a regex
+    if not held and type(value).__repr__ is not object.__repr__:  # a C type: torch.float32, a regex
         return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
     computed = {name for kind in type(value).__mro__ for name, part in vars(kind).items() if _is_cached(part)}
     return _plain({name: part for name, part in held.items() if name not in computed}, outer)
 
 
 def _is_cached(part: Any) -> bool:
-    """Whether a class's attribute caches its value on the object: only what it is computed from counts."""
+    """Whether a class's attribute is a cached property, which is derived from other attributes."""
     return isinstance(part, functools.cached_property)
 
 
@@ -179,7 +179,7 @@ def _parts_of(code: Any) -> Iterator[Any]:
 
 
 def _file_of(code: Any) -> Path | None:
-    """The file that defines a class or function; by its code, since two modules may have had the same name."""
+    """The file that defines a class or function; from its code, since two modules may have had the same name."""
     held = list(vars(code).values()) if isinstance(code, type) else [code]
     for function in map(inspect.unwrap, filter(callable, held)):
         if isinstance(function, FunctionType) and function.__module__ == code.__module__:
@@ -194,7 +194,7 @@ def _file_of(code: Any) -> Path | None:
 
 
 def _with_imported(file: Path) -> set[Path]:
-    """A file and those in its folder that it imports, and that these import."""
+    """A file and those in its folder that it imports, directly or indirectly."""
     found: set[Path] = set()
     left = {file}
     while left:
@@ -211,11 +211,11 @@ def _parsed(file: Path) -> tuple[str, frozenset[str]]:
 
 @functools.lru_cache(maxsize=1024)
 def _parse(file: Path, changed: int, size: int) -> tuple[str, frozenset[str]]:
-    """The hash of a file's code, and every name in its import statements."""
+    """The hash of a file's code, and all names in its import statements."""
     content = file.read_bytes()
     try:
         tree = ast.parse(content)
-    except (SyntaxError, ValueError):  # code in a file that is not Python source
+    except (SyntaxError, ValueError):  # not Python source
         return hashlib.sha256(content).hexdigest(), frozenset()
     imported: set[str] = set()
     for node in ast.walk(tree):
@@ -237,7 +237,7 @@ def _is_text(statement: ast.stmt) -> bool:
 
 
 def _unfiled(code: Any) -> str:
-    """The code of a class or function that no file holds: a notebook's, or one made while running."""
+    """The code of a class or function without a file: defined in a notebook or at runtime."""
     if isinstance(code, type):
         own = {name: part for name, part in sorted(vars(code).items()) if not name.startswith("__") or callable(part)}
         return " ".join([code.__qualname__, *(f"{name} {_unfiled(part)}" for name, part in own.items())])

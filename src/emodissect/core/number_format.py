@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Formatting of numbers for display."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MINUS, DASH = "−", "–"
 
 
 def missing(value: Any) -> bool:
-    """Whether there is no number to show."""
+    """Whether a value is None or NaN."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -27,13 +27,13 @@ def points(delta: Any, digits: int = 2) -> str:
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """``+0.21``, ``−0.21``; no sign at what is rounded to 0."""
+    """``+0.21``, ``−0.21``; no sign if it is rounded to 0."""
     text = f"{value:+.{digits}f}"
     return (text[1:] if float(text) == 0 else text).replace("-", MINUS)
 
 
 def number(value: Any, digits: int = 2) -> str:
-    """A plain number, a comma at the thousands."""
+    """A number with the given digits; integers with commas as thousands separators."""
     if missing(value):
         return DASH
     if isinstance(value, int) or (isinstance(value, float) and digits == 0):
@@ -42,7 +42,7 @@ def number(value: Any, digits: int = 2) -> str:
 
 
 def figure(value: Any) -> str:
-    """Any value; a number with a readable number of digits: ``0.1234``, ``1234.50``, ``12``."""
+    """Any value; numbers with a sensible number of digits: ``0.1234``, ``1234.50``, ``12``."""
     if missing(value):
         return DASH
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
@@ -67,7 +67,7 @@ def p_value(value: Any) -> str:
 
 
 def level(alpha: float) -> str:
-    """``0.05`` -> ``.05``; a level of significance."""
+    """``0.05`` -> ``.05``; a significance level."""
     return f"{alpha:g}".removeprefix("0")
 
 
@@ -83,12 +83,12 @@ def plain(value: Any) -> str:
 
 
 def sentence(text: str) -> str:
-    """Capitalised, with a full stop."""
+    """The text as a sentence: capitalized, with a full stop."""
     return f"{text[:1].upper()}{text[1:]}."
 
 
 def unbroken(text: str) -> str:
-    """Text whose equations and units stay on one line, with true minus signs before numbers."""
+    """The text with no-break spaces in equations and before %, and true minus signs before numbers."""
     text = re.sub(r"(?<![\w.-])-(?=\d)", MINUS, text)
     return re.sub(r"(?<=\S) (?=[=<>] )|(?<=[=<>]) (?=\S)|(?<=\d) (?=%)", "\u00a0", text)
 
@@ -100,7 +100,7 @@ def place(values: np.ndarray) -> tuple[int, int]:
 
 
 def expected(tries: int, level: float = 0.05) -> str:
-    """How many of a number of tests fall below the level by chance: ``fewer than one``, ``about 4``."""
+    """The number of tests expected to fall below the level by chance: ``fewer than one``, ``about 4``."""
     return "fewer than one" if level * tries < 0.75 else f"about {round(level * tries)}"
 
 

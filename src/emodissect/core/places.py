@@ -1,4 +1,4 @@
-"""Where files are kept, both in a checkout of the project and in an installed wheel."""
+"""Locations of the config and the cache, in a checkout or an installed wheel."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def checkout() -> Path | None:
-    """The root of the checkout that this package is part of; None where it is installed from a wheel."""
+    """The root of the checkout that this package is part of; None if it is installed from a wheel."""
     root = PACKAGE.parents[1]
     return root if (root / "conf").is_dir() and (root / "pyproject.toml").is_file() else None
 
 
 def config_groups() -> Path:
-    """The folder of config groups: ``conf/`` of the checkout, ``emodissect/conf`` in the wheel."""
+    """The folder of config groups: ``conf/`` in the checkout, ``emodissect/conf`` in the wheel."""
     root = checkout()
     return root / "conf" if root else PACKAGE / "conf"
 

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal; nothing where output goes to a file."""
+"""Progress bars, shown only in a terminal."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Item = TypeVar("Item")
 
 @contextmanager
 def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr that is removed afterwards; yields the function that advances it.
+    """Context manager: a bar on stderr that is removed at the end; yields the function that advances it.
 
     Args:
-        total: how far it goes; None where that is not known. No bar for 0.
+        total: number of steps; None if unknown. No bar for 0.
     """
     if total == 0:
         yield lambda count: None
@@ -27,11 +27,11 @@ def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     timed = (*columns, TimeElapsedColumn(), TimeRemainingColumn())
-    # a bar that is not live would leave an empty line in a log
+    # outside a terminal the bar would leave an empty line in a log
     progress = Progress(*timed, console=console, transient=True, disable=not console.is_terminal)
     try:
         progress.start()
-    except LiveError:  # another bar is on the screen
+    except LiveError:  # another bar is active
         yield lambda count: None
         return
     try:
@@ -42,11 +42,11 @@ def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]
 
 
 def tracked(items: Iterable[Item], what: str | None, total: int | None = None) -> Iterator[Item]:
-    """The items, with a bar while they are iterated.
+    """The items, with a progress bar while they are iterated.
 
     Args:
-        what: the label of the bar; an empty label shows no bar.
-        total: how many they are, where the items themselves do not know.
+        what: label of the bar; None or empty for no bar.
+        total: number of items, if they have no length.
     """
     if not what:
         yield from items

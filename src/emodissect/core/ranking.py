@@ -1,4 +1,4 @@
-"""How images are ranked by activation, everywhere: the larger activation first; among equal ones the lower ticket."""
+"""The ranking of images by activation: larger activations first, ties by the lower ticket (a hash of the id)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _UNMIX = tuple(pow(factor, -1, MOST + 1) for factor in _MIX)
 
 
 def tickets(ids: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
-    """A number for each id in [0, 2^32), no two alike, in an order that has nothing to do with the ids'.
+    """A unique pseudo-random number in [0, 2^32) for each id, used to break ties.
 
-    Ids often follow the classes (one folder after another), and a ReLU leaves most neurons many zeros: filled up by id,
-    the top images of every sparse neuron would be of the first class.
+    Ids often follow the classes (one folder after another), and a ReLU leaves most neurons many zeros: if ties were
+    broken by id, the top images of every sparse neuron would be of the first class.
 
-    Source: the last step of MurmurHash3 (32 bits), which is invertible.
+    Source: the final mix of MurmurHash3 (32 bits), which is invertible.
 
     Example:
         >>> import torch
@@ -37,7 +37,7 @@ def tickets(ids: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
 
 
 def ids_of(drawn: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
-    """The ids of :func:`tickets`."""
+    """The ids for tickets: the inverse of :func:`tickets`."""
     ids = drawn ^ (drawn >> 16)
     ids = (ids * _UNMIX[1]) & MOST
     ids = ids ^ (ids >> 13) ^ (ids >> 26)
@@ -46,15 +46,15 @@ def ids_of(drawn: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
 
 
 def require_rankable(ids: Int64[Tensor, " image"]) -> None:
-    """Raises UserError for an id below 0 or of more than 32 bits."""
+    """Raise UserError for an id below 0 or of more than 32 bits."""
     if len(ids) and (int(ids.min()) < 0 or int(ids.max()) > MOST):
-        raise UserError(f"Image ids run from {int(ids.min())} to {int(ids.max())}; each must be from 0 to {MOST}.")
+        raise UserError(f"Image ids range from {int(ids.min())} to {int(ids.max())}; each must be from 0 to {MOST}.")
 
 
 def keys(values: Float[Tensor, "*any"], drawn: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
-    """One integer for an activation and its image's ticket; the larger ranks first.
+    """One integer for an activation and its image's ticket; larger keys rank first.
 
-    The float32's bits, made monotone, are the upper half, below them the ticket's complement.
+    The upper half is the float32's bits, made monotone, the lower half the ticket's complement.
     """
     bits = (values.float() + 0.0).contiguous().view(torch.int32)  # + 0.0: -0 ranks as 0
     monotone = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)
@@ -62,27 +62,27 @@ def keys(values: Float[Tensor, "*any"], drawn: Int64[Tensor, "*any"]) -> Int64[T
 
 
 def stable_order(scores: Float[Tensor, "*any place"]) -> Int64[Tensor, "*any place"]:
-    """The positions by ascending score, among equal scores the earlier first: ``argsort(dim=-1, stable=True)``."""
+    """The positions by ascending score, ties by position: ``argsort(dim=-1, stable=True)``, but faster on a CPU."""
     if scores.device.type != "cpu":
         return scores.argsort(dim=-1, stable=True)
     places = torch.arange(scores.shape[-1])
-    ranked = keys(scores, MOST - places)  # of equal scores the later position is the larger key
+    ranked = keys(scores, MOST - places)  # among equal scores, later positions have larger keys
     return ascending(ranked).bitwise_and_(MOST)
 
 
 def values_of(ranked: Int64[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """The activations of :func:`keys`."""
+    """The activations in keys from :func:`keys`."""
     monotone = (ranked >> 32).to(torch.int32)
     return (monotone ^ ((monotone >> 31) & 0x7FFFFFFF)).view(torch.float32)
 
 
 def tickets_of(ranked: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
-    """The tickets of :func:`keys`."""
+    """The tickets in keys from :func:`keys`."""
     return MOST - (ranked & MOST)
 
 
 def largest(ranked: Int64[Tensor, "neuron slot"], k: int) -> Int64[Tensor, "neuron kept"]:
-    """The k largest keys of each row, in no order."""
+    """The k largest keys of each row, unordered."""
     if ranked.device.type == "cpu":  # numpy's partition and sort are ten times faster than torch's on short rows
         return torch.from_numpy(np.partition(ranked.numpy(), ranked.shape[1] - k, axis=1)[:, -k:])
     return ranked.topk(k, dim=1, sorted=False).values

@@ -1,11 +1,11 @@
-"""When two spellings name the same concept or the same class."""
+"""Normalization of names: equivalent spellings of concepts and classes, and removal of control characters."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-# The same emotion as adjective, noun or participle: FER2013 says "angry", FER+ "anger", folders often "Surprised".
+# forms of the same emotion: FER2013 has "angry", FER+ "anger", folders often "Surprised"
 _SAME_EMOTION = {
     "anger": "angry",
     "disgusted": "disgust",
@@ -24,16 +24,16 @@ _TERMINAL_SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\
 """Terminal control sequences (ECMA-48): colours, cursor moves, window titles."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-"""A lone surrogate: bytes of a file name that are not text, or an escape in a JSON file; no encoding can write it."""
+"""Lone surrogates, from undecodable bytes in file names or escapes in JSON; they cannot be encoded."""
 
 _INVISIBLE = ("Cc", "Cf")
 
 
 def clean_name(text: str) -> str:
-    """A name that is safe to print: one line, single spaces, letters composed (NFC), nothing invisible in it.
+    """A name that is safe to print: one line, single spaces, in NFC, without invisible characters.
 
-    Terminal commands, control and zero-width characters and byte-order marks are removed; bytes of a file name that
-    are not text become the replacement character.
+    Terminal sequences, control and zero-width characters and byte-order marks are removed; undecodable bytes of a file
+    name become the replacement character.
     """
     text = " ".join(_TERMINAL_SEQUENCE.sub("", text).split())
     if text.isascii() and text.isprintable():
@@ -43,7 +43,7 @@ def clean_name(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A message without control sequences: as :func:`clean_name`, with its lines, tabs and spaces kept.
+    """A message without control sequences: as :func:`clean_name`, but line breaks, tabs and spaces are kept.
 
     Example:
         >>> printable("it holds \\x1b]0;title\\x07\\x1b[31mred\\x1b[0m")
@@ -57,11 +57,11 @@ def printable(text: str) -> str:
 
 
 def name_key(name: str) -> str:
-    """What two spellings of one concept have in common: case and extra spaces ignored, compatible forms unified."""
+    """A key that is equal for equivalent spellings of a concept: ignores case and extra spaces, in NFKC."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def class_key(name: str) -> str:
-    """What two spellings of one class have in common: letters and digits without case, the emotion's usual form."""
+    """A key that is equal for equivalent spellings of a class: lowercase letters and digits, standard emotion form."""
     letters = re.sub(r"[\W_]+", "", name_key(name))
     return _SAME_EMOTION.get(letters, letters)

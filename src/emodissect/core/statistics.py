@@ -1,4 +1,4 @@
-"""Exact tests, intervals and corrections for paired accuracies; pure functions."""
+"""Exact tests, intervals and corrections for multiple testing."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def delta_interval(gained: int, lost: int, images: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval of the accuracy delta (gained - lost) / images that excludes 0 exactly where :func:`mcnemar` rejects it.
+    """Interval of the accuracy delta (gained - lost) / images that excludes 0 exactly if :func:`mcnemar` rejects it.
 
     With D = gained + lost, delta = theta (2 q - 1): theta is the share of images that flip, q the share of flips that
-    gain. The bounds are quantiles of the products of the exact (Clopper-Pearson) bounds of both, taken as
-    distributions: for the lower bound q ~ Beta(gained, lost + 1), and theta ~ Beta(D, images - D + 1) where 2 q > 1,
-    otherwise Beta(D + 1, images - D). Without a flip it is ± the exact upper bound of theta, never [0, 0].
+    gain. The bounds are quantiles of the product of both, with their exact (Clopper-Pearson) bounds as distributions:
+    for the lower bound q ~ Beta(gained, lost + 1), and theta ~ Beta(D, images - D + 1) if 2 q > 1, otherwise
+    Beta(D + 1, images - D). Without flips it is ± the exact upper bound of theta, never [0, 0].
 
     Args:
-        images: how many images were classified, 1 or more.
+        images: number of classified images, 1 or more.
 
     Example:
         >>> low, high = delta_interval(gained=6, lost=0, images=1000)  # p = .031
@@ -65,13 +65,13 @@ def wilson(right: int, images: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def clopper_pearson(right: int, images: int, level: float = 0.95) -> tuple[float, float]:
-    """The exact interval of a proportion: covers at least `level`. Source: Clopper & Pearson, Biometrika 1934."""
+    """The exact interval of a proportion, of coverage at least `level`. Source: Clopper & Pearson, Biometrika 1934."""
     low, high = proportion_confint(right, images, alpha=1 - level, method="beta")
     return float(low), float(high)
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
-    """p-values corrected for their number (family-wise error). NaN stays NaN and is not counted."""
+    """p-values corrected for the family-wise error rate (Holm). NaN stays NaN and is not counted."""
     return _corrected(p_values, "holm")
 
 
@@ -81,24 +81,24 @@ def benjamini_hochberg(p_values: ArrayLike) -> NDArray[np.float64]:
 
 
 def exceedance_p(observed: float, null: ArrayLike) -> float:
-    """p = (1 + #{null >= observed}) / (1 + #null): how often chance gives at least as much.
+    """p = (1 + #{null >= observed}) / (1 + #null): one-sided Monte Carlo p-value.
 
-    Valid at every number of draws; never 0. Source: Phipson & Smyth, SAGMB 2010.
+    Valid for any number of draws; never 0. Source: Phipson & Smyth, SAGMB 2010.
     """
     draws = np.asarray(null, dtype=np.float64)
-    # Accuracies are counts over images: a tie that float division breaks must stay a tie.
+    # accuracies are counts over images: the tolerance keeps ties that float division would break
     return float((1 + np.count_nonzero(draws >= observed - 1e-9)) / (1 + draws.size))
 
 
 def detectable_delta(images: int, discordant: float, alpha: float = 0.05, power: float = 0.8) -> float:
-    """The smallest true accuracy delta that exact McNemar at `alpha` would call significant with chance `power`.
+    """The smallest true accuracy delta that exact McNemar at `alpha` detects with probability `power`.
 
-    Unconditional: each image flips with chance `discordant`, each flip gains with chance q, and the power is averaged
-    over the number of flips; delta = (2q - 1) discordant for the smallest q that reaches it. NaN where even flips that
-    all gain would not.
+    Unconditional: each image flips with probability `discordant`, each flip gains with probability q, and the power is
+    averaged over the number of flips; delta = (2q - 1) discordant for the smallest q that reaches it. NaN if even
+    q = 1 does not.
 
     Args:
-        discordant: the chance that an image flips, either way.
+        discordant: probability that an image flips, either way.
 
     Example:
         >>> round(detectable_delta(images=3589, discordant=0.02), 4)
@@ -107,7 +107,7 @@ def detectable_delta(images: int, discordant: float, alpha: float = 0.05, power:
     low, high = (int(bound) for bound in binom.interval(1 - 1e-9, images, discordant))
     flips = np.arange(low, high + 1)
     weights = binom.pmf(flips, images, discordant)
-    # The exact test at D flips rejects X >= c for the smallest c with 2 P(X >= c) < alpha; at few flips it never does.
+    # the exact test at D flips rejects X >= c for the smallest c with 2 P(X >= c) < alpha; with few flips it never does
     critical = binom.isf(alpha / 2, flips, 0.5) + 1
     critical = np.where(2 * binom.sf(critical - 1, flips, 0.5) < alpha, critical, critical + 1)
 
@@ -117,7 +117,7 @@ def detectable_delta(images: int, discordant: float, alpha: float = 0.05, power:
     if not reached(1.0):
         return float("nan")
     below, above = 0.5, 1.0
-    for _ in range(50):  # Power grows with q: halve the interval until float64 has no more digits to give.
+    for _ in range(50):  # power increases with q: bisect to float64 precision
         middle = (below + above) / 2
         below, above = (below, middle) if reached(middle) else (middle, above)
     return float((2 * above - 1) * discordant)
@@ -127,7 +127,7 @@ def detectable_delta(images: int, discordant: float, alpha: float = 0.05, power:
 def _lower_delta(gained: int, lost: int, images: int, tail: float) -> float:
     """The `tail` quantile of theta (2 q - 1), integrated over the quantiles of q."""
     flips = gained + lost
-    # The mass of 2 q <= 1 is McNemar's one-sided p: taken exactly, so that the sign of the bound is the test's answer.
+    # the mass of 2 q <= 1 is McNemar's one-sided p, computed exactly so that the bound's sign agrees with the test
     negative = float(betainc(gained, lost + 1, 0.5)) if gained else 1.0
     positive_bound = negative < tail
     start, mass = (negative, 1 - negative) if positive_bound else (0.0, negative)

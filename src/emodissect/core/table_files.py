@@ -1,4 +1,4 @@
-"""Tables in files: CSV files that people open in a spreadsheet, and Parquet files, those of others read with care."""
+"""Tables in files: CSV that is safe to open in a spreadsheet, and Parquet with safe reading of untrusted files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _NUMBER = r"[-+]?(\d+\.?\d*(e[-+]?\d+)?|inf|nan)"
 _NUMBERS = re.compile(f"{_NUMBER}(;{_NUMBER})*")
 
 MOST_VALUES = 2**28
-"""Values that a table may hold, 2 GiB as numbers; repeated ones are stored once, so a small file may declare many."""
+"""Maximum number of values in a table, 2 GiB as numbers; repetitions are compressed, so a small file may have more."""
 
-_PATIENCE = 120.0  # seconds; the largest accepted table takes a tenth of it
+_PATIENCE = 120.0  # seconds; ten times the time for the largest accepted table
 _TRIAL = f"""
 import sys
 from pyarrow.parquet import ParquetFile
@@ -40,11 +40,11 @@ except Exception as error:
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Writes a table atomically; no text in it is a formula to a spreadsheet.
+    """Write a table as CSV, atomically, so that spreadsheets do not interpret any text as a formula.
 
-    A text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return gets a ``'`` before it, in cells and
-    column names, unless it is a number or a list of numbers (OWASP, *CSV Injection*). So such a file is for people;
-    what is read back is kept in another format. A list is one text, joined with semicolons.
+    Strings that start with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return are prefixed with ``'``, in cells and
+    column names, unless they are numbers or lists of numbers (OWASP, *CSV Injection*). So these files are meant for
+    people; data to be read back is stored in another format. Lists are joined with semicolons.
     """
     shown = joined_lists(frame).rename(columns=_inert)
     texts = [place for place, kind in enumerate(shown.dtypes) if not pd.api.types.is_numeric_dtype(kind)]
@@ -55,7 +55,7 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
 
 
 def joined_lists(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with each cell that is a list as one text, joined with semicolons."""
+    """The frame with list cells joined with semicolons."""
     texts = {
         name: [";".join(map(str, cell)) if _is_list(cell) else cell for cell in column]
         for name, column in frame.items()
@@ -75,12 +75,12 @@ def _inert(value: Any) -> Any:
 
 
 def write_parquet(frame: pd.DataFrame, path: Path) -> None:
-    """Writes a table without its index; each page carries a checksum."""
+    """Write a table as Parquet, without its index, with page checksums."""
     frame.to_parquet(path, index=False, write_page_checksum=True)
 
 
 def write_both(frame: pd.DataFrame, path: Path) -> Path:
-    """Writes a table as Parquet, with its lists, and beside it as CSV for people, whose path is given."""
+    """Write a table as Parquet, and next to it as CSV; returns the path of the CSV file."""
     with atomic_write(path) as unfinished:
         write_parquet(frame, unfinished)
     write_csv(frame, path.with_suffix(".csv"))
@@ -88,13 +88,13 @@ def write_both(frame: pd.DataFrame, path: Path) -> Path:
 
 
 def read_parquet(path: Path, sealed: bool = False) -> pd.DataFrame:
-    """The table of a Parquet file; pages with a checksum are compared with it.
+    """The table in a Parquet file; page checksums are verified.
 
-    Arrow's reader aborts its process, or hangs, on some damaged headers. So a file of unknown content is first
-    read by another process (0.3 s).
+    Arrow's reader crashes or hangs on some damaged headers. So an untrusted file is first read in another process
+    (0.3 s).
 
     Args:
-        sealed: its hash has been compared, as that of a cache entry.
+        sealed: the file's hash has already been verified, as for a cache entry.
 
     Raises:
         ValueError: damaged, not Parquet, or more values than :data:`MOST_VALUES`.
@@ -106,7 +106,7 @@ def read_parquet(path: Path, sealed: bool = False) -> pd.DataFrame:
         _try(path)
     try:
         return pd.read_parquet(path, page_checksum_verification=True)
-    except Exception as error:  # of a damaged file: pyarrow's own, KeyError, TypeError, UnicodeDecodeError ...
+    except Exception as error:  # a damaged file: pyarrow's errors, KeyError, TypeError, UnicodeDecodeError ...
         raise ValueError(reason(error)) from error
 
 

@@ -1,4 +1,4 @@
-"""Zip archives of tensors, as torch.save and TorchScript write them: checked before use, read without running them."""
+"""Tensor files: safetensors; archives of torch.save and TorchScript, verified and read without running code."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorli
 
 
 class DamagedArchiveError(Exception):
-    """An archive whose content is not what was written, or that unpacks to more than it declares."""
+    """A damaged archive, or one that unpacks to more than it declares."""
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file with the umask's permissions; safetensors makes it readable by the writer only."""
+    """Write a safetensors file with the umask's permissions; safetensors would make it readable by its owner only."""
     path = Path(path)
     path.touch()
     mode = path.stat().st_mode
@@ -42,7 +42,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapp
 
 
 def is_zip(path: str | Path) -> bool:
-    """Whether a file is a zip archive, damaged or not: `zipfile.is_zipfile` raises an error on some damaged ones."""
+    """Whether a file is a zip archive, damaged or not (`zipfile.is_zipfile` raises an error for some damaged ones)."""
     try:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:
@@ -50,13 +50,13 @@ def is_zip(path: str | Path) -> bool:
 
 
 def check_archive(path: str | Path) -> None:
-    """Reads every record of a torch archive and compares its CRC-32 (5 GB/s). Does nothing for another file.
+    """Verify the CRC-32 of every record of a torch archive (5 GB/s); other files are ignored.
 
-    torch.load itself does not look at the checksums. Archives that were written without any
-    (`torch.serialization.set_crc32_options(False)`) pass.
+    torch.load does not verify checksums. Archives written without them (`torch.serialization.set_crc32_options(False)`)
+    pass.
 
     Raises:
-        DamagedArchiveError: a record is damaged, or a tensor's is compressed, which torch never does and zip bombs do.
+        DamagedArchiveError: a record is damaged, or compressed, which torch never does with tensors but zip bombs do.
     """
     if not is_zip(path):
         return
@@ -74,7 +74,7 @@ def check_archive(path: str | Path) -> None:
 
 
 def is_torchscript(path: str | Path) -> bool:
-    """Whether a file is a TorchScript archive: one that holds a program beside the weights."""
+    """Whether a file is a TorchScript archive, i.e. has a program besides the weights."""
     if not is_zip(path):
         return False
     try:
@@ -87,12 +87,12 @@ def is_torchscript(path: str | Path) -> bool:
 def torchscript_tensors(path: str | Path) -> dict[str, Tensor]:
     """The parameters, buffers and other tensors of a TorchScript archive, by their path in the module.
 
-    `torch.jit.load` would also load the archive's program. Here its objects become plain attribute holders, and
-    nothing but tensors, lists and numbers is built. A tensor that is not a parameter or buffer cannot be told from one
-    that is: keep the names that the network has.
+    `torch.jit.load` would also load the archive's program. Here its objects become plain attribute holders, and only
+    tensors, lists and numbers are built. Other tensors cannot be distinguished from parameters and buffers: keep the
+    names that the network has.
 
     Raises:
-        DamagedArchiveError: damaged, or it requires anything else to be built.
+        DamagedArchiveError: a damaged archive, or one with other kinds of objects.
     """
     check_archive(path)
     try:
@@ -100,13 +100,13 @@ def torchscript_tensors(path: str | Path) -> dict[str, Tensor]:
             (tree,) = (name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1)
             with archive.open(tree) as stream:
                 root = _TreeReader(stream, archive, tree.removesuffix("data.pkl")).load()
-    except Exception as error:  # a damaged pickle fails in a dozen ways
+    except Exception as error:  # a damaged pickle fails in many ways
         raise DamagedArchiveError(str(error) or type(error).__name__) from error
     return dict(_tensors(root, ""))
 
 
 class _Module:
-    """A module of the archive: its attributes and no code."""
+    """A module of the archive: its attributes without code."""
 
     attributes: dict[str, Any]
 
@@ -140,17 +140,17 @@ class _TreeReader(pickle.Unpickler):
             whole = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
             self.storages[key] = whole
         if len(self.storages[key]) < count:
-            raise pickle.UnpicklingError(f"the tensor {key} is cut off")
+            raise pickle.UnpicklingError(f"the tensor {key} is truncated")
         return self.storages[key]
 
 
 def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
-    return storage.as_strided(tuple(size), tuple(stride), offset).clone()  # which checks the bounds
+    return storage.as_strided(tuple(size), tuple(stride), offset).clone()  # as_strided checks the bounds
 
 
 def _tensors(value: Any, path: str, outer: tuple[int, ...] = ()) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield path, value
-    elif isinstance(value, _Module) and id(value) not in outer:  # a tree that contains itself would never end
+    elif isinstance(value, _Module) and id(value) not in outer:  # a tree that contains itself would recurse forever
         for name, part in getattr(value, "attributes", {}).items():
             yield from _tensors(part, f"{path}.{name}" if path else str(name), (*outer, id(value)))

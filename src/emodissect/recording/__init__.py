@@ -1,4 +1,4 @@
-"""Recording activations: which layers, how they are pooled, and what is kept of them."""
+"""Recording of activations: layer selection, pooling, top images, moments and storage."""
 
 from emodissect.recording.activations import LayerActivations
 from emodissect.recording.collector import ActivationCollector

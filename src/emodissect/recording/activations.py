@@ -1,4 +1,4 @@
-"""What was recorded of one layer: the value that dissection starts from."""
+"""The recorded activations of one layer, the input of a dissection."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ class LayerActivations:
     Attributes:
         layer: module path in the network.
         ids: the images, ascending.
-        top_ids: each neuron's most activating images, best first; equal activations by the tickets of their ids (see
-            :func:`emodissect.core.ranking.tickets`). The rank axis has the length of the requested top_k, or
-            the number of images where that is smaller.
+        top_ids: each neuron's most activating images, best first, ties by the tickets of their ids (see
+            :func:`emodissect.core.ranking.tickets`). The number of ranks is the requested top_k, or the number of
+            images if that is smaller.
         top_values: their activations.
         mean, std, minimum, maximum: over all images; std divides by the number of images.
-        values: all activations, rows in the order of ``ids``, or None where only the top images were kept.
+        values: all activations, rows in the order of ``ids``, or None if only the top images were kept.
+        values_file: the file of ``values``, if there is one.
     """
 
     layer: str
@@ -63,12 +64,12 @@ class LayerActivations:
 
     @property
     def neurons(self) -> int:
-        """How many neurons the layer has."""
+        """Number of neurons of the layer."""
         return len(self.mean)
 
     @property
     def dead(self) -> Bool[Tensor, " neuron"]:
-        """Neurons that give the same activation for every image (maximum == minimum)."""
+        """Neurons with the same activation on every image (maximum == minimum)."""
         return self.maximum == self.minimum
 
     @property
@@ -80,7 +81,7 @@ class LayerActivations:
     def of(
         cls, layer: str, ids: Int64[Tensor, " image"], values: Float[Tensor, "image neuron"], top_k: int = 100
     ) -> LayerActivations:
-        """From all activations in memory; ``values`` is kept. Rows may be in any order of id."""
+        """Create from all activations in memory, which are kept as ``values``. Rows may be in any order."""
         ids, order = ids.sort()
         values = values[order]
         top = TopImages(top_k)
@@ -97,7 +98,7 @@ class LayerActivations:
         values: Float[Tensor, "image neuron"] | None = None,
         values_file: Path | None = None,
     ) -> LayerActivations:
-        """From the running parts, in main memory."""
+        """Create from top images, moments and, optionally, values, moved to the CPU."""
         return cls(
             layer,
             ids.cpu(),
@@ -112,11 +113,11 @@ class LayerActivations:
         )
 
     def merge(self, other: LayerActivations, top_k: int | None = None) -> LayerActivations:
-        """The activations of both sets of images together, which may share none.
+        """The activations on both sets of images together, which must be disjoint.
 
         Args:
-            top_k: ranks to keep. By default as many as both know exactly; a part that holds fewer ranks than
-                images knows no more than it holds.
+            top_k: ranks to keep; by default as many as are known exactly (a part with fewer ranks than images only
+                knows its ranks).
 
         Raises:
             ValueError: another layer or number of neurons, shared images, or more ranks than are known exactly.
@@ -125,7 +126,7 @@ class LayerActivations:
             raise ValueError(f"{self.layer} ({self.neurons}) and {other.layer} ({other.neurons}) are different layers")
         ids, order = torch.cat([self.ids, other.ids]).sort()
         if bool((ids[1:] == ids[:-1]).any()):
-            raise ValueError(f"both parts of {self.layer} hold some of the same images")
+            raise ValueError(f"both parts of {self.layer} have some of the same images")
         bounded = [len(part.top_ids) for part in (self, other) if len(part.top_ids) < len(part.ids)]
         exact = min([len(ids), *bounded])
         if top_k is not None and bounded and top_k > exact:
@@ -139,7 +140,7 @@ class LayerActivations:
         return self.joined(self.layer, ids, top, moments, values)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``activations.safetensors``, ``layer.json`` and, where there are values, ``values.npy``."""
+        """Write ``activations.safetensors``, ``layer.json`` and, if there are values, ``values.npy``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_tensors({name: getattr(self, name).contiguous() for name in _TENSORS}, folder / "activations.safetensors")
@@ -156,17 +157,17 @@ class LayerActivations:
 
     @classmethod
     def load(cls, folder: str | Path) -> LayerActivations:
-        """Read what :meth:`save` wrote; values are mapped into memory, not read.
+        """Read the files written by :meth:`save`; values are memory-mapped.
 
         Raises:
-            UserError: the folder holds no recorded layer.
+            UserError: the folder has no recorded layer.
         """
         folder = Path(folder)
         try:
             about = json.loads((folder / "layer.json").read_text())
             tensors = load_file(folder / "activations.safetensors")
         except FileNotFoundError as error:
-            raise UserError(f"{folder} holds no recorded layer: {error.filename} is missing.") from error
+            raise UserError(f"{folder} has no recorded layer: {error.filename} is missing.") from error
         file = folder / "values.npy" if about["values"] else None
         return cls(about["layer"], **tensors, values=open_values(file) if file else None, values_file=file)
 
@@ -176,7 +177,7 @@ class LayerActivations:
 
 
 def _linked(source: Path | None, target: Path) -> bool:
-    """Whether ``target`` is now a hard link to the finished file ``source``, so that nothing had to be copied."""
+    """Try to make ``target`` a hard link to ``source``, to avoid a copy; returns whether it succeeded."""
     if source is None:
         return False
     try:

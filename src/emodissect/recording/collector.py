@@ -1,4 +1,4 @@
-"""Record layers over a whole set of images, on one process or many."""
+"""Recording of layers over a whole set of images, in one or several processes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Layer:
 
 
 class ActivationCollector:
-    """Records layers batch by batch: each neuron's top images and moments, and on request every activation.
+    """Records layers batch by batch: each neuron's top images and moments, and optionally all activations.
 
     ```python
     collector = ActivationCollector(["conv4b", "lin2"], top_k=100)
@@ -46,18 +46,18 @@ class ActivationCollector:
     activations = collector.result()["lin2"]
     ```
 
-    Rows are placed by image id, so the order of batches does not matter; an id seen again is ignored. Without
-    ``keep_values`` the image x neuron matrix never exists: memory is top_k x neurons and one batch. Within
-    torch.distributed each process records its share and :meth:`result` gives all of them the same whole; images that
-    a sampler repeats to fill the last batches count once.
+    Rows are ordered by image id, so the order of batches does not matter; repeated ids are ignored. Without
+    ``keep_values`` the image x neuron matrix is never built: memory is top_k x neurons and one batch. With
+    torch.distributed each process records its share and :meth:`result` returns the same complete result on all; images
+    that a sampler repeats to fill the last batches count once.
 
     Args:
-        layers: what :func:`emodissect.recording.resolve_layers` takes.
+        layers: as in :func:`emodissect.recording.resolve_layers`.
         pool: ``avg``, ``max``, ``class_token`` or ``token_mean``.
         top_k: images to keep for each neuron.
-        keep_values: also keep every activation, in memory, or in ``store_dir`` where given.
-        store_dir: a folder for memory-mapped files, one per layer; on a file system that all processes share.
-        images: how many images are to come, where known: then the disk space for all is checked before the first.
+        keep_values: also keep all activations, in memory, or in ``store_dir`` if given.
+        store_dir: a folder for memory-mapped files, one per layer; on a file system shared by all processes.
+        images: expected number of images, if known: the disk space is then checked before the first one.
         channels_last: see :func:`emodissect.recording.record`.
     """
 
@@ -73,7 +73,7 @@ class ActivationCollector:
         channels_last: ChannelsLast = "auto",
     ) -> None:
         check_pool(pool, channels_last)
-        TopImages(top_k)  # an impossible top_k is reported here, not after the first batch
+        TopImages(top_k)  # reports an invalid top_k here, not after the first batch
         self.layers = layers if isinstance(layers, str) else list(layers)
         self.pool, self.top_k, self.channels_last = pool, top_k, channels_last
         self.keep_values, self.images = keep_values, images
@@ -84,14 +84,14 @@ class ActivationCollector:
         self._state: dict[str, _Layer] = {}
         self._ids: list[Tensor] = []
         self._seen: set[int] = set()
-        # With several processes the latest batch waits: only it can hold a sampler's repeats, and which of them
-        # another process has is known only at the end.
+        # with several processes the latest batch waits: only it can have a sampler's repeats, which are known
+        # only at the end
         self._latest: tuple[Tensor, dict[str, Tensor]] | None = None
         self._result: dict[str, LayerActivations] | None = None
 
     @contextmanager
     def on(self, network: nn.Module) -> Iterator[ActivationCollector]:
-        """Record ``network`` within the block. After an exception what was stored on disk is removed."""
+        """Record ``network`` within the block. After an exception, files on disk are removed."""
         self.attach(network)
         try:
             yield self
@@ -104,7 +104,7 @@ class ActivationCollector:
     def attach(self, network: nn.Module) -> None:
         """Start recording; for callbacks, which have no block. :meth:`detach` must follow."""
         if self._context is not None:
-            raise RuntimeError("this collector is attached already")
+            raise RuntimeError("this collector is already attached")
         names = resolve_layers(network, self.layers)
         if self._names and names != self._names:
             raise ValueError(f"recorded {self._names} before, and now {names}")
@@ -113,7 +113,7 @@ class ActivationCollector:
         self._recorded = self._context.__enter__()
 
     def detach(self) -> None:
-        """Remove the hooks. Harmless where there are none."""
+        """Remove the hooks, if there are any."""
         if self._context is not None:
             context, self._context, self._recorded = self._context, None, None
             context.__exit__(None, None, None)
@@ -128,7 +128,7 @@ class ActivationCollector:
         """Add the latest forward pass, of the images with these ids.
 
         Raises:
-            UserError: another number of ids than images, or activations that are not finite (layer and images named).
+            UserError: the numbers of ids and images differ, or activations are not finite (names layer and images).
         """
         if self._recorded is None or self._result is not None:
             raise RuntimeError("update needs an attached collector whose result was not yet taken")
@@ -149,10 +149,10 @@ class ActivationCollector:
         self._take(ids, batch)
 
     def result(self) -> dict[str, LayerActivations]:
-        """By layer, what was recorded; the same on every process. Ends the recording.
+        """Layer -> recorded activations, the same on every process. Ends the recording.
 
         Raises:
-            UserError: no image was recorded, or processes share images other than a sampler's repeats.
+            UserError: no images were recorded, or processes share images other than a sampler's repeats.
         """
         if self._result is None:
             self.detach()
@@ -195,7 +195,7 @@ class ActivationCollector:
         return ActivationStore(self.store_dir / f"{layer}{part}.npy", neurons, images)
 
     def _settle_latest(self) -> None:
-        """Keep of the waiting batch what no other process has; drop a share that others have entirely."""
+        """Add the rows of the waiting batch that no other process has; drop this share if others have all of it."""
         latest, batch = self._latest or (_NO_IDS, {})
         rows, counts = own_share(gathered((torch.cat([*self._ids, _NO_IDS]), latest)), dist.get_rank())
         if not counts:
@@ -219,7 +219,7 @@ def _in_order(batches: list[Tensor], order: Tensor) -> Tensor | None:
     if not batches:
         return None
     values = torch.cat(batches)
-    batches.clear()  # so that memory holds the matrix once, and twice only where its rows must move
+    batches.clear()  # so that the matrix is in memory once, and twice only if rows must be reordered
     return values if torch.equal(order, torch.arange(len(order))) else values[order]
 
 
@@ -230,6 +230,6 @@ def _not_finite(layer: str, ids: Tensor, values: Float[Tensor, "image neuron"]) 
     images = ids[wrong.any(1).cpu()].tolist()
     raise UserError(
         f"Layer {layer!r} gives NaN or infinite activations in {int(wrong.any(0).sum())} of {values.shape[1]} neurons, "
-        f"for image ids {listed(images)}. Look at these images and at the weights; "
+        f"for image ids {listed(images)}. Check these images and the weights; "
         "with half precision try trainer.precision=32."
     )

@@ -1,4 +1,4 @@
-"""Joining what several processes recorded."""
+"""Joining the recordings of several processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class LayerPart(NamedTuple):
-    """One layer on one process's images, in main memory; ``values`` and the file's rows by ascending id."""
+    """One layer on one process's images, on the CPU; rows of ``values`` and of the file by ascending id."""
 
     top: TopImages
     moments: Moments
@@ -37,12 +37,12 @@ class Part(NamedTuple):
 
 
 def several() -> bool:
-    """Whether this is one of several processes of torch.distributed."""
+    """Whether torch.distributed runs with more than one process."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gathered(value: T) -> list[T]:
-    """Every process's value, by rank; of one process alone, its own."""
+    """The values of all processes, by rank; without torch.distributed, only its own."""
     if not several():
         return [value]
     values: list[T | None] = [None] * dist.get_world_size()
@@ -51,15 +51,14 @@ def gathered(value: T) -> list[T]:
 
 
 def own_share(shares: Sequence[tuple[Tensor, Tensor]], rank: int) -> tuple[Int64[Tensor, " row"], bool]:
-    """Which of this process's images no other process counts.
+    """Which of this process's images are not counted by another process.
 
-    A distributed sampler repeats a few images to give all processes equally many; they are in the last batch. So of
-    the ids in last batches those count that are in no other process's earlier batches and in no lower rank's last
-    batch. A process whose earlier images are all in lower ranks' earlier batches does not count (every process saw
-    everything).
+    A distributed sampler repeats a few images to give all processes the same number; they are in the last batch. So an
+    id in a last batch counts if it is in no process's earlier batches and in no lower rank's last batch. A process
+    whose earlier images are all in lower ranks' earlier batches does not count (every process saw all images).
 
     Args:
-        shares: each process's ids of its earlier batches and of its last batch.
+        shares: for each process, the ids of its earlier batches and of its last batch.
 
     Returns:
         The rows of the last batch that count, and whether the earlier batches do.
@@ -91,9 +90,9 @@ def own_share(shares: Sequence[tuple[Tensor, Tensor]], rank: int) -> tuple[Int64
 def join(
     parts: Sequence[Part], layers: Sequence[str], top_k: int, store_dir: Path | None
 ) -> dict[str, LayerActivations]:
-    """All processes' parts as one, computed by each process for itself, in the order of ranks, so that all agree.
+    """Join the parts of all processes; each process does so itself, in the order of ranks, so that all agree.
 
-    Files are joined by the first process while the others wait.
+    Files are joined by rank 0 while the others wait.
     """
     parts = [part for part in parts if len(part.ids)]
     if not parts:
@@ -125,6 +124,6 @@ def _joined(
         whole: Tensor | None = open_values(file)
     elif len(values) > 1:
         whole = torch.cat(values)[order]
-    else:  # one part alone is in order
+    else:  # a single part is in order
         whole = values[0] if values else None
     return LayerActivations.joined(layer, ids, top, moments, whole, file)

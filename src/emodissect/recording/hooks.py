@@ -1,4 +1,4 @@
-"""Record what several modules of a network give, pooled, in one forward pass."""
+"""Forward hooks that record the pooled outputs of several modules in one forward pass."""
 
 from __future__ import annotations
 
@@ -55,25 +55,25 @@ class Recording(Mapping[str, Tensor]):
         return len(self._values)
 
     def clear(self) -> None:
-        """Forget the latest forward pass."""
+        """Discard the latest forward pass."""
         self._values.clear()
         self._calls.clear()
         self._images = None
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the whole network: a new pass, of this many images."""
+        """Forward pre-hook of the whole network: start a new pass and note its number of images."""
         self.clear()
         images = first_tensor([*args, *kwargs.values()])
         self._images = len(images) if images is not None and images.ndim else None
 
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Forward hook of the whole network: was every layer reached, and once?"""
+        """Forward hook of the whole network: check that every layer was called, and warn of repeated calls."""
         if missing := [layer for layer in self.layers if layer not in self._values]:
             raise UserError(
                 f"The forward pass never called {', '.join(map(repr, missing))}, so there is nothing to record. Its "
                 "weights may be read by a function (as in fused attention), it may be unused in evaluation (an "
                 "auxiliary head), or the network may be compiled as part of a larger module. Name the module around "
-                "it, or leave it out; of layer=all, emodissect.recording.reached_layers keeps those that are called."
+                "it, or omit it; for layer=all, emodissect.recording.reached_layers keeps the called layers."
             )
         for layer, calls in self._calls.items():
             if calls > 1 and layer not in self._warned:
@@ -81,8 +81,8 @@ class Recording(Mapping[str, Tensor]):
                 log.warning("Layer %s is called %d times in a forward pass; its last call is kept.", layer, calls)
 
     def keep(self, layer: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Forward hook of one layer: pool at once, into memory that no later in-place operation touches."""
-        # Outside inference mode, so that the values can be used in ordinary code later.
+        """Forward hook of one layer: pool at once, into new memory, safe from later in-place operations."""
+        # outside inference mode, so that the values are ordinary tensors
         with torch.inference_mode(False), torch.no_grad():
             self._values[layer] = self._pooled(layer, module, output)
         self._calls[layer] = self._calls.get(layer, 0) + 1
@@ -115,26 +115,26 @@ def record(
 ) -> Iterator[Recording]:
     """Within the block, ``recorded[layer]`` holds the pooled output of the latest forward pass of ``network``.
 
-    Outputs are taken at the module's own output, after hooks that were there before, and pooled inside the hook, so
-    an in-place operation that follows does not change them. Of a tuple, list or mapping the first tensor is taken. A
-    module called several times in one pass (a shared ReLU) keeps its last call and is reported once. Train or eval
-    mode, gradients and the output of the network are not touched; values carry no gradient. A compiled network runs
-    uncompiled within the block, since compiled code skips hooks. Hooks are removed afterwards, also after an exception.
+    Outputs are recorded after any hooks that already exist, and pooled inside the hook, so that later in-place
+    operations do not change them. For a tuple, list or mapping the first tensor is used. For a module that is called
+    several times in one pass (a shared ReLU) the last call is kept, with a warning. Training mode, gradients and the
+    network's output are not affected; values have no gradient. A compiled network runs uncompiled within the block,
+    since compiled code skips hooks. Hooks are removed afterwards, also after an exception.
 
     Args:
-        network: any module; wrapped in DistributedDataParallel too.
+        network: any module, also one wrapped in DistributedDataParallel.
         pool: ``avg``, ``max``, ``class_token`` or ``token_mean``; see :func:`emodissect.recording.pooling.pooled`.
         channels_last: whether 4-D outputs are (image height width neuron); ``auto`` compares with the sizes that
             modules declare, see :func:`emodissect.recording.pooling.neuron_axis`.
 
     Raises:
-        UserError: an unknown layer or pooling; and from the forward pass: a layer that it never calls, an output
-            that is not a tensor, has other than 1 to 4 axes, or another number of rows than images.
+        UserError: an unknown layer or pooling; from the forward pass: a layer that is never called, an output that is
+            not a tensor, does not have 1 to 4 axes, or has another number of rows than images.
     """
     base = unwrapped(network)
     recording = Recording(base, resolve_layers(base, layers), pool, channels_last)
     if pool == "class_token" and not recording._prefix:
-        log.warning("pool=class_token, but no class token was found in the network: the first token is taken.")
+        log.warning("pool=class_token, but no class token was found in the network: the first token is used.")
     with _hooked(network, recording, recording.keep) as stack:
         stack.callback(base.register_forward_hook(recording.end).remove)
         yield recording
@@ -149,8 +149,8 @@ def reached_layers(
 ) -> list[str]:
     """Those of ``layers`` that a forward pass of ``images`` calls and whose outputs can be recorded.
 
-    For ``layer=all`` and globs on networks that read some weights by a function (fused attention), hold parts unused
-    in evaluation (auxiliary heads) or mix images and windows. Runs in eval mode and sets every module's mode back.
+    For ``layer=all`` and globs on networks that read some weights by a function (fused attention), have parts unused
+    in evaluation (auxiliary heads) or mix images and windows. Runs in eval mode, and restores every module's mode.
     """
     base = unwrapped(network)
     recording = Recording(base, layers, pool, channels_last)
@@ -169,15 +169,15 @@ def reached_layers(
     refused = {layer: error for layer, error in refused.items() if layer not in kept}
     if refused:
         why = next(iter(refused.values()))
-        log.warning("Left out, since they cannot be recorded: %s. The first: %s", ", ".join(refused), why)
+        log.warning("Skipped, since they cannot be recorded: %s. The first: %s", ", ".join(refused), why)
     if uncalled := [layer for layer in layers if layer not in kept and layer not in refused]:
-        log.warning("Left out, since a forward pass never calls them: %s.", ", ".join(uncalled))
+        log.warning("Skipped, since a forward pass never calls them: %s.", ", ".join(uncalled))
     return [layer for layer in layers if layer in kept]
 
 
 @contextmanager
 def _hooked(network: nn.Module, recording: Recording, keep: Callable[..., None]) -> Iterator[ExitStack]:
-    """``keep(layer, module, args, output)`` is called with what each layer gives, uncompiled; hooks go at the end."""
+    """Context manager: ``keep(layer, module, args, output)`` is called with each layer's output, uncompiled."""
     base = unwrapped(network)
     with ExitStack() as stack:
         if _compiled(network):

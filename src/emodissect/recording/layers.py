@@ -1,4 +1,4 @@
-"""Which modules of a network are meant by a layer's name."""
+"""Resolving of layer names to modules of a network."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _GLOB = frozenset("*?[")
 
 
 def resolve_layers(network: nn.Module, spec: str | Sequence[str]) -> list[str]:
-    """The module paths that ``spec`` means, each once, in the order given (globs and ``all``: in module order).
+    """The module paths for ``spec``, without duplicates, in the given order (globs and ``all``: in module order).
 
-    - ``all``: every convolution and linear layer, the one that gives the logits included. The output projection inside
-      ``nn.MultiheadAttention`` is left out: torch reads its weights and never calls it, so it has no output of its own.
+    - ``all``: all convolution and linear layers, including the one that gives the logits. The output projection in
+      ``nn.MultiheadAttention`` is excluded: torch reads its weights but never calls it, so it has no output.
     - a module path as in ``network.named_modules()``, e.g. ``conv4b`` or ``layer4.1.conv2``; any module with a forward,
-      containers such as ``nn.Sequential`` included.
-    - a glob over these paths, as :mod:`fnmatch` reads it (``*`` also matches dots). It takes the modules without
-      children that it matches (``layer4.*``: convolutions, norms, activations) and, where it matches none of those,
-      the composite ones (``layer4.?``: the blocks).
+      including containers such as ``nn.Sequential``.
+    - a glob over these paths, as in :mod:`fnmatch` (``*`` also matches dots): the matching modules without children
+      (``layer4.*``: convolutions, norms, activations) or, if there are none, the matching composite ones (``layer4.?``:
+      the blocks).
     - a list of any of these.
 
     Args:
-        network: the network; one wrapped for distributed training or compiled is looked into.
+        network: the network, which may be wrapped for distributed training or compiled.
 
     Raises:
         UserError: an unknown path, a glob that matches nothing, or an empty list; the message names the nearest path.
@@ -34,7 +34,7 @@ def resolve_layers(network: nn.Module, spec: str | Sequence[str]) -> list[str]:
     base = unwrapped(network)
     entries = [spec] if isinstance(spec, str) else list(spec)
     if not entries:
-        raise UserError("layer: an empty list names no layer. Give a module path, a glob, a list of these, or 'all'.")
+        raise UserError("layer: the list is empty. Give a module path, a glob, a list of these, or 'all'.")
     names: dict[str, None] = {}
     for entry in entries:
         names.update(dict.fromkeys(_resolve(base, str(entry))))
@@ -42,7 +42,7 @@ def resolve_layers(network: nn.Module, spec: str | Sequence[str]) -> list[str]:
 
 
 def conv_and_linear(network: nn.Module) -> list[str]:
-    """Paths of every convolution and linear layer that is called, in module order: what ``all`` means."""
+    """Paths of all convolution and linear layers that are called, in module order: the meaning of ``all``."""
     uncalled = _uncalled(network)
     return [
         name
@@ -91,7 +91,7 @@ def _resolve(network: nn.Module, entry: str) -> list[str]:
     if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         inside = [f"{entry}.{name}" for name, _ in module.named_children()]
         raise UserError(
-            f"layer={entry!r} is a {type(module).__name__}: it only holds modules and has no output of its own. "
+            f"layer={entry!r} is a {type(module).__name__}: it only contains modules and has no output of its own. "
             f"Name one inside. {nearest(entry, inside)}"
         )
     return [entry]
@@ -124,6 +124,6 @@ def _uncalled(network: nn.Module) -> set[int]:
 
 
 def _known(network: nn.Module) -> list[str]:
-    """Every path, convolutions and linears first, since a message shows only the first few."""
+    """All paths, convolutions and linear layers first, since messages only show the first few."""
     first = conv_and_linear(network)
     return list(dict.fromkeys([*first, *(name for name, _ in network.named_modules() if name)]))

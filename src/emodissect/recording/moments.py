@@ -1,4 +1,4 @@
-"""Mean, spread and range of each neuron, kept while batches stream by."""
+"""Running mean, variance and range of each neuron."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: Float[Tensor, "image neuron"]) -> Moments:
-        """The moments of some images, at least one. Where a value is not finite, the mean is not finite either."""
+        """The moments of at least one image. If a value is not finite, neither is the mean."""
         if values.device.type == "mps":  # has no float64
             values = values.cpu()
         wide = values.double()
@@ -47,9 +47,9 @@ class Moments:
 
     @property
     def std(self) -> Float64[Tensor, " neuron"]:
-        """Standard deviation over all images (divided by their number, not by one less)."""
+        """Population standard deviation over all images (divided by their number)."""
         return (self.deviation / self.count).sqrt()
 
     def cpu(self) -> Moments:
-        """The same in main memory."""
+        """A copy on the CPU."""
         return Moments(self.count, self.mean.cpu(), self.deviation.cpu(), self.minimum.cpu(), self.maximum.cpu())

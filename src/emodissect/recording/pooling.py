@@ -1,4 +1,4 @@
-"""From a module's output to one number per image and neuron."""
+"""Pooling of a module's output to one number per image and neuron."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from emodissect.core.errors import UserError, nearest
 POOLS = ("avg", "max", "class_token", "token_mean")
 ChannelsLast = bool | Literal["auto"]
 
-# Where a module of exactly this type has its neurons when sizes cannot tell. Subclasses are not trusted: the
-# LayerNorm2d of torchvision and timm is a LayerNorm whose neurons are on axis 1.
+# modules whose neurons are on the last axis if sizes are ambiguous; not for subclasses, e.g. the LayerNorm2d of
+# torchvision and timm is a LayerNorm with neurons on axis 1
 _LAST = (nn.Linear, nn.LayerNorm, nn.MultiheadAttention, nn.Embedding)
 _COUNTS = ("out_channels", "out_features", "num_features", "num_channels", "embed_dim")
 _CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 
 
 def check_pool(pool: str, channels_last: ChannelsLast) -> None:
-    """Raises UserError unless both are known words."""
+    """Raise UserError for an unknown pooling method or value of channels_last."""
     if pool not in POOLS:
         raise UserError(
             f"layer.pool={pool!r} is not a pooling method (avg: the mean over positions). {nearest(pool, POOLS)}"
         )
     if channels_last not in ("auto", True, False):
-        raise UserError(f"layer.channels_last={channels_last!r}: it is auto, true or false.")
+        raise UserError(f"layer.channels_last={channels_last!r}: must be auto, true or false.")
 
 
 def first_tensor(output: Any) -> Tensor | None:
-    """The tensor itself, or the first one in a tuple, list or mapping, depth first; None where there is none."""
+    """The tensor itself, or the first one in a tuple, list or mapping, depth first; None if there is none."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
@@ -46,17 +46,17 @@ def first_tensor(output: Any) -> Tensor | None:
 def neuron_axis(
     network: nn.Module, layer: str, shape: Sequence[int], channels_last: ChannelsLast = "auto"
 ) -> Literal[1, -1]:
-    """The axis of a module's output that holds its neurons: 1 or -1.
+    """The neuron axis of a module's output: 1 or -1.
 
-    Two axes: the second. Four axes: 1 (image neuron height width) or -1 (image height width neuron), as
-    ``channels_last`` says. Three axes: -1 (image token neuron), or 1 for a 1-D convolution. For four and three axes,
+    Two axes: the second. Four axes: 1 (image neuron height width) or -1 (image height width neuron), according to
+    ``channels_last``. Three axes: -1 (image token neuron), or 1 for a 1-D convolution. For four and three axes,
     ``auto`` compares both axes with the number of neurons that the module declares (out_channels, out_features,
-    num_features, num_channels, embed_dim, normalized_shape); a module that declares none (an activation, a block) is
-    inferred from the modules inside it, last first, then by those defined before it, nearest first. The first count
-    that fits one axis and not the other decides. Where a count fits both, a Linear or LayerNorm means the last axis and
-    anything else axis 1; where nothing fits, four axes mean 1 and three mean -1.
+    num_features, num_channels, embed_dim, normalized_shape); for a module that declares none (an activation, a block)
+    with those of the modules inside it, last first, then of those defined before it, nearest first. The first count
+    that fits only one of the axes decides. If a count fits both, it is the last axis for a Linear or LayerNorm, else
+    axis 1; if nothing fits, 1 for four axes and -1 for three.
 
-    The order of axes is meant, not torch's memory format: a tensor in ``torch.channels_last`` keeps its axes.
+    This is about the order of axes, not torch's memory format: a tensor in ``torch.channels_last`` keeps its axes.
     """
     if len(shape) <= 2:
         return 1
@@ -72,7 +72,7 @@ def neuron_axis(
 
 
 def prefix_tokens(network: nn.Module) -> int:
-    """How many tokens come before the patches: timm's ``num_prefix_tokens``, else 1 where there is a class token."""
+    """Number of tokens before the patches: timm's ``num_prefix_tokens``, else 1 if there is a class token."""
     for module in network.modules():
         if isinstance(count := getattr(module, "num_prefix_tokens", None), int):
             return count
@@ -80,23 +80,23 @@ def prefix_tokens(network: nn.Module) -> int:
 
 
 def pooled(output: Tensor, axis: Literal[1, -1], pool: str, prefix: int = 0) -> Float[Tensor, "image neuron"]:
-    """One float32 number per image and neuron, in memory of its own.
+    """One float32 number per image and neuron, in new memory.
 
     | pool        | space (4-D, 1-D convolutions)   | tokens (image token neuron)                       | 2-D   |
     |-------------|---------------------------------|---------------------------------------------------|-------|
     | avg         | mean over positions             | mean over all tokens                              | as is |
     | max         | largest over positions          | largest over all tokens                           | as is |
     | class_token | mean over positions             | the first token                                   | as is |
-    | token_mean  | mean over positions             | mean over the tokens behind the first ``prefix``  | as is |
+    | token_mean  | mean over positions             | mean over the tokens after the first ``prefix``   | as is |
 
     Half precision is averaged in float32. A 1-D output (one number per image) is one neuron.
 
     Args:
-        axis: where its neurons are; see :func:`neuron_axis`.
-        prefix: how many tokens are not patches; see :func:`prefix_tokens`.
+        axis: the neuron axis; see :func:`neuron_axis`.
+        prefix: number of tokens that are not patches; see :func:`prefix_tokens`.
 
     Raises:
-        UserError: an output with no image axis, with more than four axes, or not of floating-point numbers.
+        UserError: an output without image axis, with more than four axes, or not floating-point.
     """
     if not output.is_floating_point():
         raise UserError(f"gives {output.dtype}, not floating-point activations")
@@ -122,7 +122,7 @@ def pooled(output: Tensor, axis: Literal[1, -1], pool: str, prefix: int = 0) -> 
 
 
 def _declared(network: nn.Module, layer: str) -> Iterator[tuple[nn.Module, int]]:
-    """Modules that say how many neurons they have: the layer, those inside it last first, those before it."""
+    """Modules that declare their number of neurons: the layer, those inside it, last first, those before it."""
     target = network.get_submodule(layer)
     if (count := _count(target)) is not None:
         yield target, count

@@ -1,4 +1,4 @@
-"""All activations of a layer in a file, for the similarities that need more than the top images."""
+"""Files with all activations of a layer, for similarities that need more than the top images."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _GIB = 2**30
 class ActivationStore:
     """A ``.npy`` file of float32 activations (image, neuron), rows by ascending image id.
 
-    Batches are appended in the order they come, under a temporary name; :meth:`finish` puts the rows in order of id,
-    block by block, and renames the file, so that a file with the final name is always complete. Images that came in
-    order are not moved.
+    Batches are appended in any order to a temporary file; :meth:`finish` sorts the rows by id, block by block, and
+    renames the file, so that a file with the final name is always complete. Rows that are already in order are not
+    moved.
 
     Args:
-        path: the final file; its folder is made.
-        images: how many rows are to come, where known: then the space for all of them is checked at once.
+        path: the final file; its folder is created.
+        images: expected number of rows, if known: the disk space for all of them is then checked at once.
 
     Raises:
         UserError: too little space on the disk.
@@ -46,13 +46,13 @@ class ActivationStore:
         self._header(0)
 
     def append(self, ids: Int64[Tensor, " image"], values: Float[Tensor, "image neuron"]) -> None:
-        """Write the rows of some images, none of which came before."""
+        """Write the rows of some new images."""
         check_space(self.path.parent, 4 * values.numel())
         self._file.write(np.ascontiguousarray(values.to("cpu", torch.float32).numpy()).data)
         self._ids.append(ids.cpu())
 
     def finish(self) -> Path:
-        """Order the rows, close the file and give it its final name."""
+        """Sort the rows, close the file and give it its final name."""
         ids = torch.cat(self._ids) if self._ids else torch.empty(0, dtype=torch.int64)
         self._file.seek(0)
         self._header(len(ids))
@@ -64,24 +64,24 @@ class ActivationStore:
         return self.path
 
     def discard(self) -> None:
-        """Remove what was written."""
+        """Remove the unfinished file."""
         self._file.close()
         self._unfinished.unlink(missing_ok=True)
 
     def _header(self, images: int) -> None:
-        # numpy pads the header so that a longer first axis can be written over it later
+        # numpy pads the header, so that it can be overwritten with a longer first axis
         header: dict[str, Any] = {"descr": "<f4", "fortran_order": False, "shape": (images, self.neurons)}
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
 @contextmanager
 def scratch_dir(root: Path, name: str, owner: bool = True) -> Iterator[Path]:
-    """A folder for the stores of one recording, removed when the block ends; results are linked elsewhere by then.
+    """Context manager: a folder for the stores of one recording, removed at the end; results are linked elsewhere then.
 
     A lock marks the recording as alive: folders of killed processes are removed by the next recording.
 
     Args:
-        owner: False for further processes of the same recording, which leave making and removing to the first.
+        owner: False for further processes of the same recording; only the owner creates and removes the folder.
     """
     folder = root / name
     if not owner:
@@ -102,24 +102,24 @@ def scratch_dir(root: Path, name: str, owner: bool = True) -> Iterator[Path]:
 
 
 def join_stores(parts: Sequence[Path], order: Int64[Tensor, " image"], path: Path) -> Path:
-    """One store of several: row i of the result is row ``order[i]`` of the parts laid end to end."""
+    """Join several stores into one: row i of the result is row ``order[i]`` of the concatenated parts."""
     os.replace(_rows_in_order(parts, order, path), path)
     return path
 
 
 def open_values(path: str | Path) -> Float[Tensor, "image neuron"]:
-    """The file's activations, mapped into memory: read from disk when used, and never written back."""
+    """The file's activations, memory-mapped: read from disk on use, never written back."""
     return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raises UserError unless ``folder`` has ``needed`` bytes free."""
+    """Raise UserError unless ``folder`` has ``needed`` bytes free."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
             f"The activations need {needed / _GIB:.2f} GiB in {folder}, where {free / _GIB:.2f} GiB are free. "
-            "Make room, give another folder (paths.cache_dir=<folder>), use fewer probe images (probe.limit=<n>) or "
-            "layers, or take a similarity that needs only the top images (similarity=soft_wpmi)."
+            "Free some space, give another folder (paths.cache_dir=<folder>), use fewer probe images (probe.limit=<n>) "
+            "or layers, or use a similarity that only needs the top images (similarity=soft_wpmi)."
         )
 
 

@@ -1,4 +1,4 @@
-"""The most activating images of each neuron, kept while batches stream by."""
+"""Running top images of each neuron."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ _EMPTY = torch.iinfo(torch.int64).min
 
 
 class TopImages:
-    """Each neuron's ``k`` largest activations and the ids of their images; the image x neuron matrix never exists.
+    """Each neuron's ``k`` largest activations and the ids of their images, without the image x neuron matrix.
 
-    Exact, and independent of the order and size of batches: images are ranked by activation, descending, and among
-    equal activations by the :func:`~emodissect.core.ranking.tickets` of their ids; an id seen again counts once, with
-    its largest activation. From a batch only what beats a neuron's k-th image so far is kept; the survivors wait in a
-    buffer that is merged when it is full. State: (k + buffer) x neurons integers of 8 bytes.
+    Exact, and independent of the order and size of batches: images are ranked by activation, descending, ties by the
+    :func:`~emodissect.core.ranking.tickets` of their ids; a repeated id counts once, with its largest activation. Of a
+    batch, only images that beat a neuron's current k-th image are kept; they wait in a buffer that is merged when it is
+    full. State: (k + buffer) x neurons integers of 8 bytes.
 
     Args:
-        buffer: how many survivors may wait per neuron; the larger of k and 256 by default.
+        buffer: number of images that may wait per neuron; by default the larger of k and 256.
     """
 
     def __init__(self, k: int, buffer: int | None = None) -> None:
         if k < 1:
-            raise UserError(f"top_k={k}: at least one image is kept. Give 1 or more; the published study used 100.")
+            raise UserError(f"top_k={k}: must be an integer >= 1; the published study used 100.")
         self.k = k
         self.buffer = buffer or max(k, 256)
-        # A row of keys per neuron: the best so far in [0, k), in no order, and waiting ones in [k, k + buffer).
+        # a row of keys per neuron: the best so far in [0, k), unordered, and the waiting ones in [k, k + buffer)
         self._keys = torch.empty(0, 0, dtype=torch.int64)
         self._waiting = torch.empty(0, dtype=torch.int64)
-        # The k-th image so far: what a newcomer has to beat.
+        # the current k-th image, which a new image has to beat
         self._worst = torch.empty(0)
         self._worst_ticket = torch.empty(0, dtype=torch.int64)
 
@@ -49,10 +49,10 @@ class TopImages:
         return ids_of(tickets_of(self._ranked()))
 
     def update(self, values: Float[Tensor, "image neuron"], ids: Int64[Tensor, " image"]) -> None:
-        """Offer images; their activations must be finite.
+        """Add images; their activations must be finite.
 
         Raises:
-            ValueError: another number of ids than images, or of neurons than before.
+            ValueError: the numbers of ids and images differ, or the number of neurons has changed.
             UserError: an id below 0 or of more than 32 bits.
         """
         if values.ndim != 2 or len(values) != len(ids):
@@ -65,7 +65,7 @@ class TopImages:
                 self._offer(values[start : start + self.buffer], drawn[start : start + self.buffer])
 
     def merge(self, other: TopImages) -> None:
-        """Merge what another of the same k has kept, e.g. on another process."""
+        """Merge another one with the same k, e.g. of another process."""
         if other.k != self.k:
             raise ValueError(f"the top {other.k} cannot be merged into the top {self.k}")
         with torch.inference_mode(False), torch.no_grad():
@@ -77,14 +77,14 @@ class TopImages:
 
     @classmethod
     def of_ranked(cls, k: int, values: Float[Tensor, "rank neuron"], ids: Int64[Tensor, "rank neuron"]) -> TopImages:
-        """From ranks kept earlier."""
+        """Create from ranked values and ids."""
         top = cls(k)
         top._prepare(values.shape[1], values.device)
         top._keep_best(torch.cat([top._keys[:, :k], ranking.keys(values.float(), tickets(ids)).T], 1))
         return top
 
     def cpu(self) -> TopImages:
-        """The same, merged and in main memory: what travels between processes."""
+        """A merged copy on the CPU, to be sent between processes."""
         copy = TopImages(self.k, self.buffer)
         copy.merge(self)
         for name in ("_keys", "_waiting", "_worst", "_worst_ticket"):
@@ -125,7 +125,7 @@ class TopImages:
         best = largest(keys, self.k)
         twice = _repeats(best)
         if bool(twice.any()):
-            # Each image once, with its larger key: sorted by ticket and then by key, the last of a run stays.
+            # each image once, with its larger key: sorted by ticket and then by key, the last of a run is kept
             rows = keys[twice].sort(dim=1).values
             rows = rows.gather(1, tickets_of(rows).sort(dim=1, stable=True).indices)
             rows[:, :-1][(tickets_of(rows)[:, :-1] == tickets_of(rows)[:, 1:]) & (rows[:, 1:] != _EMPTY)] = _EMPTY
@@ -139,16 +139,16 @@ class TopImages:
         with torch.inference_mode(False), torch.no_grad():
             self._merge_waiting()
             keys = self._keys[:, : self.k].sort(dim=1, descending=True).values
-            # All neurons have seen the same images, so empty slots are the same number for each.
+            # all neurons have seen the same images, so each has the same number of empty slots
             ranks = int((keys[0] != _EMPTY).sum()) if len(keys) else 0
             return keys[:, :ranks].T.contiguous()
 
 
 def _repeats(keys: Int64[Tensor, "neuron slot"]) -> Tensor:
-    """Which neurons hold an image twice."""
+    """Mask of neurons that have an image twice."""
     if keys.device.type == "cpu":
         low = np.sort((keys & MOST).numpy().astype(np.uint32), axis=1)
-        # An empty slot has the complement 0, as has the largest ticket: empty slots are recognised by the key.
+        # empty slots have the complement 0, like the largest ticket, so they are recognised by the whole key
         empty = (keys == _EMPTY).sum(1).numpy()
         same = (low[:, 1:] == low[:, :-1]).sum(1)
         return torch.from_numpy(same > np.maximum(empty - 1, 0))

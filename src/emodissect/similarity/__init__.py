@@ -1,4 +1,4 @@
-"""Similarity of neurons and concepts: six pure functions, the classes that call them, and the null behind a label."""
+"""Similarities of neurons and concepts: six pure functions, classes that call them, and their null distributions."""
 
 from collections.abc import Mapping
 
@@ -32,11 +32,11 @@ SIMILARITIES: Mapping[str, type[Similarity]] = {
     "cos_similarity_cubed": CosSimilarityCubed,
     "pearson": Pearson,
 }
-"""By the name of their file in conf/similarity."""
+"""Name of the file in conf/similarity -> class."""
 
 
 def similarity_named(similarity: str | Similarity) -> Similarity:
-    """A similarity with its default parameters from its name; an object is returned as it is.
+    """The similarity of a name, with default parameters; an object is returned unchanged.
 
     Raises:
         UserError: an unknown name.
@@ -48,7 +48,7 @@ def similarity_named(similarity: str | Similarity) -> Similarity:
     if not isinstance(similarity, str):
         return similarity
     if similarity not in SIMILARITIES:
-        raise UserError(f"similarity={similarity!r} is not known. {nearest(similarity, SIMILARITIES)}")
+        raise UserError(f"similarity={similarity!r} is unknown. {nearest(similarity, SIMILARITIES)}")
     return SIMILARITIES[similarity]()
 
 

@@ -20,7 +20,7 @@ def cos_similarity(
 ) -> Float[Tensor, "neuron concept"]:
     """Cosine of each neuron's activations and each concept's scores over the images, without centring.
 
-    ``S_mc = sum_n A_nm P_nc / (|A_m| |P_c|)``; 0 where a column is all zero.
+    ``S_mc = sum_n A_nm P_nc / (|A_m| |P_c|)``; 0 if a column is all zero.
 
     Shapes: ``[image concept]``, ``[image neuron]`` -> ``[neuron concept]`` in [-1, 1]. Extra memory: a few MiB and
     the result. Raises ``UserError`` on unequal image counts or numbers that are not finite.
@@ -39,20 +39,20 @@ def cos_similarity_cubed(
     """Cosine of the cubes of the centred columns.
 
     With x = (A_m - mean)^3 and y = (P_c - mean)^3: ``S_mc = x · y / (max(|x|, min_norm) max(|y|, min_norm))``. The
-    floor ``min_norm`` makes faint columns score low, so the score depends on the activations' scale where |x| is
+    floor ``min_norm`` makes columns with tiny norms score low, so the score depends on the activations' scale if |x| is
     below it. A constant column gives 0.
 
     Shapes, memory and errors as ``cos_similarity``. Source: CLIP-Dissect, ICLR 2023, "cos similarity cubed".
     """
     if min_norm < 0:
-        raise UserError(f"min_norm={min_norm}: a norm's floor cannot be negative. The reference takes 1e-3.")
+        raise UserError(f"min_norm={min_norm}: must be >= 0; the reference uses 1e-3.")
     return _product(concept_scores, activations, centred=True, power=3, min_norm=min_norm)
 
 
 def pearson(
     concept_scores: Float[Tensor, "image concept"], activations: Float[Tensor, "image neuron"]
 ) -> Float[Tensor, "neuron concept"]:
-    """Pearson correlation of each neuron's activations with each concept's scores; 0 where a column is constant.
+    """Pearson correlation of each neuron's activations with each concept's scores; 0 if a column is constant.
 
     Shapes, memory and errors as ``cos_similarity``. Passes both sanity tests of Oikarinen et al. 2025.
     """
@@ -62,7 +62,7 @@ def pearson(
 def transformed(
     columns: Float[Tensor, "image column"], centred: bool, power: int, min_norm: float = 0.0
 ) -> Float[Tensor, "image column"]:
-    """Columns centred, raised to ``power`` and divided by their norms, so that a cosine is a plain product."""
+    """Columns centred, raised to ``power`` and divided by their norms, so that cosines are matrix products."""
     columns = columns.double()
     if centred:
         columns = (columns - columns.mean(0)).masked_fill_(constant_neurons(columns), 0.0)
@@ -96,7 +96,7 @@ def row_blocks(
 
 
 def block_rows(shape: torch.Size) -> int:
-    """How many rows of activations of this shape are a block."""
+    """Number of rows per block for activations of this shape."""
     images, neurons = shape
     return min(max(_BLOCK // max(neurons, 1), 1), images)
 
@@ -108,17 +108,17 @@ def _product(
     if not len(activations):
         raise UserError("No images: a similarity needs at least one.")
     result = _accumulated(concept_scores, activations, centred, power, min_norm, torch.float32)
-    if not result.isfinite().all():  # sixth powers of large activations leave float32
+    if not result.isfinite().all():  # sixth powers of large activations overflow float32
         result = _accumulated(concept_scores, activations, centred, power, min_norm, torch.float64)
     if not result.isfinite().all():
-        raise UserError("The concept scores or activations hold NaN or infinite values; each must be a finite number.")
+        raise UserError("The concept scores or activations have NaN or infinite values; all must be finite.")
     return result
 
 
 def _accumulated(
     concept_scores: Tensor, activations: Tensor, centred: bool, power: int, min_norm: float, dtype: torch.dtype
 ) -> Tensor:
-    """The product and the squared norms, summed over blocks of rows: neither input is copied as a whole."""
+    """The similarity, with product and norms summed over blocks of rows, without copying a whole input."""
     neurons, concepts = activations.shape[1], concept_scores.shape[1]
     product = torch.zeros(concepts, neurons, dtype=dtype, device=activations.device)
     squares = torch.zeros(block_rows(activations.shape), neurons, dtype=dtype, device=activations.device)
@@ -139,13 +139,13 @@ def _accumulated(
         return torch.full_like(product, torch.nan)
     product /= _floored(norms, min_norm)[:, None]
     product /= _floored(concept_squares.sqrt(), min_norm)
-    if centred:  # rounding of the mean leaves a constant column with a direction
+    if centred:  # after rounding of the mean, constant columns are not exactly zero
         product[constant_neurons(activations)] = 0
         product[:, constant_neurons(concept_scores)] = 0
     return product.float()
 
 
 def _floored(norms: Tensor, min_norm: float) -> Tensor:
-    """Norms at least ``min_norm``, and 1 where a norm is zero: its column is zero too."""
+    """Norms of at least ``min_norm``; 1 for a norm of zero, whose column is zero too."""
     norms = norms.clamp(min=min_norm)
     return torch.where(norms > 0, norms, torch.ones_like(norms))

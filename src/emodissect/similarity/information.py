@@ -15,12 +15,12 @@ from emodissect.core.errors import UserError
 from emodissect.similarity.measures import require_aligned
 from emodissect.similarity.top import constant_neurons, top_rows
 
-_PROBABILITIES = 2**21  # elements of the softmax held at a time: 8 MiB, whose rows are read from the last cache
-_LANES = 16  # blocks of concepts are whole vectors wide, or each row of a block ends with a slow remainder
-_IN_CACHE = 2**18  # elements that several passes go over: 1 MiB, of which a core's own cache holds most
-_SERIES_ERROR = 2e-5  # in nats, of a sum over all ranks if each erred by its most, and all alike
-_MOST_DEGREE = 6  # each degree is a weighted sum of powers; beyond, a product is as fast
-_LARGEST = 1e30  # a product of ranks is turned into a log before it could leave float32
+_PROBABILITIES = 2**21  # elements of the softmax in memory at a time: 8 MiB, for the last-level cache
+_LANES = 16  # widths of concept blocks are multiples of this, to avoid slow remainders of vectors
+_IN_CACHE = 2**18  # elements for several passes: 1 MiB, for a core's own cache
+_SERIES_ERROR = 2e-5  # worst-case error in nats of a sum over all ranks
+_MOST_DEGREE = 6  # highest degree of the polynomials; beyond it, a product is as fast
+_LARGEST = 1e30  # the log of a product of ranks is taken before it could overflow float32
 _LOG2_E = 1 / log(2)
 
 
@@ -44,11 +44,10 @@ def soft_wpmi(
         L_mc = sum_i log(1 + p_i (Q[B_m,i , c] - 1) + min_prob)
         S_mc = L_mc - lam (logsumexp_m L_mc - log M)
 
-    The score is relative to the layer: with lam = 1 no score exceeds log M. Fewer images than top_k: all of them, the
-    p_i spread over the shorter list. Ties are ordered by the tickets of ``ids``, or of the rows, see ``top_rows``. A
-    constant
-    neuron orders no images: it is left out of the sum and of M, and its own row is "as likely as the layer on average",
-    S = 0 at lam = 1. (The reference lets ``torch.topk`` pick its images; see ``soft_wpmi_from_top``.)
+    The score is relative to the layer: with lam = 1 no score exceeds log M. With fewer images than top_k, all are used
+    and the p_i are spread over them. Ties are ordered by the tickets of ``ids``, or of the rows, see ``top_rows``. A
+    constant neuron does not order images: it is excluded from the sum and from M, and its L is the layer's average, so
+    that S = 0 at lam = 1. (In the reference, ``torch.topk`` picks its images; see ``soft_wpmi_from_top``.)
 
     Shapes: concept_scores P ``[image concept]`` (cosines, no logit scale), activations ``[image neuron]`` -> S
     ``[neuron concept]`` in nats. Extra memory: 16 MiB of probabilities, 12 of products and the blocks of ``top_rows``.
@@ -81,9 +80,9 @@ def soft_wpmi_from_top(
     p_end: float = 0.97,
     constant: Bool[Tensor, " neuron"] | None = None,
 ) -> Float[Tensor, "neuron concept"]:
-    """``soft_wpmi`` of neurons of which only the rows of the top images are known, most activating first.
+    """``soft_wpmi`` from the rows of each neuron's top images, most activating first.
 
-    ``constant`` marks neurons that order no images (see ``soft_wpmi``); none by default, as in the reference.
+    ``constant`` marks constant neurons (see ``soft_wpmi``); none by default, as in the reference.
     """
     likelihood = soft_log_likelihood(
         concept_scores, top_rows, a=a, min_prob=min_prob, p_start=p_start, p_end=p_end, constant=lam != 1
@@ -120,7 +119,7 @@ def wpmi_from_top(
     min_prob: float = 1e-7,
     constant: Bool[Tensor, " neuron"] | None = None,
 ) -> Float[Tensor, "neuron concept"]:
-    """``wpmi`` of neurons of which only the rows of the top images are known, most activating first."""
+    """``wpmi`` from the rows of each neuron's top images, most activating first."""
     likelihood = hard_log_likelihood(concept_scores, top_rows, a=a, min_prob=min_prob)
     return relative_to_layer(likelihood, layer_average(likelihood, constant), lam, constant)
 
@@ -137,19 +136,19 @@ def soft_log_likelihood(
 ) -> Float[Tensor, "set concept"]:
     """L of ordered sets of images: sum_i log(1 + p_i (Q[B_i , c] - 1) + min_prob).
 
-    With q_i = 1 - p_i + min_prob each term is log q_i + log(1 + r_i Q), r_i = p_i / q_i. Where r_i Q is small for all
-    images and concepts, the second part is a polynomial of Q of low degree, lower for later ranks: the sums are
-    weighted sums of powers, one fused gather and sum each. Ranks that would need many powers are multiplied, and one
-    log is taken of the product, whenever it could otherwise leave float32. ``constant=False`` leaves out
-    sum_i log q_i, about -430, which cancels at lam = 1 and would cost float32 two digits.
+    With q_i = 1 - p_i + min_prob each term is log q_i + log(1 + r_i Q), r_i = p_i / q_i. If r_i Q is small for all
+    images and concepts, the second part is approximated by a polynomial in Q of low degree, lower for later ranks: the
+    sums are weighted sums of powers, one fused gather and sum each. For ranks that would need many powers, factors are
+    multiplied, and the log of the product is taken before it could overflow float32. ``constant=False`` omits
+    sum_i log q_i, about -430, which cancels at lam = 1 and would cost two digits of float32 precision.
     """
     ranks, sets = top_rows.shape
     weights = [p_start - i / max(ranks, 1) * (p_start - p_end) for i in range(ranks)]
     floors = [1 - p + min_prob for p in weights]
     if min([*weights, p_start]) < 0 or min([*floors, 1.0]) <= 0:
         raise UserError(
-            f"p_start={p_start}, p_end={p_end}, min_prob={min_prob}: the weights p_i must lie in [0, 1], and below "
-            "1 + min_prob. Take e.g. p_start=0.998, p_end=0.97, min_prob=1e-7."
+            f"p_start={p_start}, p_end={p_end}, min_prob={min_prob}: the weights p_i must be in [0, 1], and below "
+            "1 + min_prob, e.g. p_start=0.998, p_end=0.97, min_prob=1e-7."
         )
     ratios = np.array([p / q for p, q in zip(weights, floors, strict=True)])
     offset = sum(log(q) for q in floors) if constant else 0.0
@@ -177,9 +176,9 @@ def soft_log_likelihood(
 def hard_log_likelihood(
     concept_scores: Float[Tensor, "image concept"], top_rows: Int64[Tensor, "rank set"], *, a: float, min_prob: float
 ) -> Float[Tensor, "set concept"]:
-    """L of sets of images: sum_i log(Q[B_i , c] + min_prob), the log taken once per image and concept."""
+    """L of sets of images: sum_i log(Q[B_i , c] + min_prob), with one log per image and concept."""
     if min_prob <= 0:
-        raise UserError(f"min_prob={min_prob}: must be above 0, or a concept of probability 0 has no log. Take 1e-7.")
+        raise UserError(f"min_prob={min_prob}: must be above 0, since log 0 is undefined; 1e-7 is usual.")
     used = _used(concept_scores, top_rows, a)
     bags = used.rows.t().contiguous()
     result = torch.empty(len(bags), concept_scores.shape[1], device=concept_scores.device)
@@ -192,7 +191,7 @@ def hard_log_likelihood(
 def layer_average(
     likelihood: Float[Tensor, "neuron concept"], constant: Bool[Tensor, " neuron"] | None = None
 ) -> Float[Tensor, " concept"]:
-    """The layer's normaliser per concept: the log of the mean of exp(L) over the neurons not marked constant."""
+    """The layer's average per concept: the log of the mean of exp(L) over the neurons not marked constant."""
     live = likelihood if constant is None or not constant.any() else likelihood[~constant]
     if not live.numel():
         return likelihood.new_zeros(likelihood.shape[1])
@@ -210,7 +209,7 @@ def relative_to_layer(
     lam: float,
     constant: Bool[Tensor, " neuron"] | None = None,
 ) -> Float[Tensor, "neuron concept"]:
-    """S = L - lam · average, in the place of L; a constant neuron's L is taken to be the average."""
+    """S = L - lam · average, in place; the L of a constant neuron is set to the average."""
     similarity = likelihood.sub_(lam * average)
     if constant is not None:
         similarity[constant] = (1 - lam) * average
@@ -220,12 +219,12 @@ def relative_to_layer(
 def _top(
     concept_scores: Tensor, activations: Tensor, k: int, ids: Tensor | None
 ) -> tuple[Int64[Tensor, "rank neuron"], Bool[Tensor, " neuron"]]:
-    """The top rows, and which neurons are constant."""
+    """The top rows, and the mask of constant neurons."""
     require_aligned(concept_scores, len(activations))
     if k < 1:
-        raise UserError(f"top_k={k}: at least one image. The usual values: soft_wpmi 100, wpmi 28.")
+        raise UserError(f"top_k={k}: must be an integer >= 1; usual values: soft_wpmi 100, wpmi 28.")
     if not activations.numel():
-        raise UserError(f"Activations of shape {tuple(activations.shape)}: at least one image and one neuron.")
+        raise UserError(f"Activations of shape {tuple(activations.shape)}: at least one image and neuron are needed.")
     return top_rows(activations, k, ids), constant_neurons(activations)
 
 
@@ -235,9 +234,9 @@ class _Used(NamedTuple):
 
 
 def _used(concept_scores: Tensor, rows: Tensor, a: float) -> _Used:
-    """The scores of the images that any set names; a copy only where that leaves most images out."""
+    """The scores of the images in any set, and rows into them; copied only if that drops most images."""
     if not rows.numel():
-        raise UserError("No images: top_k and the probe set must each hold at least one image.")
+        raise UserError("No images: top_k and the size of the probe set must each be at least 1.")
     if not a > 0:
         raise UserError(f"a={a}: the softmax's inverse temperature must be above 0 (soft_wpmi 10, wpmi 2).")
     if 4 * rows.numel() < len(concept_scores):
@@ -247,7 +246,7 @@ def _used(concept_scores: Tensor, rows: Tensor, a: float) -> _Used:
 
 
 class _Softmax:
-    """Q = softmax over concepts of a · scores, a block of concepts at a time, so that it never exists as a whole."""
+    """Q = softmax over concepts of a · scores, in blocks of concepts, so that the whole is never in memory."""
 
     def __init__(self, scores: Float[Tensor, "image concept"], a: float) -> None:
         self._scores, self._scale = scores, a * _LOG2_E  # exp2 is several times as fast as exp
@@ -263,10 +262,10 @@ class _Softmax:
             largest_sum = torch.minimum(largest_sum, sums.min())
             torch.sub(negative, sums.log2_(), out=self._log2_norms[start : start + step])
         self.largest = float(1 / largest_sum)
-        """The largest Q of any image and concept; NaN where a score is."""
+        """The largest Q of any image and concept; NaN if a score is."""
 
     def blocks(self, factor: float = 1.0) -> Iterator[tuple[slice, Float[Tensor, "image width"]]]:
-        """Which concepts, and factor · Q of them; each block is overwritten by the next."""
+        """(slice of concepts, factor · Q for them); each block is overwritten by the next."""
         images, concepts = self._scores.shape
         width = max(_PROBABILITIES // images, 1)
         width -= width % _LANES if width > _LANES else 0
@@ -283,11 +282,11 @@ class _Softmax:
 
 
 def _polynomials(reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Polynomials of y in [0, 1] that are log(1 + reach_i y): of each rank its degree, and coefficients by power.
+    """Polynomial approximations of log(1 + reach_i y) for y in [0, 1]: each rank's degree, and coefficients by power.
 
-    They agree at Chebyshev's nodes, so that the error of a polynomial of degree d is about 2 / (d + 1) rho^-(d + 1),
-    with rho the size of the ellipse around [0, 1] that reaches the logarithm's singularity. Each rank has the lowest
-    degree that keeps its share of the error allowed; 0, with no coefficients, where that would be high.
+    They interpolate at Chebyshev nodes, so that the error at degree d is about 2 / (d + 1) rho^-(d + 1), with rho the
+    size of the ellipse around [0, 1] that reaches the logarithm's singularity. Each rank has the lowest degree that
+    keeps its share of the allowed error; 0, without coefficients, if that exceeds the highest degree.
 
     Shapes: reach ``[rank]`` -> degrees ``[rank]``, coefficients ``[power rank]``, those above a rank's degree 0.
     """
@@ -310,7 +309,7 @@ def _polynomials(reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _weighted_rows(
     rows: Int64[Tensor, "rank set"], degrees: np.ndarray, coefficients: np.ndarray
 ) -> list[tuple[Int64[Tensor, "set some"], Float[Tensor, "set some"]]]:
-    """Of each power from the first: the rows of the ranks that need it, and their coefficients."""
+    """For each power from 1: the rows of the ranks that need it, and their coefficients."""
     found = []
     for degree in range(1, degrees.max(initial=0) + 1):
         ranks = np.flatnonzero(degrees >= degree)
@@ -325,7 +324,7 @@ def _add_log_products(
     rows: Int64[Tensor, "rank set"],
     reach: np.ndarray,
 ) -> None:
-    """Adds the log of the product over ranks i of 1 + reach[i] y[rows[i]], some sets at a time."""
+    """Add the log of the product over ranks i of 1 + reach[i] y[rows[i]], some sets at a time."""
     flushes = _flushes(reach)
     step = max(_IN_CACHE // y.shape[1], 1)
     product, gathered = torch.empty(2, min(step, len(total)), y.shape[1], device=y.device)
@@ -342,7 +341,7 @@ def _add_log_products(
 
 
 def _flushes(reach: np.ndarray) -> list[bool]:
-    """Before which ranks the running product must be turned into a log to stay inside float32."""
+    """Before which ranks the log of the running product must be taken, to avoid overflow of float32."""
     bound, flushes = 1.0, []
     for growth in (1 + reach).tolist():
         flushes.append(bound * growth > _LARGEST)
@@ -351,6 +350,6 @@ def _flushes(reach: np.ndarray) -> list[bool]:
 
 
 def _finite(result: Tensor) -> Tensor:
-    if result.numel() and not torch.stack(result.aminmax()).isfinite().all():  # NaN comes through minimum and maximum
-        raise UserError("The concept scores hold NaN or infinite values; each must be a finite number.")
+    if result.numel() and not torch.stack(result.aminmax()).isfinite().all():  # minimum and maximum propagate NaN
+        raise UserError("The concept scores have NaN or infinite values; all must be finite.")
     return result

@@ -1,4 +1,4 @@
-"""Rank reorder: how well a concept's order of a neuron's top images reproduces their activations."""
+"""Rank reorder: how well ordering a neuron's top images by a concept's scores reproduces their activations."""
 
 from __future__ import annotations
 
@@ -34,11 +34,10 @@ def rank_reorder(
         S_mc = -(mean |t - r|^p / baseline_m) / (mean P_c on those images)^scale_p
 
     baseline_m is the same error under random orders: the mean over five permutations, the same for all neurons, drawn
-    from ``generator`` (None: seed 0), so the answer depends on neither block size nor the order of neurons. Where all
-    n activations are equal no order is better than another and the ratio is 1. A mean score below 1e-6 counts as
-    1e-6, which makes the concept score very low, as an absent one should. Ties of activations and of scores are
-    ordered by the
-    tickets of ``ids``, or of the rows, see ``top_rows``; a tied score then says nothing about the activation.
+    from ``generator`` (None: seed 0), so the result depends on neither block size nor the order of neurons. If all n
+    activations are equal, no order is better than another and the ratio is 1. A mean score below 1e-6 counts as 1e-6,
+    which makes the concept score very low, as an absent one should. Ties of activations and of scores are ordered by
+    the tickets of ``ids``, or of the rows, see ``top_rows``, so that tied scores carry no information on activations.
 
     Shapes: ``[image concept]``, ``[image neuron]`` -> ``[neuron concept]``. Extra memory: 64 N scores and the top rows.
     Raises ``UserError`` on unequal image counts, parameters out of range or numbers that are not finite.
@@ -55,7 +54,7 @@ def rank_reorder(
     if not 0 < top_fraction <= 1 or p <= 0:
         raise UserError(f"top_fraction={top_fraction} must be in (0, 1] and p={p} above 0; the reference: 0.05 and 3.")
     if not concept_scores.isfinite().all():
-        raise UserError("The concept scores hold NaN or infinite values; each must be a finite number.")
+        raise UserError("The concept scores have NaN or infinite values; all must be finite.")
     n = top_count(images, top_fraction)
     ranked = top_rows(activations, n, ids)
     ascending = activations.gather(0, ranked).flip(0).t().float().contiguous()
@@ -75,19 +74,19 @@ def rank_reorder(
             error = reordered.sub_(ascending[block]).abs_().pow_(p).mean(2)
             result[block, c : c + len(columns)] = scaled(error, baseline[block], scores.mean(2), scale_p).t()
     if not result.isfinite().all():
-        raise UserError("The concept scores or activations hold NaN or infinite values; each must be a finite number.")
+        raise UserError("The concept scores or activations have NaN or infinite values; all must be finite.")
     return result
 
 
 def top_count(images: int, top_fraction: float) -> int:
-    """How many top images count: int(top_fraction · N), at least one."""
+    """Number of top images: int(top_fraction · N), at least one."""
     return max(1, int(images * top_fraction))
 
 
 def random_error(
     ascending: Float[Tensor, "neuron rank"], p: float, generator: torch.Generator | None = None
 ) -> Float[Tensor, " neuron"]:
-    """mean |t - t under a random order|^p, over five orders."""
+    """mean |t - t in random order|^p, averaged over five orders."""
     generator = generator or torch.Generator().manual_seed(0)
     orders: Int64[Tensor, "draw rank"] = torch.stack(
         [torch.randperm(ascending.shape[1], generator=generator) for _ in range(_PERMUTATIONS)]
@@ -96,6 +95,6 @@ def random_error(
 
 
 def scaled(error: Tensor, baseline: Tensor, mean_score: Tensor, scale_p: float) -> Tensor:
-    """-(error / baseline) / mean^scale_p, with ratio 1 where the activations leave nothing to order."""
+    """-(error / baseline) / mean^scale_p, with ratio 1 if all activations are equal."""
     ratio = torch.where(baseline > 0, error / baseline, 1.0)
     return -ratio / mean_score.clamp(min=_LEAST_MEAN) ** scale_p

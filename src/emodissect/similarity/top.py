@@ -1,4 +1,4 @@
-"""The top images of each neuron, exact, by one rule where activations tie."""
+"""Exact top images of each neuron from all activations, with one rule for ties."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from emodissect.core import ranking
 from emodissect.core.errors import UserError
 
-_GROUP = 8  # images per group: N/8 maxima and 8k members per neuron are read instead of N
+_GROUP = 8  # images per group: N/8 maxima and 8k members per neuron are ranked instead of N
 _BLOCK = 128  # neurons ranked at a time
 _COLUMNS = 256  # constant neurons checked in full at a time
 
@@ -19,21 +19,20 @@ def top_rows(
 ) -> Int64[Tensor, "rank neuron"]:
     """The ``min(k, N)`` most activating images of each neuron, most activating first.
 
-    Of equal activations the image with the lower ticket (:func:`emodissect.core.ranking.tickets`) of its id ranks
-    first, as in recorded layers: the answer depends on neither the order of the rows nor the machine. Without ``ids``
+    Among equal activations the image whose id has the lower ticket (:func:`emodissect.core.ranking.tickets`) ranks
+    first, as in recorded layers: the result depends on neither the order of the rows nor the machine. Without ``ids``
     an image's id is its row.
 
-    Exact, by levels: a block of neurons is copied in the order of the tickets and cut into groups of eight images, of
-    which one pass takes the maxima; these are cut into groups again while many are left. From the top level down the k
-    groups with the largest maxima are kept, and the k best sought among their members. Every top image lies in a kept
-    group: each kept group holds a value at least as large as anything outside, and of equal ones the earlier.
+    Exact, by levels: a block of neurons is copied in the order of the tickets and divided into groups of eight images,
+    whose maxima are computed; these are grouped again while there are many. From the top level down, the k groups with
+    the largest maxima are kept, and the k best are searched among their members. Every top image is in a kept group:
+    each kept group has a value at least as large as anything outside, and among equal ones the earlier.
 
     Shapes: activations ``[image neuron]`` (any float type, compared as float32; may be a memory map) -> rows
     ``[rank neuron]``. Extra memory: 128 · N · 8/7 floats and 128 · 8k keys, whatever the number of neurons.
 
     Raises:
-        UserError: an activation is NaN or +infinite, which would never be a top image, or always; an id is below 0 or
-            has more than 32 bits.
+        UserError: an activation is NaN or +infinite; an id is below 0 or has more than 32 bits.
 
     Example:
         >>> top_rows(torch.tensor([[0.0], [2.0], [0.0], [3.0]]), k=3, ids=torch.tensor([10, 11, 12, 13]))[:, 0].tolist()
@@ -45,15 +44,15 @@ def top_rows(
     found = torch.empty(k, neurons, dtype=torch.int64, device=activations.device)
     buffer = activations.new_empty(
         images * min(_BLOCK, neurons)
-    )  # one buffer for all blocks: fresh pages cost as much as data
+    )  # one buffer for all blocks: allocating new memory is as slow as the copy
     for start in range(0, neurons, _BLOCK):
         columns = activations[:, start : start + _BLOCK]
         levels = [torch.index_select(columns, 0, order, out=buffer[: columns.numel()].view(columns.shape))]
         while len(levels[-1]) > 2 * _GROUP * k:
             levels.append(_group_maxima(levels[-1]))
-        if not (levels[-1] < torch.inf).all():  # a maximum is NaN where any of its values is
+        if not (levels[-1] < torch.inf).all():  # a maximum is NaN if any of its values is
             raise UserError(
-                "The activations hold NaN or infinite values; each must be a finite number. Has the training diverged?"
+                "The activations have NaN or infinite values; all must be finite. Check whether the training diverged."
             )
         rows = torch.arange(len(levels[-1]), device=order.device).expand(levels[-1].shape[1], -1)
         best = _best(levels[-1], rows, k)
@@ -65,11 +64,11 @@ def top_rows(
 
 
 def by_ticket(images: int, ids: Int64[Tensor, " image"] | None = None) -> Int64[Tensor, " image"]:
-    """The rows in the order of their images' tickets, in which images come that tie."""
+    """The rows in the order of their images' tickets, which is the order of ties."""
     if ids is None:
         ids = torch.arange(images)
     if len(ids) != images:
-        raise UserError(f"{len(ids)} ids of {images} images: each image needs one.")
+        raise UserError(f"{len(ids)} ids for {images} images: each image needs one.")
     ranking.require_rankable(ids)
     return ranking.tickets(ids).argsort(stable=True)
 
@@ -77,10 +76,10 @@ def by_ticket(images: int, ids: Int64[Tensor, " image"] | None = None) -> Int64[
 def images_ordered(
     top_values: Float[Tensor, "rank neuron"], minimum: Float[Tensor, " neuron"]
 ) -> Int64[Tensor, " neuron"]:
-    """How many of a neuron's top images it ranks itself, being above its minimum; tickets fill the places after them.
+    """Number of a neuron's top images with activations above its minimum; the following ranks are in ticket order.
 
-    A ReLU that is active on 30 of 3,000 images ranks 30; its top 100 are filled up with 70 images that are nearly the
-    same for every such neuron. Rounded up to a multiple of an eighth of the next lower power of two.
+    A ReLU that is active on 30 of 3,000 images ranks only 30; the other 70 of its top 100 are nearly the same for all
+    such neurons. Rounded up to a multiple of an eighth of the next lower power of two.
     """
     ordered = (top_values > minimum).sum(0)
     unit = 2 ** (ordered.clamp(min=1).double().log2().floor().long() - 3).clamp(min=0)
@@ -88,18 +87,18 @@ def images_ordered(
 
 
 def alike(ordered: Int64[Tensor, " neuron"]) -> dict[int, Int64[Tensor, " member"]]:
-    """The neurons by how many images they order."""
+    """Number of ordered images -> the neurons with that number."""
     return {int(count): (ordered == count).nonzero()[:, 0] for count in ordered.unique()}
 
 
 def filled(
     sets: Int64[Tensor, "rank draw"], ordered: int, order: Int64[Tensor, " image"]
 ) -> Int64[Tensor, "rank draw"]:
-    """Random images in the ranks that a neuron orders itself; then the images of lowest ticket, as for the neuron.
+    """Random sets whose first ``ordered`` ranks are kept; the others are the images of lowest ticket, as for a neuron.
 
     Args:
         sets: different rows in each column.
-        ordered: how many places keep the set's images.
+        ordered: number of ranks that keep the set's images.
         order: the rows by ticket.
     """
     size, draws = sets.shape
@@ -115,7 +114,7 @@ def filled(
 
 
 def _group_maxima(values: Float[Tensor, "row neuron"]) -> Float[Tensor, "group neuron"]:
-    """The largest of each eight rows; the last group may be short."""
+    """The maximum of each group of eight rows; the last group may be smaller."""
     groups, rest = divmod(len(values), _GROUP)
     whole = groups * _GROUP
     maxima = values.new_empty(groups + (rest > 0), values.shape[1])
@@ -128,9 +127,9 @@ def _group_maxima(values: Float[Tensor, "row neuron"]) -> Float[Tensor, "group n
 def _best(
     values: Float[Tensor, "row neuron"], rows: Int64[Tensor, "neuron candidate"], k: int
 ) -> Int64[Tensor, "neuron kept"]:
-    """The ranking keys of the k candidate rows with the largest values, of equal ones the earlier, in no order.
+    """The ranking keys of the k candidate rows with the largest values, ties by the earlier row; unordered.
 
-    A row is its own ticket. Rows beyond the last, which a short group has, are not candidates.
+    A row is its own ticket. Rows beyond the last, from an incomplete group, are ignored.
     """
     beyond = rows >= len(values)
     rows = rows.clamp(max=len(values) - 1)
@@ -142,7 +141,7 @@ def _best(
 
 
 def constant_neurons(activations: Float[Tensor, "image neuron"]) -> Bool[Tensor, " neuron"]:
-    """Neurons with one and the same activation on every image: they order no images.
+    """Mask of neurons with the same activation on every image.
 
     Only neurons that are constant over the first 64 images are checked in full.
     """

@@ -1,4 +1,4 @@
-"""The similarities that read each neuron's top images and nothing else, and their null."""
+"""Similarities that only need each neuron's top images, and their null distribution."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from emodissect.similarity.measures import Layer, Similarity, require_aligned
 from emodissect.similarity.top import alike, by_ticket, constant_neurons, filled, images_ordered, top_rows
 
 _CONCEPTS = 64  # concepts summed in float64 at a time
-_WEIGHTY = 0.01  # share of a concept's sum over the layer above which a neuron's own part is taken out exactly
+_WEIGHTY = 0.01  # share of a concept's sum over the layer above which a neuron's own term is removed exactly
 
 
 class _FromTop(Similarity):
-    """Similarities that need each neuron's top images and nothing else."""
+    """Base of the similarities that only need each neuron's top images."""
 
     needs_values: ClassVar[bool] = False
     top_k: int
@@ -31,13 +31,13 @@ class _FromTop(Similarity):
 
     def __post_init__(self) -> None:
         if self.top_k < 1:
-            raise UserError(f"top_k={self.top_k}: at least one image. The usual values: soft_wpmi 100, wpmi 28.")
+            raise UserError(f"top_k={self.top_k}: must be an integer >= 1; usual values: soft_wpmi 100, wpmi 28.")
 
     @abstractmethod
     def log_likelihood(
         self, concept_scores: Float[Tensor, "image concept"], rows: Int64[Tensor, "rank set"]
     ) -> Float[Tensor, "set concept"]:
-        """L of ordered sets of images, less the layer's average to come; a constant that cancels may be left out."""
+        """L of ordered sets of images, before subtracting the layer's average; may omit a constant that cancels."""
 
     def __call__(self, concept_scores: Tensor, activations: Tensor, ids: Tensor | None = None) -> Tensor:
         require_aligned(concept_scores, len(activations))
@@ -49,7 +49,7 @@ class _FromTop(Similarity):
         top_rows: Int64[Tensor, "rank neuron"],
         constant: Bool[Tensor, " neuron"] | None = None,
     ) -> Float[Tensor, "neuron concept"]:
-        """Similarity from the rows of the top images, most activating first; the first ``top_k`` ranks are read."""
+        """Similarity from the rows of the top images, most activating first; uses the first ``top_k`` ranks."""
         likelihood = self.log_likelihood(concept_scores, top_rows[: self.top_k])
         return relative_to_layer(likelihood, layer_average(likelihood, constant), self.lam, constant)
 
@@ -58,11 +58,11 @@ class _FromTop(Similarity):
         return self.from_top(concept_scores, self._rows(layer), layer.dead)
 
     def null_best(self, concept_scores: Tensor, layer: Layer, draws: int, seed: int, progress: str = "") -> Tensor:
-        """Of random image sets, each put in the place of each neuron among the layer's others.
+        """The best similarities of random image sets, each of which replaces each neuron in the layer.
 
-        With the neuron itself left in the layer's average, a set would be compared with what the neuron is not: a
-        concept that only this neuron detects would be out of every set's reach, and any other concept within it. A
-        neuron that is above its minimum on fewer than top_k images has sets that are filled up as its own is.
+        If the neuron itself were kept in the layer's average, the comparison would be unfair: no set could reach a
+        concept that only this neuron detects. For a neuron that is above its minimum on fewer than top_k images, the
+        remaining ranks of the sets are filled like its own.
         """
         require_aligned(concept_scores, len(layer.ids))
         rows = self._rows(layer)
@@ -90,15 +90,14 @@ class _FromTop(Similarity):
     ) -> Float[Tensor, "member draw"]:
         """max_c L_rc - lam (log(sum_(j != m) exp L_jc + exp L_rc) - log M), for every member m and draw r.
 
-        A neuron with less than a hundredth of a concept's sum hardly changes it when left out: it is given the sum
-        less a
-        hundredth, which makes the null larger by at most lam / 100. So only a few neurons per concept need their own
-        sum.
+        Removing a neuron with less than a hundredth of a concept's sum hardly changes it: the sum minus a hundredth is
+        used instead, which increases the null by at most about lam / 100. So only a few neurons per concept need their
+        own sum.
 
         Args:
             own: L of the layer's live neurons.
             total: log sum_j exp L_jc.
-            members: which neurons are scored.
+            members: the neurons to score.
         """
         neurons = len(own)
 
@@ -118,7 +117,7 @@ class _FromTop(Similarity):
             ours = own[:, concept].double()
             weighty = (share[:, concept] > _WEIGHTY).nonzero()[:, 0]
             others = total[concept] + torch.log1p(-(ours[members[weighty]] - total[concept]).exp())
-            first = int(ours.argmax())  # the remainder of a share near 1 is summed, not subtracted
+            first = int(ours.argmax())  # for a share near 1, sum the others instead of subtracting
             others[members[weighty] == first] = torch.cat([ours[:first], ours[first + 1 :]]).logsumexp(0)
             best[weighty] = torch.maximum(best[weighty], placed(others[:, None], drawn[:, concept].double()))
         return best
@@ -128,14 +127,14 @@ class _FromTop(Similarity):
         if len(layer.top_ids) < needed:
             raise UserError(
                 f"The layer was recorded with its top {len(layer.top_ids)} images, top_k={self.top_k} needs {needed}. "
-                f"Record it again with at least {needed}, or take a smaller similarity.top_k."
+                f"Record it again with at least {needed}, or use a smaller similarity.top_k."
             )
         return torch.searchsorted(layer.ids, layer.top_ids[:needed].contiguous())
 
 
 @dataclass(frozen=True)
 class SoftWPMI(_FromTop):
-    """``soft_wpmi`` with its parameters; constant neurons are left out of the layer's average."""
+    """``soft_wpmi`` with its parameters; constant neurons are excluded from the layer's average."""
 
     top_k: int = 100
     a: float = 10.0
@@ -157,7 +156,7 @@ class SoftWPMI(_FromTop):
 
 @dataclass(frozen=True)
 class WPMI(_FromTop):
-    """``wpmi`` with its parameters; constant neurons are left out of the layer's average."""
+    """``wpmi`` with its parameters; constant neurons are excluded from the layer's average."""
 
     top_k: int = 28
     a: float = 2.0

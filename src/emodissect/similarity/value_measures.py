@@ -1,4 +1,4 @@
-"""The similarities that read every activation, and their null."""
+"""Similarities that need all activations, and their null distribution."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from emodissect.similarity.top import alike, by_ticket, constant_neurons, filled
 
 _PRODUCTS = 2**12  # permuted concepts multiplied at a time
 _SORTED = 2**22  # scores sorted at a time: 16 MiB, and 32 MiB of order
-_REORDERED = 2**19  # re-ordered activations at a time: 2 MiB, which stay in cache
+_REORDERED = 2**19  # re-ordered activations at a time: 2 MiB, which fit in cache
 
 
 class ValueSimilarity(Similarity):
-    """A similarity that reads every activation; one of your own needs ``__call__`` only.
+    """Base of the similarities that need all activations; your own only has to define ``__call__``.
 
-    Each draw of its null gives every image the concept scores of another image, the same permutation for all neurons.
+    Each draw of the null permutes the images of the concept scores, in the same way for all neurons.
     """
 
     needs_values: ClassVar[bool] = True
@@ -46,7 +46,7 @@ class ValueSimilarity(Similarity):
 
 
 class _Cosine(ValueSimilarity):
-    """Cosines of transformed columns: the null pairs each image's activations with another image's scores."""
+    """Base of the cosines of transformed columns, with a faster null by permuted matrix products."""
 
     _centred: ClassVar[bool]
     _power: ClassVar[int]
@@ -60,7 +60,7 @@ class _Cosine(ValueSimilarity):
         values = _values(layer, self)
         images, neurons = values.shape
         constant = constant_neurons(values)
-        columns = torch.empty(concept_scores.shape)  # in blocks: twenty thousand concepts in float64 would be gigabytes
+        columns = torch.empty(concept_scores.shape)  # in blocks: 20,000 concepts in float64 would take gigabytes
         for part, scores in zip(columns.split(_PRODUCTS, 1), concept_scores.split(_PRODUCTS, 1), strict=True):
             part.copy_(transformed(scores, self._centred, self._power, self._floor))
         squares = torch.zeros(neurons, dtype=torch.float64)
@@ -159,7 +159,7 @@ class RankReorder(ValueSimilarity):
             images = torch.from_numpy(generator.choice(len(values), n, replace=False))
             for ordered, neurons in groups.items():
                 rows = filled(images[:, None], ordered, order)[:, 0]
-                ranks = place[rows].argsort()  # images in the order of their tickets, as the neuron's own are
+                ranks = place[rows].argsort()  # images in the order of their tickets, like the neuron's own
                 drawn = _Reordered(top[ranks][:, neurons], ascending[:, neurons], baseline[neurons])
                 for part in concept_scores.split(max(_SORTED // n, 1), dim=1):
                     similarity = drawn.best(part[rows[ranks]].t().float().contiguous(), self.p, self.scale_p)
@@ -168,7 +168,7 @@ class RankReorder(ValueSimilarity):
 
 
 class _Reordered(NamedTuple):
-    """Top activations of some neurons, given to images; the same, ascending; their error under random orders."""
+    """Top activations of some neurons assigned to images; the same in ascending order; their random-order error."""
 
     given: Float[Tensor, "image neuron"]
     ascending: Float[Tensor, "image neuron"]
@@ -196,7 +196,7 @@ class _Reordered(NamedTuple):
 def _values(layer: Layer, similarity: Similarity) -> Float[Tensor, "image neuron"]:
     if layer.values is None:
         raise UserError(
-            f"{type(similarity).__name__} reads every activation, and the layer was recorded with its top images only. "
+            f"{type(similarity).__name__} needs all activations, and the layer was recorded with its top images only. "
             "Record it with keep_values=True."
         )
     return layer.values
