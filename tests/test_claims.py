@@ -46,10 +46,10 @@ def test_duplicates_and_cells_that_change_nothing_are_no_edits() -> None:
     frame["edit_id"], frame["identity"] = [0, 1, 1, 2], [True, False, False, False]
     assert claims.distinct_edits(frame) == 2
     text = claims.grid_text(frame, VAL, 0.05)
-    assert text.startswith(f"2 edits were tried on {VAL} (of 4 cells, 1 repeats another and 1 changes nothing). ")
+    assert text.startswith(f"2 edits were tested on {VAL} (of 4 cells, 1 repeats another and 1 changes nothing). ")
     nothing = frame.assign(identity=True, delta=0.0)
     assert (
-        claims.grid_text(nothing, VAL, 0.05) == f"None of the 4 cells changes a neuron, so nothing was tried on {VAL}."
+        claims.grid_text(nothing, VAL, 0.05) == f"None of the 4 cells changes a neuron, so nothing was tested on {VAL}."
     )
     old = frame.drop(columns=["edit_id", "identity"]).assign(gained=0, lost=0)  # a study of an earlier version
     assert "None of the 4 cells" in claims.grid_text(old, VAL, 0.05)
@@ -84,7 +84,7 @@ def test_cheap_alternatives_name_the_best_the_bound_and_what_is_not_available() 
 
 
 def test_only_a_choice_among_tries_is_called_the_best_of_many() -> None:
-    assert claims.optimistic_text(cells([-0.01]), -0.01, "test").startswith("Only one edit was tried")
+    assert claims.optimistic_text(cells([-0.01]), -0.01, "test").startswith("Only one edit was tested")
     lost = claims.optimistic_text(cells([-0.01, -0.02]), -0.01, "test")
     assert "Even so, the best of 2 tries gains nothing." in lost
     assert "Its gain" not in lost
@@ -95,7 +95,7 @@ def test_splits_are_called_by_their_names() -> None:
     text = said(edit(False, test_split="val+test", selection_split="train").html())
     assert "accuracy on validation and test, edited" in text
     assert "On validation and test, the chosen edit changes" in text
-    assert "tried on the training images" in text
+    assert "tested on the training images" in text
     assert "on test" not in text
 
 
@@ -220,6 +220,6 @@ def test_recall_and_confusions_that_tie() -> None:
 def test_one_cell_that_changes_nothing_claims_no_change() -> None:
     row = cells([0.0])
     text = claims.one_cell_text(row.assign(identity=True).iloc[0], VAL, 0.0065)
-    assert text.startswith(f"One edit was tried on {VAL}: 3 neurons of lin2 at τ = 0; it changes no prediction.")
+    assert text.startswith(f"One edit was tested on {VAL}: 3 neurons of lin2 at τ = 0; it changes no prediction.")
     text = unbroken(claims.one_cell_text(cells([0.01]).iloc[0], VAL, 0.0065))
     assert "change accuracy by +1.00 points (p\u00a0=\u00a0.50; chance flips alone give about ±0.65)." in text

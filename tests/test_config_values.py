@@ -16,7 +16,7 @@ from emodissect.core.errors import UserError
         ({"seed": "abc"}, "seed=abc is not accepted; it must be an integer >= 0 and <= 4294967295."),
         ({"seed": 1.5}, "seed=1.5 is not accepted; it must be an integer"),
         ({"seed": True}, "seed=True is not accepted; it must be an integer"),
-        ({"tau": "abc"}, "tau=abc is not accepted; it must be a number or a list of such."),
+        ({"tau": "abc"}, "tau=abc is not accepted; it must be a number or a list of such values."),
         ({"tau": None}, "tau=null is not accepted; it must be a number"),
         ({"tau": []}, "tau=[] is not accepted; it must be a number"),
         ({"tau": [0, float("nan")]}, "it must be a number"),
@@ -38,10 +38,10 @@ from emodissect.core.errors import UserError
         ({"quality": {"templates": "foo"}}, "quality.templates=foo is not accepted; it must be entries by name"),
         (
             {"saliency": {"ids": "abc"}},
-            "saliency.ids=abc is not accepted; it must be an integer >= 0 or a list of such or null.",
+            "saliency.ids=abc is not accepted; it must be an integer >= 0 or a list of such values or null.",
         ),
         ({"similarity": {"a": "abc"}}, "similarity.a=abc is not accepted; it must be a number."),
-        ({"quality": {"alphas": "abc"}}, "it must be a number > 0 and <= 1 or a list of such."),
+        ({"quality": {"alphas": "abc"}}, "it must be a number > 0 and <= 1 or a list of such values."),
         (
             {"published": "foo"},
             "published=foo is not accepted; it must be entries by name, as in conf/experiment/published_edit.yaml or",

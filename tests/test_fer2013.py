@@ -234,7 +234,7 @@ def test_missing_file_says_where_to_get_it_and_what_is_taken(make, tmp_path):
 
 def test_csv_without_rows_and_without_letters(make, tmp_path):
     (tmp_path / "a.csv").write_text("emotion,pixels,Usage\n")
-    with pytest.raises(UserError, match="holds no images, only a header"):
+    with pytest.raises(UserError, match="has no images, only a header"):
         _ = make(tmp_path / "a.csv").splits
     (tmp_path / "b.csv").write_bytes(b"\x00\x07,\x1b[2J\n")
     with pytest.raises(UserError, match=r"its first line has \?\?, \?\[2J\."):

@@ -238,7 +238,9 @@ def test_the_worst_case_of_4096_neurons_stays_under_ten_megabytes(tmp_path: Path
 def test_edit_page_tells_the_evidence(edited: str) -> None:
     text = said(edited)
     assert "A gain of +5.00 points, within what random neurons give (p = .25)." in text
-    assert "3 edits were tried on the validation images (of 6 cells, 3 change nothing). 1 lies outside the band" in text
+    assert (
+        "3 edits were tested on the validation images (of 6 cells, 3 change nothing). 1 lies outside the band" in text
+    )
     assert "Best: +1.00 at τ = 0, factor 1.5 (p = .013, p = .078 after Holm)" in text
     # Flips of the cells: 10, 14, 11; the median band is 1.96 sqrt(11) / 1000 = 0.65 points.
     assert "a band of about ±0.65 points; 4 of 6 cells lie in it" in text  # +1.00 and −0.70 do not
@@ -264,14 +266,14 @@ def test_an_edit_chosen_on_test_is_marked_in_red() -> None:
     html = edit(False, optimistic=True).html()
     assert 'class="warning" role="alert">Optimistic estimate' in html
     assert "chosen on test" in said(html)
-    assert "tried on the test images" in said(html)
+    assert "tested on the test images" in said(html)
 
 
 def test_edit_page_from_the_least_that_a_run_has() -> None:
     html = edit(False, controls=None, before=None, after=None, images=None, grid=grid()[3:4]).html()
     assert (
-        "One edit was tried on the validation images: 20 neurons of lin2 at τ = 0, factor 1.5 change accuracy by +1.00 "
-        "points (p = .013; chance flips alone give about ±0.73)."
+        "One edit was tested on the validation images: 20 neurons of lin2 at τ = 0, factor 1.5 change accuracy by "
+        "+1.00 points (p = .013; chance flips alone give about ±0.73)."
     ) in said(html)
     assert "<svg" not in html[: html.index('id="change"')]  # a single cell is said, not drawn
 

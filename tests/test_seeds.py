@@ -183,6 +183,6 @@ def test_it_is_printed() -> None:
     console = Console(width=200, record=True)
     show_trainings(over_trainings(jobs(), ["seed"]), console)
     text = console.export_text()
-    assert "Over trainings, beside cheap alternatives" in text
+    assert "Over trainings, compared with cheap alternatives" in text
     assert "ladder" not in text
     assert "no change beyond chance" in text.replace("\u00a0", " ")

@@ -187,15 +187,15 @@ def test_what_is_no_checkpoint_is_said(tmp_path: Path) -> None:
     (tmp_path / "empty.pt").touch()
     with pytest.raises(UserError, match="is empty"):
         read_state_dict(tmp_path / "empty.pt")
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="does not exist"):
         read_state_dict(tmp_path / "none.pt")
     with pytest.raises(UserError, match="is a folder"):
         read_state_dict(tmp_path)
     torch.save({"epoch": 3, "best": 0.5}, tmp_path / "log.pt")
-    with pytest.raises(UserError, match=r"holds no state dict \(it holds: epoch, best\)"):
+    with pytest.raises(UserError, match=r"has no state dict \(it has: epoch, best\)"):
         read_state_dict(tmp_path / "log.pt")
     torch.save(torch.ones(3), tmp_path / "tensor.pt")
-    with pytest.raises(UserError, match="it holds: Tensor"):
+    with pytest.raises(UserError, match="it has: Tensor"):
         read_state_dict(tmp_path / "tensor.pt")
 
 
@@ -259,7 +259,7 @@ def test_files_of_other_programs_are_recognised_by_content(name: str, tmp_path: 
     content, said = other_programs(tmp_path)[name]
     path = tmp_path / "renamed.pt"
     path.write_bytes(content if content is not None else (tmp_path / name).read_bytes())
-    with pytest.raises(UserError, match=f"holds no torch weights.*{said}"):
+    with pytest.raises(UserError, match=f"has no torch weights.*{said}"):
         read_state_dict(path)
 
 
@@ -273,7 +273,7 @@ def test_objects_beside_the_weights_are_named_with_the_command_that_fits(old: bo
 
     network = Net()
     said = refused({"epoch": 3, "net": network.state_dict(), "args": Options()})
-    assert "It holds epoch, net, args; args (test_weights.Options) beside the weights." in said
+    assert "It has epoch, net, args; args (test_weights.Options) besides the weights." in said
     assert "torch.save(torch.load('w.pt', weights_only=False)['net'], 'weights.pt')" in said
     assert "whole pickled network (test_weights.Net)" in refused(network)
     assert "torch.load('w.pt', weights_only=False)['model'].state_dict()" in refused({"model": network, "epoch": 1})

@@ -93,7 +93,7 @@ def test_weights_out_of_reach_are_reported(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(timm, "create_model", unreachable)
     monkeypatch.setattr(torchvision.models, "get_model", unreachable)
     for make in (zoo.timm_model, zoo.torchvision_model):
-        with pytest.raises(UserError, match=r"could not be fetched.*model\.pretrained=false"):
+        with pytest.raises(UserError, match=r"cannot be downloaded.*model\.pretrained=false"):
             make("resnet18", 7, pretrained=True)
 
 

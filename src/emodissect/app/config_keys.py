@@ -79,12 +79,12 @@ def check_keys(cfg: DictConfig) -> None:
     to it.
     """
     shipped = shipped_keys(config_groups())
-    named, named_beside = _interpolated(cfg)
+    named, named_relative = _interpolated(cfg)
     for place, node in _mappings(cfg):
         target = OmegaConf.select(node, "_target_", throw_on_missing=False)
         for key in map(str, node):
             full = f"{place}.{key}".lstrip(".")
-            if key in HYDRAS or key in OF_NO_FILE.get(place, ()) or full in named or key in named_beside:
+            if key in HYDRAS or key in OF_NO_FILE.get(place, ()) or full in named or key in named_relative:
                 continue
             if target is not None:
                 if key not in shipped.of_target.get(str(target), ()) and not takes(target, key):
@@ -165,8 +165,8 @@ def _mappings(node: DictConfig, place: str = "") -> Iterator[tuple[str, DictConf
 def _interpolated(cfg: DictConfig) -> tuple[set[str], set[str]]:
     """The keys that absolute and that relative interpolations refer to; ``${a.b}`` refers to a and a.b."""
     named: set[str] = set()
-    beside: set[str] = set()
+    relative: set[str] = set()
     for dots, path in re.findall(r"\$\{(?:\w+:)?(\.*)([\w.]+)", str(OmegaConf.to_container(cfg))):
         parts = path.split(".")
-        (beside if dots else named).update(".".join(parts[: end + 1]) for end in range(len(parts)))
-    return named, beside
+        (relative if dots else named).update(".".join(parts[: end + 1]) for end in range(len(parts)))
+    return named, relative

@@ -104,7 +104,7 @@ def check_values(cfg: DictConfig) -> None:
 
 
 def described(schema: Mapping[str, Any]) -> str:
-    """A JSON schema in words.
+    """A human-readable description of a JSON schema.
 
     >>> described({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]})
     'an integer >= 1 or null'
@@ -124,7 +124,7 @@ def described(schema: Mapping[str, Any]) -> str:
 _NOUNS = {
     "integer": "an integer",
     "number": "a number",
-    "array": "a list of such",
+    "array": "a list of such values",
     "boolean": "true or false",
     "null": "null",
     "string": "text",

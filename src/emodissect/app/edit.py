@@ -55,22 +55,22 @@ EDITED = "edited.ckpt"
 def edit(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate a grid of edits on validation, choose the best, and evaluate it once on test."""
     with session(cfg) as run:
-        plan, asked = Plan(run), cfg.study
-        check_metric(asked.metric, asked.groups)
-        warn_of_few_draws(asked.alpha, asked.controls)
-        if asked.null_studies and asked.select_on_test:
+        plan, settings = Plan(run), cfg.study
+        check_metric(settings.metric, settings.groups)
+        warn_of_few_draws(settings.alpha, settings.controls)
+        if settings.null_studies and settings.select_on_test:
             raise UserError("study.null_studies counts claims of a gain; study.select_on_test=true never makes one.")
-        if asked.ablate_concepts and asked.controls < 2:
+        if settings.ablate_concepts and settings.controls < 2:
             raise UserError("study.ablate_concepts=true needs study.controls=20 or more, to compare with.")
         selections, rules = grid_of(cfg, "selection"), grid_of(cfg, "edit")
         baselines_of(cfg)
         plan.check()
         check_editable(run, plan, rules)
-        splits = {name: run.data.evaluation_images(asked[name]) for name in ("selection_split", "test_split")}
-        if asked.groups is not None:
+        splits = {name: run.data.evaluation_images(settings[name]) for name in ("selection_split", "test_split")}
+        if settings.groups is not None:
             for images in splits.values():
-                groups_of(images, asked.groups)
-        if not asked.select_on_test:
+                groups_of(images, settings.groups)
+        if not settings.select_on_test:
             check_apart(splits["selection_split"], splits["test_split"])
         trained = trained_classifier(run, fit=False)
         layers = plan.layers(trained.classifier)
@@ -86,8 +86,8 @@ def edit(cfg: DictConfig) -> dict[str, Any]:
         run.console.print(layer_summary(found.dissection))
         if warning := one_label_text(found.dissection.neurons):
             log.warning(warning)
-        ablations = question.ablations() if asked.ablate_concepts else {}
-        null = question.null_studies() if asked.null_studies else None
+        ablations = question.ablations() if settings.ablate_concepts else {}
+        null = question.null_studies() if settings.null_studies else None
         return write_outputs(run, plan, trained, found, study, ablations, null, splits)
 
 

@@ -77,9 +77,9 @@ class HeldSignals:
 
 
 def cut_off(end: BaseException) -> CutOff | None:
-    """The signal behind the end of a run; None for any other end.
+    """The signal that ended a run; None for any other end.
 
-    Lightning answers Ctrl-C with ``exit(1)``, and SIGTERM at the next batch with a SystemExit without a code.
+    Lightning turns Ctrl-C into ``exit(1)``, and SIGTERM at the next batch into a SystemExit without a code.
     """
     if isinstance(end, CutOff):
         return end

@@ -39,13 +39,13 @@ def compare_training(cfg: DictConfig, metrics: Mapping[str, float]) -> list[Extr
     return [Extra("Compared with the published figures", caption, frame=pd.DataFrame(rows))] if rows else []
 
 
-def compare_shares(cfg: DictConfig, dissection: Dissection, asked: Collection[str]) -> list[Extra]:
+def compare_shares(cfg: DictConfig, dissection: Dissection, concepts: Collection[str]) -> list[Extra]:
     """Concept shares among correctly labelled neurons, published and of this run.
 
     Args:
-        asked: this run's concepts; other published concepts have no share here.
+        concepts: this run's concepts; other published concepts have no share here.
     """
-    known = {name.casefold() for name in asked}
+    known = {name.casefold() for name in concepts}
     rows = [
         {
             "concept": row["concept"],

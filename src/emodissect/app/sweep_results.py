@@ -143,7 +143,7 @@ def heat_map(grid: pd.DataFrame, title: str) -> Table:
 def show_trainings(trainings: pd.DataFrame, console: Console) -> None:
     """Print the results of the edit and of cheap alternatives over trainings, and the verdict."""
     shown = [*(columns.Column(str(name)) for name in trainings if name not in TRAINING_COLUMNS), *columns.TRAININGS]
-    console.print(frame_table(trainings, "Over trainings, beside cheap alternatives", shown, console=console))
+    console.print(frame_table(trainings, "Over trainings, compared with cheap alternatives", shown, console=console))
     for sentence in verdicts_over_trainings(trainings):
         console.print(unbroken(sentence), style="bold", highlight=False, markup=False)
 

@@ -199,8 +199,8 @@ def _with_imported(file: Path) -> set[Path]:
     left = {file}
     while left:
         found |= left
-        beside = {path.stem: path for path in file.parent.glob("*.py")}
-        left = {beside[name] for path in left for name in _parsed(path)[1] if name in beside} - found
+        siblings = {path.stem: path for path in file.parent.glob("*.py")}
+        left = {siblings[name] for path in left for name in _parsed(path)[1] if name in siblings} - found
     return found
 
 

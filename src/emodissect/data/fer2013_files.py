@@ -77,7 +77,7 @@ def read_csv(path: Path) -> FerRows:
     except (ValueError, KeyError, AttributeError) as error:  # pandas' parser errors are ValueErrors
         raise UserError(_csv_fault(path, columns) or f"{path} cannot be read as a CSV file: {error}") from error
     if not labels:
-        raise UserError(f"{path} holds no images, only a header.")
+        raise UserError(f"{path} has no images, only a header.")
     return FerRows(np.concatenate(pixels), np.concatenate(labels), np.concatenate(usages))
 
 

@@ -39,7 +39,7 @@ def read_state_dict(path: str | Path, part: str | None = None) -> dict[str, Tens
     if part is None:
         return next(iter(parts.values()))
     if part not in parts:
-        raise UserError(f"{path} holds no weights under '{part}'. {nearest(part, [name for name in parts if name])}")
+        raise UserError(f"{path} has no weights under '{part}'. {nearest(part, [name for name in parts if name])}")
     return parts[part]
 
 
@@ -58,7 +58,7 @@ def state_dicts(path: str | Path) -> dict[str, dict[str, Tensor]]:
     if not found:
         held = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
         raise UserError(
-            f"{path} holds no state dict (it holds: {held or 'nothing'}). Accepted: a dict of tensors, or one under "
+            f"{path} has no state dict (it has: {held or 'nothing'}). Accepted: a dict of tensors, or one under "
             f"{', '.join(_CONTAINERS)}."
         )
     return {name: without_prefixes(state) for name, state in found.items()}
@@ -103,8 +103,8 @@ def read_checkpoint(path: Path) -> Any:
         UserError: a missing or damaged file, or one that would run code.
     """
     if not path.is_file():
-        what = "a folder" if path.is_dir() else "no file"
-        raise UserError(f"ckpt_path={path} is {what}. Give a .ckpt, .pt, .pth or .safetensors file.")
+        fault = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"ckpt_path={path} {fault}. Give a .ckpt, .pt, .pth or .safetensors file.")
     if path.stat().st_size == 0:
         raise UserError(f"ckpt_path={path} is empty: writing or copying it was interrupted. Copy it again.")
     try:
@@ -112,7 +112,7 @@ def read_checkpoint(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"ckpt_path={path} cannot be read: {error.strerror}.") from error
     if advice is not None:
-        raise UserError(f"{path} holds no torch weights. {advice}")
+        raise UserError(f"{path} has no torch weights. {advice}")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)

@@ -70,10 +70,10 @@ def objects_in(path: Path) -> str | None:
         return None  # the result of a function call: never advise running it
     modules = [key for key, value in held.items() if isinstance(value, _Stand) and value.is_network]
     plain = [key for key, value in held.items() if isinstance(value, Mapping) and _tensors_in(value)]
-    beside = ", ".join(f"{key} ({kind})" for key, kind in kinds.items()) or "objects"
+    objects = ", ".join(f"{key} ({kind})" for key, kind in kinds.items()) or "objects"
     weights = f"{plain[0]!r}]" if plain else f"{modules[0]!r}].state_dict()" if modules else "...]"
     return (
-        f"It holds {', '.join(map(str, list(held)[:8]))}; {beside} beside the weights. {_TRUST}: "
+        f"It has {', '.join(map(str, list(held)[:8]))}; {objects} besides the weights. {_TRUST}: "
         f"torch.save(torch.load('{path.name}', weights_only=False)[{weights}, 'weights.pt')."
     )
 

@@ -68,7 +68,7 @@ def load_weights(network: nn.Module, path: str | Path, part: str | None = None) 
         named = [fit for fit in fits if part in (fit.part, fit.name)]
         if not named:
             known = [fit.name for fit in fits if fit.name]
-            raise UserError(f"{path} holds no weights called '{part}'. {nearest(part, known)}")
+            raise UserError(f"{path} has no weights called '{part}'. {nearest(part, known)}")
         fits = named
     whole = [fit for fit in fits if fit.complete]
     if len(whole) > 1 and any(_differ(whole[0].state, other.state) for other in whole[1:]):

@@ -210,8 +210,8 @@ def _fetched(name: str, make: Any) -> nn.Module:
         return make()
     except (OSError, RuntimeError) as error:  # URLError and the hub's errors are OSErrors
         raise UserError(
-            f"the weights of {name} could not be fetched: {error}. Set model.pretrained=false, "
-            "or give a weights file by ckpt_path=."
+            f"The weights of {name} cannot be downloaded: {error}. Set model.pretrained=false, "
+            "or give a weights file with ckpt_path=."
         ) from error
 
 
@@ -233,10 +233,10 @@ def _found(target: str) -> Any:
         except Exception as error:  # a user's file may raise anything
             frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
             where = f" in line {frames[-1]}" if frames else ""
-            beside = f" Modules beside it are found with PYTHONPATH={path.absolute().parent}."
+            hint = f" To import modules in its folder, set PYTHONPATH={path.absolute().parent}."
             raise UserError(
                 f"model.target={target}: the file cannot be run{where}: {type(error).__name__}: {error}."
-                + (beside if isinstance(error, ImportError) else "")
+                + (hint if isinstance(error, ImportError) else "")
             ) from error
     else:
         try:

@@ -117,8 +117,8 @@ def grid_text(grid: pd.DataFrame, where: str, alpha: float) -> str:
     kept = int((grid["p_holm"] < alpha).sum()) if "p_holm" in grid else 0
     neutral = int(changes_nothing(grid).sum())
     if neutral == cells:
-        return f"None of the {cells} cells changes a neuron, so nothing was tried on {where}."
-    text = f"{words.count(edits, 'edit')} {'was' if edits == 1 else 'were'} tried on {where}"
+        return f"None of the {cells} cells changes a neuron, so nothing was tested on {where}."
+    text = f"{words.count(edits, 'edit')} {'was' if edits == 1 else 'were'} tested on {where}"
     notes = [f"{cells - neutral - edits} {'repeats' if cells - neutral - edits == 1 else 'repeat'} another"] * (
         cells - neutral > edits
     ) + [f"{neutral} {'changes' if neutral == 1 else 'change'} nothing"] * (neutral > 0)
@@ -149,10 +149,10 @@ def one_cell_text(cell: pd.Series, where: str, band: float | None) -> str:
     example = next((EXAMPLES[name] for name in settings_in(cell.to_frame().T) if name in EXAMPLES), "")
     more = f"A list of values, such as '{example}', makes a grid." if example else ""
     if bool(changes_nothing(cell.to_frame().T).iloc[0]):
-        return f"One edit was tried on {where}: {neurons}; it changes no prediction. {more}".rstrip()
+        return f"One edit was tested on {where}: {neurons}; it changes no prediction. {more}".rstrip()
     band_text = f"; chance flips alone give about ±{100 * band:.2f}" if band else ""
     return (
-        f"One edit was tried on {where}: {neurons} change accuracy by {words.points(cell['delta'])} points "
+        f"One edit was tested on {where}: {neurons} change accuracy by {words.points(cell['delta'])} points "
         f"({words.p_sentence(cell['p_value'])}{band_text}). {more}"
     ).rstrip()
 
@@ -195,7 +195,7 @@ def optimistic_text(grid: pd.DataFrame, delta: float, where: str) -> str:
     """
     tries = distinct_edits(grid)
     if tries == 1:
-        return f"Only one edit was tried, so nothing was chosen by its result on the {where} images."
+        return f"Only one edit was tested, so nothing was chosen by its result on the {where} images."
     text = f"Optimistic estimate: this edit was chosen on the same {where} images that it is compared on. "
     if delta > 0:
         return text + f"Its gain is the best of {tries} tries and will shrink on new images."

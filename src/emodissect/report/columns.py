@@ -1,8 +1,8 @@
 """Registry of all displayed columns: name, titles, number format and meaning.
 
 The page, the terminal and the loggers take their columns from here, so a new column of the neuron table is one entry
-of :data:`NEURONS` beside the code that computes it. CSV files and W&B tables hold every column of a frame under its
-name, those of the registry first and in its order.
+of :data:`NEURONS` besides the code that computes it. CSV files and W&B tables have all columns of a frame under their
+own names, those of the registry first and in its order.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ class NeuronFacts:
 
 def facts_payload(keys: Sequence[tuple[str, int]], facts: NeuronFacts, classes: int) -> dict[str, Any]:
     """Profiles, activations by class and effects, one row per neuron; those too large for the page are None or cut."""
-    found: dict[str, Any] = {"profile": None, "byClass": None, "effects": None}
+    payload: dict[str, Any] = {"profile": None, "byClass": None, "effects": None}
     if facts.profiles and all(layer in facts.profiles for layer, _ in keys):
         rows = np.stack([facts.profiles[layer][neuron] for layer, neuron in keys]).astype(np.float64)
         kept = np.arange(rows.shape[1])
@@ -158,7 +158,7 @@ def facts_payload(keys: Sequence[tuple[str, int]], facts: NeuronFacts, classes: 
             strongest = np.argsort(-np.nan_to_num(rows, nan=-np.inf).max(axis=0), kind="stable")
             kept = np.sort(strongest[: max(MOST_BYTES // len(rows), 1)])
         names = [str(facts.concepts[at]) for at in kept.tolist()]
-        found["profile"] = {"names": names, "all": rows.shape[1], **packed(rows[:, kept])}
+        payload["profile"] = {"names": names, "all": rows.shape[1], **packed(rows[:, kept])}
     responses = facts.responses
     if responses and all(layer in responses for layer, _ in keys):
         size = len(keys) * classes * len(QUANTILES)
@@ -167,18 +167,18 @@ def facts_payload(keys: Sequence[tuple[str, int]], facts: NeuronFacts, classes: 
             low, high = np.nanmin(rows, axis=(1, 2)), np.nanmax(rows, axis=(1, 2))
             share = (rows - low[:, None, None]) / np.where(high > low, high - low, 1)[:, None, None]
             steps = np.where(np.isfinite(share), 1 + (254 * np.nan_to_num(share)).round(), 0)
-            found["byClass"] = {
+            payload["byClass"] = {
                 "data": base64.b64encode(steps.astype(np.uint8).tobytes()).decode(),
                 "low": [_short(value) for value in low],
                 "high": [_short(value) for value in high],
             }
         effects = {layer: found.effects for layer, found in responses.items() if found.effects is not None}
         if effects and len(keys) * classes <= MOST_BYTES // 6:
-            found["effects"] = [
+            payload["effects"] = [
                 [_short(value, 3) for value in effects[layer][neuron].tolist()] if layer in effects else None
                 for layer, neuron in keys
             ]
-    return found
+    return payload
 
 
 def packed(rows: np.ndarray) -> dict[str, Any]:
@@ -202,15 +202,15 @@ def alike(neurons: pd.DataFrame, profiles: Mapping[str, np.ndarray]) -> list[flo
         living = rows[~rows["dead"].astype(bool)].sort_values(order, ascending=False, kind="stable")
         if str(layer) not in profiles or len(living) < 2:
             continue
-        found = profiles[str(layer)][living["neuron"].to_numpy(dtype=int)].astype(np.float32)
-        found = found - found.mean(axis=0)
-        norms = np.linalg.norm(found, axis=1, keepdims=True)
-        found = np.divide(found, norms, out=np.zeros_like(found), where=norms > 1e-6)
-        places, free = living.index.to_numpy(), np.ones(len(found), dtype=bool)
-        for leader in range(len(found)):
+        centred = profiles[str(layer)][living["neuron"].to_numpy(dtype=int)].astype(np.float32)
+        centred = centred - centred.mean(axis=0)
+        norms = np.linalg.norm(centred, axis=1, keepdims=True)
+        unit = np.divide(centred, norms, out=np.zeros_like(centred), where=norms > 1e-6)
+        places, free = living.index.to_numpy(), np.ones(len(unit), dtype=bool)
+        for leader in range(len(unit)):
             if not free[leader]:
                 continue
-            members = free & (found @ found[leader] >= 0.95)
+            members = free & (unit @ unit[leader] >= 0.95)
             if members.sum() > 1:
                 count += 1
                 groups[places[members]] = count

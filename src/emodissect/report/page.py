@@ -34,7 +34,7 @@ _TILE = re.compile(r"tile:(\d+)(?=\")")
 
 
 LONG_TABLE = 24
-"""Number of rows above which the table beside a figure is collapsed."""
+"""Number of rows above which a figure's table is collapsed."""
 
 
 @dataclass(frozen=True)

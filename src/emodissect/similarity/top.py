@@ -29,7 +29,7 @@ def top_rows(
     each kept group has a value at least as large as anything outside, and among equal ones the earlier.
 
     Shapes: activations ``[image neuron]`` (any float type, compared as float32; may be a memory map) -> rows
-    ``[rank neuron]``. Extra memory: 128 · N · 8/7 floats and 128 · 8k keys, whatever the number of neurons.
+    ``[rank neuron]``. Extra memory: 128 · N · 8/7 floats and 128 · 8k keys, regardless of the number of neurons.
 
     Raises:
         UserError: an activation is NaN or +infinite; an id is below 0 or has more than 32 bits.

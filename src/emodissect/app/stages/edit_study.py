@@ -140,31 +140,31 @@ class Asked:
 
     def study(self) -> EditStudy:
         """Evaluate the grid, choose an edit and evaluate it on test."""
-        asked = self.run.cfg.study
+        settings = self.run.cfg.study
         baselines, train = baselines_of(self.run.cfg), self.run.data.fitted()
         key = self._key("metric", "groups", "select_on_test", "alpha", "controls")
-        key["study"] |= {name: asked[name] for name in ("refit_head", "recalibrate", "effects")}
-        scores = self._scores() if asked.effects else None
+        key["study"] |= {name: settings[name] for name in ("refit_head", "recalibrate", "effects")}
+        scores = self._scores() if settings.effects else None
         key["concept_scores"] = None if scores is None else fingerprint([scores.values, scores.names])
         key |= {"baselines": [fingerprint(baselines), source_hash(learn_scale)] if baselines else []}
-        key["images"]["train"] = train.fingerprint() if baselines or asked.recalibrate else None
+        key["images"]["train"] = train.fingerprint() if baselines or settings.recalibrate else None
         self.run.inputs["study"] = key
         recall = partial(self._alternative, key["images"])
-        alternatives = Alternatives(baselines, train, asked.refit_head, asked.recalibrate, recall)
+        alternatives = Alternatives(baselines, train, settings.refit_head, settings.recalibrate, recall)
 
         def write(folder: Path) -> None:
             run_study(
                 *(self.inference, self.layers, self.found.dissection.neurons, self.selections, self.rules),
                 *(self.splits["selection_split"], self.splits["test_split"]),
-                metric=asked.metric,
-                select_on_test=asked.select_on_test,
-                alpha=asked.alpha,
-                controls=asked.controls,
+                metric=settings.metric,
+                select_on_test=settings.select_on_test,
+                alpha=settings.alpha,
+                controls=settings.controls,
                 seed=self.run.cfg.seed,
                 progress=True,
-                groups=asked.groups,
+                groups=settings.groups,
                 alternatives=alternatives,
-                effects=asked.effects,
+                effects=settings.effects,
                 concept_scores=scores,
                 run_on_test=self.run_on_test,
             ).save(folder)
@@ -213,18 +213,18 @@ class Asked:
 
     def null_studies(self) -> pd.DataFrame:
         """Repetitions of the study with uninformative labels: how often do they claim a gain?"""
-        asked = self.run.cfg.study
+        settings = self.run.cfg.study
 
         def write(folder: Path) -> None:
             null_studies(
                 *(self.inference, self.layers, self.found.dissection.neurons, self.selections, self.rules),
                 *(self.splits["selection_split"], self.splits["test_split"]),
-                studies=asked.null_studies,
-                controls=asked.controls,
-                metric=asked.metric,
-                alpha=asked.alpha,
+                studies=settings.null_studies,
+                controls=settings.controls,
+                metric=settings.metric,
+                alpha=settings.alpha,
                 seed=self.run.cfg.seed,
-                groups=asked.groups,
+                groups=settings.groups,
                 progress=True,
             ).to_csv(folder / "null_studies.csv", index=False)
 

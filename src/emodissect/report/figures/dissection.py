@@ -60,7 +60,7 @@ def similarity_histogram(
     """Histogram of each neuron's similarity to its best concept, with that of random image sets for comparison.
 
     Args:
-        best: highest similarity of each neuron, shape (neuron,); NaNs (dead neurons) are left out.
+        best: highest similarity of each neuron, shape (neuron,); NaNs (dead neurons) are ignored.
         null: highest similarities of random image sets of the same size, any shape.
         tau: cutoff, drawn as a line.
         title: of the figure.
@@ -127,7 +127,7 @@ def concept_shares(shares: pd.DataFrame, title: str = "", limit: int = 30) -> Fi
 
 
 def layer_proportions(layers: pd.DataFrame) -> Figure:
-    """Per layer: the share called interpretable, beside the share among random image sets, and neuron accuracy."""
+    """Per layer: the share of interpretable neurons, the same among random image sets, and neuron accuracy."""
     names = [str(name) for name in layers["layer"]]
     rows = np.arange(len(names))
     with drawn():

@@ -46,7 +46,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
             rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         else:
             rows[0].axis("off")
-            rows[0].text(0.5, 0.5, "nothing was logged", ha="center", transform=rows[0].transAxes)
+            rows[0].text(0.5, 0.5, "no metrics were logged", ha="center", transform=rows[0].transAxes)
     return figure
 
 
