@@ -64,7 +64,7 @@ class SweepTable(Callback):
         self.job_began = time.monotonic()
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Write the job's wall time to its summary, and restore the working directory for the next job."""
+        """Write the job's wall time to its summary, and leave a removed working directory before the next job."""
         path = Path(config.hydra.runtime.output_dir) / SUMMARY_FILE
         with suppress(OSError, ValueError):  # a job that failed has none
             summary = json.loads(path.read_text(encoding="utf-8"))
