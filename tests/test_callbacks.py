@@ -262,7 +262,7 @@ def test_mistakes_are_reported_before_an_epoch(faces: TensorDataset, scores: Ten
         fit(emo.DissectNeurons("fc", WORDS, torch.randn(90, 1, 4, 4), clip="tiny"))
 
 
-def test_a_study_of_any_network(faces: TensorDataset, scores: Tensor) -> None:
+def test_a_study_of_any_network(faces: TensorDataset, scores: Tensor, caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     network = Plain().eval()
     labels = emo.dissect(
@@ -276,8 +276,12 @@ def test_a_study_of_any_network(faces: TensorDataset, scores: Tensor) -> None:
     assert (found.test.gained, found.test.lost, found.test.delta) == (alone.gained, alone.lost, alone.delta)
     np.testing.assert_allclose(found.test.p_value, alone.p_value)
     assert found.verdict in repr(found)
-    with pytest.raises(UserError, match="the same images"):
-        emo.study(network, labels, val, val, **given)
+    for part in (val, TensorDataset(*faces[:30])):
+        with pytest.raises(UserError, match="Every image of test is in val"):
+            emo.study(network, labels, val, part, **given)
+    with caplog.at_level("WARNING"):
+        emo.study(network, labels, val, TensorDataset(*faces[35:]), **given)
+    assert "5 of the 55 images of test are in val too" in caplog.text
 
 
 def test_images_without_ids_are_numbered_and_ids_are_used_where_they_are(faces: TensorDataset) -> None:

@@ -255,9 +255,16 @@ def test_the_repr_is_three_lines(world: World) -> None:
     assert repr(found.at(tau=0.9)).startswith("Dissection of 4 neurons in 1 layer: 2 interpretable (similarity > 0.9)")
 
 
-@pytest.mark.parametrize(("images", "top_images"), [(1, 1), (9, 10), (0, 10)])
-def test_top_images_are_ranked_among_more_images(images: int, top_images: int) -> None:
-    with pytest.raises(UserError, match=rf"top_images={top_images} are chosen from the probe images, but there"):
+@pytest.mark.parametrize(
+    ("images", "top_images", "message"),
+    [
+        (9, 10, "top_images=10 are chosen from the probe images, but there are only 9.*top_images=9 or fewer"),
+        (1, 1, "There is 1 probe image, and neurons cannot be labelled with fewer than two"),
+        (0, 10, "There are no probe images"),
+    ],
+)
+def test_top_images_are_ranked_among_more_images(images: int, top_images: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         Labelling(top_images=top_images).check(images)
     Labelling(top_images=top_images).check(max(2, top_images))
 

@@ -125,6 +125,14 @@ class ImageSet:
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
+    def pixel_hashes(self) -> list[bytes]:
+        """One hash per image: equal for equal pixels."""
+        return [
+            hashlib.blake2b(image.contiguous().numpy().data, digest_size=16).digest()
+            for part in self._in_chunks()
+            for image in part
+        ]
+
     def _in_chunks(self) -> Iterable[Tensor]:
         return self.images.chunks() if isinstance(self.images, StoredImages) else [self.images]
 

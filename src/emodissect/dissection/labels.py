@@ -55,11 +55,15 @@ class Labelling:
 
     def check(self, images: int) -> None:
         """Raises UserError if there are fewer than two images, or fewer than ``top_images``."""
-        if images < max(2, self.top_images):
+        if images < 2:
             raise UserError(
-                f"top_images={self.top_images} are chosen from the probe images, but there "
-                f"{'is' if images == 1 else 'are'} only {images}. Give more images, or top_images={max(1, images)} or "
-                "fewer (probe.limit, probe.top_images)."
+                f"There {'is 1 probe image' if images else 'are no probe images'}, and neurons cannot be labelled with "
+                "fewer than two: give more images (probe.limit)."
+            )
+        if images < self.top_images:
+            raise UserError(
+                f"top_images={self.top_images} are chosen from the probe images, but there are only {images}. Give "
+                f"more images, or top_images={images} or fewer (probe.limit, probe.top_images)."
             )
 
 
