@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import emodissect as emo
-from emodissect.demo.sketches import Sketches  # drawn faces, in place of images of your own
+from emodissect.demo.sketches import Sketches  # drawn faces, in place of your own images
 
 
 class Net(LightningModule):
@@ -41,15 +41,15 @@ def main() -> None:
     faces = Sketches(cache_dir="~/.cache/emodissect", train=2000, val=500, test=500).splits
     words = {"Smile": ["Happy"], "Frown": ["Sad"], "Wide Open Mouth": ["Surprise"], "Furrowed Brows": ["Angry"]}
 
-    # While it trains: labels of the layer "hidden" after each epoch, on the validation images.
+    # During training, label the neurons of layer "hidden" after each epoch, on the validation images.
     dissect = emo.DissectNeurons("hidden", words, clip="tiny", class_names=faces.class_names, null_draws=200)
-    best = ModelCheckpoint(monitor="dissect/hidden/accuracy", mode="max")  # figures of callbacks can be followed
+    best = ModelCheckpoint(monitor="dissect/hidden/accuracy", mode="max")  # logged metrics can be monitored
     quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     module, trainer = Net(), Trainer(max_epochs=10, callbacks=[dissect, best], **quiet)
     trainer.fit(module, loader(faces.train, shuffle=True), loader(faces.val))
     print(dissect.dissection)
 
-    # Any test loop then evaluates an edit beside the unedited network.
+    # Any test loop can then compare an edit with the unedited network.
     chosen = dissect.dissection["hidden"].similarity > 0
     evaluate = emo.EvaluateEdit(emo.Edit("hidden", emo.Scale(1.5)(chosen)))
     Trainer(callbacks=[evaluate], **quiet).test(module, loader(faces.test), verbose=False)

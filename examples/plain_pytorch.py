@@ -1,11 +1,11 @@
-"""Plain PyTorch: label neurons with your words, edit them, and study the edit: python examples/plain_pytorch.py"""
+"""Plain PyTorch: label neurons with your words, edit them, and test the edit: python examples/plain_pytorch.py"""
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import emodissect as emo
-from emodissect.demo.sketches import Sketches  # drawn faces, in place of images of your own
+from emodissect.demo.sketches import Sketches  # drawn faces, in place of your own images
 
 
 def train(network: nn.Module, images: emo.ImageSet, epochs: int = 15) -> None:
@@ -27,18 +27,18 @@ def main() -> None:
     train(network, faces.train)
     network.eval()
 
-    # 1. What do the 64 neurons of layer "4" respond to? Without transform= the network is given values in [0, 1].
+    # 1. What do the 64 neurons of layer "4" respond to? Without transform= the network receives values in [0, 1].
     words = ["Smile", "Frown", "Wide Open Mouth", "Furrowed Brows", "Tearful Eyes"]
     labels = emo.dissect(network, faces.train, words, layers="4", clip="tiny", null_draws=200, progress=False)
     print(labels)
     print(labels["4"][["neuron", "concept", "similarity", "q_value"]].head())
 
-    # 2. One edit: neurons whose label is significant times 1.5, the others divided by it.
+    # 2. One edit: multiply the weights of neurons with a significant label by 1.5, and divide the others by 1.5.
     edit = emo.Edit("4", emo.Scale(1.5)(labels["4"].significant))
     data = DataLoader(TensorDataset(faces.test.images / 255, faces.test.labels), batch_size=256)
     print(emo.evaluate_edit(network, edit, data))
 
-    # 3. The whole study: a grid chosen on validation, one look at test, controls, a verdict.
+    # 3. A study: choose from a grid of edits on validation, read test once, compare with controls, print a verdict.
     study = emo.study(
         *(network, labels, faces.val, faces.test),
         selections=[emo.Tau(0.0), emo.Fdr(0.05)],

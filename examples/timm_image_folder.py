@@ -1,4 +1,4 @@
-"""A timm network on a folder of images by class: python examples/timm_image_folder.py [folder]"""
+"""Dissect a timm network on a folder of images by class: python examples/timm_image_folder.py [folder]"""
 
 import sys
 import tempfile
@@ -14,7 +14,7 @@ import emodissect as emo
 
 
 def drawn_folder(folder: Path) -> Path:
-    """Drawn faces as <folder>/<class>/<n>.png, in place of images of your own."""
+    """Drawn faces as <folder>/<class>/<n>.png, in place of your own images."""
     from emodissect.demo.sketches import Sketches
 
     faces = Sketches(cache_dir="~/.cache/emodissect", train=300, val=50, test=50).splits
@@ -36,7 +36,7 @@ def main(folder: Path) -> None:
             v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
         ]
     )
-    images = ImageFolder(str(folder), transform=v2.PILToTensor())  # raw: CLIP sees these, the network the transformed
+    images = ImageFolder(str(folder), transform=v2.PILToTensor())  # raw images, for CLIP; transform= is for the network
     words = {"Smile": ["Happy"], "Frown": ["Sad"], "Wide Open Mouth": ["Surprise"], "Furrowed Brows": ["Angry"]}
     labels = emo.dissect(
         *(network, images, words),

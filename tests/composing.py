@@ -1,4 +1,4 @@
-"""A verb's config as Hydra would hand it over, without a command line."""
+"""Composes a command's config as Hydra would, without a command line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SMALL = (
 
 
 def small_checkpoint(cache: Path) -> Path:
-    """A training of the network that :data:`SMALL` describes, on drawn faces; a cache may hold others."""
+    """The checkpoint of the network in :data:`SMALL`, trained on drawn faces; the cache may hold other trainings."""
     for path in sorted((cache / "training").glob("*/classifier.ckpt")):
         model = torch.load(path, weights_only=True)["hyper_parameters"]["model"]
         if (model["_target_"], model.get("width")) == ("emodissect.models.vgg.VGG", 0.05):

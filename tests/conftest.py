@@ -1,4 +1,4 @@
-"""What many tests share: small caches, no network, few threads."""
+"""Fixtures shared by many tests: small caches, no network access, few threads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ torch.set_num_threads(min(int(os.environ["OMP_NUM_THREADS"]), torch.get_num_thre
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Modules with many slow tests first, so that no process is left with one of them at the end."""
+    """Runs modules with many slow tests first, so that no process is still busy with one of them at the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
 
@@ -41,13 +41,13 @@ def cache(tmp_path: Path) -> Cache:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that the tests of a module share, so that a network is trained once."""
+    """A cache shared by the tests of a module, so that a network is trained only once."""
     return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture
 def verb(home: Path, tmp_path: Path) -> Callable[..., tuple[Path, dict[str, Any]]]:
-    """Runs a verb with overrides; gives its run folder and what it returned."""
+    """Runs a command with overrides; returns its run folder and return value."""
     from emodissect.app.cli import VERBS
 
     count = 0
@@ -71,7 +71,7 @@ def _seeded() -> None:
 
 @pytest.fixture(scope="session")
 def fer2013_path() -> Path:
-    """The real FER2013, where ``EMODISSECT_FER2013`` names it."""
+    """The path of the real FER2013 in ``EMODISSECT_FER2013``; the test is skipped if it is not set."""
     path = os.environ.get("EMODISSECT_FER2013", "")
     if not path or not Path(path).exists():
         pytest.skip("set EMODISSECT_FER2013 to FER2013's csv or npz for this test")

@@ -1,4 +1,4 @@
-"""A LightningModule of somebody else, which test_own_module.py trains, dissects and edits by config."""
+"""A user's LightningModule, which test_own_module.py trains, dissects and edits by config."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class LitNet(LightningModule):
-    """(x, y) batches, its own optimizer, its own names of figures; its head is recognised by a bias that it sets."""
+    """(x, y) batches, its own optimizer and metric names; its head can be recognised by the bias that it sets."""
 
     def __init__(self, num_classes: int = 7, lr: float = 0.05) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The similarities written again, slowly and close to their description: one neuron at a time, in float64 NumPy."""
+"""Slow reference implementations of the similarities, close to their definitions: float64 NumPy, neuron by neuron."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def assert_close(found, expected, rtol: float = 1e-5, atol: float = 1e-6) -> Non
 
 
 def ticket(image: int) -> int:
-    """MurmurHash3's last step, in plain integers: the lower ticket ranks first where activations tie."""
+    """MurmurHash3's final mix in plain integers: the lower ticket ranks first if activations tie."""
     mixed = image ^ (image >> 16)
     mixed = mixed * 0x85EBCA6B % 2**32
     mixed ^= mixed >> 13
@@ -34,12 +34,12 @@ def ticket(image: int) -> int:
 
 
 def by_ticket(rows) -> np.ndarray:
-    """Rows, which are their own ids, in the order of their tickets."""
+    """Row numbers, which are also the ids, in the order of their tickets."""
     return np.array(sorted((int(row) for row in rows), key=ticket), dtype=np.int64)
 
 
 def top(column: np.ndarray, k: int) -> np.ndarray:
-    """The k largest, that of the lower ticket first where they tie."""
+    """The k largest; among ties, the lower ticket comes first."""
     order = by_ticket(range(len(column)))
     return order[np.argsort(-column[order], kind="stable")[:k]]
 

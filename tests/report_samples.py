@@ -1,4 +1,4 @@
-"""Artifact-up results in the forms that the pages take, with round numbers."""
+"""Made-up results in the form that the report pages take, with round numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONCEPTS = ("Smiling Mouth", "Tears", "Furrowed <Brow> & more")
 
 
 def faces(images: int = 60, side: int = 48, seed: int = 0) -> ImageSet:
-    """Smooth grey pictures, their brightness by class."""
+    """Smooth grey images whose brightness depends on their class."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(images) % 3
     coarse = torch.rand(images, 1, 6, 6, generator=generator) * 90 + 50 * labels.view(-1, 1, 1, 1)
@@ -26,7 +26,7 @@ def faces(images: int = 60, side: int = 48, seed: int = 0) -> ImageSet:
 
 
 def guesses(images: ImageSet, wrong: int) -> Predictions:
-    """The first ``wrong`` images are taken for the next class."""
+    """Predictions in which the first ``wrong`` images are assigned to the next class."""
     target = images.labels.clone()
     target[:wrong] = (target[:wrong] + 1) % 3
     return Predictions(images.ids, images.labels, torch.nn.functional.one_hot(target, 3).float() * 3)

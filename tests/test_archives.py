@@ -1,4 +1,4 @@
-"""Archives as people download them: read once, and nothing gets out of them that should not."""
+"""Archives as downloaded: unpacked once, and never outside their folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The audit finds planted faults, each counted once, and names what to leave out of each split."""
+"""The audit finds planted faults, counts each once, and lists the images to leave out of each split."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_real_fer2013_has_its_known_faults(tmp_path):
 
 
 def test_nearly_equal_images_are_found_whatever_their_brightness_and_compression():
-    """One face as is, brighter, compressed and shifted by a quarter pixel; another person's face; its own in test."""
+    """One face unchanged, brighter, compressed, shifted by a quarter pixel, and in test; and another person's face."""
     generator = np.random.default_rng(0)
 
     def smooth() -> Image.Image:

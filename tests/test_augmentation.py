@@ -1,4 +1,4 @@
-"""Random changes of a batch: what they may do and what they may not."""
+"""Augmentation of batches: which changes can occur, how often, and which must not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every cheap alternative on networks where what it should find is known, and the ladder in a study."""
+"""Every cheap baseline on networks for which the right fit is known, and the baselines within a study."""
 
 from __future__ import annotations
 

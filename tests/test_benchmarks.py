@@ -1,4 +1,4 @@
-"""Benchmarks are run by hand; what they import exists."""
+"""Benchmarks are run by hand; here only their imports are checked."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_a_damaged_entry_is_reported_and_made_anew(cache: Cache, damage: str, ca
 
 
 def test_a_failed_entry_is_unlocked_while_its_error_is_kept(cache: Cache) -> None:
-    """The error holds the frames, and these the lock: it must not wait for the last of them to go."""
+    """The error keeps its frames alive, and these the lock: releasing it must not wait for their collection."""
 
     def fail(folder: Path) -> None:
         raise RuntimeError("cut off")
@@ -248,7 +248,7 @@ def test_processes_that_want_one_entry_make_it_once(tmp_path: Path) -> None:
 
 
 def _use(root: str, number: int) -> None:
-    """Recomputes and reads, again and again, as processes with reuse=false do; each read must be of one version."""
+    """Repeatedly recomputes and reads, like processes with reuse=false; each read must see a single version."""
 
     def write(folder: Path) -> None:
         for name in ("a.txt", "b.txt"):

@@ -1,4 +1,4 @@
-"""Callbacks on LightningModules, loaders and batches of others."""
+"""Callbacks with LightningModules, loaders and batches that are not this project's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CLASSES = ("one", "two", "three")
 
 
 class Plain(LightningModule):
-    """Somebody's module: (x, y) batches of floats, dropout, BatchNorm; nothing of this project in it."""
+    """A user's module: (x, y) batches of floats, dropout, BatchNorm, nothing from this project."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def as_dicts(items: list[Any]) -> dict[str, Tensor]:
 
 
 def expected(module: LightningModule, edit: emo.Edit, faces: TensorDataset) -> tuple[int, int]:
-    """Images gained and lost, the slow way."""
+    """Numbers of images that become correct and wrong, computed slowly."""
     module.eval()
     state = {name: value.clone() for name, value in module.state_dict().items()}
     x, y = faces.tensors

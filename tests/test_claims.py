@@ -1,4 +1,4 @@
-"""Each caption is a function of the table beside it: ties, losses, no-ops, chance and majority classes are said."""
+"""Captions are computed from their table: they report ties, losses, no-ops, chance results and majority classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VAL = "the validation images"
 
 
 def cells(deltas: list[float], **columns: object) -> pd.DataFrame:
-    """A grid of one layer whose cells change accuracy so on 1,000 images."""
+    """A grid of one layer whose cells have the given changes in accuracy on 1,000 images."""
     net = (1000 * np.array(deltas)).round().astype(int)
     frame = pd.DataFrame({"layer": "lin2", "tau": np.arange(len(deltas)) / 2, "delta": deltas})
     frame = frame.assign(gained=5 + net.clip(min=0), lost=5 - net.clip(max=0), p_value=0.5, p_holm=1.0)

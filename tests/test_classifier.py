@@ -34,7 +34,7 @@ FOLDER = ["Angry", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise"]
 
 
 class Pixels(nn.Module):
-    """Logits are the first pixels of the middle row: an output can be read off the image."""
+    """The logits are the first pixels of the middle row, so the expected output can be read off the image."""
 
     def __init__(self, classes: int = 7) -> None:
         super().__init__()
@@ -300,7 +300,7 @@ def test_an_image_that_came_twice_counts_once_and_order_does_not_matter() -> Non
 
 
 class Toy(nn.Module):
-    """Learns at once whether the left or the right half is bright."""
+    """A network that quickly learns whether the left or the right half is bright."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -392,7 +392,7 @@ def test_a_checkpoint_keeps_plain_values_only() -> None:
 
 
 def rates(tmp_path: Path, scheduler: Any, epochs: int = 4) -> list[float]:
-    """The learning rate at each step of 2 steps an epoch."""
+    """The learning rate at each step, with 2 steps per epoch."""
     seen: list[float] = []
 
     class Watch(lightning.Callback):

@@ -1,4 +1,4 @@
-"""CLIP's image tower in other runtimes gives torch's embeddings, or is refused."""
+"""CLIP's image encoder in other runtimes gives the same embeddings as torch, or is refused."""
 
 from __future__ import annotations
 

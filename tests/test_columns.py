@@ -1,4 +1,4 @@
-"""One registry of columns: what is added there shows up wherever the table is shown."""
+"""One registry of columns: a column added there appears wherever its table is shown."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NEW = Column("skew", "skewness", 1, "of its activations", short="skew")
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What loggers are sent by name."""
+    """What is sent to loggers, by name."""
     found: dict[str, Any] = {}
 
     class Kept:

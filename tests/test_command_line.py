@@ -154,7 +154,7 @@ def test_a_job_that_fails_is_a_row_and_the_worst_for_the_sweeper(
 
 
 def interrupted_in_a_trainer(_: DictConfig) -> dict[str, float]:
-    """Lightning's answer to Ctrl-C."""
+    """How Lightning responds to Ctrl-C."""
     try:
         raise KeyboardInterrupt
     except KeyboardInterrupt:
@@ -167,12 +167,12 @@ def interrupted(_: DictConfig) -> dict[str, float]:
 
 @pytest.fixture
 def without_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if no config had been composed, whatever tests came before."""
+    """A state in which no config has been composed, whatever tests ran before."""
     monkeypatch.setattr(HydraConfig, "initialized", lambda: False)
 
 
 def ended_at_the_next_batch(_: DictConfig) -> dict[str, float]:
-    """Lightning's answer to SIGTERM."""
+    """How Lightning responds to SIGTERM."""
     raise SIGTERMException
 
 

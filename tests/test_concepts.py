@@ -1,4 +1,4 @@
-"""Concept sets: read from any file, tidied and reported, mapped to classes in any spelling."""
+"""Concept sets: read from any file format, cleaned with a report, mapped to classes in any spelling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every file of every group composes, and what it names is made."""
+"""Every file of every config group composes, and its target is instantiated."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PLUGINS = {("hparams_search", "optuna"): "hydra_plugins.hydra_optuna_sweeper"}
 
 @pytest.fixture
 def user_files(tmp_path: Path) -> Path:
-    """What a user's own paths could hold."""
+    """Files that a user's own paths could point to."""
     (tmp_path / "concepts.txt").write_text("smile\nfrown\n")
     (tmp_path / "fer2013.csv").write_text("emotion,pixels,Usage\n")
     for name in ("a", "b"):
@@ -82,7 +82,7 @@ def test_a_networks_own_arguments_are_taken_from_the_command_line(words: list[st
 
 
 def verb_of(entry: str) -> str:
-    """The verb that a file's first command line uses."""
+    """The command in a config file's first comment."""
     head = "\n".join(entry.splitlines()[:3])
     return next((verb for verb in VERBS if f"{verb}.py" in head), "edit")
 
@@ -148,7 +148,7 @@ def test_what_an_experiment_says_holds(name: str, user_files: Path) -> None:
 
 
 def compose_choices(verb: str, experiment: str) -> dict[str, str]:
-    """Which entry of each group an experiment leads to."""
+    """Which entry of each config group an experiment selects."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(verb, [f"experiment={experiment}"], return_hydra_config=True)
     return dict(cfg.hydra.runtime.choices)

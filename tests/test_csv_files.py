@@ -1,4 +1,4 @@
-"""CSV files in which no name is a formula."""
+"""In CSV files for spreadsheets, no name is read as a formula."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What re-runs only the part behind a layer gives what the really edited weights give."""
+"""Running only the layers after an edited layer gives the same logits as the edited weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def scalings(scales: Tensor, parameters: str = "weight") -> list[Operation]:
 
 
 def settle(network: nn.Module, images: Tensor) -> nn.Module:
-    """Running statistics and biases that are not trivial."""
+    """Sets running statistics and biases to values that are not trivial."""
     network.train()
     with torch.no_grad():
         for parameter in network.parameters():
@@ -163,7 +163,7 @@ def test_scales_of_many_values_go_cell_by_cell(monkeypatch: pytest.MonkeyPatch) 
 
 
 class Tokens(nn.Module):
-    """The linear layer's neurons are the last axis; flattened, they are no longer side by side."""
+    """The linear layer's neurons are on the last axis; after flattening, they are no longer adjacent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ def test_outputs_that_find_no_room_are_not_kept(
 
 
 class Masked(nn.Module):
-    """A mask from before the layer is read behind it."""
+    """A mask computed before the layer is used after it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -299,7 +299,7 @@ def test_an_untraceable_network_is_evaluated_in_full_and_says_so(caplog: pytest.
 
 
 def test_arguments_that_may_be_left_out_have_their_defaults() -> None:
-    """As timm's transformers have a mask."""
+    """For example the mask of timm's transformers."""
 
     class Masked(nn.Module):
         def __init__(self) -> None:

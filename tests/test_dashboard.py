@@ -1,4 +1,4 @@
-"""What the dashboard would send to W&B, and that it shows only what the runs log."""
+"""What the dashboard would send to W&B; it shows only metrics that runs log."""
 
 from __future__ import annotations
 

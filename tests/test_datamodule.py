@@ -1,4 +1,4 @@
-"""The data module: batches by index, probe sets that keep the classes' shares, and what cleaning leaves out."""
+"""The data module: batches by index, probe sets with the same class proportions, and what cleaning leaves out."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def drawn(labels: list[int], first_id: int, kinds: tuple[str, ...] = ("votes",))
 
 
 class Drawn(FaceDataModule):
-    """20 + 7 + 5 images; image 3 of the training split is blank, 4 copies 1, 5 also stands in test."""
+    """20 + 7 + 5 images; training image 3 is blank, 4 is a copy of 1, and 5 is also in test."""
 
     reads = 0
 
@@ -207,7 +207,7 @@ def test_lightning_trains_on_it_with_the_tensors_on_the_device(make, tmp_path):
 
 
 def test_tensors_go_to_the_trainers_device_once(make, monkeypatch):
-    """Stands in for an accelerator with the meta device: the loader must hold the moved tensors, without workers."""
+    """The meta device stands in for an accelerator: the loader must hold the moved tensors, without workers."""
     data = make(on_device=True, num_workers=4)
 
     class _Strategy:

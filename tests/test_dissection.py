@@ -33,7 +33,7 @@ CONCEPTS = ConceptSet(("frown", "smile", "tears"), {"frown": ("angry", "sad"), "
 
 @dataclass(frozen=True)
 class World:
-    """30 images, 10 a class; neuron 0 answers smiles, 1 tears, 2 is dead, 3 is noise."""
+    """30 images, 10 per class; neuron 0 responds to smiles, 1 to tears, 2 is dead, 3 is noise."""
 
     probe: ImageSet
     scores: ConceptScores
@@ -79,7 +79,7 @@ def test_planted_neurons_get_their_labels_and_the_dead_one_none(world: World) ->
 
 @pytest.mark.parametrize("measure", [SoftWPMI(top_k=10), Pearson(), RankReorder(top_fraction=0.3)], ids=repr)
 def test_rows_are_placed_by_id_whatever_their_order(world: World, measure: Similarity) -> None:
-    """Ids with gaps, each part in an order of its own."""
+    """Ids with gaps, and a different order in each part."""
     ids = torch.tensor([(7919 * i) % 100_003 for i in range(30)])
     assert world.layer.values is not None
 
@@ -189,7 +189,7 @@ def test_labels_that_are_not_there_are_reported(tmp_path: Path, world: World) ->
 
 
 def test_noise_is_called_significant_at_most_nominally() -> None:
-    """200 random neurons: at q < .05 hardly any passes, at p < .05 about 5 %."""
+    """Of 200 random neurons, hardly any has q < .05, and about 5 % have p < .05."""
     generator = torch.Generator().manual_seed(3)
     images, neurons = 300, 200
     labels = torch.randint(3, (images,), generator=generator)

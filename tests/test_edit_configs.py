@@ -1,4 +1,4 @@
-"""Every entry of conf/selection and conf/edit, put through the same properties on one network."""
+"""Every entry of conf/selection and conf/edit satisfies the same properties on one network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Effects of neurons, selections by them, the ceiling and the optimism of choosing on test, against brute force."""
+"""Effects of neurons, selections by effect, the ceiling and the optimism of choosing on test, against brute force."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals, pipes, encodings and working directories that end while a run does not, or the other way round."""
+"""Runs that end early, or whose output, encoding or working directory fails: signals, closed pipes, full disks."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ hydra:
 
 @pytest.fixture
 def application(tmp_path: Path) -> Path:
-    """A Hydra application with the command line and the sweep table of the verbs, and jobs of no work."""
+    """A Hydra application with the real command line and sweep table, whose jobs do nothing."""
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "app.yaml").write_text(CONFIG % (tmp_path, tmp_path))
     (tmp_path / "app.py").write_text(APPLICATION)
@@ -90,7 +90,7 @@ def _hears_ctrl_c() -> None:
 
 
 def signalled(application: Path, number: signal.Signals, *words: str) -> tuple[int, str]:
-    """Exit code and standard error of an application that gets a signal in the job that waits."""
+    """Exit code and standard error of an application that receives a signal while a job waits."""
     ignored = signal.signal(number, signal.SIG_DFL)  # nohup's children ignore SIGHUP, as they should
     begun = start(application, *words)
     signal.signal(number, ignored)

@@ -1,4 +1,4 @@
-"""What a training logged is kept by epoch, and survives in its checkpoints."""
+"""The metrics that a training logs are kept by epoch and stored in its checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from emodissect.lightning.epoch_history import EpochHistory
 
 
 class Count(LightningModule):
-    """Logs the number of its epoch as both figures."""
+    """Logs the epoch number as both metrics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Count(LightningModule):
 
 
 class TellLoggers(Callback):
-    """Sends a figure to the loggers as DissectNeurons does: without an epoch."""
+    """Sends a value to the loggers as DissectNeurons does: without an epoch."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:
@@ -42,7 +42,7 @@ class TellLoggers(Callback):
 
 
 def fitted(folder: Path, epochs: int, ckpt_path: str | None = None) -> pd.DataFrame:
-    """The history of a fit, validated in each second epoch, whose last state lies in ``folder``."""
+    """The history of a fit that validates every second epoch and saves its last state in ``folder``."""
     history = EpochHistory()
     keeper = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
     trainer = Trainer(

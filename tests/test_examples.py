@@ -1,4 +1,4 @@
-"""Every example runs as it stands, and stays short."""
+"""Every example runs unchanged and stays short."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weighted sums of concepts: what is found on planted neurons, and that held-out images choose nothing."""
+"""Weighted sums of concepts: recovery on planted neurons; held-out images do not influence the fit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NAMES = list("abcdefghijkl")
 
 
 def presences(images: int = 4000, concepts: int = 12, seed: int = 0) -> Tensor:
-    """Presences that go along with each other, as expressions do."""
+    """Correlated presences, as of facial expressions."""
     generator = torch.Generator().manual_seed(seed)
     shared = torch.rand(images, 3, generator=generator) @ torch.rand(3, concepts, generator=generator)
     return (0.4 * shared + torch.rand(images, concepts, generator=generator) ** 3).clamp(0, 1)
@@ -62,7 +62,7 @@ def test_weights_of_signed_mixtures_lie_in_their_intervals() -> None:
 
 
 def test_weights_of_either_or_in_a_planted_network_lie_in_their_intervals() -> None:
-    """Truth of a neuron that is no sum: the best sum over many other images of the same network."""
+    """For a neuron that is not a sum, the truth is the best sum over many other images of the same network."""
     generator = torch.Generator().manual_seed(1)
     presence = torch.rand(9000, 5, generator=generator) ** 2
     patterns = torch.randn(5, 1, 24, 24, generator=generator)
@@ -89,7 +89,7 @@ def test_weights_of_either_or_in_a_planted_network_lie_in_their_intervals() -> N
 
 
 def explained_sum(activations: Tensor, scores: Tensor, found: Explanation) -> Tensor:
-    """Each neuron's best weights for the concepts it was given, on these images."""
+    """The best weights of each neuron's explaining concepts on these images."""
     z = (scores - scores.mean(0)) / scores.std(0, correction=0)
     a = (activations - activations.mean(0)) / activations.std(0, correction=0).clamp(min=1e-9)
     weights = torch.zeros_like(found.weights)

@@ -1,4 +1,4 @@
-"""docs/extending.md: each example is written to files as it stands, chosen by config, and used."""
+"""docs/extending.md: each example is written to files unchanged, selected by config, and used."""
 
 from __future__ import annotations
 

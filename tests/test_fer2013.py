@@ -1,4 +1,4 @@
-"""FER2013 in each of its forms gives the same images; faults are reported by line; FER+ votes; the real set."""
+"""All formats of FER2013 give the same images; errors name the line; FER+ votes; the real dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is drawn is what was given: the numbers are read back from the figures."""
+"""Figures show the given numbers: these are read back from the figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that try to decide what code runs: a marker file would show that they could."""
+"""Malicious files cannot run code: a marker file would show that they did."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_checkpoint_whose_arguments_would_run_a_command_is_refused(
 def test_a_shared_cache_whose_checkpoint_would_run_a_command_is_refused(
     home: Path, verb: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """Its seal fits: whoever can write into the cache can seal."""
+    """Its hashes are right: whoever can write into the cache can also write the hashes."""
     words = ("train", "model.width=null", "data.train=14", "data.val=7", "data.test=7")
     verb(*words)
     (path,) = (home / "training").glob("*/classifier.ckpt")
@@ -185,7 +185,7 @@ def test_the_command_line_runs_no_function_that_makes_no_network(
 
 
 def training_state(folder: Path, **state: Any) -> dict[str, Any]:
-    """What a Lightning checkpoint of a training holds, with a ModelCheckpoint's state."""
+    """The content of a Lightning checkpoint, with a ModelCheckpoint's state."""
     paths = {
         "dirpath": str(folder),
         "best_model_path": str(folder / "best.ckpt"),
@@ -212,7 +212,7 @@ def training_state(folder: Path, **state: Any) -> dict[str, Any]:
     ids=str,
 )
 def test_a_resumed_checkpoint_names_no_files_outside_its_folder(state: dict[str, Any], tmp_path: Path) -> None:
-    """Lightning would remove them when a better checkpoint comes, folders with all that is in them."""
+    """Lightning would delete them, including whole folders, when a better checkpoint is saved."""
 
     def filled(value: Any) -> Any:
         if isinstance(value, dict):
@@ -298,7 +298,7 @@ def test_a_tokenizer_of_the_hub_runs_no_code_of_its_repository(monkeypatch: pyte
 
 
 def test_no_call_in_the_source_runs_what_a_file_says() -> None:
-    """docs/security.md lists the calls that are left; a new one belongs into its table, with what guards it."""
+    """docs/security.md lists the remaining calls; add a new one to its table, with the check that makes it safe."""
     allowed = {
         "torch.load": {"app/stages/classifier.py", "models/checkpoints.py", "concepts/open_clip_model.py"},
         "np.load": {

@@ -1,4 +1,4 @@
-"""Keys of the cache: whatever may change a result changes them, and nothing else does."""
+"""Cache keys change with everything that may change a result, and with nothing else."""
 
 from __future__ import annotations
 

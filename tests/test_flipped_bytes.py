@@ -1,4 +1,4 @@
-"""One flipped byte at many places of every kind of file that is read back: noticed, or without any effect."""
+"""A flipped byte in any kind of file that is read back is either detected or has no effect."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def entry(folder: Path) -> Path:
 
 
 def read_entry(folder: Path) -> Any:
-    """The content, where the cache takes it for whole."""
+    """The entry's content, if the cache considers it intact."""
     if not Cache(folder.parents[1]).holds("things", {"x": 1, "names": list(WORDS)}):
         raise UserError("damaged, and recomputed")
     return [(folder / name).read_bytes() for name in ("values.bin", "weights.safetensors")]
@@ -167,7 +167,7 @@ PLAIN: dict[str, Kind] = {
 
 
 def outcomes(kind: Kind, folder: Path, flips: int = FLIPS, seed: int = 0) -> Counter[str]:
-    """What becomes of flipped bytes: noticed, same, other; anything that is raised but UserError ends the test."""
+    """Outcomes of flipped bytes: noticed, same or other; any exception except UserError fails the test."""
     make, read = kind
     (folder / "made").mkdir()
     made = make(folder / "made")

@@ -27,7 +27,7 @@ def make(tmp_path) -> Callable[..., ImageFolder]:
 
 
 def draw(root: Path, layout: dict[str, int], ending: str = "png") -> Path:
-    """``layout``: folder -> number of 10 x 8 RGB images, each of one colour of its own."""
+    """``layout``: folder -> number of 10 x 8 RGB images, each with its own colour."""
     shade = 0
     for name, count in layout.items():
         (root / name).mkdir(parents=True)

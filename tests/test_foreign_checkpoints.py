@@ -1,4 +1,4 @@
-"""Checkpoints of others on FER2013, each evaluated by one command; a made-up file of each form stands for the real."""
+"""Published FER2013 checkpoints, each evaluated by one command; made-up files of the same formats stand in for them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FER2013 = ["Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral"]
 
 @pytest.fixture
 def faces(tmp_path: Path) -> tuple[Path, Tensor, Tensor]:
-    """An .npz of FER2013's form, and its PrivateTest images and labels."""
+    """An .npz in the format of FER2013, and its PrivateTest images and labels."""
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (98, 48, 48), dtype=np.uint8)
     labels, usage = np.arange(98) % 7, np.repeat([0, 1, 2], [14, 14, 70])
@@ -33,7 +33,7 @@ def faces(tmp_path: Path) -> tuple[Path, Tensor, Tensor]:
 
 
 def telling(network: nn.Module, inputs: Tensor) -> nn.Module:
-    """The network with its mean logits taken off, so that it names all classes and a wrong order shows."""
+    """The network minus its mean logits, so that it predicts all classes and a wrong class order is noticed."""
     last = [module for module in network.modules() if isinstance(module, nn.Linear) and module.out_features == 7][-1]
     with torch.no_grad():
         last.bias -= network.eval()(inputs).mean(dim=0)
@@ -42,7 +42,7 @@ def telling(network: nn.Module, inputs: Tensor) -> nn.Module:
 
 
 def accuracy(network: nn.Module, inputs: Tensor, labels: Tensor, order: list[str]) -> float:
-    """Image by image, with the network's outputs named by ``order``."""
+    """Accuracy computed image by image, with the network's outputs in the class order ``order``."""
     with torch.no_grad():
         named = [order[int(network(image[None]).argmax())] for image in inputs]
     return sum(name == FER2013[int(label)] for name, label in zip(named, labels, strict=True)) / len(labels)

@@ -1,4 +1,4 @@
-"""Edits that others made: what a file does to neurons is found out, and studied like any other edit."""
+"""Edits made elsewhere: the edit of neurons is derived from the file, and evaluated like any other edit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Edits by a function of one's own: what it does to neurons is found out, and studied like any other edit."""
+"""Edits by a user's function: the edit of neurons is derived from its result, and evaluated like any other edit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def scaled(net: nn.Module) -> None:
 
 
 def without_noise(net: nn.Module) -> nn.Module:
-    """Another network, whose change is no scale of a layer's neurons."""
+    """Returns a different network, whose change is not a scale of a layer's neurons."""
     other = network()
     with torch.no_grad():
         other.out.weight[:, GOOD:] = 0

@@ -1,4 +1,4 @@
-"""Images named by lists, and published sets in the layouts they are distributed in."""
+"""Images named in lists, and published datasets in the layouts in which they are distributed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def shades(images: Any) -> list[int]:
 
 @pytest.fixture
 def listed(tmp_path: Path) -> Any:
-    """A list of so many rows, each of one image of its own shade; the data module."""
+    """The data module of a list with so many rows, each an image with its own shade of grey."""
 
     def make(lines: list[str], name: str = "faces.csv", **options: Any) -> ImageList:
         for shade in range(40):

@@ -1,4 +1,4 @@
-"""The wheel in an empty environment elsewhere, and the one lookup of folders that it shares with a checkout."""
+"""The wheel in an empty environment, and the folder lookup that it shares with a checkout."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_tab_completion_knows_the_verbs(
 
 
 def imported(tree: ast.Module) -> set[str]:
-    """The packages that a module needs in order to be imported."""
+    """The packages that are needed to import a module."""
     found: set[str] = set()
     for node in tree.body:
         if isinstance(node, ast.Import):
@@ -111,7 +111,7 @@ def imported(tree: ast.Module) -> set[str]:
 
 
 def test_every_package_that_is_imported_is_a_dependency() -> None:
-    """Tests run with every extra and with the tools of development, where a missing dependency is not noticed."""
+    """Tests run with all extras and the development tools, so they would not notice a missing dependency."""
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     names = {re.split(r"[^A-Za-z0-9._-]", line)[0].lower().replace("_", "-") for line in declared}
     by_import = importlib.metadata.packages_distributions()

@@ -1,4 +1,4 @@
-"""Faces of which one property is moved: nothing else changes, and the truth they give of a neuron is causal."""
+"""Faces with one property changed: nothing else changes, and they define a neuron's true concept causally."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_changes_are_from_the_same_face_unmoved_in_any_order(interventions: Inte
 def test_interventions_tell_concepts_apart_that_go_along_with_each_other(
     interventions: Interventions, moved: Moved
 ) -> None:
-    """Neurons that follow one concept, to which a probe set lends most of another's correlation."""
+    """Neurons that follow one concept but correlate almost as much with another on the probe set."""
     presence = torch.from_numpy(moved.presence).float()
     changes = interventions.changes(presence)
     caused = caused_concepts(changes, changes)
@@ -102,7 +102,7 @@ def test_interventions_tell_concepts_apart_that_go_along_with_each_other(
 
 
 def test_dose_response_by_hand(interventions: Interventions, moved: Moved) -> None:
-    """A neuron that is twice the share of a property's range, and one that knows of none."""
+    """A neuron that is twice a property's position in its range, and one that depends on no property."""
     place = PARAMETERS.index("chin")
     own = interventions.moved == place
     activations = torch.zeros(len(own), 2)

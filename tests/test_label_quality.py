@@ -99,7 +99,7 @@ def test_of_labels_takes_each_neurons_concept_block_by_block(scored, monkeypatch
 
 
 def sparse(values, active):
-    """What a ReLU leaves that is active on a share of the images."""
+    """Output of a ReLU that is active on a share of the images."""
     return (values - float(stats.norm.ppf(1 - active))).relu() if active < 1 else values
 
 
@@ -107,7 +107,7 @@ def sparse(values, active):
 @pytest.mark.parametrize("scores_are", ["normal", "of a rare concept"])
 @pytest.mark.parametrize("strength", [0.0, 0.5])
 def test_intervals_cover_the_true_correlation(active, scores_are, strength):
-    """Fisher's alone covers .55 of the correlations of sparse neurons with rare concepts."""
+    """Fisher's interval alone covers only .55 of the correlations of sparse neurons with rare concepts."""
     generator = torch.Generator().manual_seed(1)
 
     def drawn(images, neurons):
@@ -135,7 +135,7 @@ def test_a_dense_interval_is_fishers_or_a_little_wider():
 
 
 def paired_anew(metric, activations, presence, draws=999):
-    """The slow way to every p-value: pair images and activations at random and score again."""
+    """The slow way to compute every p-value: pair images and activations at random and score again."""
     generator = np.random.default_rng(0)
     observed = metric(activations, presence)
     reached = torch.zeros_like(observed)
@@ -172,7 +172,7 @@ def test_p_values_of_noise_are_uniform_and_of_a_detector_small():
 @pytest.mark.parametrize("active", [1.0, 0.16, 0.02])
 @pytest.mark.parametrize("scores_are", ["normal", "of a rare concept", "0 or 1"])
 def test_held_out_p_values_of_noise_are_never_too_small(active, scores_are):
-    """Images by class, as folders give them, and scores by class: neither skew nor ties make noise significant."""
+    """Images and scores ordered by class, as from folders: neither skew nor ties make noise significant."""
     found, images, worlds = {}, 420, 8
     for world in range(worlds):
         generator = torch.Generator().manual_seed(world)
@@ -263,14 +263,14 @@ def test_half_of_the_positives_go_missing_and_as_many_are_made_up():
 
 @pytest.fixture
 def rare():
-    """Detectors of rare concepts, as the sanity tests were published on."""
+    """Detectors of rare concepts, like those for which the sanity tests were published."""
     generator = torch.Generator().manual_seed(3)
     presence = (torch.rand(5000, 60, generator=generator) < 0.003).float()
     return 3 * presence + torch.randn(5000, 60, generator=generator), presence
 
 
 def test_the_trusted_metrics_pass_both_sanity_tests_and_the_others_fail_one(rare):
-    """As published: correlation, cosine, AUPRC, F1 and IoU pass; inverse AUC and MAD do not see missing labels."""
+    """As published: correlation, cosine, AUPRC, F1 and IoU pass; inverse AUC and MAD do not detect missing labels."""
     table = quality.sanity_table(*rare).set_index("metric")
     assert table.passed[["pearson", "cosine", "auprc", "f1", "iou"]].all()
     assert not table.passed[["inverse_auc", "mad"]].any()
@@ -299,7 +299,7 @@ def test_rectified_activations_are_what_the_cosine_was_made_for(rare):
 
 
 def test_frequent_concepts_need_more_active_images():
-    """Of a concept on 40 % of the images the top .5 % is a sliver: F1 and IoU cannot see half of it go missing."""
+    """If a concept is on 40 % of the images, F1 and IoU of the top .5 % do not notice that half of it is missing."""
     generator = torch.Generator().manual_seed(14)
     presence = (torch.rand(3000, 40, generator=generator) < 0.4).float()
     activations = presence + torch.randn(3000, 40, generator=generator)
@@ -354,7 +354,7 @@ def test_the_best_concept_by_annotation_is_the_truth():
 
 
 def test_two_truths_of_a_trained_neuron():
-    """Neuron 0 follows concept 0 everywhere, and concept 1 where it is most active; neuron 1 knows nothing."""
+    """Neuron 0 follows concept 0 overall, and concept 1 on its top images; neuron 1 is unrelated to both."""
     generator = torch.Generator().manual_seed(15)
     presence = torch.rand(1000, 3, generator=generator)
     presence[:, 1] = (torch.rand(1000, generator=generator) < 0.05).float()
@@ -413,7 +413,7 @@ def test_planted_neurons_are_what_they_say():
 
 @pytest.fixture
 def drawn():
-    """Images in which five patterns are drawn as strongly as ``presence`` says, what is planted, and its network."""
+    """Images with five patterns of strength ``presence``, the planted neurons, and a network that has them."""
     generator = torch.Generator().manual_seed(7)
     presence = torch.rand(1200, 5, generator=generator) ** 3
     patterns = torch.randn(5, 1, 24, 24, generator=generator)
@@ -424,7 +424,7 @@ def drawn():
 
 
 def recorded_neurons(network, images, ids):
-    """The planted layer as any network's is recorded, its batches in any order."""
+    """The planted layer, recorded like any network's layer, with batches in any order."""
     collector = ActivationCollector("neurons", top_k=100, keep_values=True)
     with torch.inference_mode(), collector.on(network):
         for rows in torch.randperm(len(ids)).split(256):
@@ -520,7 +520,7 @@ def test_held_out_scores_of_right_wrong_and_dead_neurons():
 
 
 def test_the_scoring_half_decides_nothing_that_is_fitted():
-    """Another scoring half: the same labels and explanations, the same presence and simulation of what was shown."""
+    """With another scoring half, labels, explanations, presence and simulation are the same."""
     generator = torch.Generator().manual_seed(11)
     scores = torch.randn(600, 4, generator=generator)
     activations = scores[:, [0, 1, 2, 3, 0]] + torch.randn(600, 5, generator=generator)

@@ -1,4 +1,4 @@
-"""Label sets: the words that resampled images cannot exclude, and how often they hold a known truth."""
+"""Label sets: the words that resampling cannot exclude, and how often they contain the true concept."""
 
 from __future__ import annotations
 

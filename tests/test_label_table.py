@@ -1,4 +1,4 @@
-"""Labels that are read from a folder: what is damaged or foreign is reported, what is older loads."""
+"""Labels read from a folder: damaged or unrelated ones are errors, older ones load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Multiruns as they are typed, by each launcher and sweeper that is installed: two jobs, one of which fails."""
+"""Multiruns from the command line with each installed launcher and sweeper: two jobs, one of which fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that the multiruns share, so that the network is trained once."""
+    """A cache shared by the multiruns, so that the network is trained only once."""
     return tmp_path_factory.mktemp("launchers")
 
 
@@ -50,7 +50,7 @@ printf 'JobID|State|NodeList\\n7_0|RUNNING|here\\n7_1|RUNNING|here\\n'
 
 @pytest.fixture
 def commands(tmp_path: Path) -> Path:
-    """A folder of programs that stand in for a cluster's."""
+    """A folder with stand-ins for a cluster's programs."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name, script in SLURM.items():

@@ -1,4 +1,4 @@
-"""The leaderboard: who names the truth, who predicts, and how ranks and intervals come about."""
+"""The leaderboard: finding true concepts, predicting, ranks and intervals."""
 
 from __future__ import annotations
 

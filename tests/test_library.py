@@ -1,4 +1,4 @@
-"""The public library on networks, images and words of others."""
+"""The public library on a user's networks, images and words."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLASSES = ("dim", "bright")
 
 
 class Net(LightningModule):
-    """Four neurons on 8 x 8 grey images in [0, 1]: the upper half, the lower half, the left half, nothing."""
+    """Four neurons on 8 x 8 grey images in [0, 1]: brightness of the upper, lower and left half, and a dead one."""
 
     def __init__(self) -> None:
         super().__init__()

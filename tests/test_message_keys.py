@@ -1,4 +1,4 @@
-"""Every ``key=`` that a message of the package names exists: in conf/, or as an argument of a function beside it."""
+"""Every ``key=`` in a message of the package exists, in conf/ or as an argument of a function in the same module."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ADVICE = re.compile(r"(?<![\w.$@{/<-])([a-z]\w*(?:[./]\w+)*)=(?!=)([\w./-]*)")
 
 
 def messages(tree: ast.Module) -> Iterator[str]:
-    """The strings of a module that are no docstrings, no markup and no code; a formatted value is a §."""
+    """The strings of a module that are not docstrings, markup or code; formatted values become §."""
     passed = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
@@ -34,11 +34,11 @@ def messages(tree: ast.Module) -> Iterator[str]:
 
 
 def unknown_advice(text: str, arguments: set[str]) -> list[str]:
-    """The keys and choices that a text names and that do not exist.
+    """The keys and choices in a text that do not exist.
 
     Args:
-        text: of a message.
-        arguments: of the functions in the same module: a library names its own arguments.
+        text: the message.
+        arguments: of the functions in the same module, since library messages may name them.
     """
     shipped = shipped_keys(CONF)
     unknown = []

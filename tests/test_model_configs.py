@@ -1,4 +1,4 @@
-"""Every YAML of the model, optimizer, scheduler and augment groups makes what it says, and trains."""
+"""Every YAML file of the groups model, optimizer, scheduler and augment builds its object, and trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks of any make: what they are given, what they give, and what is said before a verdict rests on them."""
+"""Networks of any origin: their inputs, their outputs, and the checks before any result is computed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def images() -> Tensor:
 
 
 class Convolved(nn.Module):
-    """A convolution, then what a subclass makes of it."""
+    """A convolution, followed by what a subclass defines."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Viewing(Convolved):
 
 
 class Striding(Convolved):
-    """Reads memory in the order it lies: with channels last, silently other numbers."""
+    """Reads memory in storage order, which silently gives different numbers with channels last."""
 
     def forward(self, x: Tensor) -> Any:
         x = self.conv(x)
@@ -222,7 +222,7 @@ def test_an_order_that_fits_far_better_is_found_and_chance_is_not() -> None:
 
 @pytest.fixture
 def evaluated(tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """``train.py fit=false`` on a random FER2013 with a network of one's own."""
+    """``train.py fit=false`` on random images in the format of FER2013, with a user's network."""
     generator = np.random.default_rng(0)
     labels, usage = np.arange(224) % 7, np.repeat([0, 1, 2], [56, 84, 84])
     # the class is the brightness of the image, so that a network can know it

@@ -22,7 +22,7 @@ def recorded(activations, ids=None):
 
 
 def concept_scores(images=1000, concepts=8, seed=0):
-    """Skewed, with concepts of very different frequency, as real ones are."""
+    """Skewed scores with concepts of very different frequency, like real ones."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(images, concepts, generator=generator) ** torch.linspace(1, 12, concepts)
 
@@ -45,7 +45,7 @@ def test_random_neurons_are_called_interpretable_at_most_at_the_nominal_rate(mea
 
 @every
 def test_under_the_null_p_is_uniform_over_fresh_layers(measure):
-    """One neuron's p-value from each of many independent worlds: nothing shared, so Kolmogorov-Smirnov applies."""
+    """One neuron's p-value from each of many independent layers, so that Kolmogorov-Smirnov applies."""
     p = []
     for world in range(60):
         generator = torch.Generator().manual_seed(world)
@@ -89,7 +89,7 @@ def test_permuted_cosines_are_the_cosines_of_permuted_scores(concepts):
     ids=lambda measure: type(measure).__name__,
 )
 def test_a_random_set_is_scored_as_the_neuron_whose_place_it_takes(measure, monkeypatch):
-    """Against a layer in which that neuron's activations really are on the set's images, and its minimum elsewhere."""
+    """Against a layer where the neuron actually has its activations on the set's images, its minimum elsewhere."""
     monkeypatch.setattr(value_measures, "_REORDERED", 64)  # several blocks of neurons and concepts
     monkeypatch.setattr(value_measures, "_SORTED", 20)
     generator = torch.Generator().manual_seed(2)
@@ -120,7 +120,7 @@ NOISE = 6  # layers of noise, each with its own scores
 
 
 def layers_of_noise(active, scores_are, images=240, neurons=40, concepts=6):
-    """Activations that know nothing of the images; images by class, as folders give them, and scores by class."""
+    """Activations unrelated to the images; images and scores ordered by class, as from folders."""
     for world in range(NOISE):
         generator = torch.Generator().manual_seed(world)
         classes = torch.arange(images) * concepts // images
@@ -162,7 +162,7 @@ def test_noise_is_significant_at_the_nominal_rate_however_scores_and_activations
 
 @pytest.mark.parametrize("neurons", [32, 300])
 def test_a_lone_detector_is_found_in_a_layer_of_noise(neurons):
-    """Its score is bounded by log M, which sets outside the layer exceed; in its place they fall short."""
+    """Its score is at most log M; random sets outside the layer exceed that, but not in the neuron's place."""
     generator = torch.Generator().manual_seed(0)
     scores = 0.2 + 0.06 * torch.randn(3000, 25, generator=generator)  # as CLIP's cosines
     activations = torch.randn(3000, neurons, generator=generator)
@@ -210,7 +210,7 @@ def test_p_values_and_distances_by_hand():
 
 
 def test_ties_that_rounding_tears_apart_are_ties():
-    """Neurons that one image activates, and classes as scores: a correlation takes one of seven values."""
+    """With neurons that one image activates and classes as scores, a correlation takes one of seven values."""
     generator = torch.Generator().manual_seed(0)
     scores = torch.nn.functional.one_hot(torch.randint(7, (1500,), generator=generator)).float()
     activations = torch.zeros(1500, 300)

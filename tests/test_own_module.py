@@ -1,4 +1,4 @@
-"""A LightningModule of one's own, chosen by config alone."""
+"""A user's LightningModule, selected by config alone."""
 
 from __future__ import annotations
 

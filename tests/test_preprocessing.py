@@ -1,4 +1,4 @@
-"""From uint8 images to network inputs, against PIL and against plain loops."""
+"""From uint8 images to network inputs, compared with PIL and with plain loops."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def random_images(count: int = 3, channels: int = 1, size: int = 48, seed: int =
 
 
 def by_pil(images: Tensor, size: int) -> Tensor:
-    """Image by image through PIL, as the study did."""
+    """Image by image with PIL, as in the published study."""
     small = [
         np.asarray(Image.fromarray(image[0].numpy(), "L").resize((size, size), Image.Resampling.BILINEAR))
         for image in images

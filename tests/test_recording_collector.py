@@ -1,4 +1,4 @@
-"""The collector over whole image sets: against plain matrices, stored, mistaken and interrupted."""
+"""The collector over whole image sets: against plain matrices, with storage, misuse and interruptions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from emodissect.recording import store as store_module
 
 
 def network() -> nn.Sequential:
-    """conv -> ReLU -> flat -> linear, with whole numbers as weights so that every batch size gives the same bits."""
+    """conv -> ReLU -> flatten -> linear, with integer weights so that every batch size gives the same bits."""
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(3 * 4, 5))
     with torch.no_grad():

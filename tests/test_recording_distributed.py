@@ -1,4 +1,4 @@
-"""Two gloo processes record what one records."""
+"""Two gloo processes record the same as one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COUNT = 31  # odd: the sampler of two processes repeats an image
 
 
 def network() -> nn.Sequential:
-    """Whole numbers as weights, so that every batch size gives the same bits."""
+    """Integer weights, so that every batch size gives the same bits."""
     layers = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 3))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -44,7 +44,7 @@ def test_tickets_are_taken_back() -> None:
 
 
 def test_silent_neurons_are_not_filled_up_with_one_class() -> None:
-    """1,000 images in folders of one class each: of what a neuron does not see, its top images hold every class."""
+    """1,000 images in one folder per class: the images that fill up a silent neuron's top images are of all classes."""
     labels = torch.arange(1000) // 200
     values = torch.zeros(1000, 1)
     values[500:510] = 1.0

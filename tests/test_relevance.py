@@ -1,4 +1,4 @@
-"""Relevance by hand, for flat layers and for maps, and the table of what neurons do."""
+"""Relevance worked out by hand, for flat layers and feature maps, and the table of neurons' effects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from emodissect.recording import LayerActivations
 
 
 class Small(nn.Module):
-    """A convolution, its mean over positions through a ReLU, and two linear layers; one layer leads nowhere."""
+    """A convolution, its mean over positions, a ReLU, and two linear layers; one layer does not reach the output."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The pages hold what they were given, need nothing else, and stay small."""
+"""Reports contain the given results, need no other files, and stay small."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from emodissect.studies import ConceptAblation
 
 
 class Reader(HTMLParser):
-    """Collects what a page says and what it refers to."""
+    """Collects a page's text and its references."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ def test_concepts_by_class_and_all_labels() -> None:
 
 @pytest.mark.slow
 def test_the_worst_case_of_4096_neurons_stays_under_ten_megabytes(tmp_path: Path) -> None:
-    """40,950 top images drawn at random from 28,709: about 21,800 distinct ones, of which noise is hard to pack."""
+    """40,950 top images drawn at random from 28,709: about 21,800 distinct images of noise, which compresses badly."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randint(0, 256, (28_709, 1, 12, 12), dtype=torch.uint8, generator=generator)
     pixels = coarse.repeat_interleave(4, 2).repeat_interleave(4, 3)

@@ -1,4 +1,4 @@
-"""The pages in a real browser: no errors, sorting, searching, both themes, a phone's width."""
+"""Reports in a real browser: no errors, sorting, searching, both themes, a phone's width."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def opened(browser: Any, path: Path, **options: Any) -> Any:
-    """A loaded page whose ``problems`` lists what its console and its network said."""
+    """A loaded page whose ``problems`` lists errors of its console and network."""
     context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
     tab = context.new_page()
     tab.problems = []

@@ -1,4 +1,4 @@
-"""Activations by class, and what neurons add to the logits, on networks worked out by hand."""
+"""Activations by class, and neurons' contributions to the logits, on networks worked out by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the verbs take from the cache is what they would have made now: every change that matters makes it recompute."""
+"""Cached results equal recomputed ones: every change that matters causes a recomputation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def entries(home: Path, kind: str) -> set[Path]:
 
 
 def weights_of(folder: Path) -> str:
-    """The hash of the weights that a run ended with."""
+    """The hash of a run's final weights."""
     return str(json.loads((folder / "manifest.json").read_text())["inputs"]["weights"])
 
 
@@ -190,7 +190,7 @@ def test_a_changed_similarity_is_another_labelling(
 
 
 def test_entries_of_another_form_count_as_absent(verb: Verb, home: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Sealed with right hashes, by another version: each kind is recomputed, and the run ends as the first did."""
+    """Intact entries of another version are recomputed for each kind, and the run has the same result as the first."""
     words = ("edit", "study.null_studies=2")
     _, first = verb(*words)
     kinds = ("activations", "predictions", "labels", "studies", "null-studies", "clip_images", "clip_texts", "sketches")
@@ -225,7 +225,7 @@ def test_reuse_false_makes_what_depends_on_a_network_anew_and_nothing_else(verb:
     cache = tmp_path / "cache"
 
     def made() -> dict[str, int]:
-        """By kind, when its only entry, or the last of several, was sealed."""
+        """The time at which the latest entry of each kind was completed."""
         kinds: dict[str, int] = {}
         for seal in cache.glob("*/*/entry.json"):
             kinds[seal.parts[-3]] = max(kinds.get(seal.parts[-3], 0), seal.stat().st_mtime_ns)
@@ -245,7 +245,7 @@ def test_reuse_false_makes_what_depends_on_a_network_anew_and_nothing_else(verb:
 def test_activations_recorded_again_are_not_labelled_again(
     verb: Verb, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More of the activations is kept for explanations: the labels are the same, and their null is not drawn again."""
+    """Explanations need more of the activations; the labels stay the same, and their null is not drawn again."""
     folder, _ = verb("dissect", "layer=lin1")
     before = entries(home, "labels")
 

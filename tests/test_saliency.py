@@ -1,4 +1,4 @@
-"""Saliency against gradients worked out by hand, activation maps against the layer's own output."""
+"""Saliency compared with gradients worked out by hand; activation maps with the layer's own output."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Weighted(nn.Module):
 
 
 class Small(nn.Module):
-    """Two convolutional neurons with an in-place ReLU behind, then a linear layer."""
+    """Two convolutional neurons followed by an in-place ReLU, then a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ def test_maps_of_top_images_run_from_the_lowest_to_the_highest_value(faces: Imag
 
 def test_maps_of_a_channels_last_layer_are_of_its_neurons(faces: ImageSet) -> None:
     class Last(nn.Module):
-        """As ConvNeXt's blocks: a linear layer over (image height width neuron)."""
+        """Like ConvNeXt's blocks: a linear layer over (image height width neuron)."""
 
         def __init__(self) -> None:
             super().__init__()

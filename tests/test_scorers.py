@@ -1,4 +1,4 @@
-"""Concept scores: from annotations by hand, from CLIP against open_clip's own path, cached, resumed, offline."""
+"""Concept scores: annotations by hand, CLIP against open_clip's own code, cached, resumed, offline."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_templates() -> None:
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 48, 48), (3, 60, 91), (1, 300, 250), (3, 32, 32)])
 def test_preprocessing_is_open_clips_own(mode: str, channels: int, height: int, width: int) -> None:
-    """Closeness: at most one grey level of 255, .1 of a level on average (uint8 rounding in the resampling)."""
+    """Differs by at most one grey level of 255, .1 of a level on average (uint8 rounding in the resampling)."""
     made = torch.Generator().manual_seed(1)
     small = torch.rand(4, channels, 9, 9, generator=made)
     pixels = (F.interpolate(small, (height, width), mode="bicubic") * 255).clamp(0, 255).to(torch.uint8)
@@ -192,7 +192,7 @@ def test_preprocessing_is_open_clips_own(mode: str, channels: int, height: int, 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> OpenClip:
-    """A randomly initialised small architecture, its weights saved to a file and loaded back by the real path."""
+    """A small architecture with random weights, saved to a file and loaded by the real code."""
     folder = tmp_path_factory.mktemp("clip")
     (folder / "small-test-clip.json").write_text(json.dumps(ARCHITECTURE))
     open_clip.add_model_config(folder / "small-test-clip.json")
@@ -243,7 +243,7 @@ def test_resampled_images_score_alike(small: OpenClip, tmp_path: Path) -> None:
 
 
 class _Counted:
-    """Counts what the two towers embed."""
+    """Counts the images and texts that are embedded."""
 
     def __init__(self, clip: OpenClip, monkeypatch: pytest.MonkeyPatch, fail_after: int | None = None) -> None:
         self.images = self.texts = 0
@@ -411,7 +411,7 @@ def test_scorer_configs_compose(small: OpenClip) -> None:
 
 
 class _Hub(http.server.BaseHTTPRequestHandler):
-    """A hub on the loopback: one repository with one weights file."""
+    """A local stand-in for the Hub: one repository with one weights file."""
 
     files: dict[str, bytes] = {}  # noqa: RUF012  filled by the test
 
@@ -453,7 +453,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
 
 
 def _at(monkeypatch: pytest.MonkeyPatch, endpoint: str, folder: Path) -> None:
-    """The hub at an address of its own, with an empty cache."""
+    """The stand-in for the Hub at its own address, with an empty cache."""
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     monkeypatch.setattr(clip_weights.hub, "HF_HUB_CACHE", str(folder))
     monkeypatch.setattr(clip_weights.hub, "HF_HUB_OFFLINE", False)
@@ -511,7 +511,7 @@ def test_concept_set_type() -> None:
 
 
 def _hugging_face_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """open_clip's weights as a CLIPModel of `transformers` names them, written down name by name."""
+    """open_clip's weights under the names of a CLIPModel of `transformers`, spelled out one by one."""
     found: dict[str, torch.Tensor] = {
         "logit_scale": state["logit_scale"],
         "visual_projection.weight": state["visual.proj"].T,

@@ -1,4 +1,4 @@
-"""Figures and verdicts over seeds against textbook intervals worked out by hand."""
+"""Metrics and verdicts over seeds against textbook intervals worked out by hand."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_equal_deltas_are_as_sure_as_one_job_at_least() -> None:
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_seeds_without_a_true_change_are_significant_at_most_at_the_nominal_rate(seeds: int) -> None:
-    """Few flips of 500 images: deltas are whole numbers of images, and often equal."""
+    """With few flips in 500 images, deltas are whole numbers of images and often equal."""
     generator = np.random.default_rng(seeds)
     significant = covered = 0
     for _ in range(400):

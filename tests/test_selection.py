@@ -1,4 +1,4 @@
-"""Every selection on one hand-worked layer of four neurons."""
+"""Every selection on one layer of four neurons, worked out by hand."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ LIVE = [m for m in range(64) if m not in (8, 9)]
 
 
 def in_the_reference(function, top_k):
-    """The reference lets topk pick images for dead neurons, and counts them in the layer's average."""
+    """The reference lets topk pick images for dead neurons, and includes these neurons in the layer's mean."""
     return lambda P, A, **parameters: function(P, A.topk(top_k, dim=0).indices, **parameters)
 
 

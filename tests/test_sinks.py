@@ -1,4 +1,4 @@
-"""What each logging back end keeps of the same results, and what happens when one fails."""
+"""The same results in each logging back end, and failing back ends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FRAME = pd.DataFrame({"neuron": [0, 1], "label": ["a|b", "c"], "image": [Picture
 
 
 def fill(sink: Sink, folder: Path) -> None:
-    """One of everything."""
+    """Fills a sink with one value of each kind."""
     Image.new("RGB", (6, 4), "red").save(folder / "figure.png")
     (folder / "weights.ckpt").write_bytes(b"weights")
     sink.config({"seed": 3, "optimizer": {"lr": 0.1}})

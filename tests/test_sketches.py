@@ -1,4 +1,4 @@
-"""Drawn faces: the same from the same seed, their truth told by their parameters, their classes overlapping."""
+"""Drawn faces: the same seed gives the same faces, parameters give the true presences, and classes overlap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions tell the truth about a drawn face, in varied wording that holds the study's bare prompts."""
+"""Captions of drawn faces are true, vary in wording, and include the published study's bare prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bias planted in the drawn faces, and what a study says of the worst group."""
+"""A bias planted in the drawn faces, and a study's results for the worst group."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_mistakes_are_reported(arguments: dict[str, object], said: str, tmp_path
 
 
 def marked(images: ImageSet) -> ImageSet:
-    """With a concept that half of the images have."""
+    """An image set with a concept that half of the images have."""
     present = (images.ids % 2).float()[:, None]
     return replace(images, annotations={"presence": Annotations(("Glasses",), present)})
 
@@ -133,7 +133,7 @@ def test_every_metric_against_others() -> None:
 
 
 def test_the_test_of_a_metric_holds_its_level() -> None:
-    """Two networks that differ by chance alone: the p-value is below .1 in about a tenth of the tries."""
+    """For two networks that differ only by chance, the p-value is below .1 in about a tenth of the trials."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(300) % 3
     found = []

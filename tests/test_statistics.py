@@ -1,4 +1,4 @@
-"""Exact tests and intervals against hand-worked and brute-force figures."""
+"""Exact tests and intervals against values worked out by hand and by brute force."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_exceedance() -> None:
 
 @pytest.mark.parametrize(("images", "discordant"), [(3589, 0.02), (500, 0.03)])
 def test_detectable_delta_has_the_power_it_says(images: int, discordant: float) -> None:
-    """Over studies in which the number of flips varies too."""
+    """Over simulated studies in which the number of flips varies too."""
     delta = detectable_delta(images, discordant)
     generator = np.random.default_rng(0)
     flips = generator.binomial(images, discordant, size=4000)

@@ -1,4 +1,4 @@
-"""Images larger than memory: what is read from the file is what a tensor would have given."""
+"""Images larger than memory: reading from the file gives the same as a tensor."""
 
 from __future__ import annotations
 

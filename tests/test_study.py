@@ -1,4 +1,4 @@
-"""The study on a network whose noisy neurons are known, against brute force, and where there is nothing to find."""
+"""Edit studies on a network whose noisy neurons are known, against brute force, and without any true effect."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def flat(images: Tensor) -> Tensor:
 
 
 def network() -> nn.Sequential:
-    """The first neurons tell the class; the others carry noise into the logits."""
+    """The first neurons determine the class; the others add noise to the logits."""
     generator = torch.Generator().manual_seed(0)
     net = nn.Sequential(
         OrderedDict(lin=nn.Linear(16, GOOD + NOISE), relu=nn.ReLU(inplace=True), out=nn.Linear(GOOD + NOISE, CLASSES))
@@ -52,7 +52,7 @@ def network() -> nn.Sequential:
 
 
 def faces(count: int, seed: int) -> ImageSet:
-    """Labels are what the good neurons alone would say."""
+    """Random images, labelled with the prediction of the good neurons alone."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 1, 4, 4), dtype=torch.uint8, generator=generator)
     net = network()
@@ -327,7 +327,7 @@ def test_chosen_on_test_never_claims() -> None:
 
 
 def test_dead_neurons_stay_dead_in_every_control() -> None:
-    """The labels of the living say nothing; that dead neurons do nothing must not count for them."""
+    """The labels of live neurons are uninformative; avoiding dead neurons must not count in their favour."""
     named = labels(1.0, np.nan)
     generator = np.random.default_rng(0)
     for _ in range(20):
@@ -399,7 +399,7 @@ def test_mistakes_come_before_any_forward_pass() -> None:
 
 
 def threes() -> tuple[nn.Sequential, pd.DataFrame, ImageSet]:
-    """Neurons 3k, 3k + 1 and 3k + 2 each suffice to tell class k; nine neurons do nothing; the last is dead."""
+    """Neurons 3k, 3k + 1 and 3k + 2 each suffice to detect class k; nine neurons do nothing; the last is dead."""
     net = nn.Sequential(OrderedDict(lin=nn.Linear(16, 19), relu=nn.ReLU(), out=nn.Linear(19, 3)))
     with torch.no_grad():
         for parameter in net.parameters():
@@ -453,7 +453,7 @@ def test_a_large_grid_keeps_enough_draws_to_claim() -> None:
 
 
 def test_a_flip_that_random_neurons_never_do_is_no_discovery() -> None:
-    """Deviation 0 in the draws: z is measured in images then, and one image is nothing."""
+    """If the draws have deviation 0, z is measured in images, and one image is not a finding."""
     drops = np.zeros((101, 1, 2))
     drops[0] = [[0.01, 0.5]]
     drops[1:, 0, 1] = np.tile([0.0, 0.02], 50)
@@ -466,7 +466,7 @@ def test_a_flip_that_random_neurons_never_do_is_no_discovery() -> None:
 
 
 def test_concepts_that_say_nothing_are_seldom_called_beyond_random() -> None:
-    """Family-wise: at level .05 at most 5 % of matrices hold any mark, though the neurons truly differ."""
+    """Family-wise: at level .05, at most 5 % of matrices have any mark, although the neurons truly differ."""
     inference = Inference(flat, network())
     generator = np.random.default_rng(0)
     marked = 0
@@ -494,7 +494,7 @@ def test_ablation_rules_and_mistakes() -> None:
 def test_labels_that_say_nothing_lead_to_a_claim_at_most_as_often_as_alpha(
     taus: tuple[float, ...], factors: tuple[float, ...], studies: int
 ) -> None:
-    """Random neurons differ truly here (some noise, some not), so McNemar alone would claim far too often."""
+    """Neurons truly differ here (some carry noise), so McNemar's test alone would claim a gain far too often."""
     frame = null_studies(
         *(Inference(flat, network()), ["lin"], labels()),
         *([Tau(tau) for tau in taus], [Scale(factor=factor) for factor in factors], VAL, TEST),
@@ -510,7 +510,7 @@ def test_labels_that_say_nothing_lead_to_a_claim_at_most_as_often_as_alpha(
 
 
 def test_logits_that_edited_weights_do_not_give_are_an_error() -> None:
-    """No class flips, and yet every cell of the grid was of another edit."""
+    """No prediction flips, but every cell of the grid was evaluated for a different edit."""
     exact = torch.tensor([[5.0, 0.0, -2.0]])
     require_same_logits(exact + 1e-4, exact, "scale")
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The three verbs from end to end on few drawn faces: what they write, reuse, log and refuse."""
+"""The three commands end to end on a few drawn faces: what they write, reuse, log and refuse."""
 
 from __future__ import annotations
 
@@ -594,12 +594,12 @@ train(composed("train", *SMALL, *{words!r}, *further, run_dir=folder))
 
 
 def last_of(folder: Path) -> dict[str, Any]:
-    """The last state of a run's training."""
+    """The checkpoint of a run's last epoch."""
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 
 
 def assert_same_end(one: Path, other: Path) -> None:
-    """Weights, optimizer and schedule of two trainings are the same to the bit."""
+    """Weights, optimizer and schedule of two trainings are bit-identical."""
     first, second = last_of(one), last_of(other)
     assert first["epoch"] == second["epoch"]
     for name, value in first["state_dict"].items():
@@ -763,7 +763,7 @@ def test_a_fit_on_validation_images_keeps_the_last_weights_and_says_so(
 
 
 def load_weights_of(folder: Path) -> str:
-    """The hash of the weights that a run ended with."""
+    """The hash of a run's final weights."""
     return str(json.loads((folder / "manifest.json").read_text())["inputs"]["weights"])
 
 

@@ -1,4 +1,4 @@
-"""Archives of tensors: damage is found, and a program in them is not run."""
+"""Archives of tensors: damage is detected, and a program in them is not run."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def test_a_console_too_narrow_for_all_columns_is_spared_those_least_needed() -> 
 
 
 def widest(column: Column) -> tuple[object, str]:
-    """A value that needs much room, and its text where it must stay in one piece."""
+    """A wide value, and its text if it must not be broken."""
     values = {"percent": 0.9999, "points": -0.12345, "p": 0.0001, "count": 28_709, "id": 4095, "setting": -0.125}
     if column.form in values or isinstance(column.form, int) or column.form == "figure":
         value = values.get(column.form, -12.3456)  # type: ignore[arg-type]
@@ -159,7 +159,7 @@ def test_named_figures_fold_their_names_not_their_numbers() -> None:
 
 
 def test_names_in_brackets_are_shown_as_they_are() -> None:
-    """rich takes brackets for markup, and a stray closing tag ends the run."""
+    """rich interprets brackets as markup, and a stray closing tag is an error."""
     console = Console(width=100, record=True, file=io.StringIO())
     names = ["[red]Smile[/]", "[/] x", "[link=file:///etc]y"]
     console.print(frame_table(pd.DataFrame({"concept": names, "[/]": [1, 2, 3]}), "of [bold]", console=console))

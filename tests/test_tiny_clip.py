@@ -1,4 +1,4 @@
-"""The tiny CLIP: its tokenizer by hand, its loader, its warnings, and what the shipped weights know."""
+"""The tiny CLIP: its tokenizer by hand, its loader, its warnings, and the accuracy of the included weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _concepts(name: str) -> ConceptSet:
 
 @pytest.fixture(scope="module")
 def held_out() -> ImageSet:
-    """Faces of the test split: ids that no training of the tiny CLIP has drawn."""
+    """Faces of the test split, on which the tiny CLIP was not trained."""
     ids = range(2_000_000, 2_000_600)
     drawn = draw_faces(ids)
     return ImageSet(
@@ -116,7 +116,7 @@ def test_config_and_missing_vocabulary(tmp_path: Path) -> None:
 
 
 def test_zero_shot_classes_of_held_out_faces(held_out: ImageSet, tmp_path: Path) -> None:
-    """Within ten points of supervised training (about 85 % on these faces), given nothing but the classes' names."""
+    """Within ten points of supervised training (about 85 % on these faces), from the class names alone."""
     scorer = ClipScorer(TinyClip(), device="cpu", progress=False)
     scores = scorer.score(held_out, concept_set(CLASS_NAMES), CLASS_NAMES, Cache(tmp_path))
     accuracy = float((scores.values.argmax(dim=1) == held_out.labels).float().mean())

@@ -1,4 +1,4 @@
-"""What W&B is sent: an offline run read back, and lineage online."""
+"""What is sent to W&B: an offline run read back, and lineage online."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_config_is_resolved(kept: RunFile) -> None:
 
 
 def test_curves_are_history_and_results_are_summary(kept: RunFile) -> None:
-    """A key of the history is a chart: curves, tables and images only."""
+    """Every history key becomes a chart, so only curves, tables and images are logged there."""
     assert len(kept.logged("train/loss")) >= 1
     assert 0 <= kept.logged("val/acc")[-1] <= 1
     assert len(kept.logged("val/acc")) == len(kept.logged("train/loss"))  # the best checkpoint's are under best/
@@ -106,7 +106,7 @@ def test_training_is_drawn_over_epochs(kept: RunFile) -> None:
 
 
 def test_every_panel_of_an_edit_finds_its_figures(kept: RunFile) -> None:
-    """Panels that need a test, label quality or a sweep are compared in those runs' own tests."""
+    """Panels that need a test run, label quality or a sweep are checked in the tests of those runs."""
     elsewhere = re.compile(
         r"test/(acc|f1|ece|confusion)|sweep/|dissect/label_quality|.*held_out|.*_lin1$|dissect/lin1/.*"
     )
@@ -156,7 +156,7 @@ def test_a_failed_run_is_marked_failed_and_ends(tmp_path: Path) -> None:
 
 
 class OnlineRun:
-    """Stands for a W&B run with a server."""
+    """Stands in for an online W&B run."""
 
     offline = disabled = False
 

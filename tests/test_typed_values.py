@@ -24,7 +24,7 @@ HOME = str(Path.home())
 
 
 def value_of(word: str, sweeps: bool = False) -> object:
-    """What Hydra makes of a word."""
+    """The value that Hydra parses from a command-line word."""
     return OverridesParser.create().parse_override(in_grammar(word, sweeps)).value()
 
 

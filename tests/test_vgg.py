@@ -1,4 +1,4 @@
-"""The study's VGG: names, shapes, parameters, refusals."""
+"""The published VGG: names, shapes, parameters, refusals."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_width_scales_every_layer(width: float, channels: int, hidden: int) -> N
 
 
 def by_hand(network: VGG, images: torch.Tensor) -> torch.Tensor:
-    """The network again, functional, from its state dict alone."""
+    """The network written again in functional form, from its state dict alone."""
     state = network.state_dict()
     x = images
     for conv in CONVS:

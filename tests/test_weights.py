@@ -1,4 +1,4 @@
-"""Foreign checkpoints: every form loads, none runs code, and what does not fit is said in a short table."""
+"""Checkpoints from elsewhere: every format loads, none runs code, and mismatches are reported in a short table."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_counters_that_old_files_lack_may_be_missing(state: dict[str, Tensor], t
 
 
 class Wrapped(nn.Module):
-    """A user's network that keeps all under names which reading takes off."""
+    """A user's network with name prefixes that reading removes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def test_another_architecture_is_reported_in_a_short_table(state: dict[str, Tens
 
 
 class Trap:
-    """Would leave a mark if it were unpickled."""
+    """Would leave a marker file if it were unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -221,14 +221,14 @@ def test_a_text_in_place_of_weights_is_no_bomb(text: str, tmp_path: Path) -> Non
 
 
 class Options:
-    """What a training keeps beside the weights."""
+    """Objects that a training stores next to the weights."""
 
     def __init__(self) -> None:
         self.lr = 0.1
 
 
 class Net(nn.Module):
-    """A small network of one's own."""
+    """A user's small network."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ COUNT = GOOD + NOISE
 
 
 def normalised() -> nn.Sequential:
-    """BatchNorm before and behind the layer `lin`; the first is never touched."""
+    """BatchNorm before and after the layer `lin`; the first is never recomputed."""
     torch.manual_seed(0)
     net = nn.Sequential(
         OrderedDict(

@@ -1,4 +1,4 @@
-"""Networks of others: heads and stems fit, and an unknown name is answered with the nearest."""
+"""torchvision and timm networks: heads and stems fit, and an error for an unknown name suggests the nearest."""
 
 from __future__ import annotations
 

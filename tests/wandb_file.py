@@ -1,4 +1,4 @@
-"""A W&B run file read back: LevelDB's log format around W&B's own protocol buffers."""
+"""Reads a W&B run file: W&B's protocol buffers in LevelDB's log format."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def records(path: Path) -> Iterator[Any]:
 
 @dataclass
 class RunFile:
-    """What an offline run holds."""
+    """The content of an offline run."""
 
     run: Any = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class RunFile:
 
 
 def read_run(folder: Path, patience: float = 30.0) -> RunFile:
-    """The one W&B run kept under a run folder; W&B's own process may end a little after the run."""
+    """The only W&B run in a run folder; W&B's own process may end a little after the run."""
     deadline = time.monotonic() + patience
     while True:
         paths = list(folder.glob("wandb/offline-run-*/run-*.wandb"))
