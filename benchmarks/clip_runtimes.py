@@ -1,4 +1,4 @@
-"""CLIP's image tower on a CPU: seconds of CPU time per image by runtime, and whether labels agree.
+"""CLIP's image encoder on a CPU: CPU seconds per image for each runtime, and whether labels agree.
 
 python benchmarks/clip_runtimes.py [architecture]     # random weights; the time does not depend on them
 """
@@ -25,7 +25,7 @@ IMAGES = 16
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """The least CPU time of five runs after one to warm up, per image."""
+    """CPU time per image: the smallest of five runs, after a warm-up run."""
     run()
     taken = []
     for _ in range(5):

@@ -1,8 +1,8 @@
-"""The tables and the figure of docs/does_it_help.md, from the run folders that its commands leave.
+"""The tables and the figure of docs/does_it_help.md, computed from the run folders of its commands.
 
     python benchmarks/does_it_help.py logs/help docs/images/does_it_help.png
 
-The first argument holds one folder for each command, named as in SETTINGS; what is absent is left out.
+The first argument is a folder with one subfolder per command, named as in SETTINGS; missing ones are skipped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from emodissect.report.figures import style
 from emodissect.studies.label_effects import label_effects
 from emodissect.studies.seeds import EDIT, LADDER_PREFIX, over_trainings
 
-SETTINGS = {  # by setting, the edit of each folder; the ladder is that of the first one
+SETTINGS = {  # by setting, the edit of each folder; the baselines are taken from the first folder
     "drawn faces": {
         "clean": "scaled by label (published)",
         "clean_effect": "scaled by effect",
@@ -49,7 +49,7 @@ ALTERNATIVES = {
     "mirror": "mirror view averaged",
     "ceiling/test": "ceiling: fitted on test",
 }
-DRAWN = [  # rows of the figure, from above: column of the table, and what it is called
+DRAWN = [  # rows of the figure, from the top: row of the table, and its name
     *(
         (f"{EDIT}: {words}", words)
         for words in ("scaled by label (published)", "scaled by weight norm", "scaled by effect")
@@ -61,14 +61,14 @@ DRAWN = [  # rows of the figure, from above: column of the table, and what it is
 
 
 def jobs(folder: Path) -> pd.DataFrame:
-    """One row a training."""
+    """One row per training."""
     found = sorted(folder.glob("*/summary.json"), key=lambda path: int(path.parent.name))
     summaries = pd.DataFrame([json.loads(path.read_text()) for path in found])
     return summaries.assign(seed=[int(path.parent.name) + 1 for path in found], error=np.nan)
 
 
 def trainings(root: Path, edits: dict[str, str]) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """The edits and every alternative over the trainings of a setting; and the change of each training."""
+    """The edits and every baseline, averaged over the trainings of a setting, and the change in each training."""
     rows, each = [], {}
     for place, (folder, words) in enumerate(edits.items()):
         table = jobs(root / folder) if any((root / folder).glob("*/summary.json")) else pd.DataFrame()
@@ -114,7 +114,7 @@ def show_claims(root: Path) -> None:
 
 
 def show_label_effects(root: Path, folder: str) -> None:
-    """Over trainings: the mean of Spearman's correlation, its Student interval, and each training's."""
+    """Prints Spearman's correlation: the mean over trainings with its Student interval, and each training's value."""
     found = []
     for path in sorted((root / folder).glob("*/study/neuron_effects.csv")):
         if path.stat().st_size > 2:
@@ -135,7 +135,7 @@ def show_label_effects(root: Path, folder: str) -> None:
 
 
 def show_groups(root: Path, folder: str = "biased", named: int = 3) -> None:
-    """Accuracy before and after of images with and without the mark, by whether they are of the class it is tied to."""
+    """Prints accuracy before and after, by presence of the spurious feature and by class (the biased one, the others)."""
     print(
         "\n| training | others with the mark | the class without it | all others | worst group |\n|---|---|---|---|---|"
     )

@@ -1,15 +1,15 @@
-"""The study's grid on the full-width VGG: 72 cells behind a cut against 72 full evaluations of edited copies.
+"""The published study's grid of 72 edits on the full-width VGG: the fast path against 72 full evaluations.
 
     python benchmarks/edit_grid.py                      # lin2 and conv4b, 7,178 images, 72 full evaluations estimated
     python benchmarks/edit_grid.py --images 1000 --full-cells 2 --layers lin2
-    python benchmarks/edit_grid.py --full-cells 72      # every full evaluation really done
+    python benchmarks/edit_grid.py --full-cells 72      # runs all full evaluations
 
-Weights and images are drawn; neither changes the work. Both ways run in this process on the same images, one after the
-other. The grid is 12 tau x 6 factors, with similarities drawn from N(0.5, 0.8), so that every tau selects other
-neurons. The 12 cells of factor 1 are all the unedited network, evaluated once behind the cut; the study evaluated
-them all, so its 72 full evaluations are the baseline, and 61 (one of each distinct network) stand beside it. Full
-evaluations run on 64 images at a time, channels last, the fastest found. With --full-cells below 72 their mean time is
-multiplied, and only those cells' predictions are compared.
+Weights and images are random, which does not change the work. Both ways run in this process on the same images, one
+after the other. The grid is 12 tau x 6 factors, with similarities drawn from N(0.5, 0.8), so that every tau selects
+different neurons. The 12 cells with factor 1 all equal the unedited network, which the fast path evaluates once. The
+published study evaluated them all, so 72 full evaluations are the baseline; the time of 61 (one per distinct network)
+is given too. Full evaluations run on 64 images at a time, channels last, the fastest setting found. With --full-cells
+below 72, their mean time is extrapolated, and only the predictions of these cells are compared.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FACTORS = [1.0, 1.5, 2.0, 2.5, 3.0, 3.5]
 
 
 def settled_vgg(width: float) -> VGG:
-    """Drawn weights, with running statistics of its own activations, so that logits are of ordinary size."""
+    """A VGG with random weights and running statistics of its own activations, so that logits have a normal scale."""
     network = VGG(width=width).train()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -48,7 +48,7 @@ def settled_vgg(width: float) -> VGG:
 
 
 def measure(inference: Inference, layer: str, images: ImageSet, full_cells: int, batch_size: int) -> dict[str, object]:
-    """Both ways on one layer."""
+    """Times both ways on one layer."""
     network = inference.network
     neurons = len(network.get_submodule(layer).weight)
     similarity = 0.5 + 0.8 * torch.randn(neurons, generator=torch.Generator().manual_seed(1))
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--layers", nargs="+", default=["lin2", "conv4b"], help="edited layers")
     parser.add_argument("--full-cells", type=int, default=3, help="full evaluations really done; their mean times 72")
     parser.add_argument("--width", type=float, default=1.0, help="of the VGG")
-    parser.add_argument("--batch-size", type=int, default=256, help="images at a time behind the cut")
+    parser.add_argument("--batch-size", type=int, default=256, help="images at a time in the fast path")
     parser.add_argument("--threads", type=int, help="of torch")
     given = parser.parse_args()
     if given.threads:

@@ -4,13 +4,13 @@
     python benchmarks/growth.py --axes images cells    # some of them
     python benchmarks/growth.py --small                # the first two points of each, as a smoke test
 
-A point is a process of its own, forked after the imports, since a process never gives back its peak. It labels the
-neurons of a small drawn network (``emo.dissect`` with soft-WPMI, 1,000 null draws and given concept scores), or
-evaluates a grid of edits; the axis takes the values of the table and all else stays at the values of ``BASE``. CPU
-seconds are those of the call, after a small first one; memory is the peak above that after the imports, images and
-concept scores included.
-The exponent is the slope of log seconds (of log MiB) over log size by least squares, over all points and over the
-last decade, where fixed costs no longer hide it.
+Each point runs in its own process, forked after the imports, since the peak memory of a process never decreases. It
+labels the neurons of a small random network (``emo.dissect`` with soft-WPMI, 1,000 null draws and given concept
+scores), or evaluates a grid of edits. One quantity takes the values in ``POINTS``; the others stay at those in
+``BASE``. CPU seconds are those of the call, after a small warm-up call. Memory is the peak above the level after the
+imports, and includes images and concept scores.
+The exponent is the least-squares slope of log seconds (or log MiB) over log size, for all points and for the last
+decade, where fixed costs no longer hide the growth.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ POINTS = {
 
 
 class Network(nn.Module):
-    """A stem and any number of equally wide layers beside each other, of which the logits are the mean."""
+    """A stem followed by any number of parallel layers of equal width; the logits are the mean of their outputs."""
 
     def __init__(self, layers: int, neurons: int) -> None:
         super().__init__()
@@ -66,10 +66,10 @@ def pixels(images: int) -> Tensor:
 
 
 def label_neurons(images: int, neurons: int, concepts: int, layers: int) -> None:
-    """The whole of ``emo.dissect``, the concept scores given.
+    """Runs all of ``emo.dissect`` with given concept scores.
 
-    Neurons and concepts read the same 64 features, so that neurons pass the null: a wide layer of which only a few
-    neurons pass is given more draws (``similarity.null.draws_to_pass``), and the work would grow by steps.
+    Neurons and concepts read the same 64 features, so that neurons are significant. A wide layer with only a few
+    significant neurons gets more null draws (``similarity.null.draws_to_pass``), and the work would grow in steps.
     """
     network, raw = Network(layers, neurons).eval(), pixels(images)
     with torch.inference_mode():
@@ -80,7 +80,7 @@ def label_neurons(images: int, neurons: int, concepts: int, layers: int) -> None
 
 
 def evaluate_grid(images: int, neurons: int, cells: int) -> None:
-    """Thresholds by factors, none of which leaves the network as it is."""
+    """Evaluates a grid of thresholds and factors, all of which change the network."""
     network = Network(1, neurons).eval()
     labels = torch.randint(0, 7, (images,))
     given = ImageSet(pixels(images), labels, torch.arange(images))
@@ -93,7 +93,7 @@ def evaluate_grid(images: int, neurons: int, cells: int) -> None:
 
 
 def point(axis: str, size: int) -> dict[str, float]:
-    """CPU and wall seconds and MiB of one point, in this process."""
+    """CPU seconds, wall seconds and MiB of one point, run in this process."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     wanted = BASE | {axis: size}
@@ -108,7 +108,7 @@ def point(axis: str, size: int) -> dict[str, float]:
 
 
 def exponent(points: list[dict[str, float]], column: str) -> float:
-    """The slope of the logarithms."""
+    """The slope on a log-log scale."""
     size, value = (np.log([max(point[name], 1e-3) for point in points]) for name in ("size", column))
     return float(np.polyfit(size, value, 1)[0])
 

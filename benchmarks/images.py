@@ -2,10 +2,11 @@
 
 python benchmarks/images.py [--counts 10000 30000 100000] [--size 224] [--folder <where the file goes>]
 
-Generated images of 3 x size x size are written as ``ImageFolder`` writes decoded ones. Each measurement is a process
-of its own, since a process never gives back its peak. For the throughput one process holds the same images in memory,
-in the file, memory-mapped and as JPEGs, and takes batches of them in turns, so that what else the machine does meets
-all alike. Rates are of processor time (user and system) and of wall time, of each the median of the batches.
+Generated images of 3 x size x size are written in the same format as the decoded images of ``ImageFolder``. Each
+measurement runs in its own process, since the peak memory of a process never decreases. For the throughput, one process
+holds the same images in memory, in the file, memory-mapped and as JPEGs, and takes batches from them in turn, so that
+other load on the machine affects all equally. Rates are medians over batches, by CPU time (user and system) and by
+wall time.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from emodissect.data.stored_images import ImageWriter, StoredImages
 from emodissect.models.preprocessing import Preprocess
 
 BATCH = 64
-COMPARED = 3000  # images that the throughput is compared on
+COMPARED = 3000  # number of images for the throughput comparison
 
 
 def written(path: Path, count: int, size: int) -> StoredImages:
-    """A file of random images; 64 different ones, turned, since drawing them takes longer than writing."""
+    """Writes a file of random images: 64 different ones, shifted cyclically, because generating is slower."""
     generator = torch.Generator().manual_seed(0)
     some = torch.randint(0, 256, (64, 3, size, size), dtype=torch.uint8, generator=generator)
     with ImageWriter(path, (3, size, size), count) as writer:
@@ -46,19 +47,19 @@ def written(path: Path, count: int, size: int) -> StoredImages:
 
 
 def image_set(images: Tensor | StoredImages) -> ImageSet:
-    """The images with ids and made-up labels."""
+    """The images with ids and arbitrary labels."""
     return ImageSet(images, torch.arange(len(images)) % 7, torch.arange(len(images)))
 
 
 def passed(images: ImageSet, shuffle: bool) -> float:
-    """Images per second that a loader gives."""
+    """Images per second from a loader."""
     start = time.perf_counter()
     seen = sum(len(batch.images) for batch in image_loader(images, BATCH, shuffle))
     return seen / (time.perf_counter() - start)
 
 
 def compared(batches: dict[str, Callable[[Tensor], object]], count: int, shuffle: bool) -> dict[str, dict[str, float]]:
-    """Images per second of each way to get a batch of rows, by turns: of processor time and of wall time."""
+    """Images per second of each way to read a batch, in turn: by CPU time and by wall time."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in batches}
     for turn in range(2):
         rows = torch.randperm(count) if shuffle else torch.arange(count)
@@ -67,7 +68,7 @@ def compared(batches: dict[str, Callable[[Tensor], object]], count: int, shuffle
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 wall, cpu = time.perf_counter(), time.process_time()
                 batches[name](wanted)
-                if turn:  # the first pass brings files into the system's cache
+                if turn:  # the first pass loads files into the page cache
                     times[name].append((time.process_time() - cpu, time.perf_counter() - wall))
     medians = {
         name: [statistics.median(column) for column in zip(*taken, strict=True)] for name, taken in times.items()
@@ -76,18 +77,18 @@ def compared(batches: dict[str, Callable[[Tensor], object]], count: int, shuffle
 
 
 def peak_gib() -> float:
-    """Of this process, all its memory that was resident at once."""
+    """Peak resident memory of this process, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def memory(path: Path) -> dict[str, float]:
-    """A training pass and a probe pass over the whole file, as a loader gives it."""
+    """Runs a training pass and a probe pass over the whole file with a loader."""
     images = image_set(StoredImages(path))
     return {"shuffled": passed(images, True), "in order": passed(images, False), "peak": peak_gib()}
 
 
 def throughput(path: Path) -> dict[str, dict[str, float]]:
-    """Images per second of the same images in memory and in files, alone and with a network's preprocessing behind."""
+    """Images per second of the same images in memory and in files, with and without a network's preprocessing."""
     count = min(COMPARED, len(StoredImages(path)))
     stored = image_set(StoredImages(path)).subset(range(count))
     held = image_set(stored.images[:])
@@ -114,7 +115,7 @@ def throughput(path: Path) -> dict[str, dict[str, float]]:
 
 
 def smooth_image(size: int, seed: int) -> Tensor:
-    """Coarse noise made large, with a little fine noise: a JPEG of it is about as large as a photograph's."""
+    """Enlarged coarse noise with a little fine noise: its JPEG is about as large as that of a photograph."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, 28, 28, generator=generator)
     image = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic")[0] * 255
@@ -122,7 +123,7 @@ def smooth_image(size: int, seed: int) -> Tensor:
 
 
 def in_a_process(what: str, path: Path) -> dict[str, Any]:
-    """What a measurement gives in a process of its own."""
+    """Runs a measurement in its own process and returns its result."""
     words = [sys.executable, __file__, "--measure", what, "--file", str(path)]
     said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     return dict(json.loads(said.splitlines()[-1]))

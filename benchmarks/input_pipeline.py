@@ -1,10 +1,10 @@
-"""Augmented images per second: whole batches at a time, against one image at a time in worker processes.
+"""Augmented images per second: whole batches at once, compared with single images in worker processes.
 
     python benchmarks/input_pipeline.py                # the published FER2013 recipe, 8,192 random images
 
 Both apply the same chain (resized crop, shift, mirror, rotation) to 48 x 48 grey images and yield batches of 64. The
 alternative is how such code is usually written: a torchvision pipeline on PIL images in a DataLoader with two workers.
-They run by turns in one process; the median of the repeats is compared. Workers are started before the clock.
+They run alternately in one process, and medians over repeats are compared. Workers are started before timing.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def main() -> None:
     for repeat in range(given.repeats + 1):
         for name, run in ways.items():
             value = rate(run, given.images)
-            if repeat:  # the first warms up and starts the workers
+            if repeat:  # the first pass warms up and starts the workers
                 found[name].append(value)
     medians = {name: round(statistics.median(values)) for name, values in found.items()}
     by_one = medians["one by one in two workers, the recipe"]

@@ -1,9 +1,9 @@
-"""How long the ladder, the ceiling and 2,000 random edits take behind `lin2` of the published VGG on 7,178 images.
+"""Time of the cheap baselines, the ceiling and 2,000 random edits for `lin2` of the published VGG, on 7,178 images.
 
     OMP_NUM_THREADS=2 python benchmarks/ladder.py [width]
 
-The weights are random: the time does not depend on them. What lies before the layer is run once and timed apart. CPU-s
-are seconds of CPU over all threads, which other work on the machine stretches less than the clock's, s are these.
+The weights are random, since the time does not depend on them. The layers before `lin2` are run once and timed
+separately. CPU-s are CPU seconds over all threads, which other load on the machine affects less than s, the wall time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(width: float) -> None:
 
     with timed(f"before the layer, 2 x {IMAGES:,} images"):
         val, test = (EditedLogits(inference, "lin2", images(seed)) for seed in (0, 1))
-    with timed("ladder and ceiling behind the cut"):
+    with timed("all baselines and the ceiling"):
         for baseline in (TemperatureAndBiases(), LearnedScale(), RefittedHead()):
             with timed(baseline.name):
                 climb([baseline], {"val": lambda: val}, test, test.before, test.before)

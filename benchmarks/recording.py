@@ -1,14 +1,14 @@
-"""Time and memory of recording all ten layers of the full-width VGG, against a forward pass without hooks.
+"""Time and memory of recording all ten layers of the full-width VGG, compared with a forward pass without hooks.
 
-    python benchmarks/recording.py --images 28709      # as in the study; about 15 minutes on two cores
+    python benchmarks/recording.py --images 28709      # as in the published study; about 15 minutes on two cores
     python benchmarks/recording.py --images 2000
 
-Blocks of images run plain and recorded by turns, in one process, in both orders, and the medians of the blocks' times
-are compared, so that a machine that slows down slows both; processor time beside it is what other jobs disturb least.
-What is recorded last (merging what still waits, ``result()``) is counted too. The first hundreds of images cost most,
-since nearly all of them enter a top 100, so a short run overstates the ratio. Memory: the collector's state is counted
-byte by byte and beside it the image x neuron matrices that it does without; how far the peak of a process of its own
-rises is measured for three ways of keeping activations.
+Blocks of images run with and without recording alternately, in one process and in both orders, and the median times of
+the blocks are compared, so that a slowdown of the machine affects both. CPU time is given too, which other jobs affect
+least. The final step (merging pending batches, ``result()``) is included. The first few hundred images cost most, since
+nearly all of them enter a top 100, so a short run overstates the ratio. Memory: the size of the collector's state in
+bytes, next to that of the image x neuron matrices that it avoids; and the rise of peak memory in its own process, for
+three ways of keeping activations.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MIB = 2**20
 
 
 class Seconds(NamedTuple):
-    """Two clocks."""
+    """CPU and wall time."""
 
     wall: float
     processor: float
@@ -49,7 +49,7 @@ def network(width: float) -> VGG:
 
 def batches(images: int, batch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     pixels = torch.rand(batch, 1, 40, 40).to(memory_format=torch.channels_last)
-    # the same pixels moved by a little each time: distinct activations without a set of images in memory
+    # the same pixels, slightly shifted each time: distinct activations without a set of images in memory
     return [(pixels, ids) for ids in torch.arange(images).split(batch)]
 
 
@@ -99,7 +99,7 @@ def measure_time(args: argparse.Namespace) -> None:
 
 
 def peak(values: bool, stored: bool, args: argparse.Namespace, answer: multiprocessing.Queue) -> None:
-    """Feeds the collector made-up activations of the real sizes; reports how far resident memory rose."""
+    """Feeds the collector random activations of the real sizes; reports how far resident memory rose."""
     torch.set_num_threads(1)
     with torch.device("meta"):  # real weights would raise the peak before the measurement
         model = VGG(width=args.width)

@@ -1,20 +1,20 @@
-"""Similarities against the published formulas as the original computes them: one process, interleaved; errors checked.
+"""Time and error of the similarities, compared with the operations of the original implementation of CLIP-Dissect.
 
-    python benchmarks/similarity.py                    # full size, about ten minutes on two quiet cores
-    python benchmarks/similarity.py --only cubed       # rows whose name holds this
-    python benchmarks/similarity.py --small            # a smoke test, seconds; writes nothing
+    python benchmarks/similarity.py                    # full size, about ten minutes on two idle cores
+    python benchmarks/similarity.py --only cubed       # only rows whose name contains this
+    python benchmarks/similarity.py --small            # a smoke test of a few seconds; writes nothing
 
-The baseline repeats, in the order of its operations, what CLIP-Dissect's own code does on (image, concept) features:
+The baseline performs the same operations as CLIP-Dissect's code, in the same order, on (image, concept) features:
 
 - soft_wpmi: one softmax over the concepts, one topk over the images, then for each neuron one gather of
-  top_k x concepts and one log of it.
+  top_k x concepts and its logarithm.
 - cos_similarity_cubed: centred and cubed as whole arrays, divided by their norms, one matrix product.
 - rank_reorder: one topk over the images, then for each neuron a gather, two argsorts over its top images, and the
   errors of 1,500 concepts at a time.
 
-Each pair is run in turn, baseline first, the first pair not counted. The table gives the smallest wall time of each,
-their ratio, and the ratio of processor times, which other work on the machine disturbs less. Errors are against
-float64, relative to the largest |S|. Results: the table, and benchmarks/results/similarity.json.
+The two run alternately in one process, baseline first; the first pair is not counted. The table gives the smallest wall
+time of each, their ratio, and the ratio of CPU times, which other load on the machine affects less. Errors are measured
+against float64, relative to the largest |S|. Results: the table, and benchmarks/results/similarity.json.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def original_rank_reorder(scores: Tensor, activations: Tensor, p: float = 3, bat
 
 
 def exact_soft_wpmi(scores: Tensor, activations: Tensor, concepts: Tensor) -> Tensor:
-    """In float64, of some concepts: the softmax is over all of them, a thousand images at a time."""
+    """soft_wpmi in float64 for some concepts; the softmax is over all concepts, a thousand images at a time."""
     norms = torch.cat([(10 * part.double()).logsumexp(1, keepdim=True) for part in scores.split(1000)])
     probabilities = (10 * scores[:, concepts].double() - norms).exp()
     rows = torch.topk(activations, dim=0, k=100)[1]
@@ -99,7 +99,7 @@ def exact_cubed(scores: Tensor, activations: Tensor, concepts: Tensor) -> Tensor
 
 
 def exact_rank_reorder(scores: Tensor, activations: Tensor, concepts: Tensor) -> Tensor:
-    """In float64; the baseline is the one of this project, since the original's is drawn anew for each neuron."""
+    """rank_reorder in float64; normalised as in this project, since the original draws new orders for each neuron."""
     top, rows = torch.topk(activations.double(), dim=0, k=int(len(activations) * 0.05))
     ascending = top.flip(0)
     baseline = random_error(ascending.t().contiguous(), 3.0)
@@ -133,7 +133,7 @@ CASES = (
 
 
 class PeakMemory:
-    """Resident memory above that at entry, looked at every two milliseconds."""
+    """Peak resident memory above the level at entry, sampled every two milliseconds."""
 
     def __enter__(self) -> PeakMemory:
         self._process, self._done = psutil.Process(os.getpid()), threading.Event()
@@ -153,7 +153,7 @@ class PeakMemory:
 
 
 def measured(function: Callable[[], Tensor]) -> tuple[float, float, float, Tensor]:
-    """Wall seconds, processor seconds, extra MiB, result."""
+    """Returns wall seconds, CPU seconds, extra MiB and the result."""
     with PeakMemory() as memory:
         wall, cpu = time.perf_counter(), time.process_time()
         result = function()
@@ -162,9 +162,9 @@ def measured(function: Callable[[], Tensor]) -> tuple[float, float, float, Tenso
 
 
 def compared(case: Case, repeats: int) -> dict[str, float | str]:
-    """One row: original, ours, original, ours, …; the first pair warms up and is not counted."""
+    """One row of the table: original, ours, original, ours, …; the first pair warms up and is not counted."""
     generator = torch.Generator().manual_seed(0)
-    # Each neuron a random order of different values: with ties each way would take its own images.
+    # Each neuron has a random order of distinct values; with ties, the two implementations would take different images.
     activations = torch.rand(case.neurons, case.images, generator=generator).argsort(1).t().float() / case.images
     activations = activations.contiguous()
     scores = 0.2 + 0.03 * torch.randn(case.images, case.concepts, generator=generator)

@@ -1,12 +1,11 @@
-"""What a command costs beside its work: Lightning's own import, edit.py cold and cached, jobs of a sweep.
+"""Overhead of commands: Lightning's import, edit.py with an empty and a full cache, and jobs of a sweep.
 
-    python benchmarks/start_up.py                            # the embedded data; six minutes on two idle cores
+    python benchmarks/start_up.py                            # generated faces; six minutes on two idle cores
     python benchmarks/start_up.py data.train=600 data.val=300 data.test=300 trainer.max_epochs=1    # a quick look
 
-Every line is a process of its own in a cache of its own, W&B offline: wall time, and processor time (user and system,
-of its children too), which other work on the machine disturbs least. Jobs of a sweep: the median of what their
-summaries state (wall), and what each adds to the sweep's processor time. A new job has its labels in the cache and
-its edit not.
+Each row is measured in its own process with its own cache and W&B offline: wall time, and CPU time (user and system,
+including children), which other load on the machine affects least. For the jobs of a sweep: the median wall time in
+their summaries, and the CPU time that each adds to the sweep. A new job has its labels in the cache, but not its edit.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ ALIKE = 3
 
 
 class Seconds(NamedTuple):
-    """Of a process."""
+    """Wall and CPU seconds of a process."""
 
     wall: float
     processor: float
 
 
 def measured(words: list[str], folder: Path) -> Seconds:
-    """Runs Python with the words and a cache in the folder; ends the benchmark where it fails."""
+    """Runs Python with these arguments and a cache in the folder; a failure ends the benchmark."""
     environment, log = os.environ | {"EMODISSECT_CACHE": str(folder / "cache"), "WANDB_MODE": "offline"}, folder / "log"
     done = run_python(words, environment, log)
     if done.exit_code:
@@ -52,7 +51,7 @@ def show(what: str, seconds: Seconds) -> None:
 
 
 def job_seconds(sweep: Path) -> float:
-    """The median of the jobs' wall times but the first's, which waits for the imports."""
+    """The median wall time of all jobs except the first, which includes the imports."""
     jobs = [json.loads((sweep / str(job) / "summary.json").read_text())["seconds"] for job in range(1, 27)]
     return statistics.median(jobs)
 

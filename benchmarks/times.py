@@ -1,13 +1,13 @@
-"""The times that README and the documentation state, measured again: wall time, CPU time and memory of each command.
+"""Repeats the time measurements stated in the README and docs: wall time, CPU time and memory of each command.
 
-    python benchmarks/times.py                       # README's commands, about ten minutes on two idle cores
-    python benchmarks/times.py --long                # also label quality, FER2013 and the tests: about an hour
+    python benchmarks/times.py                       # the README's commands, ten minutes on two idle cores
+    python benchmarks/times.py --long                # also label quality, FER2013 and the tests, an hour
     python benchmarks/times.py --only edit sweep     # some of them
-    python benchmarks/times.py --list                # which there are, and where their times are stated
+    python benchmarks/times.py --list                # lists the commands and the files that state their times
 
-Each command runs as a user runs it, in a process of its own. All share one new, empty cache, so a command that is run
-twice is measured cold and then with its results in the cache. CPU time is that of the process and its children; memory
-is the peak of the largest process. Run it on an idle machine: the first lines say what the machine is and how busy.
+Each command runs in its own process, as for a user. All share one new cache, so a command that runs twice is measured
+first with an empty cache and then with its results in the cache. CPU time includes child processes; memory is the peak
+of the largest process. Run this on an idle machine: the first lines of output describe the machine and its load.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Command:
 
     Attributes:
         name: chosen with ``--only``.
-        words: the command after ``python``; ``{fer2013}`` is the file that EMODISSECT_FER2013 names, ``{folder}`` a
+        words: the command after ``python``; ``{fer2013}`` is the file in EMODISSECT_FER2013, ``{folder}`` a
             folder that all commands share.
         stated_in: the files that state its time.
-        runs: how often it is run; the second time its results are in the cache.
+        runs: how often it is run; in the second run, its results are in the cache.
         long: whether it needs ``--long``.
     """
 
@@ -96,7 +96,7 @@ COMMANDS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """What one run took."""
+    """Time and memory of one run."""
 
     wall: float
     processor: float
@@ -105,7 +105,7 @@ class Measured:
 
 
 def run(words: list[str], environment: dict[str, str], log: Path) -> Measured:
-    """Runs Python with the words, its output in a file."""
+    """Runs Python with these arguments and writes its output to a file."""
     with log.open("wb") as output:
         began = time.perf_counter()
         process = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, stdout=output, stderr=output)
@@ -123,7 +123,7 @@ def words_of(command: Command, folder: Path) -> list[str]:
 
 
 def machine() -> str:
-    """The machine in words, and how busy it is."""
+    """A description of the machine and its load."""
     names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     load = os.getloadavg()[0]
