@@ -135,7 +135,7 @@ def show_label_effects(root: Path, folder: str) -> None:
 
 
 def show_groups(root: Path, folder: str = "biased", named: int = 3) -> None:
-    """Prints accuracy before and after, by presence of the spurious feature and by class (the biased one, the others)."""
+    """Prints accuracy before and after, by presence of the spurious feature and by class (biased or not)."""
     print(
         "\n| training | others with the mark | the class without it | all others | worst group |\n|---|---|---|---|---|"
     )

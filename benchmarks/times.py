@@ -35,7 +35,7 @@ class Command:
     Attributes:
         name: chosen with ``--only``.
         words: the command after ``python``; ``{fer2013}`` is the file in EMODISSECT_FER2013, ``{folder}`` a
-            folder that all commands share.
+            folder shared by all commands.
         stated_in: the files that state its time.
         runs: how often it is run; in the second run, its results are in the cache.
         long: whether it needs ``--long``.
