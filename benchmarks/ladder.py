@@ -1,4 +1,4 @@
-"""Time of the cheap baselines, the ceiling and 2,000 random edits for `lin2` of the published VGG, on 7,178 images.
+"""Time of the cheap alternatives, the ceiling and 2,000 random edits for `lin2` of the published VGG, on 7,178 images.
 
     OMP_NUM_THREADS=2 python benchmarks/ladder.py [width]
 
@@ -36,7 +36,7 @@ def main(width: float) -> None:
 
     with timed(f"before the layer, 2 x {IMAGES:,} images"):
         val, test = (EditedLogits(inference, "lin2", images(seed)) for seed in (0, 1))
-    with timed("all baselines and the ceiling"):
+    with timed("all alternatives and the ceiling"):
         for baseline in (TemperatureAndBiases(), LearnedScale(), RefittedHead()):
             with timed(baseline.name):
                 climb([baseline], {"val": lambda: val}, test, test.before, test.before)
