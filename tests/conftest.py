@@ -22,9 +22,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 register_resolvers()
 
-# several processes at once are faster with one thread each than with threads that wait for one another
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")  # of what tests start
-torch.set_num_threads(min(int(os.environ["OMP_NUM_THREADS"]), torch.get_num_threads()))
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread for each of several processes, and for what they start: threads on busy cores wait for each other."""
+    several = hasattr(config, "workerinput") or config.getoption("numprocesses", None)
+    os.environ.setdefault("OMP_NUM_THREADS", "1" if several else "2")
+    torch.set_num_threads(min(int(os.environ["OMP_NUM_THREADS"]), torch.get_num_threads()))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
