@@ -22,6 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 register_resolvers()
 
+
 def pytest_configure(config: pytest.Config) -> None:
     """One thread for each of several processes, and for what they start: threads on busy cores wait for each other."""
     several = hasattr(config, "workerinput") or config.getoption("numprocesses", None)
