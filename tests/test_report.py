@@ -248,7 +248,7 @@ def test_edit_page_tells_the_evidence(edited: str) -> None:
     assert "2 of 4 draws of random neurons do as well or better; everything scaled: +1.00" in text
     assert "3 images of 60 change predicted class" in text
     assert "Largest rise: angry, +5.0 points; largest fall: sad, −5.0 points" in text
-    assert "Became right" in text
+    assert "Newly correct" in text
     assert text.count("True class; predicted before → after") == 2
     assert "Optimistic estimate" not in text
     assert "Each neuron with the images that activate it most" in text
@@ -258,7 +258,7 @@ def test_an_edit_that_flips_nothing_shows_no_empty_pictures() -> None:
     page = edit(True)
     text = said(replace(page, after=page.before).html())
     assert "No image changes its predicted class." in text
-    assert "Became right" not in text
+    assert "Newly correct" not in text
     assert "True class; predicted before → after" not in text
 
 

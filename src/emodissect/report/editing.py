@@ -272,7 +272,7 @@ class EditPage(Page):
         first, last = predicted_classes(self.before), predicted_classes(self.after)
         truth = dict(zip(self.before.ids.tolist(), self.before.labels.tolist(), strict=True))
         groups = []
-        for title, right in (("Became right", last), ("Became wrong", first)):
+        for title, right in (("Newly correct", last), ("Newly wrong", first)):
             wrong = first if right is last else last
             ids = [i for i, label in truth.items() if right[i] == label and wrong[i] != label]
             shown = ids[:MOST_FLIPS]
