@@ -279,6 +279,28 @@ process.end()
 """
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_threads_of_a_command_spin_only_briefly_and_a_users_setting_is_kept(
+    given: dict[str, str], expected: str
+) -> None:
+    """It has to be set before torch loads OpenMP, which reads it once."""
+    code = """
+import os, sys
+import emodissect.app.cli
+assert "torch" not in sys.modules
+emodissect.app.cli.OwnProcess()
+print(os.environ.get("GOMP_SPINCOUNT"), flush=True)
+os._exit(0)
+"""
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    surroundings = {name: value for name, value in os.environ.items() if name not in names} | given
+    done = subprocess.run([sys.executable, "-c", code], env=surroundings, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{expected}\n", "")
+
+
 @pytest.mark.parametrize(("words", "code"), [([], 0), (["fail"], 3)])
 def test_a_command_collects_no_garbage_of_its_imports_and_ends_with_all_said_and_done(
     words: list[str], code: int

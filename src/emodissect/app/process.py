@@ -18,6 +18,7 @@ class OwnProcess:
 
     def __init__(self) -> None:
         self.succeeded = False
+        _limit_spinning()
         gc.disable()
         atexit.register(self._leave)  # handlers run in reverse order, so this one runs last
 
@@ -42,3 +43,14 @@ class OwnProcess:
             if stream is not None:
                 stream.flush()
         os._exit(0)
+
+
+def _limit_spinning() -> None:
+    """Makes OpenMP threads that wait for each other give up their core soon; takes effect if torch is not imported yet.
+
+    By default they spin for milliseconds, which on busy cores keeps the thread they wait for from running. With two
+    other processes on two cores, a small training takes 66 s with the default of 300,000 spins and 16 s with 10,000; on
+    idle cores both take the same time. Your own setting is kept.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
