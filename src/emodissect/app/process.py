@@ -1,4 +1,4 @@
-"""Garbage collection tuned for a command that owns its process: imported objects live until it ends."""
+"""Garbage collection, waiting threads and exit, tuned for a command that owns its process."""
 
 from __future__ import annotations
 

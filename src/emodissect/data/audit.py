@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from emodissect.data.images import ImageSet, Splits
+from emodissect.data.images import ImageSet, Splits, pixel_hashes
 from emodissect.data.near_duplicates import difference_hashes, near_pairs
 
 NOT_A_FACE = "not a face"
@@ -110,9 +110,11 @@ def audit_splits(splits: Splits, near_constant_std: float = 5.0) -> AuditReport:
 
 
 def _facts(split: str, images: ImageSet, near_constant_std: float) -> pd.DataFrame:
-    blank, spread = [], []
+    pixels, blank, spread = [], [], []
     for start in range(0, len(images), 1024):  # in chunks: wider types for the whole set would take many times its size
-        part = images.images[start : start + 1024].flatten(1).numpy()
+        read = images.images[start : start + 1024]
+        pixels += pixel_hashes(read)
+        part = read.flatten(1).numpy()
         blank += (part.min(axis=1) >= part.max(axis=1)).tolist()
         spread += part.std(axis=1, dtype=np.float32).tolist()
     constant = np.array(blank, dtype=bool)
@@ -121,7 +123,7 @@ def _facts(split: str, images: ImageSet, near_constant_std: float) -> pd.DataFra
             "id": images.ids.numpy(),
             "split": split,
             "label": images.labels.numpy(),
-            "pixels": images.pixel_hashes(),
+            "pixels": pixels,
             "blank": constant,
             "near_constant": ~constant & (np.array(spread) < near_constant_std),
             "not_a_face": _not_a_face(images),

@@ -126,12 +126,8 @@ class ImageSet:
         return digest.hexdigest()
 
     def pixel_hashes(self) -> list[bytes]:
-        """One hash per image: equal for equal pixels."""
-        return [
-            hashlib.blake2b(image.contiguous().numpy().data, digest_size=16).digest()
-            for part in self._in_chunks()
-            for image in part
-        ]
+        """As :func:`pixel_hashes`, of all images."""
+        return [found for part in self._in_chunks() for found in pixel_hashes(part)]
 
     def _in_chunks(self) -> Iterable[Tensor]:
         return self.images.chunks() if isinstance(self.images, StoredImages) else [self.images]
@@ -143,6 +139,11 @@ class ImageSet:
             digest.update(str((kind, given.names)).encode())
             digest.update(given.values.contiguous().numpy().data)
         return digest.hexdigest()
+
+
+def pixel_hashes(images: Tensor) -> list[bytes]:
+    """One hash per image: equal for equal pixels."""
+    return [hashlib.blake2b(image.contiguous().numpy().data, digest_size=16).digest() for image in images]
 
 
 @dataclass(frozen=True)

@@ -129,9 +129,9 @@ def _best(others: pd.DataFrame) -> str:
 
 
 def _changed(values: np.ndarray, within: float) -> dict[str, Any]:
-    gain, changed = int((values > 0).sum()), int((values != 0).sum())
-    p_sign = float(binomtest(gain, changed).pvalue) if changed else 1.0
     summary = _summary(values, within, tested=True)
+    gain, changed = int(summary["positive"]), int((values != 0).sum())
+    p_sign = float(binomtest(gain, changed).pvalue) if changed else 1.0
     kept = {name: summary[name] for name in ("seeds", "mean", "low", "high", "p_value")}
     return kept | {"gain": gain, "p_sign": p_sign}
 
